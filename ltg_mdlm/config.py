@@ -1,0 +1,367 @@
+"""The settings of a run: YAML files, named configs and `--set` overrides, validated once, with errors that say where from.
+
+Defaults are the published recipe of frequency-informed masked diffusion (arXiv 2509.05056, base size).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ltg_mdlm.errors import UserError
+
+DEFAULT_CONFIG = "laptop"
+FREE_ON_RESUME = ("run.", "logging.", "validation.", "checkpoint.", "training.micro_batch_rows", "training.threads")
+"""Settings that may change when a run goes on: none of them changes what a step trains on."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """Where the text comes from: a prepared corpus folder, or files of the existing LTG stack."""
+
+    corpus: str = Field("builtin", description="folder made by `ltg-mdlm prepare`, or 'builtin' for the generated corpus")
+    builtin_words: int = Field(300_000, ge=1000, description="words of the generated corpus")
+    builtin_zipf_exponent: float = Field(1.0, ge=0, description="exponent of the generated corpus' word frequencies")
+    train: Path | None = Field(None, description="*_tokenized.bin of the existing stack, instead of a corpus folder")
+    valid: Path | None = Field(None, description="*_tokenized.bin with validation documents, used with `train`")
+    tokenizer: Path | None = Field(None, description="tokenizer JSON that made `train`")
+    end_of_document: bool = Field(False, description="append a maskable </s> to every document")
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataConfig:
+        if self.train is None and (self.valid or self.tokenizer):
+            raise ValueError("data.valid and data.tokenizer go with data.train")
+        if self.train is not None and self.tokenizer is None:
+            raise ValueError("data.train needs data.tokenizer: the tokenizer JSON that made it")
+        return self
+
+
+class ModelSection(Section):
+    """Sizes of the transformer; the vocabulary's size comes from the tokenizer."""
+
+    hidden_size: int = Field(768, ge=1)
+    intermediate_size: int = Field(2560, ge=1, description="inner width of the gated MLP")
+    num_hidden_layers: int = Field(12, ge=1)
+    num_attention_heads: int = Field(12, ge=1)
+    max_position_embeddings: int = Field(512, ge=1)
+    position_bucket_size: int = Field(32, ge=2)
+    layer_norm_eps: float = Field(1e-5, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1, description="of hidden states and of attention")
+    cond_dim: int = Field(128, ge=1, description="width of the time conditioning, when there is one")
+    depth_weighted_averaging: bool = Field(False, description="DenseFormer averaging, as in GPT-BERT")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelSection:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+class BatchRamp(Section):
+    """Linear growth of the global batch."""
+
+    start: float = Field(0.25, gt=0, le=1, description="share of global_batch_rows in the first step")
+    until: Fraction = Field(1.0, description="progress at which the full size is reached")
+
+
+class TrainingConfig(Section):
+    """How long, on what batches, in what arithmetic."""
+
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training split; or give max_steps")
+    seq_len: int = Field(128, ge=8, description="tokens per row")
+    seq_len_schedule: list[tuple[Fraction, int]] | None = Field(
+        None, description="[[progress, tokens per row], ...], starting at 0; replaces seq_len"
+    )
+    global_batch_rows: int = Field(1024, ge=1, description="rows per step at the first sequence length")
+    batch_ramp: BatchRamp | None = None
+    micro_batch_rows: int | None = Field(None, ge=1, description="rows per forward pass and rank; null: by memory")
+    packing: Literal["documents_packed", "one_document"] = "documents_packed"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes it natively")
+    deterministic: bool = Field(False, description="deterministic CUDA kernels: bitwise equal curves, slower")
+    max_refused_updates: int = Field(10, ge=1, description="non-finite steps in a row before the run stops")
+    threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores / processes")
+
+    @model_validator(mode="after")
+    def _length_of_training(self) -> TrainingConfig:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give either training.max_steps or training.epochs (set the other to null)")
+        starts = [start for start, _ in self.seq_len_schedule or [(0.0, self.seq_len)]]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError("training.seq_len_schedule must start at progress 0 and increase")
+        return self
+
+    @property
+    def stages(self) -> list[tuple[float, int]]:
+        """(progress, tokens per row) of every stage."""
+        return list(self.seq_len_schedule or [(0.0, self.seq_len)])
+
+
+class OptimizerConfig(Section):
+    """Optimiser, learning-rate curve and weight averaging."""
+
+    name: Literal["lamb", "adamw"] = "lamb"
+    lr: float = Field(7e-3, gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="not applied to biases and layer norms")
+    clip: float = Field(2.0, gt=0, description="largest global gradient norm")
+    warmup: Fraction = Field(0.016, description="share of training with linear warm-up")
+    cooldown: Fraction = Field(0.016, description="share of training with linear decay to zero at the end")
+    final_factor: Fraction = Field(0.1, description="learning-rate factor that the cosine ends in")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0: no averaging")
+    ema_ramp: bool = Field(True, description="decay at most (1+n)/(10+n) after n updates")
+
+
+class CheckpointConfig(Section):
+    """When state is written, and how much of it is kept."""
+
+    every: int = Field(500, ge=1, description="steps")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep, beside those by words seen")
+    by_words: bool = Field(True, description="keep chck_1M ... chck_1000M for ever, as BabyLM submissions need")
+
+
+class ValidationConfig(Section):
+    """What is measured on held-out text, with the averaged weights."""
+
+    every: int = Field(500, ge=1, description="steps")
+    rows: int = Field(512, ge=1, description="rows of held-out text to use at most")
+    draws: int = Field(2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs")
+    minimal_pairs: bool = Field(True, description="score the corpus' minimal pairs before and after training")
+
+
+def _wandb_mode(value: object) -> object:
+    """YAML reads `off` and `on` as booleans."""
+    return {False: "off", True: "online"}.get(value, value) if isinstance(value, bool) else value
+
+
+class LoggingConfig(Section):
+    """Console, metrics.jsonl and wandb."""
+
+    every: int = Field(10, ge=1, description="steps")
+    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_wandb_mode)] = Field(
+        "auto", description="auto: if installed, online when logged in, else offline"
+    )
+    wandb_project: str = "ltg-mdlm"
+
+
+class RunSection(Section):
+    """Where the run lives."""
+
+    out: Path | None = Field(None, description="run folder; null: runs/<config>-<plugins>-s<seed>")
+    init_from: Path | None = Field(None, description="run folder or checkpoint whose weights start this run")
+
+
+def _no_options(value: object) -> object:
+    """`freq_mdlm:` with nothing behind it selects the plugin with its defaults."""
+    return {} if value is None else value
+
+
+PluginSettings = Annotated[dict[str, Any], BeforeValidator(_no_options)]
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    name: str = Field("custom", description="first part of the default run folder")
+    seed: int = Field(0, ge=0)
+    plugins: dict[str, PluginSettings] = Field(default_factory=dict, description="selected plugins and their options")
+    slots: dict[str, str] = Field(default_factory=dict, description="which plugin fills a slot that several offer")
+    data: DataConfig = DataConfig()
+    model: ModelSection = ModelSection()
+    training: TrainingConfig = TrainingConfig(epochs=10)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    run: RunSection = RunSection()
+    plugin_versions: dict[str, str] = Field(default_factory=dict, description="written by the trainer: what the run used")
+
+    @model_validator(mode="after")
+    def _rows_fit_the_model(self) -> RunConfig:
+        longest = max(length for _, length in self.training.stages)
+        if longest > self.model.max_position_embeddings:
+            raise ValueError(
+                f"rows of {longest} tokens are longer than model.max_position_embeddings"
+                f" {self.model.max_position_embeddings}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved settings, as `--config` reads them."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def run_folder(self) -> Path:
+        """`run.out`, or runs/<config>-<plugins>-s<seed>."""
+        chosen = [p for p in self.plugins if p != "uniform_mdlm"] or ["uniform_mdlm"]
+        return self.run.out or Path("runs") / "-".join([self.name, *chosen, f"s{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place: a file or the command line."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Validated settings, and the place every dotted key was last set in."""
+
+    config: RunConfig
+    sources: Mapping[str, str]
+
+
+def load_settings(
+    configs: Sequence[str] = (), sets: Sequence[str] = (), plugins: Sequence[str] = (), out: Path | None = None
+) -> Settings:
+    """Merge configs (later wins), `--set` (wins over files), `--plugin` (adds) and `--out`, and validate.
+
+    Raises UserError for anything unknown or of the wrong type, naming the place it was set in.
+    """
+    chosen = list(configs) or [DEFAULT_CONFIG]
+    layers = [read_layer(name) for name in chosen]
+    layers.append(Layer("the command line: --config " + chosen[-1], {"name": Path(chosen[-1]).stem}))
+    layers += [Layer(f"the command line: --plugin {name}", {"plugins": {name: {}}}) for name in plugins]
+    layers += [parse_set(text) for text in sets]
+    if out is not None:
+        layers.append(Layer(f"the command line: --out {out}", {"run": {"out": str(out)}}))
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        merge(merged, layer.values, layer.source, sources)
+    return Settings(validate(RunConfig, merged, sources), sources)
+
+
+def read_layer(name: str) -> Layer:
+    """Read a YAML file: a path, or the name of a config that comes with the package."""
+    path = find_config(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold `section: settings` pairs, not {type(values).__name__}")
+    return Layer(str(path), values)
+
+
+def find_config(name: str) -> Path:
+    """A given path, else a packaged config, else one of the repository's `configs/`."""
+    if Path(name).is_file():
+        return Path(name)
+    for folder in config_folders():
+        if (path := folder / f"{Path(name).name.removesuffix('.yaml')}.yaml").is_file():
+            return path
+    known = sorted(path.stem for folder in config_folders() for path in folder.glob("*.yaml"))
+    raise UserError(f"--config {name}: no such file or named config{did_you_mean(name, known)}\n  named configs: {', '.join(known)}")
+
+
+def config_folders() -> list[Path]:
+    """Where named configs are looked up: inside the installed package, then beside it in a checkout."""
+    package = Path(str(resources.files("ltg_mdlm")))
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def parse_set(text: str) -> Layer:
+    """`--set a.b=value`, the value in YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {text}: expected key.path=value, for example --set training.max_steps=100")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: the value is not valid YAML; quote it if it is text") from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return Layer(f"the command line: --set {text}", nested)
+
+
+def merge(into: dict[str, Any], values: Mapping[str, Any], source: str, sources: dict[str, str], prefix: str = "") -> None:
+    """Merge nested settings in place; `sources` remembers where each dotted key was last set."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        sources[path] = source
+        if isinstance(value, Mapping) and isinstance(into.get(key, {}), Mapping):
+            into[key] = dict(into.get(key, {}))
+            merge(into[key], value, source, sources, f"{path}.")
+        else:
+            into[key] = value
+
+
+def validate(model: type[Any], values: Mapping[str, Any], sources: Mapping[str, str], prefix: str = "", hint: str = "") -> Any:
+    """Validate with pydantic; raise UserError with one paragraph per mistake."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        paragraphs = [_explain(item, model, sources, prefix, hint) for item in error.errors(include_url=False)]
+        raise UserError("\n".join(paragraphs)) from None
+
+
+def _explain(item: Mapping[str, Any], model: type[BaseModel], sources: Mapping[str, str], prefix: str, hint: str) -> str:
+    loc = [str(part) for part in item["loc"]]
+    path = prefix + ".".join(loc)
+    source = next((sources[p] for p in _ancestors(path) if p in sources), None)
+    origin = f"\n  set in {source}" if source and not source.startswith("the") else f"\n  set on {source}" if source else ""
+    if item["type"] != "extra_forbidden":
+        message = item["msg"].removeprefix("Value error, ")
+        given = f" (got {item['input']!r})" if not isinstance(item["input"], Mapping | BaseModel) else ""
+        return f"{path}: {message}{given}{origin}" if path else f"{message}{origin}"
+    section = prefix + ".".join(loc[:-1])
+    known = list(_section_model(model, loc[:-1]).model_fields)
+    kind = "option" if section.startswith("plugins.") else "setting"
+    listing = f"\n  {kind}s of {section.removeprefix('plugins.').rstrip('.') or 'a run'}: {', '.join(known)}"
+    return f"{path}: no such {kind}{did_you_mean(loc[-1], known)}{origin}{listing}{hint}"
+
+
+def _ancestors(path: str) -> Iterable[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _section_model(model: type[BaseModel], loc: Sequence[str]) -> type[BaseModel]:
+    for part in loc:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return model
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' (did you mean 'x'?)', or nothing when no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted keys whose values differ and that a resumed run must not change."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    return [key for key in keys if not key.startswith(FREE_ON_RESUME) and key != "name"]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

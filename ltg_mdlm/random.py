@@ -1,0 +1,60 @@
+"""Counter-based uniforms: random numbers that are a function of where they are used.
+
+Every draw hashes (seed, step, stream, global row, column) in 32-bit integer arithmetic, so that it is the same on CPU
+and CUDA, for any number of ranks and any split into micro-batches, and nothing has to be saved to resume.
+
+The finaliser is the 32-bit xor-shift-multiply permutation with low avalanche bias by C. Wellons ("lowbias32").
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit values (held in int64) in which every input bit flips every output bit about half the time."""
+    # A 32-bit by 32-bit product wraps in int64, which leaves its low 32 bits intact; only those are kept.
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def stream_key(*parts: int | str) -> tuple[int, int]:
+    """Two 32-bit keys that identify a stream of draws; equal on every machine and in every process."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def hash_bits(key: tuple[int, int], row_B: Tensor, cols: int) -> Tensor:
+    """int64[B, cols]: 32 pseudo-random bits for each (row, column)."""
+    first, second = key
+    row_B1 = (row_B.to(torch.int64) & _MASK).unsqueeze(1)
+    low_B1 = _mix(_mix(row_B1 ^ first) ^ second)
+    high_B1 = _mix((low_B1 + 0x9E3779B9) & _MASK)
+    column_1C = torch.arange(cols, device=row_B.device).unsqueeze(0)
+    return _mix(_mix(column_1C ^ low_B1) ^ high_B1)
+
+
+def uniform(key: tuple[int, int], row_B: Tensor, cols: int) -> Tensor:
+    """float32[B, cols] in [0, 1), a multiple of 2^-24, so that the comparison `u < p` is exact."""
+    return (hash_bits(key, row_B, cols) >> 8).to(torch.float32) * 2.0**-24
+
+
+def uniform_open(key: tuple[int, int], row_B: Tensor) -> Tensor:
+    """float64[B] in the open interval (0, 1)."""
+    return (hash_bits(key, row_B, 1).squeeze(1).to(torch.float64) + 0.5) * 2.0**-32
+
+
+def permutation(key: tuple[int, int], size: int, device: torch.device) -> Tensor:
+    """int64[size]: the place of each of `size` rows in a random order; a permutation of 0 .. size - 1."""
+    bits = hash_bits(key, torch.arange(size, device=device), 1).squeeze(1)
+    # Stable, so that the (rare) equal keys are ordered alike on every device.
+    order = torch.argsort(bits, stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(size, device=device)
+    return place
