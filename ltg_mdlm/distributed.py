@@ -1,0 +1,170 @@
+"""The processes of a run: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ltg_mdlm.errors import UserError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others: longer than one of them may write a checkpoint or count a corpus."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; usable without torchrun, where there is no process group at all.
+
+    As a context manager it leaves the group at the end.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @classmethod
+    def setup(
+        cls,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        *,
+        threads: int | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> Ranks:
+        """Join the processes that torchrun's environment variables describe; on its own, a process is all there is.
+
+        The device is the GPU of the local rank, if there are any, else the CPU.  `threads` is the number of CPU threads
+        of this process; by default its share of the available cores.
+
+        Raises UserError if there are fewer GPUs than processes, or the others cannot be reached within `timeout`.
+        """
+        rank, world_size, local_rank = (_from_env(name, default) for name, default in _DEFAULTS.items())
+        chosen = _device(device, local_rank)
+        if threads := threads or default_threads(os.environ, available_cores()):
+            torch.set_num_threads(threads)
+        ranks = cls(rank, world_size, local_rank, chosen)
+        if world_size > 1:
+            with ranks._explained("meeting the other processes"):
+                # gloo serves tensors on the CPU, whatever the device is.
+                backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timeout)
+                ranks.barrier()
+        return ranks
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The sum of every rank's tensor, in a new tensor; all ranks must call it, with equal shapes."""
+        if self.world_size == 1:
+            return tensor
+        with self._explained("adding up over processes"):
+            total = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total)
+            return total
+
+    def all_agree(self, flag: bool) -> bool:
+        """Whether `flag` is True on every rank; all ranks must call it, and wait for each other."""
+        return int(self.sum_over_ranks(torch.tensor(int(flag)))) == self.world_size
+
+    def broadcast_object(self, value: T) -> T:
+        """The first rank's value, on every rank; it must be picklable."""
+        if self.world_size == 1:
+            return value
+        with self._explained("sharing a value between processes"):
+            box = [value]
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+            return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.all_agree(True)
+
+    def close(self) -> None:
+        """Leave the process group; harmless when there is none."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn a lost connection into a sentence: the process that failed has printed why, this one only waited."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended, hangs, or cannot be"
+                f" reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
+            ) from error
+
+
+_DEFAULTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+
+
+def available_cores() -> int:
+    """CPU cores that this process and its siblings may use: its affinity, cut to the container's quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, _container_quota(Path("/sys/fs/cgroup")) or affinity))
+
+
+def default_threads(environment: Mapping[str, str], cores: int) -> int | None:
+    """This process' share of the cores; None to leave alone what torch or the user chose.
+
+    torchrun sets OMP_NUM_THREADS to 1 when it starts several processes on a machine and the user set nothing, which leaves
+    most cores idle; any other value is the user's.
+    """
+    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    chosen = environment.get("OMP_NUM_THREADS")
+    if chosen is not None and not (chosen == "1" and local_world_size > 1):
+        return None
+    return max(1, cores // local_world_size)
+
+
+def _container_quota(root: Path) -> int | None:
+    """Whole cores of the cgroup's CPU quota (version 2, else 1); None if there is no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            return max(1, int(quota) // int(period))
+    return None
+
+
+def _from_env(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdigit():
+        raise UserError(f"the environment variable {name} is {value!r}, not a number; start the run with torchrun")
+    return int(value)
+
+
+def _device(choice: str, local_rank: int) -> torch.device:
+    """The GPU of this local rank, or the CPU."""
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank + 1} on this machine has no GPU: {torch.cuda.device_count()} visible."
+            "  Start at most one process per GPU (--nproc-per-node), or look at CUDA_VISIBLE_DEVICES"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
