@@ -1,0 +1,81 @@
+"""Where a text can be cut without changing its tokens.
+
+The tokenizer of the stack (see `tokenizer`) works on pieces that never reach across a plain space or a line
+break with visible characters on both sides: its normaliser puts a space before the text and after each line break,
+NFKC never composes across a space, and each alternative of its regex takes a space only as its first character
+or as part of a run of blanks.  Hence the tokens of a text are the tokens of its *units*, one after the other:
+
+    "a cat.\\nIt  sat"  ->  "a", "cat.\\n", "It  sat"
+
+A unit is a run of text between two safe cuts.  Nearly all units are single words, few are distinct, and a table
+of their tokens replaces almost all the work of the tokenizer (see `encode`).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+_ALSO_BLANK = "\u180e"  # white space in the older Unicode tables that a regex engine may carry, but not in Python's
+
+
+def is_solid(character: str, *, end: int = 0) -> bool:
+    """Whether the character shows, also after NFKC; `end` is 0 for its first normalised character, -1 for its last."""
+    normalised = unicodedata.normalize("NFKC", character)[end]
+    return not normalised.isspace() and normalised not in _ALSO_BLANK
+
+
+def split_words(text: str) -> list[str]:
+    """Cut at every space and after every line break, safe or not; a blank at the very end of `text` is such a cut too."""
+    units = text.replace("\n", "\n ").split(" ")
+    if text[-1:] in (" ", "\n"):
+        units.pop()
+    return units
+
+
+def is_unit(word: str) -> bool:
+    """Whether both ends of a part made by `split_words` are safe cuts, and no further cut is inside."""
+    body = word.removesuffix("\n")
+    return bool(body) and " " not in body and "\n" not in body and is_solid(body[0]) and is_solid(body[-1], end=-1)
+
+
+def join_unsafe(words: Sequence[str]) -> list[str]:
+    """Undo the cuts of `split_words` that are not safe: the units of the text."""
+    units: list[list[str]] = []
+    previous_ends_safely = False
+    for word in words:
+        safe = is_unit(word)
+        if safe and previous_ends_safely:
+            units.append([word])
+        elif units:
+            units[-1].append(word)
+        else:
+            units = [[word]]
+        previous_ends_safely = safe
+    return [" ".join(parts).replace("\n ", "\n") for parts in units]
+
+
+def cut(text: str, limit: int) -> Iterator[str]:
+    """Parts of at most `limit` characters, as far as there are safe cuts; they concatenate to `text`.
+
+    Cuts behind line breaks are preferred to cuts behind spaces.
+    """
+    start = 0
+    while len(text) - start > limit:
+        stop = start + limit
+        at = _last_cut(text, "\n", start, stop) or _last_cut(text, " ", start, stop)
+        if not at:
+            break
+        yield text[start:at]
+        start = at
+    yield text[start:]
+
+
+def _last_cut(text: str, blank: str, start: int, stop: int) -> int:
+    """Largest safe cut behind a `blank` in `text[start:stop]`, 0 if there is none."""
+    at = text.rfind(blank, start + 1, stop)
+    while at > 0:
+        if at + 1 < len(text) and is_solid(text[at - 1], end=-1) and is_solid(text[at + 1]):
+            return at + 1
+        at = text.rfind(blank, start + 1, at)
+    return 0

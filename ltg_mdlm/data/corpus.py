@@ -1,0 +1,203 @@
+"""A tokenised corpus on disk: memory-mapped, complete or absent.
+
+    corpus.json      format, tokenizer, settings, and for each split its counts and the hash of every source
+    tokenizer.json
+    train/  valid/   tokens.bin  offsets.bin  words.bin  word_starts.bin  token_count.bin  (little-endian arrays)
+
+Suffixes: V vocabulary, N tokens of the split, D documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltg_mdlm.data.encode import id_type
+from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.errors import UserError
+
+FORMAT = 1
+"""Version of the folder's layout."""
+
+_BITS_SET = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Split:
+    """Documents of a corpus, without `<s>`, back to back."""
+
+    tokens: NDArray[np.unsignedinteger]
+    """[N] ids, uint16 or uint32"""
+    offsets: NDArray[np.int64]
+    """[D + 1] where each document begins, and the end"""
+    words: NDArray[np.int32]
+    """[D] words of each document"""
+    word_bits: NDArray[np.uint8]
+    """[ceil(N / 8)] one bit per token, lowest first: a word of the text begins in this token"""
+    token_count_V: NDArray[np.int64]
+    text_bytes: int
+    """Size of the documents' text in UTF-8."""
+    sources: tuple[dict[str, Any], ...] = ()
+    """File, size and SHA-256 of every source."""
+
+    @classmethod
+    def of(cls, documents: Sequence[NDArray[Any]], tokenizer: Tokenizer) -> Split:
+        """A split in memory from the tokens of documents; words and text size come from decoding.
+
+        The size is that of the text as normalised by the tokenizer. Raises UserError without a token, and for ids
+        that are not in the vocabulary.
+        """
+        lengths = [len(document) for document in documents]
+        if not sum(lengths):
+            raise UserError("no documents, or only empty ones")
+        wide = np.concatenate([np.asarray(document).astype(np.int64) for document in documents if len(document)])
+        if wide.min() < 0 or wide.max() >= tokenizer.vocab_size:
+            worst = wide.min() if wide.min() < 0 else wide.max()
+            raise UserError(f"token id {worst} is not in the vocabulary of {tokenizer.vocab_size}")
+        offsets = np.concatenate([[0], np.cumsum([length for length in lengths if length])]).astype(np.int64)
+        first_N = np.zeros(len(wide), bool)
+        first_N[offsets[:-1]] = True
+        starts_N = tokenizer.token_text.word_starts(wide, first_N)
+        return cls(
+            tokens=wide.astype(id_type(tokenizer.vocab_size)),
+            offsets=offsets,
+            words=np.add.reduceat(starts_N, offsets[:-1], dtype=np.int32),
+            word_bits=np.packbits(starts_N, bitorder="little"),
+            token_count_V=np.bincount(wide, minlength=tokenizer.vocab_size),
+            text_bytes=tokenizer.token_text.text_bytes(wide, first_N),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.words)
+
+    @property
+    def num_words(self) -> int:
+        return int(self.words.sum(dtype=np.int64))
+
+    def word_start(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """bool[stop - start]: which of the tokens `start` to `stop` a word begins in."""
+        bits = np.unpackbits(self.word_bits[start // 8 : -(-stop // 8)], bitorder="little")
+        return bits[start % 8 :][: stop - start].astype(bool)
+
+    def words_between(self, bound_I: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[I - 1]: words beginning in each of the token ranges between consecutive, increasing bounds."""
+        byte_I, bit_I = bound_I // 8, bound_I % 8
+        whole = np.add.reduceat(np.append(_BITS_SET[self.word_bits], 0), byte_I, dtype=np.int64)[:-1]
+        whole[byte_I[:-1] == byte_I[1:]] = 0
+        below = (1 << bit_I) - 1
+        partial_I = _BITS_SET[np.append(self.word_bits, 0)[byte_I] & below].astype(np.int64)
+        return whole - partial_I[:-1] + partial_I[1:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """A folder made by `prepare_corpus`."""
+
+    path: Path
+    tokenizer: Tokenizer
+    train: Split
+    valid: Split | None
+    description: dict[str, Any]
+    """The object in corpus.json."""
+
+    @classmethod
+    def open(cls, path: str | Path, *, tokenizer: Tokenizer | None = None) -> Corpus:
+        """Map a corpus folder.
+
+        Raises UserError if it is none, is damaged, or was not made with `tokenizer` (default: the one in the folder).
+        """
+        path = Path(path)
+        description = read_description(path)
+        if description is None:
+            raise UserError(f"{path}: not a corpus folder; `ltg-mdlm prepare FILES --out {path}` makes one")
+        own = Tokenizer.read(path / "tokenizer.json")
+        for other, name in ((own, "its tokenizer.json"), (tokenizer or own, "the tokenizer given")):
+            if other.fingerprint != description["tokenizer"]["fingerprint"]:
+                raise UserError(f"{path}: this corpus was made with another tokenizer than {name}")
+        splits = description["splits"]
+        return cls(
+            path=path,
+            tokenizer=own,
+            train=_open_split(path / "train", splits["train"], own),
+            valid=_open_split(path / "valid", splits["valid"], own) if "valid" in splits else None,
+            description=description,
+        )
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def describe(self) -> list[str]:
+        """Lines for the user: the tokenizer, and the size of each split."""
+        lines = [f"corpus {self.path}", _describe_tokenizer(self.description["tokenizer"])]
+        for name, split in (("train", self.train), ("valid", self.valid)):
+            if split is not None:
+                lines.append(_describe_split(name, split))
+        return lines
+
+
+def _describe_tokenizer(facts: dict[str, Any]) -> str:
+    line = f"  tokenizer: {facts['vocab_size']:,} tokens, fingerprint {facts['fingerprint'][:12]}"
+    if sample := facts.get("trained_on"):
+        line += f", trained on {sample['bytes'] / 1e6:,.1f} of {sample['of_bytes'] / 1e6:,.1f} MB of text"
+    return line
+
+
+def _describe_split(name: str, split: Split) -> str:
+    return (
+        f"  {name}: {split.num_documents:,} documents, {split.num_words:,} words, {split.num_tokens:,} tokens, "
+        f"{split.text_bytes / 1e6:,.1f} MB of text in {len(split.sources)} file(s)"
+    )
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """The object in a folder's corpus.json, None if there is no such file; raises UserError if it is not usable."""
+    try:
+        description = json.loads((path / "corpus.json").read_text("utf-8"))
+        version = description["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path / 'corpus.json'}: damaged ({error}); prepare the corpus again") from error
+    if version != FORMAT:
+        raise UserError(f"{path}: corpus format {version}, this version reads {FORMAT}; prepare the corpus again")
+    return dict(description)
+
+
+def split_files(num_tokens: int, num_documents: int, vocab_size: int) -> dict[str, tuple[np.dtype[Any], int]]:
+    """Type and length of the array in each file of a split, named after the fields of `Split`."""
+    return {
+        "tokens": (id_type(vocab_size).newbyteorder("<"), num_tokens),
+        "offsets": (np.dtype("<i8"), num_documents + 1),
+        "words": (np.dtype("<i4"), num_documents),
+        "word_bits": (np.dtype("u1"), -(-num_tokens // 8)),
+        "token_count_V": (np.dtype("<i8"), vocab_size),
+    }
+
+
+def _open_split(folder: Path, facts: dict[str, Any], tokenizer: Tokenizer) -> Split:
+    files = split_files(facts["tokens"], facts["documents"], tokenizer.vocab_size)
+    arrays = {name: _map(folder / f"{name}.bin", *shape) for name, shape in files.items()}
+    return Split(**arrays, text_bytes=facts["text_bytes"], sources=tuple(facts["sources"]))
+
+
+def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
+    size = path.stat().st_size if path.exists() else 0
+    if size != length * dtype.itemsize:
+        raise UserError(f"{path}: damaged ({size} bytes, not {length * dtype.itemsize}); prepare the corpus again")
+    return np.asarray(np.memmap(path, dtype, "r"))

@@ -1,0 +1,132 @@
+"""From text to token ids, with a mark on every token in which a word of the text begins.
+
+Suffixes: N tokens, P pieces of text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltg_mdlm.data.boundaries import is_unit, join_unsafe, split_words
+from ltg_mdlm.data.sources import Piece
+from ltg_mdlm.data.tokenizer import Tokenizer
+
+_CACHED_UNITS = 1 << 17
+_CODE = np.dtype(np.uint32)  # 2 * id + (a word begins here)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Tokens of some pieces of text, back to back."""
+
+    ids_N: NDArray[np.unsignedinteger]
+    word_start_N: NDArray[np.bool_]
+    """A word's first character is in this token."""
+    tokens_P: NDArray[np.int64]
+    """Tokens of each piece."""
+    words_P: NDArray[np.int64]
+    """Words that begin in each piece; their sum is the number of marked tokens."""
+    opens_P: NDArray[np.bool_]
+    """The piece is the first of its document."""
+    text_bytes: int
+    """Size of the text in UTF-8."""
+
+
+class Encoder:
+    """Encodes text; for the stack's own tokenizer by looking up units (`boundaries`), which is much faster."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._backend = tokenizer.backend
+        self._text = tokenizer.token_text
+        self._by_units = tokenizer.cuts_at_spaces
+        self._codes: dict[str, bytes] = {}
+        self.id_type = id_type(tokenizer.vocab_size)
+
+    def encode(self, pieces: Sequence[Piece]) -> Encoded:
+        """Encode pieces in the order of the text; long documents in pieces need the stack's tokenizer."""
+        codes = [self._encode_piece(piece.text) for piece in pieces]
+        code_N = np.frombuffer(b"".join(codes), _CODE)
+        word_start_N = (code_N & 1).astype(bool)
+        tokens_P = np.array([len(code) // _CODE.itemsize for code in codes], np.int64)
+        begun_N1 = np.concatenate([[0], np.cumsum(word_start_N)])
+        end_P = np.cumsum(tokens_P)
+        return Encoded(
+            ids_N=(code_N >> 1).astype(self.id_type),
+            word_start_N=word_start_N,
+            tokens_P=tokens_P,
+            words_P=begun_N1[end_P] - begun_N1[end_P - tokens_P],
+            opens_P=np.array([piece.opens_document for piece in pieces], bool),
+            text_bytes=sum(len(piece.text.encode()) for piece in pieces),
+        )
+
+    def _encode_piece(self, text: str) -> bytes:
+        if not self._by_units:
+            return self._encode_anew([text])[0]
+        words = split_words(text)
+        if len(self._codes) > _CACHED_UNITS:
+            self._codes.clear()
+        new = set(words).difference(self._codes)
+        if all(map(is_unit, new)):
+            self._remember(new)
+            return b"".join(map(self._codes.__getitem__, words))
+        units = join_unsafe(words)
+        rare = [unit for unit in units if not is_unit(unit)]
+        self._remember(set(units).difference(self._codes, rare))
+        codes = dict(zip(rare, self._encode_anew(rare), strict=True))
+        return b"".join(codes.get(unit) or self._codes[unit] for unit in units)
+
+    def _remember(self, units: Iterable[str]) -> None:
+        units = list(units)
+        self._codes.update(zip(units, self._encode_anew(units), strict=True))
+
+    def _encode_anew(self, texts: Sequence[str]) -> list[bytes]:
+        """The codes of each text, from the tokenizer itself."""
+        if not texts:
+            return []
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [self._without_last_blank(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+        end_P = np.cumsum([len(piece) for piece in ids])
+        id_N = np.fromiter(chain.from_iterable(ids), np.int64, count=int(end_P[-1]))
+        first_N = np.zeros(len(id_N), bool)
+        first_N[0] = True
+        first_N[end_P[:-1]] = True
+        word_start_N = self._text.word_starts(id_N, first_N)
+        pieces = zip(texts, np.split(id_N, end_P[:-1]), np.split(word_start_N, end_P[:-1]), strict=True)
+        return [self._code(text, id_n, word_start_n) for text, id_n, word_start_n in pieces]
+
+    def _without_last_blank(self, text: str, ids: list[int]) -> list[int]:
+        """A unit that ends a line: the blank that the normaliser puts behind it belongs to the next unit."""
+        return ids[:-1] if self._by_units and text.endswith("\n") else ids
+
+    def _code(self, text: str, id_N: NDArray[np.int64], word_start_N: NDArray[np.bool_]) -> bytes:
+        words = len(text.split())
+        if np.count_nonzero(word_start_N) != words:  # normalisation changed white space, as in "don´t" -> "don ́t"
+            ends = [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
+            word_start_N = word_starts_by_offsets(text, np.array(ends[: len(id_N)]))
+        return bytes(((id_N << 1) | word_start_N).astype(_CODE).tobytes())
+
+
+def word_starts_by_offsets(text: str, end_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[N]: a word's first character is in this token, which ends before character `end_N` of `text`.
+
+    One mark per word: a word whose token is marked already takes the next free one, or the last free one before.
+    A text with more words than tokens (no byte-level vocabulary has one) has every token marked.
+    """
+    first_W = np.array([match.start() for match in re.finditer(r"\S+", text)], np.int64)[: len(end_N)]
+    count = len(first_W)
+    order_W = np.arange(count)
+    token_W = np.searchsorted(np.maximum.accumulate(end_N), first_W, side="right")
+    token_W = np.maximum.accumulate(token_W - order_W) + order_W
+    token_W = np.minimum(token_W, len(end_N) - count + order_W)
+    return np.isin(np.arange(len(end_N)), token_W)
+
+
+def id_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest type for token ids on disk."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -1,0 +1,225 @@
+"""From text files to a corpus folder: `prepare_corpus`."""
+
+from __future__ import annotations
+
+import json
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ltg_mdlm
+from ltg_mdlm.data import compressed
+from ltg_mdlm.data.aside import check_free_space, written_aside
+from ltg_mdlm.data.boundaries import cut
+from ltg_mdlm.data.corpus import FORMAT, Corpus, read_description
+from ltg_mdlm.data.encode import id_type
+from ltg_mdlm.data.progress import byte_progress
+from ltg_mdlm.data.sources import PIECE_CHARACTERS, Piece, find_sources, read_pieces, sha256_of
+from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.workers import EncoderPool, available_cores
+from ltg_mdlm.data.writer import SplitWriter
+from ltg_mdlm.errors import UserError
+
+SAMPLE_BYTES = 256 << 20
+"""Text that a new tokenizer is trained on, at most; a larger corpus is sampled."""
+
+_BATCH_CHARACTERS = 1 << 20
+_BYTES_PER_WORKER = 4 << 20  # less text is not worth another process
+_SAMPLE_CHARACTERS = 1 << 14
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: its multiples are spread evenly (Knuth, TAOCP 6.4)
+
+Files = Sequence[str | Path]
+
+
+def prepare_corpus(
+    files: Files,
+    out: str | Path,
+    *,
+    valid: Files = (),
+    tokenizer: str | Path | None = None,
+    vocab_size: int = 16384,
+    drop_headings: bool = False,
+    sample_bytes: int = SAMPLE_BYTES,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Corpus:
+    """Tokenise text files and folders into the corpus folder `out`, which is complete or absent at any time.
+
+    Args:
+        files: text of the training split, see `sources.read_pieces` for the formats
+        out: the folder to make; if it holds this very corpus already, nothing is done
+        valid: text of the validation split
+        tokenizer: tokenizer file to use; by default one is trained on the training split
+        vocab_size: of a tokenizer trained here
+        drop_headings: delete lines like `= = = Title = = =`
+        sample_bytes: train the tokenizer on an evenly spread sample of about this size if there is more text
+        workers: processes that encode, default one per core; the result does not depend on it
+        progress: show progress bars on standard error
+
+    Raises UserError for input that cannot be read, a split without text, a file that is in both splits, an `out`
+    that holds something else, and a disk without room for the result.
+    """
+    out = Path(out)
+    given = Tokenizer.read(tokenizer) if tokenizer else None
+    request = {
+        "tokenizer": given.fingerprint if given else None,
+        "vocab_size": None if given else vocab_size,
+        "sample_bytes": None if given else sample_bytes,
+        "drop_headings": drop_headings,
+    }
+    splits = {name: _find(paths) for name, paths in (("train", files), ("valid", valid)) if paths}
+    _check_disjoint(splits)
+    if _is_made_already(out, request, splits):
+        return Corpus.open(out)
+    job = _Job(splits, drop_headings=drop_headings, progress=progress)
+    with written_aside(out) as folder:
+        check_free_space(folder, job.disk_bytes(given.vocab_size if given else vocab_size))
+        own, trained_on = (given, None) if given else job.train_tokenizer(vocab_size, sample_bytes)
+        own.save(folder / "tokenizer.json")
+        counts = job.encode(own, folder, workers or available_cores())
+        description = {
+            "format": FORMAT,
+            "made_by": f"ltg_mdlm {ltg_mdlm.__version__}",
+            "request": request,
+            "tokenizer": {"fingerprint": own.fingerprint, "vocab_size": own.vocab_size, "trained_on": trained_on},
+            "splits": counts,
+        }
+        (folder / "corpus.json").write_text(json.dumps(description, indent=1), "utf-8")
+    return Corpus.open(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text file and what identifies its content."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+    def describe(self) -> dict[str, Any]:
+        """As it stands in corpus.json."""
+        return {"file": self.path.name, "bytes": self.bytes, "sha256": self.sha256}
+
+
+def _find(paths: Files) -> list[Source]:
+    return [Source(path, path.stat().st_size, sha256_of(path)) for path in find_sources(paths)]
+
+
+def _check_disjoint(splits: dict[str, list[Source]]) -> None:
+    train = {source.sha256: source for source in splits["train"]}
+    for source in splits.get("valid", []):
+        if twin := train.get(source.sha256):
+            raise UserError(f"{source.path}: the validation file is also a training file ({twin.path})")
+
+
+def _is_made_already(out: Path, request: dict[str, Any], splits: dict[str, list[Source]]) -> bool:
+    """Whether `out` holds the corpus of this request; raises UserError if it holds anything else."""
+    description = read_description(out)
+    if description is None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: exists and is not a corpus folder; choose another place")
+        return False
+    asked = {**request, **{f"{name} files": [source.describe() for source in splits[name]] for name in splits}}
+    there = {**description["request"]}
+    there |= {f"{name} files": split["sources"] for name, split in description["splits"].items()}
+    differing = sorted(key for key in asked.keys() | there.keys() if asked.get(key) != there.get(key))
+    if differing:
+        raise UserError(f"{out}: holds another corpus (other {', '.join(differing)}); choose another folder or delete it")
+    return True
+
+
+class _Job:
+    """The passes over the text: reading it all once, training a tokenizer, encoding."""
+
+    def __init__(self, splits: dict[str, list[Source]], *, drop_headings: bool, progress: bool) -> None:
+        """Read all text, so that what cannot be read is found at once, and measure it."""
+        self._splits = splits
+        self._drop_headings = drop_headings
+        self._progress = progress
+        self._documents = 0
+        self._text_bytes = {name: self._measure(name, sources) for name, sources in splits.items()}
+
+    def _measure(self, name: str, sources: list[Source]) -> int:
+        """UTF-8 bytes of a split's text."""
+        is_compressed = any(source.path.suffix in compressed.SUFFIXES for source in sources)
+        total = None if is_compressed else sum(source.bytes for source in sources)
+        size = 0
+        with byte_progress(f"reading {name}", total, show=self._progress) as advance:
+            for piece in self._pieces(name):
+                length = len(piece.text.encode())
+                self._documents += piece.opens_document
+                size += length
+                advance(length)
+        if not size:
+            raise UserError(f"{', '.join(str(source.path) for source in sources)}: no text for the {name} split")
+        return size
+
+    def disk_bytes(self, vocab_size: int) -> int:
+        """Room that the corpus needs, if tokens have two bytes of text or more on average."""
+        per_byte = id_type(vocab_size).itemsize / 2 + 1 / 16
+        return int(sum(self._text_bytes.values()) * per_byte) + 12 * self._documents
+
+    def train_tokenizer(self, vocab_size: int, sample_bytes: int) -> tuple[Tokenizer, dict[str, int]]:
+        """A tokenizer, and what it was trained on: bytes of text, of how many."""
+        of_bytes = self._text_bytes["train"]
+        used = 0
+        with byte_progress("training the tokenizer", min(of_bytes, sample_bytes), show=self._progress) as advance:
+
+            def texts() -> Iterator[str]:
+                nonlocal used
+                for text in sample(self._sample_texts(), sample_bytes / of_bytes):
+                    length = len(text.encode())
+                    used += length
+                    advance(length)
+                    yield text
+
+            tokenizer = Tokenizer.train(texts(), vocab_size)
+        return tokenizer, {"bytes": used, "of_bytes": of_bytes}
+
+    def encode(self, tokenizer: Tokenizer, folder: Path, workers: int) -> dict[str, dict[str, Any]]:
+        """Write the splits into `folder`; returns their entries in corpus.json."""
+        limit = PIECE_CHARACTERS if tokenizer.cuts_at_spaces else None
+        total = sum(self._text_bytes.values())
+        workers = max(1, min(workers, total // _BYTES_PER_WORKER))
+        entries = {}
+        with (
+            byte_progress("encoding", total, show=self._progress) as advance,
+            EncoderPool(tokenizer, folder / "tokenizer.json", workers) as pool,
+        ):
+            for name, sources in self._splits.items():
+                writer = SplitWriter(folder / name, tokenizer.vocab_size)
+                for encoded in pool.encode(batches(self._pieces(name, limit))):
+                    writer.add(encoded)
+                    advance(encoded.text_bytes)
+                entries[name] = {**writer.finish(), "sources": [source.describe() for source in sources]}
+        return entries
+
+    def _pieces(self, name: str, limit: int | None = PIECE_CHARACTERS) -> Iterator[Piece]:
+        for source in self._splits[name]:
+            yield from read_pieces(source.path, drop_headings=self._drop_headings, limit=limit)
+
+    def _sample_texts(self) -> Iterator[str]:
+        for piece in self._pieces("train"):
+            yield from cut(piece.text, _SAMPLE_CHARACTERS)
+
+
+def sample(texts: Iterable[str], share: float) -> Iterator[str]:
+    """About `share` of the texts, evenly spread; the same ones every time."""
+    threshold = share * 2**64
+    return (text for i, text in enumerate(texts) if (i * _GOLDEN) % 2**64 < threshold)
+
+
+def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Consecutive pieces, together about as long as one long piece."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

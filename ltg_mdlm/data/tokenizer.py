@@ -1,0 +1,176 @@
+"""The byte-level BPE tokenizer of the stack: trained here, or read from an existing file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from ltg_mdlm.data.special_tokens import BOS, NUM_SPECIAL, SPECIAL_TOKENS
+from ltg_mdlm.data.token_text import TokenText
+from ltg_mdlm.errors import UserError
+
+SMALLEST_VOCABULARY = NUM_SPECIAL + 256
+"""The special tokens and the 256 bytes."""
+
+_WORDS_AND_SIGNS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LONGEST_TOKEN = 24  # bytes
+
+
+class Tokenizer:
+    """A `tokenizers` definition whose ids 0 to 15 are the special tokens.
+
+    Attributes:
+        definition: the JSON object of the tokenizer file
+        backend: the library's tokenizer; special tokens written out in a text are ordinary text to it
+    """
+
+    def __init__(self, definition: dict[str, Any], *, origin: str = "tokenizer") -> None:
+        """Take a definition, restoring special tokens that its `added_tokens` lack.
+
+        Raises UserError, beginning with `origin`, for anything but a byte-level BPE with the stack's special tokens.
+        """
+        self.definition = _with_special_tokens(definition, origin)
+        try:
+            self.backend = tokenizers.Tokenizer.from_str(json.dumps(self.definition))
+        except Exception as error:  # the library raises nothing more specific
+            raise UserError(f"{origin}: not a tokenizer file: {error}") from error
+        self.backend.encode_special_tokens = True
+        self._origin = origin
+
+    @classmethod
+    def read(cls, path: str | Path) -> Tokenizer:
+        """Read a tokenizer JSON file; raises UserError for one that is missing or not usable."""
+        try:
+            definition = json.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(f"{path}: not a tokenizer file: it is not JSON") from error
+        return cls(definition, origin=str(path))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn merges from `texts`; equal texts give an equal tokenizer, in any order of the texts.
+
+        The vocabulary stays smaller than `vocab_size` when the texts do not hold enough different pairs.
+        Raises UserError when `vocab_size` has no room for the bytes.
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise UserError(f"vocabulary of {vocab_size}: at least {SMALLEST_VOCABULARY} (bytes and special tokens)")
+        backend = _untrained()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(json.loads(backend.to_str()))
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer file."""
+        path.write_text(json.dumps(self.definition, ensure_ascii=False, indent=1), "utf-8")
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """Tokens in the order of their ids, in the byte alphabet; raises UserError if ids are missing."""
+        by_id = {i: token for token, i in self.backend.get_vocab(with_added_tokens=True).items()}
+        if sorted(by_id) != list(range(len(by_id))):
+            raise UserError(f"{self._origin}: the ids are not 0 to {len(by_id) - 1} without a gap")
+        return [by_id[i] for i in range(len(by_id))]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self.vocabulary)
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """Text and word beginnings of every token type; raises UserError unless the vocabulary is byte-level."""
+        return TokenText.of(self.vocabulary)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Readable text of every token (`tokens_V`): special tokens by name, incomplete characters as U+FFFD."""
+        plain = self.token_text.bytes_V[NUM_SPECIAL:]
+        return [*SPECIAL_TOKENS, *(text.decode("utf-8", errors="replace") for text in plain)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the tokens of a text: equal for files that differ in layout or added tokens only."""
+        model = self.definition["model"]
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        parts = [self.vocabulary, merges, self.definition.get("normalizer"), self.definition.get("pre_tokenizer")]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def cuts_at_spaces(self) -> bool:
+        """Whether `boundaries` holds: normaliser and pre-tokeniser are the stack's, and nothing else is matched."""
+        ours, theirs = (json.loads(backend.to_str()) for backend in (_untrained(), self.backend))
+        same = all(ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer"))
+        return same and len(theirs["added_tokens"]) == NUM_SPECIAL and not theirs["model"]["dropout"]
+
+
+def _untrained() -> tokenizers.Tokenizer:
+    """The stack's tokenizer without a vocabulary."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False, ignore_merges=True))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend(" "),
+            normalizers.NFKC(),
+            normalizers.Replace(Regex("\n"), "\n "),
+            normalizers.Replace(Regex(" *\n"), "\n"),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS_AND_SIGNS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            pre_tokenizers.Split(Regex(f".{{1,{_LONGEST_TOKEN}}}"), behavior="isolated"),
+        ]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Strip(" ", 1, 0), decoders.Replace("\n ", "\n")]
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
+    )
+    return backend
+
+
+def _with_special_tokens(definition: Any, origin: str) -> dict[str, Any]:
+    """A copy in which the sixteen special tokens are added tokens.
+
+    Some published files lack them there, and would split the text `<mask>` into characters.
+    """
+    try:
+        ids = dict(definition["model"]["vocab"])
+        is_bpe = definition["model"].get("type", "BPE") == "BPE"
+        added = list(definition.get("added_tokens") or [])
+        ids |= {token["content"]: token["id"] for token in added}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{origin}: not a tokenizer file: it has no BPE vocabulary") from error
+    if not is_bpe:
+        raise UserError(f"{origin}: a {definition['model']['type']} tokenizer; the stack's are byte-level BPE")
+    for i, name in enumerate(SPECIAL_TOKENS):
+        if ids.get(name) != i:
+            found = f"has id {ids[name]}" if name in ids else "is missing"
+            raise UserError(f"{origin}: {name} {found}, but must have id {i}: not a tokenizer for masked language models")
+    others = [token for token in added if token["content"] not in SPECIAL_TOKENS]
+    return {**definition, "added_tokens": [*map(_added_token, SPECIAL_TOKENS), *others]}
+
+
+def _added_token(name: str) -> dict[str, Any]:
+    switches = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": SPECIAL_TOKENS.index(name), "content": name, **switches, "special": True}
