@@ -110,8 +110,8 @@ class Ranks:
             yield
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended, hangs, or cannot be"
-                f" reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
+                f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended,"
+                f" hangs, or cannot be reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
             ) from error
 
 
@@ -127,8 +127,8 @@ def available_cores() -> int:
 def default_threads(environment: Mapping[str, str], cores: int) -> int | None:
     """This process' share of the cores; None to leave alone what torch or the user chose.
 
-    torchrun sets OMP_NUM_THREADS to 1 when it starts several processes on a machine and the user set nothing, which leaves
-    most cores idle; any other value is the user's.
+    torchrun sets OMP_NUM_THREADS to 1 when it starts several processes on a machine and the user set nothing, which
+    leaves most cores idle; any other value is the user's.
     """
     local_world_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     chosen = environment.get("OMP_NUM_THREADS")

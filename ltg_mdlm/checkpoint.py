@@ -1,0 +1,287 @@
+"""Checkpoints: complete or absent, checked when read, a few kept, and milestones by words seen kept for ever.
+
+checkpoints/step_0000100/   model, ema, optimizer, components (.safetensors), state.json
+checkpoints/latest          the name of the newest complete one
+checkpoints/chck_10M/       model, ema (.safetensors), state.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ltg_mdlm.durable import publish_folder, remove_leftovers, sync, temporary_name, write_text
+from ltg_mdlm.errors import UserError
+
+FORMAT_VERSION = 1
+STATE_FILE = "state.json"
+_PARTS = ("model", "ema", "optimizer", "components")
+_MILESTONE_PARTS = ("model", "ema")
+_SPARE_BYTES = 16 * 2**20
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Everything a process needs to go on where another one stopped; tensors by name."""
+
+    step: int
+    """steps done"""
+    words_seen: int
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    components: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def milestones_crossed(before: int, after: int) -> list[str]:
+    """Names of the word counts in (`before`, `after`]: every 1M to 10M, every 10M to 100M, every 100M to 1000M."""
+    millions = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
+    return [f"chck_{m}M" for m in millions if before < m * _MILLION <= after]
+
+
+class Checkpoints:
+    """The `checkpoints` folder of a run, which the caller must be the only one to write in (`RunFolder` sees to it)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        keep: int,
+        by_words: bool = True,
+        about: Mapping[str, Any] | None = None,
+        writes: bool = True,
+    ) -> None:
+        """`about` goes into every state.json, beside step and words; without `writes`, saving leaves the disk alone."""
+        self.folder = folder
+        self._every, self._keep, self._by_words = every, keep, by_words
+        self._about, self._writes = dict(about or {}), writes
+        self._words_saved = 0
+
+    def due(self, step: int, words_seen: int) -> bool:
+        """Whether to save the state after `step` steps: every so many steps, and when a milestone was crossed."""
+        return step % self._every == 0 or bool(self._milestones(words_seen))
+
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint, and the milestones crossed since the last one; drop those that are no longer kept.
+
+        Raises UserError, with the older checkpoints untouched, if the disk is too small.
+        """
+        if self._writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+            self._require_space(state)
+            final = self.folder / f"step_{state.step:07d}"
+            aside = temporary_name(final)
+            try:
+                _write_state(aside, state, self._about)
+                # Before the step itself appears: a run resumed from it would not cross the milestone again.
+                for name in self._milestones(state.words_seen):
+                    _publish_milestone(aside, self.folder / name)
+                publish_folder(aside, final)
+            except OSError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise UserError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
+            write_text(self.folder / "latest", final.name + "\n")
+            self._prune(state.step)
+        self._words_saved = state.words_seen
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from: what `latest` names, else the newest undamaged one; None if there is none.
+
+        Warns about every damaged one that is passed over.
+        """
+        return newest_checkpoint(self.folder)
+
+    def load(self, path: Path) -> TrainingState:
+        """Read a checkpoint; milestones before it count as saved.  Raises UserError if it is damaged or incomplete."""
+        state = load_checkpoint(path)
+        self._words_saved = state.words_seen
+        return state
+
+    def _milestones(self, words_seen: int) -> list[str]:
+        return milestones_crossed(self._words_saved, words_seen) if self._by_words else []
+
+    def _require_space(self, state: TrainingState) -> None:
+        needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"not enough disk space for a checkpoint in {self.folder}: it needs {needed / 2**20:,.0f} MiB,"
+                f" {free / 2**20:,.0f} MiB are free; make room, then run the same command again"
+            )
+
+    def _prune(self, step: int) -> None:
+        """Keep the newest; steps beyond the one just saved belong to a past that was given up by going back."""
+        steps = _steps(self.folder)
+        kept = {s for s in steps if s <= step}
+        kept = set(sorted(kept)[-self._keep :])
+        for old in steps.keys() - kept:
+            doomed = temporary_name(steps[old])
+            steps[old].rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """What `latest` in `folder` names, else the newest undamaged step; None if there is none.  Warns on the way."""
+    for path in _candidates(folder):
+        problem = damage(path)
+        if problem is None:
+            return path
+        warnings.warn(f"passing over the checkpoint {path}: {problem}", stacklevel=3)
+    return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means: its folder, or a run's folder, whose newest one is taken.
+
+    Raises UserError if there is none.
+    """
+    if (path / STATE_FILE).is_file():
+        return path
+    found = newest_checkpoint(path / "checkpoints")
+    if found is None:
+        raise UserError(f"{path}: neither a checkpoint (no {STATE_FILE}) nor a run that has one (in checkpoints/)")
+    return found
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as they were written."""
+    try:
+        files = read_about(path)["files"]
+    except UserError as error:
+        return str(error)
+    for name, written in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != written["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {written['bytes']}"
+        if _sha256(file) != written["sha256"]:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    return None
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's state.json.  Raises UserError if it cannot be read or is too new."""
+    file = path / STATE_FILE
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        version = about["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if version > FORMAT_VERSION:
+        raise UserError(f"{file} has format version {version}, newer than this program's {FORMAT_VERSION}; update it")
+    return dict(about)
+
+
+def load_checkpoint(path: Path) -> TrainingState:
+    """Read a checkpoint to the CPU.  Raises UserError if it is damaged, or a milestone, which has weights only."""
+    if (problem := damage(path)) is not None:
+        raise UserError(f"the checkpoint {path} is damaged: {problem}; choose another with --resume PATH")
+    about = read_about(path)
+    absent = [part for part in _PARTS if f"{part}.safetensors" not in about["files"]]
+    if absent:
+        raise UserError(
+            f"{path} holds weights only ({', '.join(absent)} are not kept), so training cannot go on from it;"
+            " start a new run from it with run.init_from"
+        )
+    parts = {part: load_tensors(path / f"{part}.safetensors") for part in _PARTS}
+    return TrainingState(step=about["step"], words_seen=about["words_seen"], **parts)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU.  Raises UserError if it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _write_state(folder: Path, state: TrainingState, about: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    with ThreadPoolExecutor(len(_PARTS)) as pool:
+        paths = [folder / f"{part}.safetensors" for part in _PARTS]
+        files = pool.map(_write_tensors, paths, [getattr(state, part) for part in _PARTS])
+        written = {path.name: facts for path, facts in zip(paths, files, strict=True)}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "words_seen": state.words_seen,
+        **about,
+        "files": written,
+    }
+    write_text(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
+    """Write a safetensors file through to the disk; its size and hash."""
+    save_file(dict(_separate(tensors)), path)
+    sync(path)
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Contiguous tensors that share no memory, which is all that safetensors can hold."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        yield name, own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(own.untyped_storage().data_ptr())
+
+
+def _publish_milestone(source: Path, final: Path) -> None:
+    """The weights of a checkpoint under another name, sharing its disk blocks where the file system can."""
+    about = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
+    names = [f"{part}.safetensors" for part in _MILESTONE_PARTS]
+    about["files"] = {name: about["files"][name] for name in names}
+    aside = temporary_name(final)
+    aside.mkdir()
+    for name in names:
+        _link(source / name, aside / name)
+    write_text(aside / STATE_FILE, json.dumps(about, indent=2) + "\n")
+    publish_folder(aside, final)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        sync(target)
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Checkpoints in the order of preference."""
+    latest = folder / "latest"
+    named = folder / latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
+    if named is not None:
+        yield named
+    steps = _steps(folder)
+    yield from (steps[step] for step in sorted(steps, reverse=True) if steps[step] != named)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """Checkpoint folders by step."""
+    return {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.name[5:].isdigit()}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,166 @@
+"""The folder of a run: its settings, status and metrics, and a lock so that only one process trains in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ltg_mdlm.durable import remove_leftovers, sync, temporary_name, write_text
+from ltg_mdlm.errors import UserError
+
+HEARTBEAT_SECONDS = 30.0
+STALE_SECONDS = 300.0
+"""A lock taken on another machine, without a heartbeat for so long, is a dead process'."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What status.json says; job scripts read it."""
+
+    status: Literal["running", "preempted", "finished", "failed"]
+    step: int
+    reason: str = ""
+
+
+class RunFolder:
+    """Names and small files of a run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.status_file = path / "status.json"
+        self.checkpoints = path / "checkpoints"
+
+    def claim(self) -> Lock:
+        """Create the folder if need be, and keep other processes from training in it until the lock is released.
+
+        Raises UserError, with nothing written, if the path is a file, a folder that is neither empty nor a run's, or
+        another process trains there.
+        """
+        self._require_usable()
+        lock = Lock(self.path)
+        remove_leftovers(self.path)
+        return lock
+
+    def _require_usable(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(
+                f"{self.path} is a file; the run folder must be a new or empty folder, or that of a run (--out)"
+            )
+        names = {p.name for p in self.path.iterdir()} - {Lock.FILE} if self.path.is_dir() else set()
+        if names and self.config_file.name not in names:
+            raise UserError(
+                f"{self.path} is not empty and not a run folder (it has no config.yaml);"
+                " choose another folder with --out"
+            )
+
+    def read_config(self) -> str | None:
+        """The settings of the run, as YAML; None before they are written."""
+        return self.config_file.read_text(encoding="utf-8") if self.config_file.is_file() else None
+
+    def write_config(self, text: str) -> None:
+        """Write config.yaml, complete or not at all."""
+        write_text(self.config_file, text)
+
+    def read_status(self) -> Status | None:
+        """The last status; None if there is none that can be read."""
+        try:
+            return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_status(self, status: Status) -> None:
+        """Write status.json, complete or not at all."""
+        write_text(self.status_file, json.dumps(asdict(status)) + "\n")
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines that a resumed run will write again: those beyond `step` steps done, and torn ones.
+
+    The `step` of a line is the number of steps done when it was written.  Nothing happens without a file.
+    """
+    if not path.is_file():
+        return
+    aside = temporary_name(path)
+    with path.open("rb") as lines, aside.open("wb") as kept:
+        kept.writelines(line for line in lines if _is_within(line, step))
+    sync(aside)
+    aside.replace(path)
+    sync(path.parent)
+
+
+def _is_within(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Lock:
+    """Makes this process the only one that trains in a run folder; a context manager.
+
+    On one machine, and on shared file systems that support it, the kernel holds the lock (flock) and lets go of it when
+    the process ends, however it ends: no lock is ever stale.  Some shared file systems lock within one machine only.
+    The file therefore names its owner and is touched every half minute, and a process on another machine respects it
+    until it has been silent for `STALE_SECONDS`.
+    """
+
+    FILE = "lock"
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError if another process has the lock."""
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(folder / self.FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._released = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="run-folder-heartbeat", daemon=True)
+        self._heart.start()
+
+    def release(self) -> None:
+        """Let others in."""
+        self._released.set()
+        self._heart.join()
+        os.truncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def _acquire(self) -> None:
+        owner = os.pread(self._descriptor, 1000, 0).decode(errors="replace")
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self._folder}: another process trains in this run folder ({owner})") from None
+        except OSError:
+            # A file system without locks at all: the heartbeat has to do.
+            pass
+        host = owner.partition(" ")[0]
+        silent = time.time() - os.fstat(self._descriptor).st_mtime
+        if owner and host != socket.gethostname() and silent < STALE_SECONDS:
+            raise UserError(
+                f"{self._folder}: a process on another machine trains in this run folder ({owner}; last sign of life"
+                f" {silent:.0f} s ago).  If that machine is gone, try again in {STALE_SECONDS - silent:.0f} s"
+            )
+        os.truncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{socket.gethostname()} process {os.getpid()}".encode(), 0)
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            os.utime(self._descriptor)
