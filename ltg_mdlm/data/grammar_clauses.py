@@ -227,7 +227,11 @@ class Clauses:
         }
 
     def predicate(self, subject: NounPhrase, *, embedding: bool = True, object: bool | None = None) -> Predicate:
-        """A predicate that fits a subject.
+        """A predicate that fits a subject; the arguments are those of `frame`."""
+        return self.from_frame(self.frame(subject, embedding=embedding, object=object), subject)
+
+    def frame(self, subject: NounPhrase, *, embedding: bool = True, object: bool | None = None) -> Frame:
+        """A frame that fits a subject.
 
         Args:
             embedding: whether a clause or infinitive may be embedded in it.
@@ -238,7 +242,7 @@ class Clauses:
             for frame, weight in _FRAMES_OF[subject.kind].items()
             if (embedding or frame.rest not in _EMBEDDING) and object in (None, bool(frame.object))
         }
-        return self.from_frame(self.phrases.weighted(frames), subject)
+        return self.phrases.weighted(frames)
 
     def from_frame(self, frame: Frame, subject: NounPhrase) -> Predicate:
         """A predicate of this frame."""
@@ -254,9 +258,13 @@ class Clauses:
         determiner = None
         if kind == "body" or (kind == "clothes" and self.phrases.coin(0.5)):
             determiner = possessive(subject.agreement)
+        return self.other_than(subject, kind, determiner)
+
+    def other_than(self, subject: NounPhrase, kind: str, determiner: str | None = None) -> NounPhrase:
+        """A noun phrase with another head noun than the subject's."""
         while True:
             phrase = self.phrases.noun_phrase(kind, determiner=determiner)
-            if phrase.noun is not subject.noun or subject.noun is None:
+            if phrase.noun is not subject.noun:
                 return phrase
 
     def copula(self, subject: NounPhrase) -> Predicate:

@@ -223,7 +223,7 @@ class Phrases:
     def inside(self) -> str:
         """Where something is put: "in the box", "on the table"."""
         kind = self.weighted({"container": 1, "surface": 1})
-        phrase = self.noun_phrase(kind, plural=self.coin(0.05), determiner=self.weighted({"the": 6, "a": 1}))
+        phrase = self.noun_phrase(kind, plural=False, determiner=self.weighted({"the": 6, "a": 1}))
         preposition = "in" if kind == "container" else self.weighted({"on": 3, "under": 1})
         return f"{preposition} {phrase.text}"
 

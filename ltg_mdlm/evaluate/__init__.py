@@ -1,0 +1,1 @@
+"""Measuring a model: minimal pairs and likelihood bounds."""
