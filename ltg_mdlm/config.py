@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ltg_mdlm.errors import UserError
 
 DEFAULT_CONFIG = "laptop"
-FREE_ON_RESUME = ("run.", "logging.", "validation.", "checkpoint.", "training.micro_batch_rows", "training.threads")
+FREE_ON_RESUME = ("run.", "logging.", "validation.", "checkpoint.", "training.micro_batch_rows", "training.threads", "plugin_versions")
 """Settings that may change when a run goes on: none of them changes what a step trains on."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -143,7 +143,11 @@ class ValidationConfig(Section):
     every: int = Field(500, ge=1, description="steps")
     rows: int = Field(512, ge=1, description="rows of held-out text to use at most")
     draws: int = Field(2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs")
-    minimal_pairs: bool = Field(True, description="score the corpus' minimal pairs before and after training")
+    minimal_pairs: str | None = Field(
+        "corpus",
+        description="BLiMP-style file or folder to score before and after training; 'corpus': what the corpus brings along",
+    )
+    pairs_per_phenomenon: int = Field(50, ge=1, description="minimal pairs to score of each phenomenon, at most")
 
 
 def _wandb_mode(value: object) -> object:
@@ -237,8 +241,8 @@ def load_settings(
     Raises UserError for anything unknown or of the wrong type, naming the place it was set in.
     """
     chosen = list(configs) or [DEFAULT_CONFIG]
-    layers = [read_layer(name) for name in chosen]
-    layers.append(Layer("the command line: --config " + chosen[-1], {"name": Path(chosen[-1]).stem}))
+    layers = [layer for name in chosen for layer in read_layers(name)]
+    layers.append(Layer(f"the command line: --config {chosen[-1]}", {"name": Path(chosen[-1]).stem}))
     layers += [Layer(f"the command line: --plugin {name}", {"plugins": {name: {}}}) for name in plugins]
     layers += [parse_set(text) for text in sets]
     if out is not None:
@@ -250,16 +254,20 @@ def load_settings(
     return Settings(validate(RunConfig, merged, sources), sources)
 
 
-def read_layer(name: str) -> Layer:
-    """Read a YAML file: a path, or the name of a config that comes with the package."""
+def read_layers(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
+    """Read a YAML file (a path, or the name of a config that comes with the package) and what it `extends`, base first."""
     path = find_config(name)
+    if str(path) in seen:
+        raise UserError(f"{path} extends itself, by way of {' -> '.join([*seen, str(path)])}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `section: settings` pairs, not {type(values).__name__}")
-    return Layer(str(path), values)
+    base = values.pop("extends", None)
+    below = read_layers(str(base), (*seen, str(path))) if base is not None else []
+    return [*below, Layer(str(path), values)]
 
 
 def find_config(name: str) -> Path:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 import pluggy
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from ltg_mdlm import hookspecs
 from ltg_mdlm.api import (
@@ -146,7 +146,42 @@ def _type_name(annotation: Any) -> str:
 
 def _default(info: Any) -> Any:
     value = info.get_default(call_default_factory=True)
-    return None if value is PydanticUndefined else value
+    return None if value is PydanticUndefined else to_jsonable_python(value)
+
+
+@dataclass(frozen=True)
+class PluginDescription:
+    """Everything `plugins show` tells about a plugin."""
+
+    name: str
+    distribution: str
+    version: str
+    api_version: int
+    summary: str
+    file: str
+    hooks: list[str]
+    options: list[OptionHelp]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def describe_plugin(name: str) -> PluginDescription:
+    """Import one plugin and describe it.  Raises UserError when it is unknown or broken."""
+    plugin = find(name)
+    plugin_class = import_plugin(plugin)
+    documentation = inspect.getdoc(plugin_class) or inspect.getdoc(inspect.getmodule(plugin_class)) or ""
+    return PluginDescription(
+        name=name,
+        distribution=plugin.distribution,
+        version=plugin.version,
+        api_version=plugin_class.api_version,
+        summary=documentation.partition("\n\n")[0],
+        file=source_file(plugin_class),
+        hooks=hooks_of(plugin_class),
+        options=option_help(plugin_class.options_model),
+    )
 
 
 @dataclass(frozen=True)

@@ -144,12 +144,12 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.model = model
         self._recipe = recipe
-        self._bf16 = bf16
+        self.bf16 = bf16
 
     def forward(self, micro_batch: MicroBatch, denominators_K: Tensor, step: Step) -> LossOutput:
         """The vocabulary is projected only at supervised positions, in chunks, with float32 cross-entropies."""
         corrupted, batch = micro_batch.corrupted, micro_batch.batch
-        with torch.autocast(batch.ids_BT.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with self.autocast(batch.ids_BT.device):
             hidden_BTD = self.model(corrupted.input_BT, batch.document_BT, corrupted.causal_B, micro_batch.value_B)
             predicts_next = self._recipe.components.masking.predicts == "next"
             supervised, index_N = gather_supervised(micro_batch, predicts_next=predicts_next)
@@ -157,6 +157,10 @@ class DenoisingLoss(nn.Module):
             if self._recipe.components.objective.needs_logits:
                 return self._from_logits(features_ND, supervised, denominators_K, step)
             return self._from_weights(features_ND, supervised, denominators_K, step)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The arithmetic of forward passes: bf16 matrix products, or plain float32."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _from_weights(self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step) -> LossOutput:
         objective, model = self._recipe.components.objective, self.model

@@ -1,0 +1,253 @@
+"""From settings to the objects of a run: corpus, schedule, plugins' components, model, optimiser, validator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltg_mdlm.api import CorpusStatistics, RunContext
+from ltg_mdlm.checkpoint import find_checkpoint, load_tensors
+from ltg_mdlm.config import RunConfig
+from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.loader import RowLoader, validation_batches
+from ltg_mdlm.data.schedule import BatchSchedule
+from ltg_mdlm.data.special_tokens import MASK, NUM_SPECIAL
+from ltg_mdlm.data.tokenizer import token_texts, word_start_table
+from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.ema import EMA
+from ltg_mdlm.errors import UserError
+from ltg_mdlm.host import Components, Host
+from ltg_mdlm.model.transformer import ModelConfig, Transformer
+from ltg_mdlm.named_tensors import copy_named
+from ltg_mdlm.optim import Optimizer, build_optimizer
+from ltg_mdlm.random import stream_key
+from ltg_mdlm.recipe import DenoisingLoss, Recipe
+from ltg_mdlm.validation import Validator, unigram_cross_entropy
+
+TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
+"""Tokens per forward pass when `training.micro_batch_rows` is null."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the trainer works with."""
+
+    config: RunConfig
+    ranks: Ranks
+    corpus: Corpus
+    schedule: BatchSchedule
+    loader: RowLoader
+    recipe: Recipe
+    loss: DenoisingLoss
+    optimizer: Optimizer
+    ema: EMA
+    validator: Validator | None
+    unigram: float | None
+    """Nats per token of the validation rows when context is ignored."""
+
+    def words_at(self, steps_done: int) -> int:
+        """Words of source text seen after that many steps."""
+        return self.loader.words_seen(steps_done - 1) if steps_done else 0
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.loss.model.parameters() if p.requires_grad)
+
+
+def open_corpus(config: RunConfig) -> Corpus:
+    """The corpus of `data.*`: a prepared folder, files of the existing stack, or the generated corpus."""
+    data = config.data
+    if data.train is not None:
+        assert data.tokenizer is not None
+        return Corpus.from_bin(data.train, data.tokenizer, valid=data.valid)
+    if data.corpus == "builtin":
+        from ltg_mdlm.data.builtin import builtin_corpus
+
+        return builtin_corpus(words=data.builtin_words, zipf_exponent=data.builtin_zipf_exponent)
+    return Corpus.open(data.corpus)
+
+
+def corpus_statistics(corpus: Corpus) -> CorpusStatistics:
+    """Counts over the training split, special tokens left out."""
+    count_V = torch.from_numpy(np.array(corpus.train.token_count_V, dtype=np.int64))
+    count_V[:NUM_SPECIAL] = 0
+    return CorpusStatistics(
+        token_count_V=count_V, num_tokens=int(count_V.sum()), num_words=int(corpus.train.num_words)
+    )
+
+
+def batch_schedule(config: RunConfig, corpus: Corpus) -> BatchSchedule:
+    """Rows and tokens of every step."""
+    training = config.training
+    ramp = training.batch_ramp
+    return BatchSchedule.plan(
+        corpus.train,
+        stages=training.stages,
+        global_batch_rows=training.global_batch_rows,
+        max_steps=training.max_steps,
+        epochs=training.epochs,
+        ramp=(ramp.start, ramp.until) if ramp else None,
+        packing=training.packing,
+        end_of_document=config.data.end_of_document,
+    )
+
+
+def run_context(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> RunContext:
+    """What components may know of the run."""
+    vocab_size = corpus.vocab_size
+    return RunContext(
+        seed=config.seed,
+        max_steps=schedule.max_steps,
+        seq_len=max(length for _, length in config.training.stages),
+        vocab_size=vocab_size,
+        hidden_size=config.model.hidden_size,
+        mask_id=MASK,
+        special_V=(torch.arange(vocab_size) < NUM_SPECIAL).to(ranks.device),
+        tokens_V=token_texts(corpus.tokenizer_path),
+        word_start_V=torch.from_numpy(word_start_table(corpus.tokenizer_path)).to(ranks.device),
+        num_positions=int(corpus.train.num_tokens),
+        device=ranks.device,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        sum_over_ranks=ranks.sum_over_ranks,
+    )
+
+
+def model_config(config: RunConfig, vocab_size: int, *, conditioned: bool) -> ModelConfig:
+    """Sizes of the transformer, under the field names of the existing stack."""
+    sizes = config.model.model_dump(exclude={"dropout", "cond_dim"})
+    return ModelConfig(
+        **sizes,
+        vocab_size=vocab_size,
+        hidden_dropout_prob=config.model.dropout,
+        attention_probs_dropout_prob=config.model.dropout,
+        cond_dim=config.model.cond_dim if conditioned else None,
+    )
+
+
+def build_model(config: RunConfig, vocab_size: int, components: Components) -> Transformer:
+    """The model with fresh weights, a function of the seed alone."""
+    conditioning = components.time_conditioning
+    torch.manual_seed(stream_key(config.seed, "initial weights")[0])
+    sizes = model_config(config, vocab_size, conditioned=conditioning.active)
+    return Transformer(sizes, conditioning.embedding(config.model.cond_dim) if conditioning.active else None)
+
+
+def load_weights(source: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run or checkpoint.  Raises UserError if there are none."""
+    path = find_checkpoint(source)
+    averaged = load_tensors(path / "ema.safetensors")
+    return {**load_tensors(path / "model.safetensors"), **{k: v for k, v in averaged.items() if k != "count"}}
+
+
+def use_bf16(config: RunConfig, device: torch.device) -> bool:
+    """Resolve `training.precision`; auto is bf16 where matrix products in it are native."""
+    if config.training.precision != "auto":
+        return config.training.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # The only question torch answers about bf16 arithmetic of the CPU is behind a leading underscore.
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(native())
+
+
+def micro_batch_rows(config: RunConfig, device: torch.device) -> int:
+    """Rows per forward pass at the longest row."""
+    longest = max(length for _, length in config.training.stages)
+    return config.training.micro_batch_rows or max(TOKENS_PER_MICRO_BATCH[device.type] // longest, 1)
+
+
+def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
+    """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
+    config = host.config
+    schedule = batch_schedule(config, corpus)
+    if min(schedule.rows(0), schedule.rows(schedule.max_steps - 1)) < ranks.world_size:
+        raise UserError(
+            f"training.global_batch_rows: the smallest batch has fewer rows than there are processes"
+            f" ({ranks.world_size}); use fewer processes or larger batches"
+        )
+    statistics = corpus_statistics(corpus)
+    recipe = Recipe(host.build(run_context(config, corpus, schedule, ranks), statistics))
+    model = build_model(config, corpus.vocab_size, recipe.components).to(ranks.device)
+    if config.run.init_from is not None:
+        copy_named(model.state_dict(), load_weights(config.run.init_from), f"run.init_from={config.run.init_from}")
+    loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
+    settings = config.optimizer
+    loader = RowLoader(
+        corpus.train,
+        schedule,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        micro_batch_rows=micro_batch_rows(config, ranks.device),
+        device=ranks.device,
+    )
+    validator, unigram = build_validator(config, corpus, loss, recipe, statistics, ranks)
+    return Run(
+        config=config,
+        ranks=ranks,
+        corpus=corpus,
+        schedule=schedule,
+        loader=loader,
+        recipe=recipe,
+        loss=loss,
+        optimizer=build_optimizer(
+            settings.name,
+            model,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            max_norm=settings.clip,
+        ),
+        ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
+        validator=validator,
+        unigram=unigram,
+    )
+
+
+def build_validator(
+    config: RunConfig,
+    corpus: Corpus,
+    loss: DenoisingLoss,
+    recipe: Recipe,
+    statistics: CorpusStatistics,
+    ranks: Ranks,
+) -> tuple[Validator | None, float | None]:
+    """The validator of the held-out split, and the split's unigram cross-entropy; None without such a split."""
+    if corpus.valid is None:
+        return None, None
+    held_out = validation_batches(
+        corpus.valid,
+        seq_len=config.training.stages[0][1],
+        rows=config.validation.rows,
+        micro_batch_rows=micro_batch_rows(config, ranks.device),
+        end_of_document=config.data.end_of_document,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+    return (
+        Validator(
+            loss,
+            recipe,
+            held_out.batches,
+            statistics,
+            rows=held_out.rows,
+            draws=config.validation.draws,
+            seed=config.seed,
+            tokens_per_byte=tokens_per_byte(corpus.valid),
+            device=ranks.device,
+            sum_over_ranks=ranks.sum_over_ranks,
+        ),
+        unigram_cross_entropy(statistics, held_out.batches, ranks.sum_over_ranks),
+    )
+
+
+def tokens_per_byte(split: Split) -> float:
+    """Tokens per byte of source text, which turns nats per token into bits per byte."""
+    return float(split.num_tokens) / max(int(split.num_bytes), 1)

@@ -1,0 +1,113 @@
+"""`ltg-mdlm check`: what a run would do, before it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ltg_mdlm.build import batch_schedule, build_model, corpus_statistics, open_corpus, run_context
+from ltg_mdlm.config import RunConfig, Settings
+from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.host import Host
+
+BABYLM_EPOCHS = 10
+BABYLM_WORDS = 1_000_000_000
+"""Words a strict-track model may see: 10 epochs of 100M."""
+H200_FLOPS = 790e12
+"""Measured dense bf16 matrix rate of one H200, FLOP/s."""
+ASSUMED_UTILISATION = 0.4
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What `check` prints."""
+
+    config: RunConfig
+    parameters: int
+    max_steps: int
+    epochs: float
+    rows: int
+    tokens: int
+    words: int
+    stages: list[str]
+    providers: dict[str, str]
+    gpu_hours: float
+    warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "parameters": self.parameters,
+            "steps": self.max_steps,
+            "epochs": self.epochs,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "words": self.words,
+            "h200_hours": round(self.gpu_hours, 3),
+            "slots": self.providers,
+            "warnings": self.warnings,
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    def to_text(self) -> str:
+        """The resolved settings as YAML, then the arithmetic, then the warnings."""
+        slots = ", ".join(f"{slot}: {plugin}" for slot, plugin in self.providers.items())
+        lines = [
+            self.config.to_yaml(),
+            f"parameters   {self.parameters:,}",
+            f"slots        {slots}",
+            *self.stages,
+            f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+        return "\n".join(lines)
+
+
+def describe_run(settings: Settings) -> RunReport:
+    """Resolve settings and count, without training.  Raises UserError as `train` would."""
+    host = Host(settings.config, settings.sources)
+    config = host.config
+    warnings = host.check_config()
+    corpus = open_corpus(config)
+    schedule = batch_schedule(config, corpus)
+    ranks = Ranks.single(torch.device("cpu"))
+    components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(corpus))
+    with torch.device("meta"):
+        model = build_model(config, corpus.vocab_size, components)
+    totals = schedule.totals()
+    flops = sum(tokens * flops_per_token(config, corpus.vocab_size, length) for length, tokens in totals.tokens_by_length)
+    return RunReport(
+        config=config,
+        parameters=sum(p.numel() for p in model.parameters()),
+        max_steps=schedule.max_steps,
+        epochs=totals.epochs,
+        rows=totals.rows,
+        tokens=totals.tokens,
+        words=totals.words,
+        stages=schedule.describe(),
+        providers=dict(components.providers),
+        gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
+        warnings=warnings + budget_warnings(totals.epochs, totals.words),
+    )
+
+
+def flops_per_token(config: RunConfig, vocab_size: int, length: int, supervised_share: float = 0.4) -> float:
+    """Floating-point operations per token, forward and backward: linear layers, attention, and the head where needed."""
+    sizes = config.model
+    width, inner, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
+    linear = 2 * layers * (5 * width**2 + 3 * width * inner)
+    attention = 4 * layers * length * width
+    head = 2 * supervised_share * (width**2 + width * vocab_size)
+    return 3.0 * (linear + attention + head)
+
+
+def budget_warnings(epochs: float, words: int) -> list[str]:
+    """Limits of the BabyLM challenge that a run would exceed."""
+    warnings = []
+    if epochs > BABYLM_EPOCHS:
+        warnings.append(f"{epochs:.1f} epochs: BabyLM submissions may see each word at most {BABYLM_EPOCHS} times")
+    if words > BABYLM_WORDS:
+        warnings.append(f"{words / 1e9:.1f}B words: BabyLM submissions may see 100M (strict-small) or 1B words (strict)")
+    return warnings

@@ -1,0 +1,180 @@
+"""`ltg-mdlm`: every command, thin; heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ltg_mdlm import __version__
+from ltg_mdlm.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plugins.")
+app.add_typer(plugins_app, name="plugins")
+
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="NAME", help="Select an installed plugin (repeatable).")
+]
+Configs = Annotated[
+    list[str] | None,
+    typer.Option("--config", metavar="NAME_OR_PATH", help="Named config or YAML file (repeatable, later wins)."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one setting (repeatable, wins over files)."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/<config>-<plugins>-s<seed>.")
+]
+Resume = Annotated[
+    str,
+    typer.Option(
+        "--resume",
+        metavar="auto|never|PATH",
+        help="auto: go on when the run folder holds a checkpoint; never: refuse to; PATH: go on from that checkpoint.",
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ltg-mdlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors, too.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Train masked language models from plugins: masking, objective, noise schedule, time conditioning."""
+    if debug:
+        os.environ["LTG_MDLM_DEBUG"] = "1"
+
+
+@app.command()
+def train(
+    plugin: Plugins = None, config: Configs = None, set_: Sets = None, out: Out = None, resume: Resume = "auto"
+) -> None:
+    """Train a model; the same trainer as `torchrun ... -m ltg_mdlm.train`."""
+    from ltg_mdlm.config import load_settings
+    from ltg_mdlm.train import launch
+
+    raise typer.Exit(launch(load_settings(config or (), set_ or (), plugin or (), out), resume))
+
+
+@app.command()
+def check(
+    plugin: Plugins = None,
+    config: Configs = None,
+    set_: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Validate settings and print them resolved, with parameters, steps, rows and tokens; trains nothing."""
+    from ltg_mdlm.check import describe_run
+    from ltg_mdlm.config import load_settings
+
+    report = describe_run(load_settings(config or (), set_ or (), plugin or ()))
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        typer.echo(report.to_text())
+
+
+@app.command()
+def prepare(
+    files: Annotated[list[Path], typer.Argument(help="Text files or folders: .train .dev .txt .jsonl, also .gz and .zst.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Corpus folder to make.")],
+    valid: Annotated[
+        list[Path] | None, typer.Option("--valid", help="Held-out text files or folders (repeatable).")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this tokenizer instead of training one.")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", min=273, help="Size of the trained tokenizer.")] = 16384,
+    drop_headings: Annotated[
+        bool, typer.Option("--drop-headings", help="Delete `= = = heading = = =` lines, as the published code does.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: all cores.")] = None,
+) -> None:
+    """Turn text into a corpus folder: tokenizer, memory-mapped tokens, documents, counts, hashes of the sources."""
+    from ltg_mdlm.data.prepare import prepare_corpus
+
+    corpus = prepare_corpus(
+        files,
+        out,
+        valid=valid or (),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        drop_headings=drop_headings,
+        workers=workers,
+    )
+    typer.echo(corpus.describe())
+
+
+@plugins_app.command("list")
+def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """List the installed plugins, read from metadata alone: nothing is imported."""
+    from ltg_mdlm.host import installed_plugins
+
+    found = [plugin for same_name in installed_plugins().values() for plugin in same_name]
+    if as_json:
+        rows = [{"name": p.name, "distribution": p.distribution, "version": p.version, "target": p.target} for p in found]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("plugin", "distribution", "version", "defined in", box=None, pad_edge=False)
+    for p in found:
+        table.add_row(p.name, p.distribution, p.version, p.target)
+    Console().print(table)
+
+
+@plugins_app.command("show")
+def plugins_show(
+    name: Annotated[str, typer.Argument(help="Plugin to show.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Show a plugin's options with types and defaults, its hooks, its file and its version."""
+    from ltg_mdlm.host import describe_plugin
+
+    shown = describe_plugin(name)
+    if as_json:
+        typer.echo(json.dumps(shown.to_json(), indent=2))
+        return
+    console = Console()
+    console.print(f"[bold]{shown.name}[/]  {shown.distribution} {shown.version}  (plugin API {shown.api_version})")
+    console.print(escape(shown.summary))
+    console.print(f"file: {escape(shown.file)}", soft_wrap=True)
+    console.print(f"hooks: {', '.join(shown.hooks)}\n", soft_wrap=True)
+    table = Table("option", "type", "default", "description", box=None, pad_edge=False)
+    for option in shown.options:
+        table.add_row(option.name, escape(option.type), escape(str(option.default)), escape(option.description))
+    console.print(table)
+
+
+def report_errors(run: Any) -> None:
+    """Call a typer app; a user's mistake becomes one message and exit code 2, without a traceback."""
+    try:
+        run()
+    except UserError as error:
+        if os.environ.get("LTG_MDLM_DEBUG"):
+            traceback.print_exc()
+        # Every rank of a torchrun job meets the same mistake; one message is enough.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def main() -> None:
+    """Entry point of the `ltg-mdlm` command."""
+    report_errors(app)

@@ -1,0 +1,178 @@
+"""Where numbers go: metrics.jsonl, the console, wandb."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import netrc
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ltg_mdlm.config import LoggingConfig
+
+Row = Mapping[str, float | int | str]
+
+
+class Sink(Protocol):
+    """One destination of metrics."""
+
+    def write(self, row: Row) -> None:
+        """Take one row; it always has `step`."""
+
+    def close(self) -> None:
+        """Flush."""
+
+
+class JSONLines:
+    """metrics.jsonl: one object per row, each line complete once written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, row: Row) -> None:
+        """Append; a number that is not finite becomes null, which JSON can express."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(clean) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ConsoleSink:
+    """A live progress bar on a terminal; elsewhere a line now and then, so that log files stay short."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, first_step: int, max_steps: int, console: Console) -> None:
+        self._console, self._max_steps = console, max_steps
+        self._start_step, self._start_time = first_step, time.monotonic()
+        self._last_line = -math.inf
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=console,
+            )
+            self._task = self._progress.add_task("", total=max_steps, completed=first_step, status="")
+            self._progress.start()
+
+    def write(self, row: Row) -> None:
+        """Show a training row, or print a validation row."""
+        if "valid/loss" in row:
+            self._console.print(_validation_line(row), highlight=False, soft_wrap=True)
+        elif self._progress is not None:
+            self._progress.update(self._task, completed=float(row["step"]), status=_training_text(row))
+        elif self._due(int(row["step"])):
+            self._console.print(self._line(row), highlight=False, soft_wrap=True)
+
+    def _due(self, step: int) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < self.SECONDS_BETWEEN_LINES and step < self._max_steps:
+            return False
+        self._last_line = now
+        return True
+
+    def _line(self, row: Row) -> str:
+        step = int(row["step"])
+        elapsed = time.monotonic() - self._start_time
+        left = elapsed / max(step - self._start_step, 1) * (self._max_steps - step)
+        return f"step {step}/{self._max_steps}  {_training_text(row)}  ETA {clock(left)}"
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _training_text(row: Row) -> str:
+    return f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
+
+
+def _validation_line(row: Row) -> str:
+    text = (
+        f"validation at step {row['step']}: loss {row['valid/loss']:.4f}, bound {row['valid/bound']:.4f}"
+        f" ± {row['valid/bound_standard_error']:.4f} nats per token, accuracy {float(row['valid/accuracy']):.1%}"
+    )
+    if "valid/causal_nll" in row:
+        text += f", causal {row['valid/causal_nll']:.4f}"
+    return text
+
+
+def clock(seconds: float) -> str:
+    """H:MM:SS, or M:SS below an hour."""
+    minutes, rest = divmod(max(int(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class WandbSink:
+    """Mirrors every row to wandb, one run per run folder."""
+
+    def __init__(self, folder: Path, settings: LoggingConfig, mode: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=settings.wandb_project,
+            name=folder.name,
+            id=run_id(folder),
+            resume="allow",
+            dir=str(folder),
+            mode=mode,
+            config=dict(config),
+            settings=wandb.Settings(silent=True),
+        )
+
+    def write(self, row: Row) -> None:
+        """Log under the row's step."""
+        self._run.log(dict(row), step=int(row["step"]))
+
+    def close(self) -> None:
+        """Finish the wandb run."""
+        self._run.finish()
+
+
+def run_id(folder: Path) -> str:
+    """A stable wandb id for a run folder, kept inside it, so that a resumed run continues its curve."""
+    path = folder / "wandb_id"
+    if not path.exists():
+        path.write_text(f"{folder.name}-{os.urandom(4).hex()}"[-64:], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def wandb_mode(settings: LoggingConfig) -> str | None:
+    """The mode to use, or None for no wandb: asks neither the user nor the network."""
+    if settings.wandb == "off":
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        if settings.wandb != "auto":
+            print(f"note: logging.wandb={settings.wandb}, but wandb is not installed (pip install wandb)", file=sys.stderr)
+        return None
+    if settings.wandb == "auto":
+        return "online" if _logged_in() else "offline"
+    return settings.wandb
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

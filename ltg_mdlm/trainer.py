@@ -1,0 +1,231 @@
+"""The training loop.
+
+What a step trains on is a function of (seed, step): its rows, modes, noise and masks are the same for any number of ranks
+and any split into micro-batches.  The loss is a sum over loss groups of a global sum over a global denominator, and the
+denominators are known before the first backward pass, so there is never a mean of means.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ltg_mdlm.api import Step
+from ltg_mdlm.build import Run
+from ltg_mdlm.checkpoint import Checkpoints, TrainingState
+from ltg_mdlm.metrics import Row, Sink
+from ltg_mdlm.optim import learning_rate_factor
+from ltg_mdlm.preemption import StopRequest
+from ltg_mdlm.random import stream_key
+from ltg_mdlm.recipe import HostCopy, MicroBatch
+from ltg_mdlm.tally import StepTally
+
+
+class NonFiniteTraining(Exception):
+    """Too many updates in a row had a non-finite loss or gradient."""
+
+
+class Trainer:
+    """Runs the remaining steps of a run, from its newest checkpoint or from the start."""
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, sinks: Sequence[Sink], stop: StopRequest) -> None:
+        self.run, self.config, self.recipe, self.ranks = run, run.config, run.recipe, run.ranks
+        self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
+        self.device = run.ranks.device
+        self.loss = self._parallel(run.loss)
+        self.next_step = 0
+        # One flag per step since the last logged one, read together with the metrics.
+        self._refused_steps = torch.zeros(self.config.logging.every, dtype=torch.bool, device=self.device)
+        self._stop_agreed: HostCopy | None = None
+        self._clock = (time.monotonic(), 0)
+
+    def _parallel(self, loss: nn.Module) -> nn.Module:
+        if self.ranks.world_size == 1:
+            return loss
+        on_cuda = self.device.type == "cuda"
+        return DistributedDataParallel(
+            loss,
+            device_ids=[self.device.index] if on_cuda else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def train(self) -> bool:
+        """Run to the last step; False when a stop signal ended it early, with everything saved.
+
+        Raises NonFiniteTraining after `training.max_refused_updates` refused updates in a row.
+        """
+        run, recipe, max_steps = self.run, self.recipe, self.run.schedule.max_steps
+        if self.next_step == 0:
+            self.validate()
+        self._clock = (time.monotonic(), run.loader.tokens_seen(self.next_step - 1))
+        for step in self.steps():
+            torch.manual_seed(stream_key(step.seed, step.step, self.ranks.rank, "dropout")[0])
+            micro_batches = [recipe.corrupt(batch, step) for batch in run.loader.micro_batches(step.step)]
+            denominators_K = self.agree(recipe.denominators(micro_batches))
+            tally = self.tally_if_logged(step)
+            for micro_batch, synchronised in self.accumulate(micro_batches):
+                with synchronised:
+                    output = self.loss(micro_batch, denominators_K, step)
+                    # Data parallelism averages gradients over ranks; ours are shares of one sum.
+                    (output.loss * self.ranks.world_size).backward()
+                recipe.observe(step, micro_batch, output)
+                if tally is not None:
+                    tally.add(micro_batch, output)
+            lr = self.learning_rate(step)
+            update = run.optimizer.step(lr)
+            run.optimizer.zero_grad()
+            run.ema.update(refused=update.refused)
+            recipe.step_end(step)
+            self._refused_steps[step.step % len(self._refused_steps)] = update.refused
+            self.next_step = step.step + 1
+            if tally is not None:
+                self.log(step, tally.read(denominators_K, self.ranks.sum_over_ranks), lr, update.grad_norm)
+            if self.next_step % self.config.validation.every == 0 or self.next_step == max_steps:
+                self.validate()
+            if self.stop_agreed():
+                self.checkpoints.save(self.state())
+                return False
+            if self.checkpoints.due(self.next_step, run.words_at(self.next_step)) or self.next_step == max_steps:
+                self.checkpoints.save(self.state())
+        return True
+
+    def steps(self) -> Iterator[Step]:
+        """The steps that are left."""
+        schedule = self.run.schedule
+        for index in range(self.next_step, schedule.max_steps):
+            yield self.recipe.begin(
+                Step(
+                    seed=self.config.seed,
+                    step=index,
+                    progress=index / schedule.max_steps,
+                    epoch=self.run.loader.epoch(index),
+                    rows=schedule.rows(index),
+                    first_row=schedule.first_row(index),
+                ),
+                self.device,
+            )
+
+    def agree(self, denominators_K: Tensor) -> Tensor:
+        """Sum the denominators over ranks, and with the same message whether any rank was asked to stop."""
+        stop = denominators_K.new_full((1,), float(self.stop.requested))
+        agreed = self.ranks.sum_over_ranks(torch.cat([denominators_K, stop]))
+        self._stop_agreed = HostCopy(agreed[-1:])
+        # A group without positions in this step has a sum of zero, whatever it is divided by.
+        return agreed[:-1].clamp(min=torch.finfo(torch.float32).tiny)
+
+    def stop_agreed(self) -> bool:
+        """Whether the ranks agreed to stop, at the beginning of this step; its answer has long arrived."""
+        return self._stop_agreed is not None and bool(self._stop_agreed.get() > 0)
+
+    def accumulate(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, AbstractContextManager[None]]]:
+        """Every micro-batch, with gradients reduced over ranks on the last one only."""
+        for i, micro_batch in enumerate(micro_batches):
+            last = i + 1 == len(micro_batches)
+            wait = isinstance(self.loss, DistributedDataParallel) and not last
+            yield micro_batch, self.loss.no_sync() if wait else nullcontext()  # type: ignore[operator]
+
+    def learning_rate(self, step: Step) -> float:
+        """The published curve, at this step."""
+        settings = self.config.optimizer
+        return settings.lr * learning_rate_factor(
+            step.step,
+            self.run.schedule.max_steps,
+            warmup=settings.warmup,
+            cooldown=settings.cooldown,
+            final=settings.final_factor,
+        )
+
+    def is_logged(self, step: int) -> bool:
+        """The first and last step, and every `logging.every`-th."""
+        done = step + 1
+        return step == 0 or done % self.config.logging.every == 0 or done == self.run.schedule.max_steps
+
+    def tally_if_logged(self, step: Step) -> StepTally | None:
+        """A tally for a step that will be logged; others are not counted at all."""
+        if not self.is_logged(step.step):
+            return None
+        return StepTally(self.recipe.components.objective.group_names, self.device, is_bound=self.recipe.is_bound)
+
+    def log(self, step: Step, measured: Row, lr: float, grad_norm: Tensor) -> None:
+        """Write one row; the only place in a step that waits for the device."""
+        loader, now = self.run.loader, time.monotonic()
+        before, tokens_before = self._clock
+        tokens = loader.tokens_seen(step.step)
+        self._clock = (now, tokens)
+        self.write(
+            {
+                "step": self.next_step,
+                "epoch": round(step.epoch, 6),
+                "words_seen": loader.words_seen(step.step),
+                "tokens_seen": tokens,
+                **measured,
+                "lr": lr,
+                "grad_norm": float(grad_norm),
+                "tokens_per_second": round((tokens - tokens_before) / max(now - before, 1e-9), 1),
+                **self.recipe.metrics(),
+            }
+        )
+        self.report_refused(step)
+
+    def report_refused(self, step: Step) -> None:
+        """Write down which updates were refused since the last logged step, and stop after too many in a row."""
+        size = len(self._refused_steps)
+        for place in self._refused_steps.nonzero().flatten().tolist():
+            index = step.step - (step.step - place) % size
+            rows = [self.run.schedule.first_row(index), self.run.schedule.first_row(index) + self.run.schedule.rows(index)]
+            self.write({"step": index + 1, "event": "refused_update", "first_row": rows[0], "end_row": rows[1]})
+        self._refused_steps.zero_()
+        in_a_row = int(self.run.optimizer.refused_in_a_row)
+        if in_a_row >= self.config.training.max_refused_updates:
+            raise NonFiniteTraining(
+                f"{in_a_row} updates in a row had a non-finite loss or gradient, the last at step {self.next_step};"
+                " they were not applied (metrics.jsonl lists them as refused_update).  Lower optimizer.lr or"
+                " optimizer.clip, or try training.precision=fp32; the newest checkpoint is from before or between them"
+            )
+
+    def validate(self) -> None:
+        """Evaluate the averaged weights on held-out text; leaves the training curve as it is."""
+        if self.run.validator is None:
+            return
+        started = time.monotonic()
+        with self.run.ema.swap():
+            progress = self.next_step / self.run.schedule.max_steps
+            measured = self.run.validator(progress, self.run.epoch_at(self.next_step))
+            if self.run.minimal_pairs is not None and progress in (0, 1):
+                measured["valid/minimal_pairs"] = self.run.minimal_pairs()
+        words = self.run.words_at(self.next_step)
+        self.write({"step": self.next_step, "words_seen": words, **measured})
+        # Time spent here does not count as training time.
+        self._clock = (self._clock[0] + time.monotonic() - started, self._clock[1])
+
+    def write(self, row: Row) -> None:
+        """Send a row to every sink; other ranks than the first have none."""
+        for sink in self.sinks:
+            sink.write(row)
+
+    def state(self) -> TrainingState:
+        """Everything a later process needs to go on as if nothing had happened."""
+        run = self.run
+        return TrainingState(
+            step=self.next_step,
+            words_seen=run.words_at(self.next_step),
+            model=run.loss.model.state_dict(),
+            ema=run.ema.state_dict(),
+            optimizer=run.optimizer.state_dict(),
+            components=self.recipe.state_dict(),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Continue from a checkpoint."""
+        run = self.run
+        run.loss.model.load_state_dict(state.model)
+        run.ema.load_state_dict(state.ema)
+        run.optimizer.load_state_dict(state.optimizer)
+        self.recipe.load_state_dict(state.components)
+        self.next_step = state.step
