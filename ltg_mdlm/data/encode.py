@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from ltg_mdlm.data.tokenizer import Tokenizer
 
 _CACHED_UNITS = 1 << 17
 _CODE = np.dtype(np.uint32)  # 2 * id + (a word begins here)
+_PLAIN = re.compile(r"[\t-\r -~]*")  # what NFKC keeps, and white space to Python exactly if to the tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class Encoder:
 
     def _encode_piece(self, text: str) -> bytes:
         if not self._by_units:
-            return self._encode_anew([text])[0]
+            return self._encode_each([text])[0]
         words = split_words(text)
         if len(self._codes) > _CACHED_UNITS:
             self._codes.clear()
@@ -78,38 +79,56 @@ class Encoder:
         units = join_unsafe(words)
         rare = [unit for unit in units if not is_unit(unit)]
         self._remember(set(units).difference(self._codes, rare))
-        codes = dict(zip(rare, self._encode_anew(rare), strict=True))
+        codes = dict(zip(rare, self._encode_each(rare), strict=True))
         return b"".join(codes.get(unit) or self._codes[unit] for unit in units)
 
     def _remember(self, units: Iterable[str]) -> None:
-        units = list(units)
-        self._codes.update(zip(units, self._encode_anew(units), strict=True))
+        plain, other = [], []
+        for unit in units:
+            (plain if _PLAIN.fullmatch(unit) else other).append(unit)
+        self._codes.update(zip(plain, self._encode_joined(plain), strict=True))
+        self._codes.update(zip(other, self._encode_each(other), strict=True))
 
-    def _encode_anew(self, texts: Sequence[str]) -> list[bytes]:
-        """The codes of each text, from the tokenizer itself."""
-        if not texts:
-            return []
+    def _encode_joined(self, units: Sequence[str]) -> list[bytes]:
+        """The codes of plain units, tokenised as one text: several times faster than one by one.
+
+        Normalisation keeps plain characters, so a unit's tokens are the bytes of a space and the unit.
+        """
+        text = " ".join(units).replace("\n ", "\n")
+        id_N = np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int64)
+        end_N = np.cumsum(self._text.length_V[id_N])
+        end_P = np.searchsorted(end_N, np.cumsum([1 + len(unit) for unit in units], dtype=np.int64)) + 1
+        return self._codes_of(id_N, end_P)
+
+    def _encode_each(self, texts: Sequence[str]) -> list[bytes]:
+        """The codes of any texts, tokenised one by one."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = [self._without_last_blank(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
-        end_P = np.cumsum([len(piece) for piece in ids])
-        id_N = np.fromiter(chain.from_iterable(ids), np.int64, count=int(end_P[-1]))
-        first_N = np.zeros(len(id_N), bool)
-        first_N[0] = True
-        first_N[end_P[:-1]] = True
-        word_start_N = self._text.word_starts(id_N, first_N)
-        pieces = zip(texts, np.split(id_N, end_P[:-1]), np.split(word_start_N, end_P[:-1]), strict=True)
-        return [self._code(text, id_n, word_start_n) for text, id_n, word_start_n in pieces]
+        id_N = np.fromiter(chain.from_iterable(ids), np.int64)
+        codes = self._codes_of(id_N, np.cumsum([len(piece) for piece in ids], dtype=np.int64))
+        return [self._checked(text, code) for text, code in zip(texts, codes, strict=True)]
 
     def _without_last_blank(self, text: str, ids: list[int]) -> list[int]:
         """A unit that ends a line: the blank that the normaliser puts behind it belongs to the next unit."""
         return ids[:-1] if self._by_units and text.endswith("\n") else ids
 
-    def _code(self, text: str, id_N: NDArray[np.int64], word_start_N: NDArray[np.bool_]) -> bytes:
-        words = len(text.split())
-        if np.count_nonzero(word_start_N) != words:  # normalisation changed white space, as in "don´t" -> "don ́t"
-            ends = [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
-            word_start_N = word_starts_by_offsets(text, np.array(ends[: len(id_N)]))
-        return bytes(((id_N << 1) | word_start_N).astype(_CODE).tobytes())
+    def _codes_of(self, id_N: NDArray[np.int64], end_P: NDArray[np.int64]) -> list[bytes]:
+        """Cut tokens into pieces that end at `end_P`, each the beginning of a word or text."""
+        first_N = np.zeros(len(id_N) + 1, bool)
+        first_N[0] = True
+        first_N[end_P] = True
+        word_start_N = self._text.word_starts(id_N, first_N[:-1])
+        code = ((id_N << 1) | word_start_N).astype(_CODE).tobytes()
+        bounds = [0, *(end_P * _CODE.itemsize).tolist()]
+        return [code[start:end] for start, end in pairwise(bounds)]
+
+    def _checked(self, text: str, code: bytes) -> bytes:
+        """Mark words by the tokens' offsets where normalisation changed white space, as in "don´t" -> "don ́t"."""
+        code_N = np.frombuffer(code, _CODE)
+        if np.count_nonzero(code_N & 1) == len(text.split()):
+            return code
+        ends = [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
+        return (code_N & ~_CODE.type(1) | word_starts_by_offsets(text, np.array(ends[: len(code_N)]))).tobytes()
 
 
 def word_starts_by_offsets(text: str, end_N: NDArray[np.int64]) -> NDArray[np.bool_]:

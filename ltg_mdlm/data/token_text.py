@@ -36,6 +36,8 @@ class TokenText:
 
     bytes_V: tuple[bytes, ...]
     """The text that a token stands for; empty for special tokens."""
+    length_V: NDArray[np.int64]
+    """Bytes of each."""
     opens_word_V: NDArray[np.bool_]
     """A word begins inside the token, behind white space that belongs to the token."""
     starts_solid_V: NDArray[np.bool_]
@@ -54,6 +56,7 @@ class TokenText:
         bytes_V = (b"",) * NUM_SPECIAL + tuple(plain)
         return cls(
             bytes_V=bytes_V,
+            length_V=np.array([len(text) for text in bytes_V]),
             opens_word_V=np.array([bool(_WORD_INSIDE.search(text)) for text in bytes_V]),
             starts_solid_V=np.array([text[:1] not in _BLANK_BYTES for text in bytes_V]),
             ends_blank_V=np.array([text[-1:] in _BLANK_BYTES for text in bytes_V]),
@@ -66,9 +69,8 @@ class TokenText:
 
     def text_bytes(self, ids_N: NDArray[np.integer], first_N: NDArray[np.bool_]) -> int:
         """UTF-8 bytes of the decoded text: without the blanks that the normaliser put before texts and behind newlines."""
-        length_V = np.array([len(text) for text in self.bytes_V])
         starts_blank_V = np.array([text.startswith(b" ") for text in self.bytes_V])
         ends_line_V = np.array([text.endswith(b"\n") for text in self.bytes_V])
         broken_V = np.array([text.count(b"\n ") for text in self.bytes_V])
         added_N = starts_blank_V[ids_N] & (first_N | np.roll(ends_line_V[ids_N], 1))
-        return int(length_V[ids_N].sum() - broken_V[ids_N].sum() - np.count_nonzero(added_N))
+        return int(self.length_V[ids_N].sum() - broken_V[ids_N].sum() - np.count_nonzero(added_N))
