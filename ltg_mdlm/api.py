@@ -47,6 +47,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "labels_for",
+    "realised_rate",
 ]
 
 API_VERSION = 1
@@ -147,8 +148,12 @@ class Step:
     """bool[R]: rows of the global batch that are trained causally; None when there are none."""
 
     def uniform(self, batch: Batch, stream: str, cols: int = 1) -> Tensor:
-        """float32[B, cols] in [0, 1): a hash of (seed, step, stream, global row, column); see `ltg_mdlm.random`."""
+        """float32[B, cols] in (0, 1): a hash of (seed, step, stream, global row, column); see `ltg_mdlm.random`."""
         return uniform(stream_key(self.seed, self.step, stream), batch.row_B, cols)
+
+    def permutation(self, stream: str, device: torch.device) -> Tensor:
+        """int64[R]: the place of every row of the global batch in a random order of (seed, step, stream)."""
+        return permutation(stream_key(self.seed, self.step, stream, "places"), self.rows, device)
 
     def stratified(self, batch: Batch, stream: str) -> Tensor:
         """float64[B] in (0, 1): one draw in each of n equal cells, n the masked rows of the *global* batch.
@@ -163,7 +168,7 @@ class Step:
 
     def _cells(self, stream: str, device: torch.device) -> tuple[Tensor, Tensor | int]:
         """int64[R] cell of every row (causal rows are dealt the cells behind the last one), and the number of cells."""
-        place_R = permutation(stream_key(self.seed, self.step, stream, "cells"), self.rows, device)
+        place_R = self.permutation(stream, device)
         if self.causal_R is None:
             return place_R, self.rows
         key_R = place_R + self.causal_R * self.rows
@@ -277,8 +282,8 @@ class RowMode(Component, ABC):
 class NoiseSchedule(Component, ABC):
     """The distribution of mask rates, as an increasing map of t in (0, 1) to gamma in (0, 1]."""
 
-    full_support: ClassVar[bool] = True
-    """Every mask rate in (0, 1) has positive density; only then can p = 1 be a likelihood bound."""
+    full_support: bool = True
+    """Every mask rate in (0, 1) is drawn, and often enough that training averages see it; only then is p = 1 a bound."""
 
     @abstractmethod
     def rate(self, t: Tensor, progress: float) -> Tensor:
@@ -291,6 +296,14 @@ class NoiseSchedule(Component, ABC):
     def density(self, rate: Tensor, progress: float) -> Tensor | None:
         """float64 density of mask rates q(gamma) = 1 / slope, or None when it has no closed form."""
         return None
+
+    def log_importance(self, rate: Tensor, power: float, progress: float) -> Tensor | None:
+        """float64 log of q(gamma) E[slope^power | gamma]: how much rows of that rate count when weighted with slope^power.
+
+        A schedule whose densities underflow, or whose slope is not 1 / q, overrides this.
+        """
+        density = self.density(rate, progress)
+        return None if density is None else (1 - power) * density.log()
 
     def sample(self, batch: Batch, step: Step) -> Noise:
         """Draw t stratified over the masked rows of the global batch."""

@@ -41,8 +41,12 @@ def hash_bits(key: tuple[int, int], row_B: Tensor, cols: int) -> Tensor:
 
 
 def uniform(key: tuple[int, int], row_B: Tensor, cols: int) -> Tensor:
-    """float32[B, cols] in [0, 1), a multiple of 2^-24, so that the comparison `u < p` is exact."""
-    return (hash_bits(key, row_B, cols) >> 8).to(torch.float32) * 2.0**-24
+    """float32[B, cols] in the open interval (0, 1): odd multiples of 2^-24, which float32 holds exactly.
+
+    Never 0, so that with `u < p` a probability far below 2^-24 masks nothing; a token masked at such a rate would weigh
+    1 / p and swamp its batch.
+    """
+    return ((hash_bits(key, row_B, cols) >> 8) | 1).to(torch.float32) * 2.0**-24
 
 
 def uniform_open(key: tuple[int, int], row_B: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""Time conditionings: what the model is told about a row's noise level."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.api import Corrupted, Noise, TimeConditioning
+
+RateSource = Literal["expected", "realised", "realised_all_positions"]
+
+
+def told_rate(corrupted: Corrupted, noise: Noise, source: RateSource) -> Tensor:
+    """float32[B]: a row's gamma, its masked share of maskable tokens, or of all positions, padding included."""
+    if source == "expected":
+        return noise.rate_B.float()
+    if source == "realised":
+        return corrupted.realised_rate_B
+    return corrupted.masked_BT.float().mean(1)
+
+
+class MaskRate(TimeConditioning):
+    """gamma itself, as in frequency-informed masked diffusion (arXiv 2509.05056)."""
+
+    def __init__(self, source: RateSource = "expected") -> None:
+        self._source: RateSource = source
+
+    def value(self, corrupted: Corrupted, noise: Noise) -> Tensor:
+        value_B = self.value_for_rate(told_rate(corrupted, noise, self._source))
+        return value_B.masked_fill(corrupted.causal_B, 0)
+
+    def value_for_rate(self, rate_B: Tensor) -> Tensor:
+        return rate_B.float()
+
+
+class Sigma(MaskRate):
+    """sigma = -log(1 - gamma), as in MDLM (arXiv 2406.07524), which keeps gamma below 0.999 to keep sigma finite."""
+
+    LARGEST_RATE: ClassVar[float] = 0.999
+
+    def value_for_rate(self, rate_B: Tensor) -> Tensor:
+        return -torch.log1p(-self.LARGEST_RATE * rate_B.float())
+
+
+class NoConditioning(TimeConditioning):
+    """The model is told nothing, and has no parameters for it."""
+
+    active = False
+
+    def value(self, corrupted: Corrupted, noise: Noise) -> None:
+        return None
+
+    def value_for_rate(self, rate_B: Tensor) -> None:
+        return None

@@ -1,0 +1,136 @@
+"""Masked diffusion with frequency-informed masking (Kosmopoulou et al. 2025, arXiv 2509.05056): fills masking.
+
+With `weighting: exact` it also fills the objective, with the only weighting of this masking that bounds the likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import model_validator
+from torch import Tensor
+
+from ltg_mdlm.api import (
+    CorpusStatistics,
+    Field,
+    MaskingStrategy,
+    Plugin,
+    PluginOptions,
+    RunContext,
+    UserError,
+    hookimpl,
+)
+from ltg_mdlm_plugins.frequency_masking import (
+    CorpusFrequencyMasking,
+    Exponent,
+    RowFrequencyMasking,
+    RowMinimum,
+    Weighting,
+)
+from ltg_mdlm_plugins.objectives import StateDependentBound
+from ltg_mdlm_plugins.rarity import inverse_rarity, rank_rarity
+
+if TYPE_CHECKING:
+    from ltg_mdlm.config import RunConfig
+
+
+class Options(PluginOptions):
+    """Masking weights, their curriculum, and how masked tokens are weighted in the loss."""
+
+    power: float = Field(0.02, ge=0, description="softening exponent; 0 is uniform masking")
+    curriculum: Literal["linear", "epochs", "none"] = Field(
+        "linear", description="growth of the exponent from 0: with every step, or once per epoch (published)"
+    )
+    curriculum_until: float = Field(
+        1.0, gt=0, le=1, description="linear: share of training after which the exponent is reached"
+    )
+    curriculum_epochs: int = Field(10, ge=2, description="epochs: the exponent is reached in this epoch")
+    weights: Literal["rank", "inverse", "exponential"] = Field(
+        "rank", description="rarity of a token type: frequency rank, 1 / frequency, or 1 / frequency^frequency_scale"
+    )
+    frequency_scale: float = Field(1.0, gt=0, description="exponential: the exponent; at 1 it equals inverse")
+    row_min: RowMinimum = Field(
+        "virtual",
+        description="what min-max scaling subtracts: 0, or the smallest rarity in the row (published), whose tokens are"
+        " then hardly ever masked",
+    )
+    statistics: Literal["maskable", "all_positions", "corpus"] = Field(
+        "maskable",
+        description="where range and mean of the weights come from: maskable tokens of the row, all its positions"
+        " (published), or the corpus",
+    )
+    weighting: Weighting = Field(
+        "row",
+        description="row: 1 / mask rate (published); token: each token's hazard; exact: hazard and compensator,"
+        " a likelihood bound",
+    )
+
+    @model_validator(mode="after")
+    def _exact_needs_types(self) -> Options:
+        if self.weighting == "exact" and self.statistics != "corpus":
+            raise ValueError("weighting: exact needs statistics: corpus, so that masking depends on types alone")
+        if self.weighting == "exact" and self.row_min != "virtual":
+            raise ValueError("weighting: exact needs row_min: virtual, so that every token type can be masked")
+        return self
+
+
+class FreqMDLM(Plugin[Options]):
+    """Frequency-informed masked diffusion."""
+
+    options_model = Options
+    rarity_V: Tensor
+    share_V: Tensor
+
+    @hookimpl
+    def ltg_mdlm_check_config(self, config: RunConfig) -> list[str]:
+        """The bound has derivative power 1.  Raises UserError if another is set."""
+        options, warnings = self.options, []
+        power = config.plugins.get("uniform_mdlm", {}).get("derivative_power", 1.0)
+        if options.weighting == "exact" and power != 1:
+            raise UserError(
+                f"plugins.uniform_mdlm.derivative_power is {power}, but plugins.freq_mdlm.weighting: exact is the"
+                " likelihood bound, which has derivative power 1\n  remove one of the two settings"
+            )
+        epochs = config.training.epochs
+        if options.curriculum == "epochs" and epochs is not None and epochs != options.curriculum_epochs:
+            warnings.append(f"curriculum_epochs is {options.curriculum_epochs}, but training lasts {epochs:g} epochs")
+        return warnings
+
+    @hookimpl
+    def ltg_mdlm_corpus_statistics(self, stats: CorpusStatistics, ctx: RunContext) -> None:
+        count_V = stats.token_count_V.to(ctx.device)
+        special_V = ctx.special_V.to(ctx.device)
+        self.share_V = count_V.double() / count_V.sum().clamp(min=1)
+        if self.options.weights == "rank":
+            self.rarity_V = rank_rarity(count_V, special_V)
+        else:
+            scale = self.options.frequency_scale if self.options.weights == "exponential" else 1.0
+            self.rarity_V = inverse_rarity(count_V, special_V, scale)
+
+    @hookimpl
+    def ltg_mdlm_masking(self, ctx: RunContext) -> MaskingStrategy:
+        options = self.options
+        exponent = Exponent(
+            options.power, options.curriculum, options.curriculum_until, options.curriculum_epochs, ctx.max_steps
+        )
+        if options.statistics == "corpus":
+            return CorpusFrequencyMasking(
+                ctx.mask_id,
+                self.rarity_V,
+                self.share_V,
+                exponent,
+                minimum=options.row_min,
+                weighting=options.weighting,
+            )
+        return RowFrequencyMasking(
+            ctx.mask_id,
+            self.rarity_V,
+            exponent,
+            minimum=options.row_min,
+            all_positions=options.statistics == "all_positions",
+            weighting=options.weighting,
+        )
+
+    @hookimpl
+    def ltg_mdlm_objective(self) -> StateDependentBound | None:
+        return StateDependentBound() if self.options.weighting == "exact" else None

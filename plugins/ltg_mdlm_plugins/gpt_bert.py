@@ -1,0 +1,153 @@
+"""The GPT-BERT hybrid (Charpentier and Samuel 2024, arXiv 2410.24159): masked and causal rows in every global batch.
+
+Fills row mode, schedule, masking, objective, and conditioning (with none).
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ltg_mdlm.api import (
+    IGNORE,
+    Batch,
+    Corrupted,
+    Field,
+    MaskingStrategy,
+    NoiseSchedule,
+    Objective,
+    Plugin,
+    PluginOptions,
+    RowMode,
+    RunContext,
+    Step,
+    Supervised,
+    TimeConditioning,
+    hookimpl,
+)
+from ltg_mdlm_plugins.conditioning import NoConditioning
+from ltg_mdlm_plugins.spans import MaskHistory, SpanMasking
+
+
+class Options(PluginOptions):
+    """The published recipe, 15/16 of the rows masked."""
+
+    causal_share: float = Field(0.0625, ge=0, le=1, description="share of rows that are trained causally")
+    causal_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="weight of the causal mean in the loss, the masked one weighs the rest; null: causal_share",
+    )
+    mask_rate_start: float = Field(0.3, gt=0, le=1, description="mask rate at the start of training")
+    mask_rate_end: float = Field(0.15, gt=0, le=1, description="mask rate at the end; linear in between")
+    max_span: int = Field(3, ge=1, description="longest span; lengths are uniform over 1 .. max_span")
+    random_share: float = Field(0.1, ge=0, le=1, description="share of chosen spans that show random tokens")
+    keep_share: float = Field(0.1, ge=0, le=1, description="share of chosen spans that show their own tokens")
+    balance: bool = Field(
+        True, description="prefer tokens masked less often before; one byte per corpus token on every device"
+    )
+    z_loss: float = Field(1e-4, ge=0, description="weight of the squared log-normaliser")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Options:
+        if self.random_share + self.keep_share > 1:
+            raise ValueError("random_share and keep_share add up to more than 1")
+        return self
+
+
+def causal_rows(causal_share: float, first_row: int, rows: int) -> int:
+    """Causal rows of a step, such that any number of steps together has exactly floor(share * rows so far) of them."""
+    share = Fraction(str(causal_share))
+    return math.floor(share * (first_row + rows)) - math.floor(share * first_row)
+
+
+class CausalShare(RowMode):
+    """A fixed share of causal rows, dealt by a permutation of (seed, step)."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def causal(self, step: Step, device: torch.device) -> Tensor | None:
+        count = causal_rows(self._share, step.first_row, step.rows)
+        if count == 0:
+            return None
+        return step.permutation("row_mode", device) < count
+
+
+class DecliningRate(NoiseSchedule):
+    """One mask rate for all rows, linear in progress."""
+
+    full_support = False
+
+    def __init__(self, start: float, end: float) -> None:
+        self._start, self._end = start, end
+
+    def rate(self, t: Tensor, progress: float) -> Tensor:
+        return torch.full_like(t, self._start + (self._end - self._start) * progress)
+
+    def slope(self, t: Tensor, progress: float) -> Tensor:
+        """1: a single rate has no density whose inverse this could be, and leaves row weights to the rate alone."""
+        return torch.ones_like(t)
+
+
+class HybridObjective(Objective):
+    """(1 - c) x mean cross-entropy of masked tokens + c x mean cross-entropy of causal rows, and z-loss alike.
+
+    Both means are over the global batch; a plain sum over tokens would give causal rows, which predict every token,
+    several times their share.
+    """
+
+    group_names = ("masked", "causal")
+
+    def __init__(self, causal_weight: float, z_loss: float) -> None:
+        self._causal_weight, self._z_loss = causal_weight, z_loss
+
+    def group(self, supervised: Supervised) -> Tensor:
+        return supervised.causal_N.long()
+
+    def denominators(self, batch: Batch, corrupted: Corrupted) -> Tensor:
+        supervised_B = (corrupted.labels_BT != IGNORE).sum(1)
+        causal = (supervised_B * corrupted.causal_B).sum()
+        return torch.stack([supervised_B.sum() - causal, causal]).float()
+
+    def weights(self, supervised: Supervised, step: Step) -> tuple[Tensor, Tensor | None]:
+        weight_N = torch.where(supervised.causal_N, self._causal_weight, 1 - self._causal_weight)
+        return weight_N, self._z_loss * weight_N if self._z_loss else None
+
+
+class GPTBert(Plugin[Options]):
+    """GPT-BERT: spans, next-token prediction in both modes, no time conditioning."""
+
+    options_model = Options
+
+    @hookimpl
+    def ltg_mdlm_row_mode(self) -> RowMode:
+        return CausalShare(self.options.causal_share)
+
+    @hookimpl
+    def ltg_mdlm_noise_schedule(self) -> NoiseSchedule:
+        return DecliningRate(self.options.mask_rate_start, self.options.mask_rate_end)
+
+    @hookimpl
+    def ltg_mdlm_masking(self, ctx: RunContext) -> MaskingStrategy:
+        return SpanMasking(
+            ctx,
+            max_span=self.options.max_span,
+            random_share=self.options.random_share,
+            keep_share=self.options.keep_share,
+            history=MaskHistory(ctx) if self.options.balance else None,
+        )
+
+    @hookimpl
+    def ltg_mdlm_objective(self) -> Objective:
+        weight = self.options.causal_weight
+        return HybridObjective(self.options.causal_share if weight is None else weight, self.options.z_loss)
+
+    @hookimpl
+    def ltg_mdlm_time_conditioning(self) -> TimeConditioning:
+        return NoConditioning()

@@ -1,0 +1,179 @@
+"""Span masking as in GPT-BERT (arXiv 2410.24159): a fixed share of every document, in spans of a few tokens.
+
+Shapes: B rows, T tokens per row, R rows of the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.api import (
+    Batch,
+    Component,
+    Corrupted,
+    MaskingStrategy,
+    Noise,
+    Observation,
+    RunContext,
+    Step,
+    labels_for,
+    realised_rate,
+)
+
+
+def span_of(batch: Batch, step: Step, max_span: int) -> Tensor:
+    """int64[B, T]: the column in which each token's span begins; lengths are uniform over 1 .. max_span.
+
+    Spans begin anew in every stretch of maskable tokens of one document.  The stretches of a row share one sequence of
+    lengths, counted from their own beginnings.
+    """
+    rows, columns = batch.ids_BT.shape
+    length_BT = (step.uniform(batch, "span length", columns) * max_span).long() + 1
+    first_BT = length_BT.cumsum(1) - length_BT
+    begins_BT = torch.zeros(rows, columns + 1, dtype=torch.bool, device=first_BT.device)
+    begins_BT.scatter_(1, first_BT.clamp(max=columns), True)
+    column_BT = torch.arange(columns, device=first_BT.device).expand(rows, columns)
+    stretch_BT = torch.where(batch.maskable_BT, batch.document_BT, -1)
+    new_BT = torch.ones_like(batch.maskable_BT)
+    new_BT[:, 1:] = stretch_BT[:, 1:] != stretch_BT[:, :-1]
+    origin_BT = torch.where(new_BT, column_BT, 0).cummax(1).values
+    return torch.where(begins_BT.gather(1, column_BT - origin_BT), column_BT, 0).cummax(1).values
+
+
+def quota(tokens: Tensor, rate: Tensor, u: Tensor) -> Tensor:
+    """int64: how many of a document's tokens to mask: rate * tokens, rounded up or down at random, at least one."""
+    return (rate * tokens + u).floor().long().clamp(min=1)
+
+
+def first_of_each_document(batch: Batch, key_BT: Tensor, quota_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """bool[B, T]: the maskable tokens with the smallest keys of every document; equal keys go from left to right.
+
+    `quota_of` maps int64[B, T] tokens per document to how many are chosen.
+    """
+    rows, columns = key_BT.shape
+    # Everything that cannot be chosen goes to one last document of its own.
+    document_BT = torch.where(batch.maskable_BT, batch.document_BT.long(), columns)
+    by_key_BT = key_BT.argsort(dim=1, stable=True)
+    by_document_BT = document_BT.gather(1, by_key_BT).argsort(dim=1, stable=True)
+    order_BT = by_key_BT.gather(1, by_document_BT)
+    tokens_BD = torch.zeros(rows, columns + 1, dtype=torch.int64, device=key_BT.device)
+    tokens_BD.scatter_add_(1, document_BT, torch.ones_like(document_BT))
+    chosen_BD = quota_of(tokens_BD[:, :columns])
+    place_BT = torch.empty_like(order_BT)
+    place_BT.scatter_(1, order_BT, torch.arange(columns, device=key_BT.device).expand(rows, columns))
+    before_BD = tokens_BD.cumsum(1) - tokens_BD
+    place_BT = place_BT - before_BD.gather(1, document_BT)
+    return batch.maskable_BT & (place_BT < chosen_BD.gather(1, document_BT.clamp(max=columns - 1)))
+
+
+class MaskHistory(Component):
+    """How often every token of the corpus was masked so far: one byte per token, the same on every rank."""
+
+    def __init__(self, ctx: RunContext) -> None:
+        # The last element stands for tokens without a place in the corpus; index -1 finds it.
+        self._count = torch.zeros(ctx.num_positions + 1, dtype=torch.uint8, device=ctx.device)
+        self._sum_over_ranks = ctx.sum_over_ranks
+        self._masked_RT: Tensor | None = None
+
+    def count(self, batch: Batch) -> Tensor:
+        """uint8[B, T]; 0 for tokens without a place in the corpus."""
+        return self._count[batch.position_BT]
+
+    def observe(self, observation: Observation) -> None:
+        """Note which corpus tokens of the global batch were masked."""
+        batch, supervised = observation.batch, observation.supervised
+        if self._masked_RT is None:
+            shape = (observation.step.rows, batch.ids_BT.shape[1])
+            self._masked_RT = torch.zeros(shape, dtype=torch.int64, device=batch.ids_BT.device)
+        position_N = batch.position_BT[supervised.row_N, supervised.column_N + 1]
+        # Shifted by one, so that 0 means not masked, and a sum over ranks puts the batch together.
+        self._masked_RT[batch.row_B[supervised.row_N], supervised.column_N] = (position_N + 1) * supervised.masked_N
+
+    def step_end(self, step: Step) -> None:
+        """Count the masked tokens of all ranks."""
+        if self._masked_RT is None:
+            return
+        position = (self._sum_over_ranks(self._masked_RT) - 1).flatten()
+        self._count[position] = (self._count[position].short() + 1).clamp(max=255).to(torch.uint8)
+        self._count[-1] = 0
+        self._masked_RT = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mask_count": self._count}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._count.copy_(state["mask_count"])
+
+
+class SpanMasking(MaskingStrategy):
+    """Mask a share gamma of every document's tokens in short spans, each predicted one position earlier (MNTP).
+
+    Some of the chosen spans show random tokens or themselves.  With a history, tokens masked less often go first.
+    """
+
+    keeps_rate = False  # at least one token of every document
+    predicts = "next"
+
+    def __init__(
+        self, ctx: RunContext, *, max_span: int, random_share: float, keep_share: float, history: MaskHistory | None
+    ) -> None:
+        super().__init__(ctx.mask_id)
+        self._ordinary = (~ctx.special_V).nonzero().flatten().to(ctx.device)
+        self._max_span, self._random_share, self._keep_share = max_span, random_share, keep_share
+        self._history = history
+
+    def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
+        """float32[B, T]: expected share of masked tokens in a token's document; the history decides between them."""
+        columns = batch.ids_BT.shape[1]
+        document_BT = batch.document_BT.long().clamp(min=0)
+        tokens_BT = torch.zeros_like(document_BT).scatter_add_(1, document_BT, batch.maskable_BT.long())
+        tokens_BT = tokens_BT.gather(1, document_BT).clamp(1, columns)
+        return torch.maximum(noise.rate_B.unsqueeze(1), 1 / tokens_BT).float()
+
+    def corrupt(self, batch: Batch, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
+        span_BT = span_of(batch, step, self._max_span)
+        masked_BT = self.chosen(batch, span_BT, noise, step) & ~causal_B.unsqueeze(1)
+        return Corrupted(
+            input_BT=torch.where(masked_BT, self.replacement(batch, span_BT, step), batch.ids_BT),
+            labels_BT=labels_for(batch, masked_BT, causal_B, self.predicts),
+            masked_BT=masked_BT,
+            realised_rate_B=realised_rate(batch, masked_BT),
+            causal_B=causal_B,
+        )
+
+    def chosen(self, batch: Batch, span_BT: Tensor, noise: Noise, step: Step) -> Tensor:
+        """bool[B, T]: spans in random order up to the quota; every earlier masking of a token is a factor of e."""
+        columns = batch.ids_BT.shape[1]
+        # In float64, so that different draws never become equal keys.
+        key_BT = step.uniform(batch, "span order", columns).gather(1, span_BT).double().log()
+        if self._history is not None:
+            key_BT = key_BT + self._history.count(batch)
+        rounding_BT = step.uniform(batch, "quota", columns)
+        rate_B1 = noise.rate_B.unsqueeze(1)
+        return first_of_each_document(batch, key_BT, lambda tokens_BT: quota(tokens_BT, rate_B1, rounding_BT))
+
+    def replacement(self, batch: Batch, span_BT: Tensor, step: Step) -> Tensor:
+        """int64[B, T]: what a token shows if it is chosen, decided per span: a random token, itself, or `<mask>`."""
+        columns = batch.ids_BT.shape[1]
+        fate_BT = step.uniform(batch, "span fate", columns).gather(1, span_BT)
+        draw_BT = (step.uniform(batch, "random token", columns).double() * len(self._ordinary)).long()
+        shown_BT = torch.where(fate_BT < self._random_share, self._ordinary[draw_BT], batch.ids_BT)
+        return torch.where(fate_BT < self._random_share + self._keep_share, shown_BT, self.mask_id)
+
+    def observe(self, observation: Observation) -> None:
+        if self._history is not None:
+            self._history.observe(observation)
+
+    def step_end(self, step: Step) -> None:
+        if self._history is not None:
+            self._history.step_end(step)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self._history is None else self._history.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self._history is not None:
+            self._history.load_state_dict(state)

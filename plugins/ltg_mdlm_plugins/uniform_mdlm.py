@@ -1,0 +1,151 @@
+"""Masked diffusion with uniform masking (MDLM, Sahoo et al. 2024, arXiv 2406.07524): fills every slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.api import (
+    Batch,
+    Field,
+    MaskingStrategy,
+    Noise,
+    NoiseSchedule,
+    Plugin,
+    PluginOptions,
+    RowMode,
+    RunContext,
+    Step,
+    TimeConditioning,
+    hookimpl,
+)
+from ltg_mdlm_plugins.conditioning import MaskRate, NoConditioning, RateSource, Sigma
+from ltg_mdlm_plugins.objectives import DiffusionObjective
+from ltg_mdlm_plugins.schedules import (
+    BimodalGaussian,
+    Cosine,
+    CosineSquared,
+    Derivative,
+    Gaussian,
+    Linear,
+    Modes,
+    Tails,
+)
+
+if TYPE_CHECKING:
+    from ltg_mdlm.config import RunConfig
+
+ScheduleName = Literal["linear", "cosine", "cosine_squared", "gaussian", "bimodal_gaussian"]
+
+
+class Options(PluginOptions):
+    """Schedule, weighting and conditioning; defaults are those of the published runs."""
+
+    schedule: ScheduleName = Field("cosine", description="distribution of mask rates over rows")
+    derivative_power: float = Field(
+        1.0, ge=0, description="exponent of |d gamma / dt| in the row weight; only 1 gives a likelihood bound"
+    )
+    conditioning: Literal["mask_rate", "sigma", "none"] = Field(
+        "mask_rate", description="what the model is told of the noise level; none: a model without AdaLN"
+    )
+    conditioning_rate: RateSource = Field(
+        "expected",
+        description="rate behind the conditioning: as drawn, as realised over maskable tokens, or over all positions",
+    )
+    gaussian_mean: float = Field(0.2, ge=0, le=1, description="gaussian: mean mask rate before truncation")
+    gaussian_std: float = Field(0.12, ge=1e-3, le=10, description="gaussian: standard deviation before truncation")
+    tails: Tails = Field(
+        "truncate", description="gaussian, bimodal_gaussian: cut draws outside (0, 1), or clamp them (published)"
+    )
+    derivative: Derivative = Field(
+        "component", description="bimodal_gaussian: slope of the drawn mode's quantile (published), or of the mixture's"
+    )
+    left_weight: float = Field(0.6, gt=0, lt=1, description="bimodal_gaussian: share of rows in the left mode")
+    left_mean: float = Field(0.12, ge=0, le=1, description="bimodal_gaussian: mean of the left mode")
+    left_std: float = Field(0.02, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the left mode")
+    right_start: float = Field(0.4, ge=0, le=1, description="bimodal_gaussian: mean of the right mode at the start")
+    right_end: float = Field(0.85, ge=0, le=1, description="bimodal_gaussian: mean that the right mode approaches")
+    right_growth: float = Field(1.0, ge=0, description="bimodal_gaussian: exponential rate of the approach")
+    right_std: float = Field(0.08, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the right mode")
+
+    def modes(self) -> Modes:
+        """The two modes of the bimodal schedule."""
+        return Modes(
+            left_weight=self.left_weight,
+            left_mean=self.left_mean,
+            left_std=self.left_std,
+            right_start=self.right_start,
+            right_end=self.right_end,
+            right_growth=self.right_growth,
+            right_std=self.right_std,
+        )
+
+
+SCHEDULES: dict[ScheduleName, Callable[[Options], NoiseSchedule]] = {
+    "linear": lambda options: Linear(),
+    "cosine": lambda options: Cosine(),
+    "cosine_squared": lambda options: CosineSquared(),
+    "gaussian": lambda options: Gaussian(options.gaussian_mean, options.gaussian_std, options.tails),
+    "bimodal_gaussian": lambda options: BimodalGaussian(options.modes(), options.tails, options.derivative),
+}
+
+
+def options_without_effect(options: Options) -> list[str]:
+    """Names of options that were changed but do not belong to the chosen schedule."""
+    bimodal = {"derivative", *Modes.__dataclass_fields__}
+    gaussian = {"gaussian_mean", "gaussian_std"}
+    used = {"gaussian": gaussian | {"tails"}, "bimodal_gaussian": bimodal | {"tails"}}.get(options.schedule, set())
+    changed = {name for name, field in Options.model_fields.items() if getattr(options, name) != field.default}
+    return sorted(changed & (bimodal | gaussian | {"tails"}) - used)
+
+
+class NoCausalRows(RowMode):
+    """Every row is masked."""
+
+    def causal(self, step: Step, device: torch.device) -> None:
+        return None
+
+
+class UniformMasking(MaskingStrategy):
+    """Every maskable token is masked with probability gamma, independently."""
+
+    kind = "uniform"
+
+    def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
+        return noise.rate_B.float().unsqueeze(1).expand(batch.ids_BT.shape)
+
+
+class UniformMDLM(Plugin[Options]):
+    """Masked diffusion with uniform masking; what no other plugin provides comes from here."""
+
+    options_model = Options
+
+    @hookimpl
+    def ltg_mdlm_check_config(self, config: RunConfig) -> list[str]:
+        schedule = self.options.schedule
+        return [f"{name} has no effect with schedule {schedule}" for name in options_without_effect(self.options)]
+
+    @hookimpl
+    def ltg_mdlm_row_mode(self) -> RowMode:
+        return NoCausalRows()
+
+    @hookimpl
+    def ltg_mdlm_noise_schedule(self) -> NoiseSchedule:
+        return SCHEDULES[self.options.schedule](self.options)
+
+    @hookimpl
+    def ltg_mdlm_masking(self, ctx: RunContext) -> MaskingStrategy:
+        return UniformMasking(ctx.mask_id)
+
+    @hookimpl
+    def ltg_mdlm_objective(self) -> DiffusionObjective:
+        return DiffusionObjective(self.options.derivative_power)
+
+    @hookimpl
+    def ltg_mdlm_time_conditioning(self) -> TimeConditioning:
+        if self.options.conditioning == "none":
+            return NoConditioning()
+        return {"mask_rate": MaskRate, "sigma": Sigma}[self.options.conditioning](self.options.conditioning_rate)
