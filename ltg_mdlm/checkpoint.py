@@ -92,9 +92,9 @@ class Checkpoints:
                 for name in self._milestones(state.words_seen):
                     _publish_milestone(aside, self.folder / name)
                 publish_folder(aside, final)
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 shutil.rmtree(aside, ignore_errors=True)
-                raise UserError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
+                raise UserError(f"cannot write the checkpoint {final}: {error}") from error
             write_text(self.folder / "latest", final.name + "\n")
             self._prune(state.step)
         self._words_saved = state.words_seen
@@ -229,7 +229,10 @@ def _write_state(folder: Path, state: TrainingState, about: Mapping[str, Any]) -
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
     """Write a safetensors file through to the disk; its size and hash."""
+    path.touch()
+    mode = path.stat().st_mode
     save_file(dict(_separate(tensors)), path)
+    path.chmod(mode)  # safetensors hides its files from everybody else
     sync(path)
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ltg_mdlm.named_tensors import copy_named, under
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK_NUMEL = 1 << 25
-"""Elements that one list of fused CUDA operations takes: bounds the temporary memory to three times their size."""
+"""Elements updated together on CUDA: many, since launches cost; bounded, since LAMB needs as much scratch memory."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +44,30 @@ class _Slot:
     parameter: nn.Parameter
     first: Tensor
     second: Tensor
-    weight_decay: float
+
+    @property
+    def gradient(self) -> Tensor:
+        """The parameter's gradient, which the caller knows to be there."""
+        assert self.parameter.grad is not None
+        return self.parameter.grad
 
 
 @dataclass(frozen=True)
-class _Factors:
-    """Scalars of one step on the device.  In a refused step they are such that nothing changes."""
+class _Chunk:
+    """Parameters that are updated together."""
 
-    keep: Tensor
-    """1, or 0 in a refused step; of an integer type as wide as the parameters"""
-    first_decay: Tensor
-    second_decay: Tensor
-    gradient: Tensor
-    """clipping coefficient times (1 - beta1)"""
-    first_correction: Tensor
-    """1 / (1 - beta1^n)"""
-    second_correction: Tensor
-    """1 / sqrt(1 - beta2^n)"""
-    lr: Tensor
+    weight_decay: float
+    slots: list[_Slot]
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What becomes of a step's gradients; float32 scalars on the device, as the fused kernel wants them."""
+
+    refused: Tensor
+    """1 or 0"""
+    divisor: Tensor
+    """at least 1; dividing by it clips the gradients"""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
@@ -117,29 +122,18 @@ class AdamW:
     """
 
     def __init__(
-        self,
-        groups: Sequence[ParameterGroup],
-        *,
-        betas: tuple[float, float],
-        eps: float,
-        max_norm: float,
+        self, groups: Sequence[ParameterGroup], *, betas: tuple[float, float], eps: float, max_norm: float
     ) -> None:
-        self._beta1, self._beta2 = betas
-        self._eps, self._max_norm = eps, max_norm
-        self._slots = {
-            name: _Slot(p, torch.zeros_like(p.detach()), torch.zeros_like(p.detach()), group.weight_decay)
-            for group in groups
-            for name, p in group.parameters.items()
-        }
-        first = next(iter(self._slots.values())).parameter
-        assert all(
-            s.parameter.dtype == first.dtype and s.parameter.device == first.device for s in self._slots.values()
-        )
-        self._bits = _BITS[first.element_size()]
-        self._chunks = list(_chunks(list(self._slots.values())))
-        self._count = torch.zeros((), dtype=torch.int64, device=first.device)
-        self.refused_total = torch.zeros_like(self._count)
-        self.refused_in_a_row = torch.zeros_like(self._count)
+        self._betas, self._eps, self._max_norm = betas, eps, max_norm
+        self._slots: dict[str, _Slot] = {}
+        self._chunks: list[_Chunk] = []
+        for group in groups:
+            slots = {name: _Slot(p, _zeros(p), _zeros(p)) for name, p in group.parameters.items()}
+            self._slots |= slots
+            self._chunks += [_Chunk(group.weight_decay, part) for part in _parts(list(slots.values()))]
+        self._count = torch.zeros((), device=self._chunks[0].slots[0].parameter.device)
+        self.refused_total = torch.zeros_like(self._count, dtype=torch.int64)
+        self.refused_in_a_row = torch.zeros_like(self.refused_total)
 
     @torch.no_grad()
     def step(self, lr: float, ok: Tensor | None = None) -> StepResult:
@@ -147,17 +141,17 @@ class AdamW:
 
         `ok` is a bool scalar on the device, equal on every rank; False refuses the step, for example for its loss.
         """
-        gradients = [_gradient(s) for s in self._slots.values() if s.parameter.grad is not None]
-        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        accepted = grad_norm.isfinite() if ok is None else grad_norm.isfinite() & ok
-        self._count += accepted
-        self.refused_total += ~accepted
-        self.refused_in_a_row = (self.refused_in_a_row + 1) * ~accepted
-        factors = self._factors(accepted, grad_norm, lr)
+        gradients = [s.gradient for s in self._slots.values() if s.parameter.grad is not None]
+        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
+        refused = ~grad_norm.isfinite() if ok is None else ~(grad_norm.isfinite() & ok)
+        self._count += ~refused
+        self.refused_total += refused
+        self.refused_in_a_row = (self.refused_in_a_row + 1) * refused
+        verdict = _Verdict(refused.float(), ((grad_norm + 1e-6) / self._max_norm).clamp(min=1))
         for chunk in self._chunks:
-            if live := [s for s in chunk if s.parameter.grad is not None]:
-                self._update(live, factors)
-        return StepResult(grad_norm, ~accepted)
+            if live := [s for s in chunk.slots if s.parameter.grad is not None]:
+                self._update(_Chunk(chunk.weight_decay, live), lr, verdict)
+        return StepResult(grad_norm, refused)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -178,51 +172,30 @@ class AdamW:
         """Restore what `state_dict` returned.  Raises UserError if names or shapes differ."""
         copy_named(self.state_dict(), state, "the optimiser's state")
 
-    def _factors(self, accepted: Tensor, grad_norm: Tensor, lr: float) -> _Factors:
-        clip = (self._max_norm / (grad_norm + 1e-6)).clamp(max=1)
-        # The count is 0 only while every step so far was refused, and then the correction is applied to zeros.
-        count = self._count.clamp(min=1).double()
-        one = torch.ones_like(grad_norm)
-        return _Factors(
-            keep=accepted.to(self._bits),
-            first_decay=one.masked_fill(accepted, self._beta1),
-            second_decay=one.masked_fill(accepted, self._beta2),
-            gradient=(clip * (1 - self._beta1)).masked_fill(~accepted, 0),
-            first_correction=(1 / (1 - self._beta1**count)).to(grad_norm.dtype),
-            second_correction=(1 - self._beta2**count).rsqrt().to(grad_norm.dtype),
-            lr=accepted * lr,
+    def _update(self, chunk: _Chunk, lr: float, verdict: _Verdict) -> None:
+        self._adam([s.parameter for s in chunk.slots], chunk.slots, lr, chunk.weight_decay, verdict)
+
+    def _adam(
+        self, moved: Sequence[Tensor], slots: Sequence[_Slot], lr: float, weight_decay: float, verdict: _Verdict
+    ) -> None:
+        """Update the moments of `slots`, and move the tensors of `moved` by AdamW's step; torch's one-pass kernel."""
+        torch._fused_adamw_(
+            list(moved),
+            [s.gradient for s in slots],
+            [s.first for s in slots],
+            [s.second for s in slots],
+            [],
+            [self._count] * len(slots),
+            lr=lr,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            weight_decay=weight_decay,
+            eps=self._eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=verdict.divisor,
+            found_inf=verdict.refused,
         )
-
-    def _update(self, slots: Sequence[_Slot], factors: _Factors) -> None:
-        gradients = [_gradient(s) for s in slots]
-        # NaN times zero is NaN, but its bits times zero are zero.
-        torch._foreach_mul_([g.view(self._bits) for g in gradients], factors.keep)
-        torch._foreach_mul_(gradients, factors.gradient)
-        first, second = [s.first for s in slots], [s.second for s in slots]
-        torch._foreach_mul_(first, factors.first_decay)
-        torch._foreach_add_(first, gradients)
-        torch._foreach_mul_(second, factors.second_decay)
-        # The gradients carry a factor of 1 - beta1.
-        torch._foreach_addcmul_(second, gradients, gradients, (1 - self._beta2) / (1 - self._beta1) ** 2)
-        updates = self._directions(slots, factors)
-        for slot, update, ratio in zip(slots, updates, self._trust_ratios(slots, updates), strict=True):
-            slot.parameter.addcmul_(update, factors.lr * ratio, value=-1)
-
-    def _directions(self, slots: Sequence[_Slot], factors: _Factors) -> tuple[Tensor, ...]:
-        """m / (sqrt(v) + eps) + decay * p, with bias-corrected moments."""
-        denominators = torch._foreach_sqrt([s.second for s in slots])
-        torch._foreach_mul_(denominators, factors.second_correction)
-        torch._foreach_add_(denominators, self._eps)
-        directions = torch._foreach_div([s.first for s in slots], denominators)
-        torch._foreach_mul_(directions, factors.first_correction)
-        for slot, direction in zip(slots, directions, strict=True):
-            if slot.weight_decay > 0:
-                direction.add_(slot.parameter, alpha=slot.weight_decay)
-        return directions
-
-    def _trust_ratios(self, slots: Sequence[_Slot], updates: tuple[Tensor, ...]) -> Sequence[Tensor]:
-        """Scalars that the learning rate of every parameter is multiplied by."""
-        return [torch.ones((), device=u.device, dtype=u.dtype) for u in updates]
 
 
 class Lamb(AdamW):
@@ -231,26 +204,54 @@ class Lamb(AdamW):
     As published: no trust ratio without weight decay, a ratio of 1 while either norm is 0, no bounds on the ratio.
     """
 
-    def _trust_ratios(self, slots: Sequence[_Slot], updates: tuple[Tensor, ...]) -> Sequence[Tensor]:
-        parameter_norms = torch.stack(torch._foreach_norm([s.parameter for s in slots]))
-        update_norms = torch.stack(torch._foreach_norm(updates))
-        ratios = torch.where((parameter_norms > 0) & (update_norms > 0), parameter_norms / update_norms, 1.0)
-        return [r if s.weight_decay > 0 else torch.ones_like(r) for s, r in zip(slots, ratios.unbind(), strict=True)]
+    def __init__(
+        self, groups: Sequence[ParameterGroup], *, betas: tuple[float, float], eps: float, max_norm: float
+    ) -> None:
+        super().__init__(groups, betas=betas, eps=eps, max_norm=max_norm)
+        sizes = [sum(s.parameter.numel() for s in chunk.slots) for chunk in self._chunks if chunk.weight_decay > 0]
+        self._scratch = torch.zeros_like(self._chunks[0].slots[0].first).new_empty(max(sizes, default=0))
+
+    def _update(self, chunk: _Chunk, lr: float, verdict: _Verdict) -> None:
+        if chunk.weight_decay == 0:
+            super()._update(chunk, lr, verdict)
+        else:
+            self._update_by_norm(chunk, lr, verdict)
+
+    def _update_by_norm(self, chunk: _Chunk, lr: float, verdict: _Verdict) -> None:
+        parameters: list[Tensor] = [s.parameter for s in chunk.slots]
+        moves = self._scratch_like(parameters)
+        # A unit step from zero is the direction itself.
+        self._adam(moves, chunk.slots, 1.0, 0.0, verdict)
+        torch._foreach_add_(moves, parameters, alpha=-chunk.weight_decay)
+        rates = _trust_ratios(parameters, moves) * (lr * (1 - verdict.refused))
+        for parameter, move, rate in zip(parameters, moves, rates.unbind(), strict=True):
+            parameter.addcmul_(move, rate)
+
+    def _scratch_like(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Zeros of the same shapes, in memory that every chunk uses in turn."""
+        sizes = [t.numel() for t in tensors]
+        parts = self._scratch[: sum(sizes)].zero_().split_with_sizes(sizes)
+        return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
 
 
-def _gradient(slot: _Slot) -> Tensor:
-    gradient = slot.parameter.grad
-    assert gradient is not None
-    return gradient
+def _trust_ratios(parameters: list[Tensor], moves: list[Tensor]) -> Tensor:
+    """||p|| / ||move|| of every parameter, 1 where one of them is 0."""
+    parameter_norms = torch.stack(torch._foreach_norm(parameters))
+    move_norms = torch.stack(torch._foreach_norm(moves))
+    return torch.where((parameter_norms > 0) & (move_norms > 0), parameter_norms / move_norms, 1.0)
 
 
-def _chunks(slots: Sequence[_Slot]) -> Iterator[list[_Slot]]:
-    """Slots that are updated together: many on CUDA, where launches count; one on the CPU, where caches do."""
-    chunk: list[_Slot] = []
+def _zeros(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter.detach())
+
+
+def _parts(slots: Sequence[_Slot]) -> Iterator[list[_Slot]]:
+    """Many parameters at a time on CUDA, one on the CPU, where it stays in the cache."""
+    part: list[_Slot] = []
     for slot in slots:
-        chunk.append(slot)
-        if not slot.parameter.is_cuda or sum(s.parameter.numel() for s in chunk) >= _CHUNK_NUMEL:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+        part.append(slot)
+        if not slot.parameter.is_cuda or sum(s.parameter.numel() for s in part) >= _CHUNK_NUMEL:
+            yield part
+            part = []
+    if part:
+        yield part
