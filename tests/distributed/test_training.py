@@ -1,0 +1,139 @@
+"""The promises of the loop, kept by the real trainer in real processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support.runs import environment, losses, rows, train, train_command
+
+NO_DROPOUT = ("model.dropout=0",)
+PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert")
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_one_process_two_processes_and_small_micro_batches_give_the_same_curve(plugin: str, tmp_path: Path):
+    """Rule 1: what a step trains on does not depend on how its rows are shared out."""
+    train(tmp_path / "one", "--plugin", plugin, sets=NO_DROPOUT)
+    train(tmp_path / "split", "--plugin", plugin, sets=(*NO_DROPOUT, "training.micro_batch_rows=1"))
+    train(tmp_path / "two", "--plugin", plugin, sets=NO_DROPOUT, processes=2)
+    curve = losses(tmp_path / "one")
+    assert sorted(curve) == list(range(1, 13))
+    assert losses(tmp_path / "split") == pytest.approx(curve, abs=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx(curve, abs=1e-4)
+
+
+def test_ranks_take_shares_of_a_batch_that_does_not_divide(tmp_path: Path):
+    sets = (*NO_DROPOUT, "training.global_batch_rows=5", "training.max_steps=4")
+    train(tmp_path / "one", sets=sets)
+    train(tmp_path / "two", sets=sets, processes=2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_the_curve_after_sigkill_and_resume_is_bitwise_the_same(plugin: str, tmp_path: Path):
+    """Rule 6, with dropout: killed at a random moment, started again until it ends."""
+    train(tmp_path / "whole", "--plugin", plugin)
+    for _ in range(8):
+        process = subprocess.Popen(
+            train_command(tmp_path / "killed", "--plugin", plugin),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        wait_for_a_step(tmp_path / "killed", process)
+        time.sleep(random.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+    train(tmp_path / "killed", "--plugin", plugin)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    final = [[r for r in rows(tmp_path / run) if "valid/loss" in r][-1] for run in ("killed", "whole")]
+    assert final[0] == final[1]
+
+
+def wait_for_a_step(out: Path, process: subprocess.Popen) -> None:
+    before = len(rows(out)) if (out / "metrics.jsonl").exists() else 0
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > before:
+            return
+        time.sleep(0.05)
+
+
+def test_sigterm_saves_reports_preemption_and_resumes(tmp_path: Path):
+    out = tmp_path / "run"
+    long = ("training.max_steps=400", "validation.every=1000")
+    process = subprocess.Popen(train_command(out, sets=long), stdout=subprocess.PIPE, text=True, env=environment())
+    wait_for_a_step(out, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    status = json.loads((out / "status.json").read_text())
+    assert process.returncode == 75, output
+    assert (status["status"], status["reason"]) == ("preempted", "SIGTERM")
+    assert (out / "checkpoints" / "latest").read_text().strip() == f"step_{status['step']:07d}"
+    train(out, sets=long)
+    assert sorted(losses(out)) == list(range(1, 401))
+
+
+def test_validation_never_moves_the_training_curve(tmp_path: Path):
+    train(tmp_path / "often", sets=("validation.every=1",))
+    train(tmp_path / "never", sets=("validation.every=100",))
+    assert losses(tmp_path / "often") == losses(tmp_path / "never")
+
+
+def test_a_finished_run_prints_its_result_and_trains_no_more(tmp_path: Path):
+    first = train(tmp_path / "run")
+    again = train(tmp_path / "run")
+    table = first.stdout[first.stdout.index("held-out text") :]
+    assert table in again.stdout
+    assert "is finished" in again.stdout
+
+
+def test_other_settings_in_a_used_folder_are_refused_by_name(tmp_path: Path):
+    train(tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    done = train(tmp_path / "run", sets=("optimizer.lr=0.5", "seed=3"), code=2)
+    assert "belongs to a run with other settings: optimizer.lr, seed" in done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    done = train(tmp_path, code=2)
+    assert "not a run folder" in done.stderr
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_non_finite_training_refuses_updates_then_stops(tmp_path: Path):
+    """A learning rate that overflows float32 makes every later gradient NaN."""
+    done = train(tmp_path / "run", sets=("optimizer.lr=1e38", "training.max_refused_updates=3"), code=3)
+    assert "non-finite loss or gradient" in done.stdout
+    refused = [row["step"] for row in rows(tmp_path / "run") if row.get("event") == "refused_update"]
+    assert len(refused) == 3
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+def test_a_new_run_starts_from_the_weights_of_another(tmp_path: Path):
+    train(tmp_path / "old")
+    train(tmp_path / "new", sets=(f"run.init_from={tmp_path / 'old'}",))
+    last_of_old = [r for r in rows(tmp_path / "old") if "valid/bound" in r][-1]
+    first_of_new = next(r for r in rows(tmp_path / "new") if "valid/bound" in r)
+    assert first_of_new["valid/bound"] == pytest.approx(last_of_old["valid/bound"], abs=1e-6)
+
+
+def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
+    train(tmp_path / "run", "--plugin", "freq_mdlm")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["plugin_versions"]["freq_mdlm"].startswith("ltg-mdlm ")
+    training = [row for row in rows(tmp_path / "run") if "loss" in row][-1]
+    promised = {"step", "epoch", "words_seen", "tokens_seen", "loss", "mask_rate", "lr", "grad_norm", "tokens_per_second"}
+    assert promised <= training.keys()
+    newest = tmp_path / "run" / "checkpoints" / "step_0000012"
+    names = {path.name for path in newest.iterdir()}
+    assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"} <= names
