@@ -42,7 +42,9 @@ def check_free_space(folder: Path, needed: int) -> None:
     """Raise UserError unless the disk of `folder` has room for `needed` bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed + _SPARE_BYTES:
-        raise UserError(f"{folder.parent}: {free / 1e6:,.0f} MB free, but {needed / 1e6:,.0f} MB are needed; nothing was written")
+        raise UserError(
+            f"{folder.parent}: {free / 1e6:,.0f} MB free, but {needed / 1e6:,.0f} MB are needed; nothing was written"
+        )
 
 
 def _explained(error: OSError, out: Path) -> Exception:

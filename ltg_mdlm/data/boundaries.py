@@ -26,7 +26,7 @@ def is_solid(character: str, *, end: int = 0) -> bool:
 
 
 def split_words(text: str) -> list[str]:
-    """Cut at every space and after every line break, safe or not; a blank at the very end of `text` is such a cut too."""
+    """Cut at every space and after every line break, safe or not; also at a blank at the very end of `text`."""
     units = text.replace("\n", "\n ").split(" ")
     if text[-1:] in (" ", "\n"):
         units.pop()

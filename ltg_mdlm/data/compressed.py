@@ -18,7 +18,7 @@ DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)
 def open_decompressed(path: Path) -> io.BufferedReader:
     """The decompressed bytes of a file, by its suffix; reading them may raise one of `DAMAGE`."""
     if path.suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(path), 1 << 17)  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(path), 1 << 17)
     if path.suffix == ".zst":
         return io.BufferedReader(_ZstdFile(path), 1 << 17)
     return path.open("rb")

@@ -47,7 +47,9 @@ class Split:
     """File, size and SHA-256 of every source."""
 
     @classmethod
-    def of(cls, documents: Sequence[NDArray[Any]], tokenizer: Tokenizer) -> Split:
+    def of(
+        cls, documents: Sequence[NDArray[Any]], tokenizer: Tokenizer, *, sources: tuple[dict[str, Any], ...] = ()
+    ) -> Split:
         """A split in memory from the tokens of documents; words and text size come from decoding.
 
         The size is that of the text as normalised by the tokenizer. Raises UserError without a token, and for ids
@@ -71,6 +73,7 @@ class Split:
             word_bits=np.packbits(starts_N, bitorder="little"),
             token_count_V=np.bincount(wide, minlength=tokenizer.vocab_size),
             text_bytes=tokenizer.token_text.text_bytes(wide, first_N),
+            sources=sources,
         )
 
     @property
@@ -97,7 +100,8 @@ class Split:
         whole[byte_I[:-1] == byte_I[1:]] = 0
         below = (1 << bit_I) - 1
         partial_I = _BITS_SET[np.append(self.word_bits, 0)[byte_I] & below].astype(np.int64)
-        return whole - partial_I[:-1] + partial_I[1:]
+        words: NDArray[np.int64] = whole - partial_I[:-1] + partial_I[1:]
+        return words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +138,20 @@ class Corpus:
             description=description,
         )
 
+    @classmethod
+    def from_bin(cls, train: Path, tokenizer: Path, *, valid: Path | None = None) -> Corpus:
+        """Read `*_tokenized.bin` files of the existing stack into memory, see `tokenized_bin.read_tokenized_bin`."""
+        from ltg_mdlm.data.tokenized_bin import read_tokenized_bin  # imports torch, which `prepare` does without
+
+        own = Tokenizer.read(tokenizer)
+        return cls(
+            path=Path(train).parent,
+            tokenizer=own,
+            train=read_tokenized_bin(train, own),
+            valid=read_tokenized_bin(valid, own) if valid is not None else None,
+            description={"tokenizer": {"fingerprint": own.fingerprint, "vocab_size": own.vocab_size}},
+        )
+
     @property
     def tokenizer_path(self) -> Path:
         return self.path / "tokenizer.json"
@@ -142,13 +160,13 @@ class Corpus:
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
-    def describe(self) -> list[str]:
-        """Lines for the user: the tokenizer, and the size of each split."""
+    def describe(self) -> str:
+        """For the user: the tokenizer, and the size of each split."""
         lines = [f"corpus {self.path}", _describe_tokenizer(self.description["tokenizer"])]
         for name, split in (("train", self.train), ("valid", self.valid)):
             if split is not None:
                 lines.append(_describe_split(name, split))
-        return lines
+        return "\n".join(lines)
 
 
 def _describe_tokenizer(facts: dict[str, Any]) -> str:

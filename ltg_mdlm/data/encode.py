@@ -83,7 +83,8 @@ class Encoder:
         return b"".join(codes.get(unit) or self._codes[unit] for unit in units)
 
     def _remember(self, units: Iterable[str]) -> None:
-        plain, other = [], []
+        plain: list[str] = []
+        other: list[str] = []
         for unit in units:
             (plain if _PLAIN.fullmatch(unit) else other).append(unit)
         self._codes.update(zip(plain, self._encode_joined(plain), strict=True))
@@ -128,7 +129,8 @@ class Encoder:
         if np.count_nonzero(code_N & 1) == len(text.split()):
             return code
         ends = [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
-        return (code_N & ~_CODE.type(1) | word_starts_by_offsets(text, np.array(ends[: len(code_N)]))).tobytes()
+        word_start_N = word_starts_by_offsets(text, np.array(ends[: len(code_N)]))
+        return bytes((code_N >> 1 << 1 | word_start_N).astype(_CODE).tobytes())
 
 
 def word_starts_by_offsets(text: str, end_N: NDArray[np.int64]) -> NDArray[np.bool_]:

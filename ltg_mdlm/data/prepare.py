@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +125,9 @@ def _is_made_already(out: Path, request: dict[str, Any], splits: dict[str, list[
     there |= {f"{name} files": split["sources"] for name, split in description["splits"].items()}
     differing = sorted(key for key in asked.keys() | there.keys() if asked.get(key) != there.get(key))
     if differing:
-        raise UserError(f"{out}: holds another corpus (other {', '.join(differing)}); choose another folder or delete it")
+        raise UserError(
+            f"{out}: holds another corpus (other {', '.join(differing)}); choose another folder or delete it"
+        )
     return True
 
 

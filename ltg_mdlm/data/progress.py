@@ -12,7 +12,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 @contextmanager
 def byte_progress(title: str, total: int | None, *, show: bool) -> Iterator[Callable[[int], None]]:
     """A bar that the yielded function moves on by a number of bytes; `total` None if it is not known."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

@@ -116,13 +116,15 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
 
 def _undecodable_line(path: Path) -> int:
     with compressed.open_decompressed(path) as raw:
-        number = 1
-        for number, line in enumerate(raw, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                break
-    return number
+        return next((number for number, line in enumerate(raw, 1) if not _is_utf8(line)), 0)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
@@ -138,7 +140,9 @@ def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
         except UnicodeEncodeError as error:
             raise UserError(f"{path}, line {number}: half a surrogate pair, which is not text") from error
         except (KeyError, AttributeError) as error:
-            raise UserError(f'{path}, line {number}: neither a JSON string nor an object with a "text" string') from error
+            raise UserError(
+                f'{path}, line {number}: neither a JSON string nor an object with a "text" string'
+            ) from error
         yield document.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -52,7 +52,9 @@ class TokenText:
         try:
             plain = [bytes(alphabet[character] for character in token) for token in vocabulary[NUM_SPECIAL:]]
         except KeyError as error:
-            raise UserError(f"not a byte-level tokenizer: {error.args[0]!r} in its vocabulary stands for no byte") from error
+            raise UserError(
+                f"not a byte-level tokenizer: {error.args[0]!r} in its vocabulary stands for no byte"
+            ) from error
         bytes_V = (b"",) * NUM_SPECIAL + tuple(plain)
         return cls(
             bytes_V=bytes_V,
@@ -65,10 +67,11 @@ class TokenText:
     def word_starts(self, ids_N: NDArray[np.integer], first_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """bool[N]: a word's first character is in this token; `first_N` marks tokens at which a text begins."""
         behind_blank_N = np.roll(self.ends_blank_V[ids_N], 1) | first_N
-        return self.opens_word_V[ids_N] | (behind_blank_N & self.starts_solid_V[ids_N])
+        starts: NDArray[np.bool_] = self.opens_word_V[ids_N] | (behind_blank_N & self.starts_solid_V[ids_N])
+        return starts
 
     def text_bytes(self, ids_N: NDArray[np.integer], first_N: NDArray[np.bool_]) -> int:
-        """UTF-8 bytes of the decoded text: without the blanks that the normaliser put before texts and behind newlines."""
+        """UTF-8 bytes of the decoded text, which lacks the blanks put before texts and behind newlines."""
         starts_blank_V = np.array([text.startswith(b" ") for text in self.bytes_V])
         ends_line_V = np.array([text.endswith(b"\n") for text in self.bytes_V])
         broken_V = np.array([text.count(b"\n ") for text in self.bytes_V])

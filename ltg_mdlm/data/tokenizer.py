@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,14 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write the tokenizer file."""
         path.write_text(json.dumps(self.definition, ensure_ascii=False, indent=1), "utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without `<s>`."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens are left out."""
+        return str(self.backend.decode(list(ids)))
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -166,7 +174,9 @@ def _with_special_tokens(definition: Any, origin: str) -> dict[str, Any]:
     for i, name in enumerate(SPECIAL_TOKENS):
         if ids.get(name) != i:
             found = f"has id {ids[name]}" if name in ids else "is missing"
-            raise UserError(f"{origin}: {name} {found}, but must have id {i}: not a tokenizer for masked language models")
+            raise UserError(
+                f"{origin}: {name} {found}, but must have id {i}: not a tokenizer for masked language models"
+            )
     others = [token for token in added if token["content"] not in SPECIAL_TOKENS]
     return {**definition, "added_tokens": [*map(_added_token, SPECIAL_TOKENS), *others]}
 
