@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +14,22 @@ from torch import Tensor
 from ltg_mdlm.api import CorpusStatistics, RunContext
 from ltg_mdlm.checkpoint import find_checkpoint, load_tensors
 from ltg_mdlm.config import RunConfig
-from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.builtin import MINIMAL_PAIRS, builtin_corpus
+from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.loader import RowLoader, validation_batches
 from ltg_mdlm.data.schedule import BatchSchedule
 from ltg_mdlm.data.special_tokens import MASK, NUM_SPECIAL
-from ltg_mdlm.data.tokenizer import token_texts, word_start_table
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.ema import EMA
-from ltg_mdlm.errors import UserError
+from ltg_mdlm.evaluate.minimal_pairs import score_minimal_pairs
+from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
 from ltg_mdlm.host import Components, Host
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.named_tensors import copy_named
-from ltg_mdlm.optim import Optimizer, build_optimizer
+from ltg_mdlm.optim import AdamW, build_optimizer
 from ltg_mdlm.random import stream_key
 from ltg_mdlm.recipe import DenoisingLoss, Recipe
-from ltg_mdlm.validation import Validator, unigram_cross_entropy
+from ltg_mdlm.validation import Validator, evaluating
 
 TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
 """Tokens per forward pass when `training.micro_batch_rows` is null."""
@@ -43,15 +46,11 @@ class Run:
     loader: RowLoader
     recipe: Recipe
     loss: DenoisingLoss
-    optimizer: Optimizer
+    optimizer: AdamW
     ema: EMA
     validator: Validator | None
-    unigram: float | None
-    """Nats per token of the validation rows when context is ignored."""
-
-    def words_at(self, steps_done: int) -> int:
-        """Words of source text seen after that many steps."""
-        return self.loader.words_seen(steps_done - 1) if steps_done else 0
+    minimal_pairs: Callable[[], float] | None
+    """Scores the minimal pairs of `validation.minimal_pairs`: the share that is judged right."""
 
     @property
     def parameters(self) -> int:
@@ -66,8 +65,6 @@ def open_corpus(config: RunConfig) -> Corpus:
         assert data.tokenizer is not None
         return Corpus.from_bin(data.train, data.tokenizer, valid=data.valid)
     if data.corpus == "builtin":
-        from ltg_mdlm.data.builtin import builtin_corpus
-
         return builtin_corpus(words=data.builtin_words, zipf_exponent=data.builtin_zipf_exponent)
     return Corpus.open(data.corpus)
 
@@ -108,8 +105,8 @@ def run_context(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, rank
         hidden_size=config.model.hidden_size,
         mask_id=MASK,
         special_V=(torch.arange(vocab_size) < NUM_SPECIAL).to(ranks.device),
-        tokens_V=token_texts(corpus.tokenizer_path),
-        word_start_V=torch.from_numpy(word_start_table(corpus.tokenizer_path)).to(ranks.device),
+        tokens_V=tuple(corpus.tokenizer.tokens),
+        word_start_V=torch.from_numpy(corpus.tokenizer.token_text.opens_word_V).to(ranks.device),
         num_positions=int(corpus.train.num_tokens),
         device=ranks.device,
         rank=ranks.rank,
@@ -166,11 +163,6 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
     config = host.config
     schedule = batch_schedule(config, corpus)
-    if min(schedule.rows(0), schedule.rows(schedule.max_steps - 1)) < ranks.world_size:
-        raise UserError(
-            f"training.global_batch_rows: the smallest batch has fewer rows than there are processes"
-            f" ({ranks.world_size}); use fewer processes or larger batches"
-        )
     statistics = corpus_statistics(corpus)
     recipe = Recipe(host.build(run_context(config, corpus, schedule, ranks), statistics))
     model = build_model(config, corpus.vocab_size, recipe.components).to(ranks.device)
@@ -187,7 +179,6 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
         micro_batch_rows=micro_batch_rows(config, ranks.device),
         device=ranks.device,
     )
-    validator, unigram = build_validator(config, corpus, loss, recipe, statistics, ranks)
     return Run(
         config=config,
         ranks=ranks,
@@ -205,8 +196,8 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             max_norm=settings.clip,
         ),
         ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
-        validator=validator,
-        unigram=unigram,
+        validator=build_validator(config, corpus, loss, recipe, statistics, ranks),
+        minimal_pairs=build_minimal_pairs(config, corpus, loss, recipe, ranks),
     )
 
 
@@ -217,10 +208,10 @@ def build_validator(
     recipe: Recipe,
     statistics: CorpusStatistics,
     ranks: Ranks,
-) -> tuple[Validator | None, float | None]:
-    """The validator of the held-out split, and the split's unigram cross-entropy; None without such a split."""
+) -> Validator | None:
+    """The validator of the held-out split; None without such a split."""
     if corpus.valid is None:
-        return None, None
+        return None
     held_out = validation_batches(
         corpus.valid,
         seq_len=config.training.stages[0][1],
@@ -231,23 +222,54 @@ def build_validator(
         world_size=ranks.world_size,
         device=ranks.device,
     )
-    return (
-        Validator(
-            loss,
-            recipe,
-            held_out.batches,
-            statistics,
-            rows=held_out.rows,
-            draws=config.validation.draws,
-            seed=config.seed,
-            tokens_per_byte=tokens_per_byte(corpus.valid),
-            device=ranks.device,
-            sum_over_ranks=ranks.sum_over_ranks,
-        ),
-        unigram_cross_entropy(statistics, held_out.batches, ranks.sum_over_ranks),
+    return Validator(
+        loss,
+        recipe,
+        held_out.batches,
+        statistics,
+        rows=held_out.rows,
+        draws=config.validation.draws,
+        seed=config.seed,
+        tokens_per_byte=corpus.valid.num_tokens / max(corpus.valid.text_bytes, 1),
+        ranks=ranks,
     )
 
 
-def tokens_per_byte(split: Split) -> float:
-    """Tokens per byte of source text, which turns nats per token into bits per byte."""
-    return float(split.num_tokens) / max(int(split.num_bytes), 1)
+def build_minimal_pairs(
+    config: RunConfig, corpus: Corpus, loss: DenoisingLoss, recipe: Recipe, ranks: Ranks
+) -> Callable[[], float] | None:
+    """A function that scores minimal pairs, or None when there are none.  Raises UserError for an unreadable file."""
+    wanted = config.validation.minimal_pairs
+    path = corpus.path / MINIMAL_PAIRS if wanted == "corpus" else Path(wanted) if wanted else None
+    if path is None or (wanted == "corpus" and not path.exists()):
+        return None
+    pairs = first_of_each(read_minimal_pairs(path), config.validation.pairs_per_phenomenon)
+    # As released models are evaluated: told that nothing is masked.
+    value = recipe.components.time_conditioning.value_for_rate(torch.zeros(1))
+
+    def score() -> float:
+        with evaluating(loss), loss.autocast(ranks.device):
+            return score_minimal_pairs(
+                loss.model,
+                corpus.tokenizer,
+                pairs,
+                device=ranks.device,
+                predicts=recipe.components.masking.predicts,
+                value=None if value is None else float(value),
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                sum_over_ranks=ranks.sum_over_ranks,
+            ).accuracy
+
+    return score
+
+
+def first_of_each(pairs: Iterable[MinimalPair], limit: int) -> list[MinimalPair]:
+    """At most `limit` pairs of each phenomenon."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for pair in pairs:
+        seen[pair.uid] += 1
+        if seen[pair.uid] <= limit:
+            chosen.append(pair)
+    return chosen

@@ -45,12 +45,13 @@ class RunFolder:
         Raises UserError, with nothing written, if the path is a file, a folder that is neither empty nor a run's, or
         another process trains there.
         """
-        self._require_usable()
+        self.require_usable()
         lock = Lock(self.path)
         remove_leftovers(self.path)
         return lock
 
-    def _require_usable(self) -> None:
+    def require_usable(self) -> None:
+        """Raises UserError if the path is a file, or a folder that is neither empty nor a run's."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
                 f"{self.path} is a file; the run folder must be a new or empty folder, or that of a run (--out)"

@@ -25,7 +25,7 @@ from ltg_mdlm.host import Host
 from ltg_mdlm.metrics import ConsoleSink, JSONLines, Sink, WandbSink, wandb_mode
 from ltg_mdlm.preemption import StopRequest
 from ltg_mdlm.result import result_text
-from ltg_mdlm.run_folder import Lock, RunFolder, Status, truncate_metrics
+from ltg_mdlm.run_folder import RunFolder, Status, truncate_metrics
 from ltg_mdlm.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         if config.training.deterministic:
             make_deterministic()
         run = build_run(host, prepared_corpus(config, ranks), ranks)
-        lock = on_main(ranks, lambda: Lock(folder.path), share=False)
+        lock = on_main(ranks, folder.claim, share=False)
         with lock or nullcontext():
             return train_in(folder, run, console, opening.checkpoint)
 
@@ -177,7 +177,7 @@ def describe(run: Run) -> str:
     config, ranks = run.config, run.ranks
     used = {slot: plugin for slot, plugin in run.recipe.components.providers.items()}
     lines = [
-        *run.corpus.describe(),
+        run.corpus.describe(),
         f"model: {run.parameters:,} parameters, {'bf16' if run.loss.bf16 else 'fp32'} on {ranks.device},"
         f" {ranks.world_size} process(es) with {torch.get_num_threads()} thread(s) each",
         "plugins: " + ", ".join(f"{slot} {plugin}" for slot, plugin in used.items()),

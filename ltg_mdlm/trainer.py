@@ -91,7 +91,7 @@ class Trainer:
             if self.stop_agreed():
                 self.checkpoints.save(self.state())
                 return False
-            if self.checkpoints.due(self.next_step, run.words_at(self.next_step)) or self.next_step == max_steps:
+            if self.checkpoints.due(self.next_step, run.loader.words_seen(self.next_step - 1)) or self.next_step == max_steps:
                 self.checkpoints.save(self.state())
         return True
 
@@ -196,10 +196,10 @@ class Trainer:
         started = time.monotonic()
         with self.run.ema.swap():
             progress = self.next_step / self.run.schedule.max_steps
-            measured = self.run.validator(progress, self.run.epoch_at(self.next_step))
+            measured = self.run.validator(progress, self.run.loader.epoch(self.next_step))
             if self.run.minimal_pairs is not None and progress in (0, 1):
                 measured["valid/minimal_pairs"] = self.run.minimal_pairs()
-        words = self.run.words_at(self.next_step)
+        words = self.run.loader.words_seen(self.next_step - 1)
         self.write({"step": self.next_step, "words_seen": words, **measured})
         # Time spent here does not count as training time.
         self._clock = (self._clock[0] + time.monotonic() - started, self._clock[1])
@@ -214,7 +214,7 @@ class Trainer:
         run = self.run
         return TrainingState(
             step=self.next_step,
-            words_seen=run.words_at(self.next_step),
+            words_seen=run.loader.words_seen(self.next_step - 1),
             model=run.loss.model.state_dict(),
             ema=run.ema.state_dict(),
             optimizer=run.optimizer.state_dict(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.api import IGNORE, Batch, CorpusStatistics, Step, labels_for
+from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.evaluate.likelihood import estimate_bound
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.recipe import DenoisingLoss, Recipe
@@ -67,16 +68,16 @@ class Validator:
         draws: int,
         seed: int,
         tokens_per_byte: float,
-        device: torch.device,
-        sum_over_ranks: Callable[[Tensor], Tensor],
+        ranks: Ranks,
     ) -> None:
-        self._loss, self._recipe, self._device = loss, recipe, device
+        self._loss, self._recipe, self._device = loss, recipe, ranks.device
         # Corpus positions belong to the training split; held-out tokens have no history.
         self._batches = [replace(b, position_BT=torch.full_like(b.position_BT, -1)) for b in batches]
-        self._classes = FrequencyClasses.of(statistics, device)
+        self._classes = FrequencyClasses.of(statistics, ranks.device)
         self._rows, self._draws, self._seed = rows, draws, seed
         self._tokens_per_byte = tokens_per_byte
-        self._sum = sum_over_ranks
+        self._sum = ranks.sum_over_ranks
+        self._unigram = unigram_cross_entropy(statistics, batches, ranks.sum_over_ranks)
 
     def __call__(self, progress: float, epoch: float) -> dict[str, float]:
         """`valid/...` metrics; every rank must call it, and gets the same values."""
@@ -91,6 +92,7 @@ class Validator:
             )
         metrics["valid/bound"] = bound.nats_per_token
         metrics["valid/bound_standard_error"] = bound.standard_error
+        metrics["valid/unigram"] = self._unigram
         metrics["valid/bits_per_byte"] = bound.bits_per_byte(self._tokens_per_byte)
         return metrics
 
