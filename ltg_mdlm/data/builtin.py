@@ -1,4 +1,4 @@
-"""The built-in corpus: generated on first use and kept in the user's cache, so that training needs no data and no network."""
+"""The built-in corpus: generated on first use and kept in the user's cache, so that training needs no download."""
 
 import hashlib
 import math
@@ -43,8 +43,8 @@ def builtin_corpus(
 ) -> Corpus:
     """The built-in corpus with these parameters, made now unless the cache has it.
 
-    Any number of processes may call this at once: the folder is complete or absent, and the first to finish gives it its
-    name. It holds the text under `text/` and the minimal pairs (`MINIMAL_PAIRS`) beside the prepared corpus.
+    Any number of processes may call this at once: the folder is complete or absent, and the first to finish gives it
+    its name. It holds the text under `text/` and the minimal pairs (`MINIMAL_PAIRS`) beside the prepared corpus.
 
     Args:
         cache_dir: default `${XDG_CACHE_HOME:-$HOME/.cache}/ltg_mdlm`.
@@ -73,9 +73,7 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ltg_mdlm"
 
 
-def write_builtin_text(
-    out: Path | str, words: int = 300_000, seed: int = 0, zipf_exponent: float = 1.0
-) -> BuiltinText:
+def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zipf_exponent: float = 1.0) -> BuiltinText:
     """Write `train.txt`, `valid.txt` and the minimal pairs into a folder; the same bytes for the same arguments.
 
     Documents are separated by blank lines. No validation document occurs in the training text, and no sentence of a

@@ -1,17 +1,19 @@
 """Text of the built-in corpus: short documents in the style of what is said and read to children.
 
-A probabilistic grammar of English with agreement (verbs, reflexives, determiners), questions, negation, embedding and
-pronouns that refer back, over a lexicon whose word classes follow Zipf's law. Words: `grammar_words`, `grammar_lexicon`;
-phrases and clauses: `grammar_phrases`, `grammar_clauses`; texts: `grammar_talk`, `grammar_stories`.
+A probabilistic grammar of English with agreement (verbs, reflexives, determiners), questions, negation, embedding
+and pronouns that refer back, over a lexicon whose word classes follow Zipf's law. Words: `grammar_words`,
+`grammar_lexicon`; phrases and clauses: `grammar_phrases`, `grammar_clauses`, `grammar_frames`; texts: `grammar_talk`,
+`grammar_stories`, `grammar_books`; and sentences with one mistake: `grammar_pairs`.
 """
 
-import random
 from collections.abc import Callable, Iterator
 
-from ltg_mdlm.data.grammar_clauses import Clauses
+from ltg_mdlm.data.grammar_books import PictureBook
+from ltg_mdlm.data.grammar_chance import Chance
+from ltg_mdlm.data.grammar_frames import Clauses
 from ltg_mdlm.data.grammar_lexicon import Lexicon
 from ltg_mdlm.data.grammar_phrases import Phrases
-from ltg_mdlm.data.grammar_stories import PictureBook, Story
+from ltg_mdlm.data.grammar_stories import Story
 from ltg_mdlm.data.grammar_talk import Talk
 
 
@@ -21,16 +23,17 @@ def documents(lexicon: Lexicon, seed: int, stream: str) -> Iterator[str]:
     Args:
         stream: names the part ("train", "valid"); parts of one seed are independent of each other.
     """
-    # Seeding with a string hashes it with SHA-512, whatever PYTHONHASHSEED is.
-    rng = random.Random(f"{seed}/{stream}")
-    talk = Talk(Clauses(Phrases(lexicon, rng, owners=("my", "your"))))
-    tale = Clauses(Phrases(lexicon, rng))
-    diary = Clauses(Phrases(lexicon, rng, owners=("my", "our")))
+    chance = Chance(f"{seed}/{stream}")
+    told = Phrases(lexicon, chance)
+    tale = Clauses(told, past=True)
+    diary = Clauses(Phrases(lexicon, chance, owners=("my", "our")), past=True)
+    talk = Talk(Clauses(Phrases(lexicon, chance, owners=("my", "your")), past=False))
+    book = PictureBook(Clauses(told, past=False))
     kinds: dict[Callable[[], str], float] = {
         talk.conversation: 3,
+        book.read: 3,
         lambda: Story(tale).tell(): 3,
         lambda: Story(diary, first_person=True).tell(): 1,
-        PictureBook(tale).read: 3,
     }
     while True:
-        yield tale.phrases.weighted(kinds)()
+        yield chance.weighted(kinds)()

@@ -1,6 +1,5 @@
 """The lexicon of the built-in corpus: inflected words in classes whose frequencies follow Zipf's law."""
 
-import random
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from itertools import accumulate
 from typing import Generic, TypeVar
 
 from ltg_mdlm.data import grammar_words as words
+from ltg_mdlm.data.grammar_chance import Chance
 
 _VOWELS = "aeiou"
 _SIBILANTS = ("s", "x", "z", "ch", "sh")
@@ -19,7 +19,12 @@ W = TypeVar("W")
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A noun or name; `plural` is empty for names and substances, `gender` is f, m or empty where the word leaves it open."""
+    """A noun or name.
+
+    Attributes:
+        plural: empty for names and substances.
+        gender: f, m, or empty if the word leaves it open.
+    """
 
     singular: str
     plural: str = ""
@@ -53,9 +58,9 @@ class WordClass(Generic[W]):
         total = sum(weights)
         self._cumulative = [value / total for value in accumulate(weights)]
 
-    def draw(self, rng: random.Random) -> W:
-        """One word. Uses nothing but `rng.random`, the only draw that is the same in every Python version."""
-        return self.members[min(bisect(self._cumulative, rng.random()), len(self.members) - 1)]
+    def draw(self, chance: Chance) -> W:
+        """One word."""
+        return self.members[min(bisect(self._cumulative, chance.uniform()), len(self.members) - 1)]
 
 
 class Lexicon:
@@ -67,7 +72,7 @@ class Lexicon:
 
     def __init__(self, exponent: float = 1.0) -> None:
         self.nouns = {name: WordClass(_nouns(text, name), exponent) for name, text in _NOUNS.items()}
-        self.verbs = {name: WordClass(_verbs(text), exponent) for name, text in _VERBS.items()}
+        self.verbs = {name: WordClass(verbs(text), exponent) for name, text in _VERBS.items()}
         self.adjectives = {name: WordClass(text.split(), exponent) for name, text in _ADJECTIVES.items()}
         self.manners = WordClass(words.MANNERS.split(), exponent)
 
@@ -106,13 +111,22 @@ def gerund_of(base: str) -> str:
     return _doubled(base) + "ing"
 
 
+def comparative_of(adjective: str) -> str:
+    """The comparative in -er: `bigger`, `nicer`, `heavier`, `taller` from `big`, `nice`, `heavy`, `tall`."""
+    if adjective.endswith("e"):
+        return adjective + "r"
+    if adjective.endswith("y"):
+        return adjective[:-1] + "ier"
+    return _doubled(adjective) + "er"
+
+
 def indefinite_article(next_word: str) -> str:
     """`a` or `an`, by the sound that `next_word` begins with."""
     return "an" if next_word[0] in _VOWELS and not next_word.startswith(_A_DESPITE_SPELLING) else "a"
 
 
 def _doubled(base: str) -> str:
-    """`base` with its last consonant doubled where a suffix asks for it: `stopp`, `begin` -> `beginn`, but `visit`, `rain`."""
+    """`base` with its last consonant doubled where a suffix asks for it: `stopp`, `beginn`, but `visit`, `rain`."""
     if base in _DOUBLING:
         return base + base[-1]
     onset = base[:-2]
@@ -127,12 +141,15 @@ def _nouns(text: str, name: str) -> list[Noun]:
     for entry in text.split():
         forms, _, gender = entry.partition(":")
         singular, _, plural = forms.partition("/")
-        parsed.append(Noun(singular, (plural or plural_of(singular)) if countable else "", gender or _GENDERS.get(name, "")))
+        parsed.append(
+            Noun(singular, (plural or plural_of(singular)) if countable else "", gender or _GENDERS.get(name, ""))
+        )
     return parsed
 
 
-def _verbs(text: str) -> list[Verb]:
-    return [verb(entry) for entry in text.split()]
+def verbs(text: str) -> tuple[Verb, ...]:
+    """Verbs given as a list of `verb` entries."""
+    return tuple(verb(entry) for entry in text.split())
 
 
 def verb(entry: str) -> Verb:

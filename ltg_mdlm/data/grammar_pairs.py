@@ -1,18 +1,20 @@
 """Minimal pairs of the built-in corpus: a sentence of the grammar, and the same sentence with one mistake.
 
-Every contrast is balanced: either good and bad hold the same words in another order, or there is a twin in which the two
-differing words change roles ("the dog is/*are here", "the dogs are/*is here"). So a model that knows nothing but how
-frequent each word is scores exactly one half. (The idea of minimal pairs and the file format are those of BLiMP, Warstadt
-et al. 2020, arXiv 1912.00582.)
+Every contrast is balanced: either good and bad hold the same words in another order, or there is a twin in which the
+two differing words change roles ("the dog is/*are here", "the dogs are/*is here"). So a model that knows nothing but
+how frequent each word is scores exactly one half. The idea and the file format are those of BLiMP (Warstadt et al.
+2020, arXiv 1912.00582).
 """
 
-import random
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from ltg_mdlm.data.grammar_clauses import BE, NOT, Clause, Clauses, Predicate, joined, sentence
-from ltg_mdlm.data.grammar_lexicon import Lexicon, Noun, verb
+from ltg_mdlm.data import grammar_words as words
+from ltg_mdlm.data.grammar_chance import Chance
+from ltg_mdlm.data.grammar_clauses import BE, NOT, Clause, Predicate, joined, sentence
+from ltg_mdlm.data.grammar_frames import Clauses
+from ltg_mdlm.data.grammar_lexicon import Lexicon, Noun, verbs
 from ltg_mdlm.data.grammar_phrases import NounPhrase, Phrases, determined, reflexive
 from ltg_mdlm.evaluate.pair_files import MinimalPair
 
@@ -20,8 +22,9 @@ Contrast = tuple[str, str]
 """A good sentence and its bad counterpart."""
 
 _DETERMINERS = (("this", "these"), ("that", "those"), ("a", "two"), ("every", "many"), ("another", "three"))
-_TRANSITIVE = tuple(verb(v) for v in "chase find/found catch/caught scare take/took hold/held carry thank like lick love".split())
-_INTRANSITIVE = tuple(verb(v) for v in "sleep/slept smile laugh wait cry sneeze yawn giggle snore cough".split())
+_TRANSITIVE = verbs(words.ALWAYS_TRANSITIVE)
+_INTRANSITIVE = verbs(words.NEVER_TRANSITIVE)
+_LACKING = verbs(words.LACKING)
 # Verbs whose object or complement would agree with the subject, which must stay free to change its number.
 _AGREEING = ("reflexive", "animal_reflexive", "groom", "wear")
 
@@ -53,10 +56,10 @@ class Attested:
 
 
 def minimal_pairs(lexicon: Lexicon, seed: int, attested: Attested, per_phenomenon: int = 100) -> list[MinimalPair]:
-    """Pairs for every phenomenon, as many as asked for (rounded up to whole twins), or as the text's words suffice for."""
-    phrases = Phrases(lexicon, random.Random(f"{seed}/pairs"))
+    """Pairs for every phenomenon: as many as asked for, or a twin more, or as many as the text's words suffice for."""
+    phrases = Phrases(lexicon, Chance(f"{seed}/pairs"))
     pairs = []
-    for phenomenon, contrasts in Phenomena(Clauses(phrases)).all.items():
+    for phenomenon, contrasts in Phenomena(Clauses(phrases, past=False)).all.items():
         seen: dict[Contrast, None] = {}
         for _ in range(20 * per_phenomenon):
             twins = contrasts()
@@ -75,6 +78,7 @@ class Phenomena:
     def __init__(self, clauses: Clauses) -> None:
         self.clauses = clauses
         self.phrases = clauses.phrases
+        self.chance = clauses.chance
         self.all: dict[tuple[str, str, str], Callable[[], list[Contrast]]] = {
             ("determiner_noun_agreement", "morphology", "determiner_noun_agreement"): self.determiner_noun,
             ("subject_verb_agreement", "morphology", "subject_verb_agreement"): self.subject_verb,
@@ -93,21 +97,21 @@ class Phenomena:
 
     def determiner_noun(self) -> list[Contrast]:
         """ "Anna saw this dog / *this dogs", with and without an adjective between."""
-        noun = self._countable(self.phrases.pick(("object", "animal", "people", "fruit")))
+        noun = self._countable(self.chance.pick(("object", "animal", "people", "snack")))
         kind = noun.kind
         assert noun.noun is not None
         forms = (noun.noun.singular, noun.noun.plural)
-        adjectives = self.phrases.adjectives(kind, int(self.phrases.coin(0.5)))
+        adjectives = self.phrases.adjectives(kind, int(self.chance.coin(0.5)))
         subject = self.phrases.noun_phrase("name")
         verb_class = "social" if noun.animate else "handle"
-        drawn = self.phrases.lexicon.verbs[verb_class].draw(self.phrases.rng)
-        rest = f" {self.phrases.where('person')}" if self.phrases.coin(0.4) else ""
+        drawn = self.phrases.lexicon.verbs[verb_class].draw(self.chance)
+        rest = f" {self.phrases.where('person')}" if self.chance.coin(0.4) else ""
 
         def said(determiner: str, form: str) -> str:
             phrase = replace(noun, text=determined(determiner, [*adjectives, form]))
             return sentence(Clause(subject, Predicate(drawn, phrase, rest), "past").statement)
 
-        determiners = self.phrases.pick(_DETERMINERS)
+        determiners = self.chance.pick(_DETERMINERS)
         return _twins(lambda number, other: said(determiners[number], forms[other]))
 
     def subject_verb(self) -> list[Contrast]:
@@ -117,15 +121,15 @@ class Phenomena:
     def attractor(self) -> list[Contrast]:
         """ "The box near the chairs is / *are red.": the noun before the verb has the other number."""
         places = self._both_numbers("landmark")
-        preposition = self.phrases.pick(("near", "behind", "next to", "in front of", "by"))
+        preposition = self.chance.pick(("near", "behind", "next to", "in front of", "by"))
         return self._agreement(self._both_numbers(), lambda number: f" {preposition} {places[1 - number].text}")
 
     def relative_clause(self) -> list[Contrast]:
         """ "The dog that saw the cats is / *are happy.", "The dog that the cats saw is / *are happy." """
         subjects, others = self._both_numbers("animate"), self._both_numbers("animate")
-        drawn = self.phrases.lexicon.verbs["animal_social"].draw(self.phrases.rng)
+        drawn = self.phrases.lexicon.verbs["animal_social"].draw(self.chance)
         past = joined(drawn.past, drawn.preposition)
-        as_object = self.phrases.coin(0.5)
+        as_object = self.chance.coin(0.5)
 
         def clause(number: int) -> str:
             other = others[1 - number].text
@@ -137,7 +141,7 @@ class Phenomena:
     def _agreement(self, subjects: tuple[NounPhrase, NounPhrase], modifier: Callable[[int], str]) -> list[Contrast]:
         """The subject in both numbers, with its verb in both, `modifier(number)` between them."""
         predicate = self._free_predicate(subjects[0])
-        tense = self.phrases.pick(("present", "past") if predicate.verb is BE else ("present", "progressive", "perfect"))
+        tense = self.chance.pick(("present", "past") if predicate.verb is BE else ("present", "progressive", "perfect"))
         if predicate.verb.stative:
             tense = "present"
 
@@ -156,9 +160,9 @@ class Phenomena:
         return self._anaphor(self._numbers_of_gendered())
 
     def _anaphor(self, subjects: tuple[NounPhrase, NounPhrase]) -> list[Contrast]:
-        drawn = self.phrases.lexicon.verbs["reflexive"].draw(self.phrases.rng)
-        tense = self.phrases.weighted({"past": 3, "will": 1, "could": 1, "can": 1})
-        rest = f" {self.phrases.where('person')}" if self.phrases.coin(0.5) else ""
+        drawn = self.phrases.lexicon.verbs["reflexive"].draw(self.chance)
+        tense = self.chance.weighted({"past": 3, "will": 1, "could": 1, "can": 1})
+        rest = f" {self.phrases.where('person')}" if self.chance.coin(0.5) else ""
 
         def said(subject: int, other: int) -> str:
             predicate = Predicate(drawn, rest=f" {reflexive(subjects[other].agreement)}{rest}")
@@ -168,7 +172,7 @@ class Phenomena:
 
     def irregular_participle(self) -> list[Contrast]:
         """ "The dog has eaten / *ate the apple.", "The dog ate / *eaten the apple." """
-        subject = self.phrases.noun_phrase(self.phrases.pick(("person", "animal")), determiner="the")
+        subject = self.phrases.noun_phrase(self.chance.pick(("person", "animal")), determiner="the")
         while True:
             predicate = self._free_predicate(subject)
             main = predicate.verb
@@ -180,37 +184,41 @@ class Phenomena:
 
     def verb_form(self) -> list[Contrast]:
         """ "The dog is sleeping / *sleep.", "The dog can sleep / *sleeping." """
-        subject = self.phrases.noun_phrase(self.phrases.pick(("person", "animal")), determiner="the")
+        subject = self.phrases.noun_phrase(self.chance.pick(("person", "animal")), determiner="the")
         while True:
             predicate = self._free_predicate(subject)
-            if not predicate.verb.stative and predicate.verb is not BE and predicate.verb.participle != predicate.verb.base:
+            if (
+                not predicate.verb.stative
+                and predicate.verb is not BE
+                and predicate.verb.participle != predicate.verb.base
+            ):
                 break
         pairs = [("progressive", "can"), ("progressive", "will"), ("perfect", "can")]
         # Without an object "is gone", "is hidden" is right too.
-        tenses = self.phrases.pick([*pairs, ("progressive", "perfect")] if predicate.object else pairs)
+        tenses = self.chance.pick([*pairs, ("progressive", "perfect")] if predicate.target else pairs)
         clauses = [Clause(subject, predicate, tense) for tense in tenses]
 
         def said(number: int, other: int) -> str:
-            auxiliary, form = clauses[number].auxiliary_and_verb[0], clauses[other].auxiliary_and_verb[1]
+            auxiliary, form = clauses[number].forms()[0], clauses[other].forms()[1]
             return sentence(joined(subject.text, auxiliary, form) + predicate.after_verb())
 
         return _twins(said)
 
     def tag_question(self) -> list[Contrast]:
         """ "The girl is hungry, isn't she / *he?", "The girls are hungry, aren't they / *isn't she?" """
-        people = self._gendered() if self.phrases.coin(0.6) else self._numbers_of_gendered()
+        people = self._gendered() if self.chance.coin(0.6) else self._numbers_of_gendered()
         predicate = self._free_predicate(people[0])
-        tense = self.clauses.tense(predicate, past=False)
+        tense = self.clauses.tense(predicate)
         clauses = [Clause(person, predicate, tense) for person in people]
         return _twins(lambda one, other: sentence(f"{clauses[one].statement}, {clauses[other].tag}", "?"))
 
     def adjective_order(self) -> list[Contrast]:
         """ "The red ball is here. / *The ball red is here." """
-        noun = self._countable(self.phrases.pick(("object", "animal", "people", "fruit", "vehicle")))
+        noun = self._countable(self.chance.pick(("object", "animal", "people", "snack", "vehicle")))
         adjectives = self.phrases.adjectives(noun.kind, 1)
         determiner, form = noun.text.split(" ", 1)
         predicate = self._free_predicate(noun)
-        tense = self.clauses.tense(predicate, past=False)
+        tense = self.clauses.tense(predicate)
 
         def said(*words: str) -> str:
             return sentence(Clause(replace(noun, text=" ".join(words)), predicate, tense).statement)
@@ -219,23 +227,25 @@ class Phenomena:
 
     def wh_inversion(self) -> list[Contrast]:
         """ "What is the dog eating? / *What the dog is eating?", "I know what the dog is / *is the dog eating." """
-        subject = self.phrases.noun_phrase(self.phrases.pick(("person", "animal")), determiner="the")
-        predicate = self.clauses.predicate(subject, embedding=False, object=True)
-        tense = "past" if predicate.verb.stative else self.phrases.pick(("progressive", "will", "can", "perfect", "past"))
+        subject = self.phrases.noun_phrase(self.chance.pick(("person", "animal")), determiner="the")
+        predicate = self.clauses.simple(subject, with_object=True)
+        tense = (
+            "past" if predicate.verb.stative else self.chance.pick(("progressive", "will", "can", "perfect", "past"))
+        )
         clause = Clause(subject, predicate, tense)
         auxiliary = clause.auxiliary
         inverted = clause.question(gap=True)
         straight = joined(subject.text, auxiliary, inverted.removeprefix(f"{auxiliary} {subject.text} "))
         contrasts = [(sentence(f"{clause.wh_word} {inverted}", "?"), sentence(f"{clause.wh_word} {straight}", "?"))]
         if tense != "past":
-            knows = f"I {self.phrases.pick(('know', 'see', 'remember'))} {clause.wh_word}"
+            knows = f"I {self.chance.pick(('know', 'see', 'remember'))} {clause.wh_word}"
             contrasts.append((f"{knows} {straight}.", f"{knows} {inverted}."))
         return contrasts
 
     def transitivity(self) -> list[Contrast]:
         """ "Anna chased / *slept the dog.", "Anna slept / *chased near the door." """
-        subject = self.phrases.noun_phrase(self.phrases.pick(("person", "animal")), determiner="the")
-        verbs = self.phrases.pick(_TRANSITIVE), self.phrases.pick(_INTRANSITIVE)
+        subject = self.phrases.noun_phrase(self.chance.pick(("person", "animal")), determiner="the")
+        verbs = self.chance.pick(_TRANSITIVE), self.chance.pick(_INTRANSITIVE)
         endings = self.clauses.other_than(subject, "animate").text, self.phrases.at_place()
 
         def said(ending: int, main: int) -> str:
@@ -246,14 +256,14 @@ class Phenomena:
     def polarity(self) -> list[Contrast]:
         """ "Anna has some bread, but Tom doesn't have any milk." with the two exchanged; "... too" and "... either"."""
         first, second = (self.phrases.noun_phrase("person", determiner="the", adjectives=0) for _ in "12")
-        return self._too(first, second) if self.phrases.coin(0.5) else self._any(first, second)
+        return self._too(first, second) if self.chance.coin(0.5) else self._any(first, second)
 
     def _any(self, first: NounPhrase, second: NounPhrase) -> list[Contrast]:
-        main = self.phrases.pick(_POLAR)
-        kinds = [self.phrases.pick(("fruit", "mass", "object")) for _ in "12"]
+        main = self.chance.pick(_LACKING)
+        kinds = [self.chance.pick(("snack", "mass", "object")) for _ in "12"]
         things = [self.phrases.noun_phrase(kind, plural=True, determiner="", adjectives=0).text for kind in kinds]
-        negations = ("", NOT) if self.phrases.coin(0.5) else (NOT, "")
-        tense = self.phrases.pick(("present", "past"))
+        negations = ("", NOT) if self.chance.coin(0.5) else (NOT, "")
+        tense = self.chance.pick(("present", "past"))
 
         def said(words: tuple[str, ...]) -> str:
             parts = [
@@ -288,7 +298,7 @@ class Phenomena:
 
     def _both_numbers(self, kind: str | None = None) -> tuple[NounPhrase, NounPhrase]:
         """ "the dog", "the dogs" """
-        drawn = kind or self.phrases.weighted({"people": 3, "animal": 3, "object": 2, "fruit": 1})
+        drawn = kind or self.chance.weighted({"people": 3, "animal": 3, "object": 2, "snack": 1})
         phrase = self._countable(drawn)
         assert phrase.noun is not None
         return self._numbered(phrase, phrase.noun, plural=False), self._numbered(phrase, phrase.noun, plural=True)
@@ -300,7 +310,7 @@ class Phenomena:
 
     def _gendered(self) -> tuple[NounPhrase, NounPhrase]:
         """A woman or girl and a man or boy; both names, or both nouns."""
-        kind = self.phrases.pick(("name", "people"))
+        kind = self.chance.pick(("name", "people"))
         found: dict[str, NounPhrase] = {}
         while len(found) < 2:
             phrase = self.phrases.noun_phrase(kind, plural=False, determiner="the", adjectives=0)
@@ -317,15 +327,10 @@ class Phenomena:
 
     def _free_predicate(self, subject: NounPhrase) -> Predicate:
         """A predicate in which nothing but the verb agrees with the subject."""
-        if subject.kind not in ("person", "animal") or self.phrases.coin(0.3):
+        if subject.kind not in ("person", "animal") or self.chance.coin(0.3):
             return self.clauses.copula(subject)
-        while True:
-            frame = self.clauses.frame(subject, embedding=False)
-            if frame.verbs not in _AGREEING:
-                return self.clauses.from_frame(frame, subject)
-
-
-_POLAR = tuple(verb(v) for v in "have/had want see/saw/seen find/found buy/bought need".split())
+        frame = self.clauses.frame(subject, lambda frame: not frame.embeds and frame.verbs not in _AGREEING)
+        return self.clauses.from_frame(frame, subject)
 
 
 def _twins(said: Callable[[int, int], str]) -> list[Contrast]:

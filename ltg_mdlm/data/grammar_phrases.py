@@ -1,15 +1,11 @@
 """Noun phrases of the built-in corpus: determiners, adjectives, names, pronouns, and where things are."""
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from ltg_mdlm.data import grammar_words as words
+from ltg_mdlm.data.grammar_chance import Chance
 from ltg_mdlm.data.grammar_lexicon import Lexicon, Noun, indefinite_article
-
-T = TypeVar("T")
-Weighted = Mapping[T, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,37 +95,30 @@ def pronoun(agreement: Agreement) -> NounPhrase:
     return NounPhrase(subject_pronoun(agreement), agreement, "person", is_pronoun=True)
 
 
-# What a slot of a sentence asks for -> the word classes that fill it.
-KINDS: dict[str, Weighted[str]] = {
+# Kinds of noun phrases that more than one word class, or one of another name, can fill.
+_MIXED: dict[str, dict[str, float]] = {
     "person": {"girl": 3, "boy": 3, "people": 4},
-    "people": {"people": 1},
     "name": {"girl": 1, "boy": 1},
-    "animal": {"animal": 1},
     "animate": {"animal": 3, "people": 3, "girl": 1, "boy": 1},
     "object": {"toy": 4, "thing": 4, "clothes": 1},
-    "toy": {"toy": 1},
-    "clothes": {"clothes": 1},
     "food": {"food": 4, "substance": 1},
-    "fruit": {"food": 1},
-    "drink": {"drink": 1},
+    "snack": {"food": 1},
     "mass": {"drink": 1, "substance": 1},
-    "vehicle": {"vehicle": 1},
-    "place": {"place": 1},
-    "plant": {"plant": 1},
-    "body": {"body": 1},
-    "container": {"container": 1},
-    "surface": {"surface": 1},
-    "landmark": {"landmark": 1},
 }
 _DENOTES = {
-    "girl": "person", "boy": "person", "people": "person", "toy": "object", "thing": "object", "drink": "mass", "substance": "mass",
-}  # fmt: skip
+    **dict.fromkeys(("girl", "boy", "people"), "person"),
+    **dict.fromkeys(("toy", "thing"), "object"),
+    **dict.fromkeys(("drink", "substance"), "mass"),
+}
 _SINGULAR: dict[str, float] = {"the": 9, "a": 7, "this": 1.5, "that": 1.5, "every": 0.5, "another": 0.5}
 _PLURAL: dict[str, float] = {
     "the": 9, "some": 3, "two": 2, "three": 1, "these": 1.5, "those": 1.5, "many": 1, "all the": 0.5,
     "four": 0.5, "five": 0.4, "six": 0.3, "seven": 0.2, "eight": 0.2, "nine": 0.1, "ten": 0.2, "both": 0.3, "": 2,
 }  # fmt: skip
 _MASS: dict[str, float] = {"the": 4, "some": 4, "this": 0.5, "that": 0.5}
+INDEFINITE = frozenset(
+    {"a", "an", "some", "another", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "many"}
+)
 # Which adjectives stand before a noun, in their order: "a big old red ball".
 _ADJECTIVES = {
     "person": ("character",),
@@ -139,8 +128,10 @@ _ADJECTIVES = {
     "place": ("size", "quality"),
     "body": ("size",),
     "plant": ("size", "color"),
+    "vehicle": ("size", "color"),
 }
 _THINGS = ("size", "quality", "color")
+_STATES = ("feeling", "feeling", "character")  # most often how somebody feels
 _AT = frozenset(words.PLACES_WITH_AT.split())
 _ON = frozenset(words.PLACES_WITH_ON.split())
 
@@ -150,39 +141,22 @@ class Phrases:
 
     Args:
         lexicon: the words.
-        rng: the one source of chance; the same state gives the same phrases.
+        chance: the one source of chance; may be shared.
         owners: the possessive determiners that make sense here: "my" and "your" in talk, none in a tale.
     """
 
-    def __init__(self, lexicon: Lexicon, rng: random.Random, owners: Sequence[str] = ()) -> None:
+    def __init__(self, lexicon: Lexicon, chance: Chance, owners: Sequence[str] = ()) -> None:
         self.lexicon = lexicon
-        self.rng = rng
+        self.chance = chance
         possessives = dict.fromkeys(owners, 1.5)
         self._singular = _SINGULAR | possessives
         self._plural = _PLURAL | possessives
         self._mass = _MASS | dict.fromkeys(owners, 0.5)
 
-    def coin(self, probability: float) -> bool:
-        """True with the given probability."""
-        return self.rng.random() < probability
-
-    def pick(self, options: Sequence[T]) -> T:
-        """One of the options, all equally likely."""
-        return options[int(self.rng.random() * len(options))]
-
-    def weighted(self, options: Weighted[T]) -> T:
-        """A key of `options`, with a probability proportional to its value."""
-        left = self.rng.random() * sum(options.values())
-        for option, weight in options.items():
-            left -= weight
-            if left < 0:
-                return option
-        return option
-
     def noun(self, kind: str) -> tuple[str, Noun]:
         """What a slot of this kind came to denote (person, animal, object, ...), and a noun or name for it."""
-        word_class = self.weighted(KINDS[kind])
-        return _DENOTES.get(word_class, word_class), self.lexicon.nouns[word_class].draw(self.rng)
+        word_class = self.chance.weighted(_MIXED.get(kind, {kind: 1.0}))
+        return _DENOTES.get(word_class, word_class), self.lexicon.nouns[word_class].draw(self.chance)
 
     def noun_phrase(
         self, kind: str, *, plural: bool | None = None, determiner: str | None = None, adjectives: int | None = None
@@ -190,20 +164,26 @@ class Phrases:
         """A noun phrase of a kind, or a name; what is None is drawn. `adjectives` counts them."""
         denoted, noun = self.noun(kind)
         if plural is None:
-            plural = self.coin(0.33)
+            plural = self.chance.coin(0.33)
         return self.with_noun(noun, denoted, plural=plural, determiner=determiner, adjectives=adjectives)
 
     def with_noun(
-        self, noun: Noun, kind: str, *, plural: bool = False, determiner: str | None = None, adjectives: int | None = None
+        self,
+        noun: Noun,
+        kind: str,
+        *,
+        plural: bool = False,
+        determiner: str | None = None,
+        adjectives: int | None = None,
     ) -> NounPhrase:
-        """A noun phrase with this head noun, which denotes something of this kind; names and substances stay singular."""
+        """A noun phrase with this head noun, denoting this kind of thing; names and substances stay singular."""
         plural = plural and bool(noun.plural)
         agreement = Agreement(plural=plural, gender=self._gender(noun, kind))
         if noun.singular[0].isupper():
             return NounPhrase(noun.singular, agreement, kind, noun)
-        count = self.weighted({0: 7, 1: 3, 2: 0.4}) if adjectives is None else adjectives
+        count = self.chance.weighted({0: 7, 1: 3, 2: 0.4}) if adjectives is None else adjectives
         if determiner is None:
-            determiner = self.weighted(self._plural if plural else self._singular if noun.plural else self._mass)
+            determiner = self.chance.weighted(self._plural if plural else self._singular if noun.plural else self._mass)
         parts = [*self.adjectives(kind, count), noun.plural if plural else noun.singular]
         return NounPhrase(determined(determiner, parts), agreement, kind, noun)
 
@@ -211,26 +191,28 @@ class Phrases:
         """Up to `count` adjectives that fit a kind, in their natural order."""
         classes = list(_ADJECTIVES.get(kind, _THINGS))
         while len(classes) > count:
-            classes.pop(int(self.rng.random() * len(classes)))
-        return [self.lexicon.adjectives[name].draw(self.rng) for name in classes]
+            classes.pop(self.chance.number(0, len(classes) - 1))
+        return [self.lexicon.adjectives[name].draw(self.chance) for name in classes]
 
     def property_of(self, phrase: NounPhrase) -> str:
-        """An adjective that can be said of it: "the dog is hungry", "the ball is red"."""
-        if phrase.animate:
-            return self.lexicon.adjectives["feeling" if self.coin(0.7) else "character"].draw(self.rng)
-        return self.lexicon.adjectives[self.pick(_ADJECTIVES.get(phrase.kind, _THINGS))].draw(self.rng)
+        """An adjective that can be said of it and was not: "the dog is hungry", "the ball is red"."""
+        classes = _STATES if phrase.animate else _ADJECTIVES.get(phrase.kind, _THINGS)
+        said = frozenset(phrase.text.split())
+        unsaid = [name for name in classes if said.isdisjoint(self.lexicon.adjectives[name].members)]
+        return self.lexicon.adjectives[self.chance.pick(unsaid or ("quality",))].draw(self.chance)
 
     def inside(self) -> str:
         """Where something is put: "in the box", "on the table"."""
-        kind = self.weighted({"container": 1, "surface": 1})
-        phrase = self.noun_phrase(kind, plural=False, determiner=self.weighted({"the": 6, "a": 1}))
-        preposition = "in" if kind == "container" else self.weighted({"on": 3, "under": 1})
+        kind = self.chance.weighted({"container": 1, "surface": 1})
+        phrase = self.noun_phrase(kind, plural=False, determiner=self.chance.weighted({"the": 6, "a": 1}))
+        preposition = "in" if kind == "container" else self.chance.weighted({"on": 3, "under": 1})
         return f"{preposition} {phrase.text}"
 
-    def near(self, *, plural: bool | None = None) -> str:
+    def near(self) -> str:
         """Beside what something is: "near the door", "behind those trees"."""
-        preposition = self.weighted({"near": 4, "behind": 2, "next to": 2, "in front of": 1, "by": 2})
-        return f"{preposition} {self.noun_phrase('landmark', plural=plural, adjectives=self.weighted({0: 6, 1: 1})).text}"
+        preposition = self.chance.weighted({"near": 4, "behind": 2, "next to": 2, "in front of": 1, "by": 2})
+        landmark = self.noun_phrase("landmark", adjectives=self.chance.weighted({0: 6, 1: 1}))
+        return f"{preposition} {landmark.text}"
 
     def at_place(self) -> str:
         """Where something happens: "in the garden", "at the zoo"."""
@@ -240,23 +222,26 @@ class Phrases:
 
     def place(self) -> NounPhrase:
         """A place with "the": "the park"."""
-        return self.noun_phrase("place", plural=False, determiner="the", adjectives=self.weighted({0: 8, 1: 1}))
+        return self.noun_phrase("place", plural=False, determiner="the", adjectives=self.chance.weighted({0: 8, 1: 1}))
 
     def where(self, kind: str) -> str:
         """A place fit for what is there: people are not in boxes."""
-        places = (self.near, self.at_place) if kind in ("person", "vehicle", "plant") else (self.near, self.at_place, self.inside)
-        return self.pick(places)()
+        places = (
+            (self.near, self.at_place)
+            if kind in ("person", "vehicle", "plant")
+            else (self.near, self.at_place, self.inside)
+        )
+        return self.chance.pick(places)()
 
     def _gender(self, noun: Noun, kind: str) -> str:
         if noun.gender:
             return noun.gender
         if kind == "person":
-            return self.weighted({"f": 1, "m": 1})
-        return self.weighted({"n": 6, "f": 1, "m": 1}) if kind == "animal" else "n"
+            return self.chance.weighted({"f": 1, "m": 1})
+        return self.chance.weighted({"n": 6, "f": 1, "m": 1}) if kind == "animal" else "n"
 
 
 def determined(determiner: str, words: Sequence[str]) -> str:
     """The words after their determiner, with `a` or `an` as the next word asks; no determiner if it is empty."""
     article = indefinite_article(words[0]) if determiner == "a" else determiner
     return " ".join([article, *words] if article else words)
-

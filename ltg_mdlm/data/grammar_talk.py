@@ -1,22 +1,27 @@
 """Talk of the built-in corpus: a grown-up and a child, one exchange after the other, about the things around them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from ltg_mdlm.data.grammar_clauses import BE, NOT, Clause, Clauses, Predicate, be_form, negated, sentence
-from ltg_mdlm.data.grammar_phrases import (
-    YOU,
-    I,
-    NounPhrase,
-    WE,
-    object_pronoun,
-    pronoun,
-    reflexive,
-)
+from ltg_mdlm.data import grammar_words as words
+from ltg_mdlm.data.grammar_clauses import BE, NOT, Clause, Predicate, be_form, negated, sentence
+from ltg_mdlm.data.grammar_frames import BY_ONESELF, Clauses
+from ltg_mdlm.data.grammar_lexicon import verb, verbs
+from ltg_mdlm.data.grammar_phrases import WE, YOU, I, NounPhrase, pronoun
 
 _ADULTS = {"MOT": 6.0, "FAT": 2.0, "GRA": 1.0}
 _EXCLAMATIONS = ("Oh no!", "Look!", "Wow!", "Oh dear.", "Uh oh.", "Hey!")
 _ASSENTS = ("That's right.", "Very good.", "Good job!", "Yes.", "All right.", "Thank you.", "Okay.")
+_OBEYING = ("Okay.", "I will.", "No!", "Why?", "All right.")
+_STOPPING = ("Okay.", "I won't.", "Why not?", "All right.")
+_FOLLOWING = ("Yes!", "Okay.", "No, not now.", "I don't want to.")
+_NUMBERS = {"two": 3.0, "three": 3.0, "four": 2.0, "five": 1.0, "six": 1.0, "seven": 0.5, "eight": 0.5, "ten": 0.5}
+_HAVE, _WANT = verb("have/had"), verb("want")
+_LIKING = verbs(words.LIKING)
+_CONTRACTIBLE = re.compile(r"\b(I am|[Ii]t is|[Hh]e is|[Ss]he is|[Tt]hey are|[Yy]ou are|[Ww]e are)(?= \w)")
+_CONTRACTED = {"am": "'m", "is": "'s", "are": "'re"}
+_TURNED = {"my": "your", "your": "my", "myself": "yourself", "yourself": "myself"}
 
 
 class Talk:
@@ -25,267 +30,281 @@ class Talk:
     def __init__(self, clauses: Clauses) -> None:
         self.clauses = clauses
         self.phrases = clauses.phrases
+        self.chance = clauses.chance
         self._exchanges: dict[Callable[[NounPhrase], list[str]], float] = {
-            self.where: 3,
-            self.color: 2,
-            self.name_it: 3,
-            self.doing: 4,
             self.whether: 5,
+            self.remark: 5,
+            self.doing: 4,
+            self.command: 4,
+            self.where: 3,
+            self.naming: 3,
             self.want: 3,
             self.have: 3,
-            self.can: 2,
-            self.command: 4,
             self.who: 3,
             self.which_object: 3,
-            self.tag: 3,
+            self.tag: 4,
             self.too: 3,
+            self.why: 3,
+            self.did_you: 3,
+            self.color: 2,
+            self.can: 2,
+            self.know: 3,
+            self.oneself: 2,
             self.how_many: 1.5,
             self.whose: 1.5,
             self.which: 1.5,
-            self.know: 2,
             self.lets: 1.5,
-            self.why: 3,
-            self.did_you: 3,
-            self.yourself: 2,
-            self.remark: 5,
         }
 
     def conversation(self) -> str:
         """One document of 4 to 9 exchanges that come back to the same two things."""
-        adult = self.phrases.weighted(_ADULTS)
+        adult = self.chance.weighted(_ADULTS)
         topics = [self._topic(), self._topic()]
         lines: list[str] = []
-        for _ in range(4 + int(self.phrases.rng.random() * 6)):
-            exchange = self.phrases.weighted(self._exchanges)
-            turns = exchange(self.phrases.pick(topics))
-            first = self.phrases.weighted({adult: 4, "CHI": 1})
+        for _ in range(self.chance.number(4, 9)):
+            exchange = self.chance.weighted(self._exchanges)
+            first = self.chance.weighted({adult: 4, "CHI": 1})
             speakers = (first, "CHI" if first == adult else adult)
-            lines += [f"*{speakers[turn % 2]}:\t{said}" for turn, said in enumerate(turns)]
+            said = exchange(self.chance.pick(topics))
+            lines += [f"*{speakers[turn % 2]}:\t{self._spoken(text)}" for turn, text in enumerate(said)]
         return "\n".join(lines)
 
+    # The exchanges, each about a topic: what one says, what the other answers, and so on.
+
+    def whether(self, topic: NounPhrase) -> list[str]:
+        """As in "Is the dog hungry?" and "Yes, it is."."""
+        clause = self.clauses.affirmative(topic)
+        return [sentence(clause.question(), "?"), self._yes_or_no(clause)]
+
+    def remark(self, topic: NounPhrase) -> list[str]:
+        """One says something."""
+        about = self.chance.weighted({topic: 3, pronoun(I): 1, pronoun(YOU): 1})
+        said = sentence(self.clauses.clause(about).statement)
+        return [f"{self.chance.pick(_EXCLAMATIONS)} {said}" if self.chance.coin(0.2) else said]
+
+    def doing(self, topic: NounPhrase) -> list[str]:
+        """As in "What is the dog doing?" and "It is sleeping."."""
+        actor = self._actor(topic)
+        if self.chance.coin(0.3):
+            asked, tense = f"what did {actor.text} do", "past"
+        else:
+            asked, tense = f"what {be_form(actor.agreement, past=False)} {actor.text} doing", "progressive"
+        answer = Clause(actor.as_subject(), self.clauses.doing(actor), tense)
+        return [sentence(asked, "?"), sentence(answer.statement)]
+
+    def command(self, topic: NounPhrase) -> list[str]:
+        """As in "Please put the ball in the box." and "Okay."."""
+        predicate = self.clauses.doing(pronoun(YOU))
+        start = self.chance.weighted({"": 3, "please ": 1, "don't ": 1.5, "you can ": 0.5, "can you ": 0.5})
+        end = "?" if start == "can you " else self.chance.weighted({".": 4, "!": 1})
+        answers = _STOPPING if start == "don't " else _OBEYING
+        return [sentence(f"{start}{predicate.bare}", end), self.chance.pick(answers)]
+
+    def where(self, topic: NounPhrase) -> list[str]:
+        """As in "Where is the ball?" and "It is under the bed."."""
+        asked = sentence(f"where {Clause(topic, Predicate(BE), 'present').question()}", "?")
+        there = self._is_somewhere(topic)
+        if self.chance.coin(0.3):
+            return [asked, "I don't know.", sentence(f"look, {there}", "!")]
+        return [asked, sentence(there)]
+
+    def naming(self, topic: NounPhrase) -> list[str]:
+        """As in "What are these?" and "They are spoons."."""
+        if topic.noun is None or not topic.noun.plural:
+            return self.whether(topic)
+        plural = topic.agreement.plural
+        pointer = self.chance.pick(("these", "those") if plural else ("this", "that"))
+        named = self.phrases.with_noun(topic.noun, topic.kind, plural=plural, determiner="" if plural else "a")
+        answer = sentence(f"{'they are' if plural else 'it is'} {named.text}")
+        asked = sentence(f"what {'are' if plural else 'is'} {pointer}", "?")
+        return [asked, answer, self.chance.pick(_ASSENTS)] if self.chance.coin(0.5) else [asked, answer]
+
+    def color(self, topic: NounPhrase) -> list[str]:
+        """As in "What color is the ball?" and "It is red."."""
+        if topic.animate or topic.kind in ("food", "mass"):
+            return self.whether(topic)
+        color = self.phrases.lexicon.adjectives["color"].draw(self.chance)
+        asked = Clause(topic, Predicate(BE), "present").question()
+        told = Clause(topic.as_subject(), Predicate(BE, rest=f" {color}"), "present").statement
+        return [sentence(f"what color {asked}", "?"), sentence(told), sentence(f"yes, {told}")]
+
+    def want(self, _: NounPhrase) -> list[str]:
+        """As in "Do you want some milk?" and "No, I don't want any milk."."""
+        offered = self._stuff("mass", "snack", "object")
+        asked = f"Do you want some {offered}?"
+        refusal = Clause(pronoun(I), Predicate(_WANT, rest=f" any {offered}"), "present", NOT).statement
+        answers = {
+            f"Yes, I want some {offered}.": 3,
+            f"No, {refusal}.": 1,
+            f"No, {refusal}, but I want some {self._stuff('mass', 'snack')}.": 2,
+        }
+        return [asked, self.chance.weighted(answers)]
+
+    def have(self, _: NounPhrase) -> list[str]:
+        """As in "Does Anna have any milk?" and "No, she doesn't have any milk, but she has some tea."."""
+        person = self.phrases.noun_phrase("person", determiner="the", adjectives=0)
+        owner = self.chance.pick((pronoun(YOU), person))
+        answering = _answering(owner)
+        thing, other = self._stuff("object", "snack", "mass"), self._stuff("object", "snack", "mass")
+        asked = Clause(owner, Predicate(_HAVE, rest=f" any {thing}"), "present")
+        if self.chance.coin(0.4):
+            has = Clause(answering, Predicate(_HAVE, rest=f" some {thing}"), "present").statement
+            return [sentence(asked.question(), "?"), sentence(f"yes, {has}")]
+        lacks = replace(asked, subject=answering, negation=NOT).statement
+        has = Clause(answering, Predicate(_HAVE, rest=f" some {other}"), "present").statement
+        return [sentence(asked.question(), "?"), sentence(f"no, {lacks}, but {has}")]
+
+    def who(self, topic: NounPhrase) -> list[str]:
+        """As in "Who has found the ball?" and "The girl has."."""
+        actor = self._actor(topic)
+        asked = NounPhrase("who", replace(actor.agreement, plural=False), actor.kind)
+        clause = self.clauses.affirmative(asked, self.clauses.simple(asked, with_object=True))
+        answer = replace(clause, subject=actor).auxiliary
+        return [sentence(clause.statement, "?"), sentence(f"{actor.text} {answer}")]
+
+    def which_object(self, topic: NounPhrase) -> list[str]:
+        """As in "What did the girl eat?" and "She ate an apple."."""
+        clause = self._transitive(topic)
+        asked = f"{clause.wh_word} {clause.question(gap=True)}"
+        return [sentence(asked, "?"), sentence(replace(clause, subject=clause.subject.as_subject()).statement)]
+
+    def know(self, topic: NounPhrase) -> list[str]:
+        """As in "Do you know where the ball is?", "Do you know what the girl ate?"."""
+        if self.chance.coin(0.5):
+            where = Clause(topic, Predicate(BE), "present").statement
+            return [f"Do you know where {where}?", sentence(self._is_somewhere(topic))]
+        clause = self._transitive(topic)
+        answer = replace(clause, subject=clause.subject.as_subject())
+        return [f"Do you know {clause.wh_word} {clause.embedded()}?", sentence(answer.statement)]
+
+    def tag(self, topic: NounPhrase) -> list[str]:
+        """As in "The dog is hungry, isn't it?" and "Yes, it is."."""
+        clause = self.clauses.affirmative(topic)
+        return [sentence(f"{clause.statement}, {clause.tag}", "?"), self._yes_or_no(clause)]
+
+    def too(self, _: NounPhrase) -> list[str]:
+        """As in "I don't like peas.", "Anna doesn't like peas either." and "I do not either."."""
+        thing = self.phrases.noun_phrase(self.chance.pick(("snack", "animal", "mass")), plural=True, determiner="")
+        other = self.phrases.noun_phrase("person", plural=False, determiner="my", adjectives=0)
+        liking = Predicate(self.chance.pick(_LIKING), thing)
+        negation, adverb = self.chance.pick((("", "too"), (NOT, "either")))
+        again = replace(liking, target=thing.as_object()) if self.chance.coin(0.5) else liking
+        first = Clause(pronoun(I), liking, "present", negation).statement
+        second = Clause(other, again, "present", negation).statement
+        third = f"I {'do not' if negation else 'do'} {adverb}."
+        return [sentence(first), sentence(f"{second} {adverb}"), third]
+
+    def why(self, topic: NounPhrase) -> list[str]:
+        """As in "Why is the girl crying?" and "Because she is sad."."""
+        actor = self._actor(topic)
+        clause = self.clauses.affirmative(actor, self.clauses.simple(actor))
+        tense = "past" if clause.tense in ("past", "perfect") else "present"
+        because = Clause(actor.as_subject(), self.clauses.reason(actor), tense)
+        return [sentence(f"why {clause.question()}", "?"), sentence(f"because {because.statement}")]
+
+    def did_you(self, _: NounPhrase) -> list[str]:
+        """As in "Did you wash your hands?" and "Yes, I washed my hands."."""
+        clause = Clause(pronoun(YOU), self.clauses.doing(pronoun(YOU)), "past")
+        asked = sentence(clause.question(), "?")
+        if self.chance.coin(0.5):
+            return [asked, self._yes_or_no(clause)]
+        answer = Clause(pronoun(I), _turned(clause.predicate), "past")
+        return [asked, sentence(f"yes, {answer.statement}")]
+
+    def can(self, topic: NounPhrase) -> list[str]:
+        """As in "Can the bird sing?" and "Yes, it can."."""
+        actor = self.chance.pick((pronoun(YOU), self._actor(topic)))
+        clause = Clause(actor, self.clauses.doing(actor), "can")
+        return [sentence(clause.question(), "?"), self._yes_or_no(clause)]
+
+    def oneself(self, topic: NounPhrase) -> list[str]:
+        """As in "Did the girl hurt herself?" and "Yes, she hurt herself."."""
+        actor = self.chance.pick((pronoun(YOU), self._actor(topic)))
+        asked = Clause(actor, self.clauses.from_frame(BY_ONESELF[actor.kind], actor), "past")
+        answer = replace(asked, subject=_answering(actor), predicate=_turned(asked.predicate))
+        return [sentence(asked.question(), "?"), sentence(f"yes, {answer.statement}")]
+
+    def how_many(self, _: NounPhrase) -> list[str]:
+        """As in "How many ducks are there?" and "There are three ducks."."""
+        things = self._stuff("animal", "toy", "snack")
+        return [f"How many {things} are there?", f"There are {self.chance.weighted(_NUMBERS)} {things}."]
+
+    def whose(self, _: NounPhrase) -> list[str]:
+        """As in "Whose hat is this?" and "It is my hat."."""
+        thing = self.phrases.noun_phrase(self.chance.pick(("clothes", "toy")), determiner="", adjectives=0)
+        plural = thing.agreement.plural
+        owner = self.phrases.noun_phrase("person", plural=False, determiner="the", adjectives=0)
+        whose = self.chance.pick(("my", "your", f"{owner.text}'s"))
+        asked = f"Whose {thing.text} {'are these' if plural else 'is this'}?"
+        return [asked, f"{'They are' if plural else 'It is'} {whose} {thing.text}."]
+
+    def which(self, topic: NounPhrase) -> list[str]:
+        """As in "Do you want the red ball or the blue ball?" and "I want the red ball."."""
+        kind = self.chance.pick(("toy", "clothes", "vehicle"))
+        thing = self.phrases.noun_phrase(kind, plural=False, determiner="", adjectives=0).text
+        colors = self.phrases.lexicon.adjectives["color"]
+        one, other = colors.draw(self.chance), colors.draw(self.chance)
+        if one == other:
+            return self.color(topic)
+        asked = f"Do you want the {one} {thing} or the {other} {thing}?"
+        return [asked, f"I want the {self.chance.pick((one, other))} {thing}."]
+
+    def lets(self, _: NounPhrase) -> list[str]:
+        """As in "Let's go to the park." and "Okay."."""
+        return [f"Let's {self.clauses.doing(pronoun(WE)).bare}.", self.chance.pick(_FOLLOWING)]
+
+    # What the exchanges are made of.
+
     def _topic(self) -> NounPhrase:
-        """What the talk is about, as "the dog" or a name."""
-        kind = self.phrases.weighted({"object": 4, "animal": 4, "person": 2, "food": 1, "vehicle": 1})
-        return self.phrases.noun_phrase(kind, determiner="the", plural=self.phrases.coin(0.3), adjectives=0)
+        kind = self.chance.weighted({"object": 4, "animal": 4, "person": 2, "food": 1, "vehicle": 1})
+        return self.phrases.noun_phrase(kind, determiner="the", plural=self.chance.coin(0.3), adjectives=0)
 
     def _actor(self, topic: NounPhrase) -> NounPhrase:
         """The topic if it can act, otherwise somebody."""
-        if topic.animate and self.phrases.coin(0.8):
+        if topic.animate and self.chance.coin(0.8):
             return topic
-        return self.phrases.noun_phrase(self.phrases.weighted({"person": 3, "animal": 2}), determiner="the", adjectives=0)
+        kind = self.chance.weighted({"person": 3, "animal": 2})
+        return self.phrases.noun_phrase(kind, determiner="the", adjectives=0)
 
-    def _clause(self, subject: NounPhrase, predicate: Predicate) -> Clause:
-        return self.clauses.clause_of(subject, predicate, past=False)
-
-    def _acting(self, subject: NounPhrase, *, object: bool | None = None) -> Clause:
-        """A clause in which the subject does something."""
-        return self._clause(subject, self.clauses.predicate(subject, embedding=False, object=object))
-
-    # The exchanges, each about the topic: what one says, what the other answers, and so on.
-
-    def where(self, topic: NounPhrase) -> list[str]:
-        clause = Clause(topic, Predicate(BE), "present")
-        place = Predicate(BE, rest=f" {self.phrases.where(topic.kind)}")
-        answer = Clause(topic.as_subject(), place, "present")
-        ask = sentence(f"where {clause.question()}", "?")
-        if self.phrases.coin(0.3):
-            return [ask, "I don't know.", sentence(f"look, {answer.statement}", "!")]
-        return [ask, sentence(answer.statement)]
-
-    def color(self, topic: NounPhrase) -> list[str]:
-        if topic.animate or topic.kind == "food":
-            return self.whether(topic)
-        color = self.phrases.lexicon.adjectives["color"].draw(self.phrases.rng)
-        ask = Clause(topic, Predicate(BE), "present").question()
-        tell = Clause(topic.as_subject(), Predicate(BE, rest=f" {color}"), "present").statement
-        return [sentence(f"what color {ask}", "?"), sentence(tell), sentence(f"yes, {tell}")]
-
-    def name_it(self, topic: NounPhrase) -> list[str]:
-        if topic.noun is None or not topic.noun.plural:
-            return self.remark(topic)
-        plural = topic.agreement.plural
-        pointer = ("these" if plural else "this") if self.phrases.coin(0.5) else ("those" if plural else "that")
-        naming = self.phrases.with_noun(topic.noun, topic.kind, plural=plural, determiner="" if plural else "a")
-        answer = sentence(f"{'they are' if plural else 'it is'} {naming.text}")
-        ask = sentence(f"what {'are' if plural else 'is'} {pointer}", "?")
-        return [ask, answer, self.phrases.pick(_ASSENTS)] if self.phrases.coin(0.5) else [ask, answer]
-
-    def doing(self, topic: NounPhrase) -> list[str]:
+    def _transitive(self, topic: NounPhrase) -> Clause:
         actor = self._actor(topic)
-        predicate = self._active(actor)
-        if self.phrases.coin(0.3):
-            ask, tense = f"what did {actor.text} do", "past"
-        else:
-            ask, tense = f"what {be_form(actor.agreement, past=False)} {actor.text} doing", "progressive"
-        return [sentence(ask, "?"), sentence(Clause(actor.as_subject(), predicate, tense).statement)]
+        return self.clauses.affirmative(actor, self.clauses.simple(actor, with_object=True))
 
-    def whether(self, topic: NounPhrase) -> list[str]:
-        clause = self._clause(topic, self.clauses.any_predicate(topic))
-        return [sentence(clause.question(), "?"), self._yes_or_no(clause)]
+    def _is_somewhere(self, topic: NounPhrase) -> str:
+        return Clause(topic.as_subject(), self.clauses.located(topic), "present").statement
 
-    def _active(self, actor: NounPhrase) -> Predicate:
-        """Something that can be done on purpose and asked for."""
-        while True:
-            predicate = self.clauses.predicate(actor, embedding=False)
-            if not predicate.verb.stative:
-                return predicate
+    def _stuff(self, *kinds: str) -> str:
+        return self.phrases.noun_phrase(self.chance.pick(kinds), plural=True, determiner="", adjectives=0).text
 
     def _yes_or_no(self, clause: Clause) -> str:
-        """ "Yes, it is." or "No, it isn't." """
-        short = replace(clause, subject=answering(clause.subject))
-        if self.phrases.coin(0.6):
+        """The short answer."""
+        short = replace(clause, subject=_answering(clause.subject))
+        if self.chance.coin(0.6):
             return sentence(f"yes, {short.subject.text} {short.auxiliary}")
         return sentence(f"no, {short.subject.text} {negated(short.auxiliary, NOT)}")
 
-    def want(self, topic: NounPhrase) -> list[str]:
-        thing = self.phrases.noun_phrase(self.phrases.weighted({"mass": 2, "fruit": 2, "object": 1}), plural=True, determiner="", adjectives=0)
-        some = f"some {thing.text}"
-        if self.phrases.coin(0.5):
-            return [f"Do you want {some}?", f"Yes, I want {some}."]
-        other = self.phrases.noun_phrase("food", plural=True, determiner="some", adjectives=0)
-        answer = f"No, I don't want any {thing.text}"
-        return [f"Do you want {some}?", f"{answer}, but I want {other.text}." if self.phrases.coin(0.6) else f"{answer}."]
-
-    def have(self, topic: NounPhrase) -> list[str]:
-        owner = self.phrases.pick((pronoun(YOU), self.phrases.noun_phrase("person", determiner="the", adjectives=0)))
-        thing = self.phrases.noun_phrase(self.phrases.weighted({"object": 3, "fruit": 1, "mass": 1}), plural=True, determiner="", adjectives=0)
-        other = self.phrases.noun_phrase(self.phrases.weighted({"object": 3, "fruit": 1, "mass": 1}), plural=True, determiner="some", adjectives=0)
-        have = self.phrases.lexicon.verbs["possess"].members[1]
-        ask = Clause(owner, Predicate(have, rest=f" any {thing.text}"), "present")
-        me = answering(owner)
-        if self.phrases.coin(0.4):
-            return [sentence(ask.question(), "?"), sentence(f"yes, {Clause(me, Predicate(have, rest=f' some {thing.text}'), 'present').statement}")]
-        no = Clause(me, Predicate(have, rest=f" any {thing.text}"), "present", "n't").statement
-        but = Clause(me, Predicate(have, rest=f" {other.text}"), "present").statement
-        return [sentence(ask.question(), "?"), sentence(f"no, {no}, but {but}")]
-
-    def can(self, topic: NounPhrase) -> list[str]:
-        actor = self.phrases.pick((pronoun(YOU), self._actor(topic)))
-        clause = Clause(actor, self._active(actor), "can")
-        return [sentence(clause.question(), "?"), self._yes_or_no(clause)]
-
-    def command(self, topic: NounPhrase) -> list[str]:
-        predicate = self._active(pronoun(YOU))
-        please = self.phrases.weighted({"": 3, "please ": 1, "don't ": 1.5, "you can ": 0.5, "can you ": 0.5})
-        order = f"{please}{predicate.verb.base}{predicate.after_verb()}"
-        end = "?" if please == "can you " else "!" if self.phrases.coin(0.2) else "."
-        return [sentence(order, end), self.phrases.pick(("Okay.", "I will.", "No!", "Why?", "All right."))]
-
-    def who(self, topic: NounPhrase) -> list[str]:
-        actor = self._actor(topic)
-        asked = NounPhrase("who", replace(actor.agreement, plural=False), actor.kind)
-        clause = self._acting(asked, object=True)
-        return [sentence(clause.statement, "?"), sentence(f"{actor.text} {replace(clause, subject=actor).auxiliary}")]
-
-    def which_object(self, topic: NounPhrase) -> list[str]:
-        actor = self._actor(topic)
-        clause = self._acting(actor, object=True)
-        answer = replace(clause, subject=actor.as_subject())
-        return [sentence(f"{clause.wh_word} {clause.question(gap=True)}", "?"), sentence(answer.statement)]
-
-    def tag(self, topic: NounPhrase) -> list[str]:
-        clause = self._clause(topic, self.clauses.any_predicate(topic))
-        return [sentence(f"{clause.statement}, {clause.tag}", "?"), self._yes_or_no(clause)]
-
-    def too(self, topic: NounPhrase) -> list[str]:
-        like = self.phrases.lexicon.verbs["possess"].members[self.phrases.pick((0, 2, 3, 4))]
-        thing = self.phrases.noun_phrase(self.phrases.pick(("fruit", "animal", "mass")), plural=True, determiner="", adjectives=0)
-        other = self.phrases.noun_phrase("person", determiner="my", adjectives=0)
-        predicate = Predicate(like, rest=f" {thing.text}")
-        negation = "n't" if self.phrases.coin(0.5) else ""
-        first = Clause(pronoun(I), predicate, "present", negation)
-        second = Clause(other, predicate, "present", negation)
-        adverb = "either" if negation else "too"
-        if self.phrases.coin(0.5):
-            second = replace(second, predicate=Predicate(like, rest=f" {object_pronoun(thing.agreement)}"))
-        return [sentence(first.statement), sentence(f"{second.statement} {adverb}"), f"I {'do not' if negation else 'do'} {adverb}."]
-
-    def how_many(self, topic: NounPhrase) -> list[str]:
-        thing = self.phrases.noun_phrase(self.phrases.pick(("animal", "toy", "fruit")), plural=True, determiner="", adjectives=0)
-        number = self.phrases.weighted({"two": 3, "three": 3, "four": 2, "five": 1, "six": 1, "seven": 0.5, "eight": 0.5, "ten": 0.5})
-        return [f"How many {thing.text} are there?", f"There are {number} {thing.text}."]
-
-    def whose(self, topic: NounPhrase) -> list[str]:
-        thing = self.phrases.noun_phrase(self.phrases.pick(("clothes", "toy")), determiner="", adjectives=0)
-        plural = thing.agreement.plural
-        owner = self.phrases.pick(("my", "your", f"{self.phrases.noun_phrase('person', plural=False, determiner='the').text}'s"))
-        ask = f"Whose {thing.text} {'are' if plural else 'is'} {'these' if plural else 'this'}?"
-        return [ask, f"{'They are' if plural else 'It is'} {owner} {thing.text}."]
-
-    def which(self, topic: NounPhrase) -> list[str]:
-        thing = self.phrases.noun_phrase(self.phrases.pick(("toy", "clothes", "vehicle")), plural=False, determiner="", adjectives=0)
-        colors = self.phrases.lexicon.adjectives["color"]
-        one, other = colors.draw(self.phrases.rng), colors.draw(self.phrases.rng)
-        if one == other:
-            return self.whose(topic)
-        ask = f"Do you want the {one} {thing.text} or the {other} {thing.text}?"
-        return [ask, f"I want the {self.phrases.pick((one, other))} {thing.text}."]
-
-    def know(self, topic: NounPhrase) -> list[str]:
-        if self.phrases.coin(0.5):
-            where = Clause(topic, Predicate(BE), "present")
-            answer = replace(where, subject=topic.as_subject(), predicate=Predicate(BE, rest=f" {self.phrases.where(topic.kind)}"))
-            return [f"Do you know where {where.statement}?", sentence(answer.statement)]
-        actor = self._actor(topic)
-        clause = self._acting(actor, object=True)
-        answer = replace(clause, subject=actor.as_subject())
-        return [f"Do you know {clause.wh_word} {clause.embedded(gap=True)}?", sentence(answer.statement)]
-
-    def lets(self, topic: NounPhrase) -> list[str]:
-        predicate = self._active(pronoun(WE))
-        return [f"Let's {predicate.verb.base}{predicate.after_verb()}.", self.phrases.pick(("Yes!", "Okay.", "No, not now.", "I don't want to."))]
-
-    def why(self, topic: NounPhrase) -> list[str]:
-        actor = self._actor(topic)
-        clause = self._clause(actor, self.clauses.predicate(actor))
-        tense = "past" if clause.tense in ("past", "perfect") else "present"
-        reason = Clause(actor.as_subject(), self.clauses.reason(actor), tense)
-        return [sentence(f"why {clause.question()}", "?"), sentence(f"because {reason.statement}")]
-
-    def did_you(self, topic: NounPhrase) -> list[str]:
-        predicate = self._active(pronoun(YOU))
-        clause = Clause(pronoun(YOU), predicate, "past")
-        if self.phrases.coin(0.5):
-            return [sentence(clause.question(), "?"), self._yes_or_no(clause)]
-        return [sentence(clause.question(), "?"), sentence(f"yes, {replace(clause, subject=pronoun(I), predicate=turned(clause.predicate)).statement}")]
-
-    def yourself(self, topic: NounPhrase) -> list[str]:
-        actor = self._actor(topic)
-        verbs = self.phrases.lexicon.verbs["animal_reflexive" if actor.kind == "animal" else "reflexive"]
-        if self.phrases.coin(0.5):
-            past = Clause(actor, Predicate(verbs.draw(self.phrases.rng), rest=f" {reflexive(actor.agreement)}"), "past")
-            return [sentence(past.question(), "?"), sentence(f"yes, {replace(past, subject=actor.as_subject()).statement}")]
-        verb = self.phrases.lexicon.verbs["reflexive"].draw(self.phrases.rng)
-        return [
-            sentence(Clause(pronoun(YOU), Predicate(verb, rest=" yourself"), "past").question(), "?"),
-            sentence(f"yes, {Clause(pronoun(I), Predicate(verb, rest=' myself'), 'past').statement}"),
-        ]
-
-    def remark(self, topic: NounPhrase) -> list[str]:
-        about = self.phrases.weighted({topic: 3, pronoun(I): 1, pronoun(YOU): 1})
-        clause = self.clauses.clause(about, past=False)
-        said = [sentence(clause.statement)]
-        if self.phrases.coin(0.2):
-            said.insert(0, self.phrases.pick(_EXCLAMATIONS))
-            return [" ".join(said)]
-        return said
+    def _spoken(self, text: str) -> str:
+        """The text as it is, or with "it's" for "it is"."""
+        if self.chance.coin(0.5):
+            return text
+        return _CONTRACTIBLE.sub(lambda match: _contracted(match[0]), text)
 
 
-def answering(subject: NounPhrase) -> NounPhrase:
-    """The pronoun of an answer: `I` for `you`, `it` for `the dog`."""
-    if subject.agreement.person == 2:
-        return pronoun(I)
-    return subject.as_subject()
+def _contracted(words: str) -> str:
+    subject, auxiliary = words.split()
+    return subject + _CONTRACTED[auxiliary]
 
 
-def turned(predicate: Predicate) -> Predicate:
-    """The same from the other speaker: "wash your hand" becomes "wash my hand"."""
-    object = predicate.object and replace(predicate.object, text=_turned(predicate.object.text))
-    return replace(predicate, object=object, rest=_turned(predicate.rest))
+def _answering(subject: NounPhrase) -> NounPhrase:
+    """The subject of the answer: "I" for "you", "it" for "the dog"."""
+    return pronoun(I) if subject.agreement == YOU else subject.as_subject()
 
 
-def _turned(said: str) -> str:
-    return " ".join(_TURNED.get(word, word) for word in said.split(" "))
+def _turned(predicate: Predicate) -> Predicate:
+    """The predicate in the mouth of the other speaker: "wash your hand" becomes "wash my hand"."""
+    target = predicate.target and replace(predicate.target, text=_turned_text(predicate.target.text))
+    return replace(predicate, target=target, rest=_turned_text(predicate.rest))
 
 
-_TURNED = {"my": "your", "your": "my", "myself": "yourself", "yourself": "myself"}
+def _turned_text(text: str) -> str:
+    return " ".join(_TURNED.get(word, word) for word in text.split(" "))

@@ -1,8 +1,8 @@
 """Minimal pairs: does the model give the acceptable sentence the higher likelihood?
 
-A bidirectional model scores a sentence by its masked pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659): each
-token is masked in turn, in a row of its own, and the log-probabilities of the true tokens are summed. A causal model needs
-one row per sentence.
+A bidirectional model scores a sentence by its masked pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659):
+each token is masked in turn, in a row of its own, and the log-probabilities of the true tokens are summed. A causal
+model needs one row per sentence.
 
 Suffixes: B rows, T tokens per row, N scored positions, D width, V vocabulary, S sentences.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.data.special_tokens import BOS, MASK
+from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
 
 __all__ = ["MinimalPair", "MinimalPairScores", "read_minimal_pairs", "score_minimal_pairs", "sentence_log_likelihoods"]
@@ -41,12 +42,6 @@ class Denoiser(Protocol):
     def logits(self, features_ND: Tensor) -> Tensor: ...
 
 
-class Encoder(Protocol):
-    """A tokenizer: ids of a sentence without special tokens."""
-
-    def encode(self, text: str) -> Sequence[int]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class MinimalPairScores:
     """How often the good sentence was the more likely one; a tie counts one half.
@@ -64,8 +59,11 @@ class MinimalPairScores:
     tie_rate: float
 
 
-class Batch(NamedTuple):
-    """Rows of one length; row i is scored at `column_N[k]` for every k with `row_N[k] == i`."""
+class Rows(NamedTuple):
+    """Rows of one length, and the N places in them where a label of a sentence is predicted.
+
+    The label `label_N[k]` belongs to sentence `sentence_N[k]` and stood in row `row_N[k]` at column `column_N[k]`.
+    """
 
     ids_BT: Tensor
     row_N: Tensor
@@ -76,7 +74,7 @@ class Batch(NamedTuple):
 
 def score_minimal_pairs(
     model: Denoiser,
-    tokenizer: Encoder,
+    tokenizer: Tokenizer,
     pairs: Sequence[MinimalPair],
     *,
     device: torch.device | str,
@@ -101,7 +99,7 @@ def score_minimal_pairs(
     """
     assert pairs, "no minimal pairs"
     sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
-    encoded = [list(tokenizer.encode(sentence)) for sentence in sentences]
+    encoded = [code.ids for code in tokenizer.backend.encode_batch(sentences, add_special_tokens=False)]
     mine = range(rank, len(encoded), world_size)
     own_S = sentence_log_likelihoods(
         model,
@@ -135,7 +133,7 @@ def sentence_log_likelihoods(
     total_S = torch.zeros(len(sentences), dtype=torch.float64, device=device)
     shift = 1 if predicts == "next" or mode == "causal" else 0
     for batch in _batches(sentences, mode, token_budget):
-        batch = Batch(*(tensor.to(device) for tensor in batch))
+        batch = Rows(*(tensor.to(device) for tensor in batch))
         rows = len(batch.ids_BT)
         hidden_BTD = model(
             batch.ids_BT,
@@ -150,15 +148,13 @@ def sentence_log_likelihoods(
     return total_S
 
 
-def _batches(sentences: Sequence[Sequence[int]], mode: Mode, token_budget: int) -> Iterator[Batch]:
+def _batches(sentences: Sequence[Sequence[int]], mode: Mode, token_budget: int) -> Iterator[Rows]:
     """Rows of exactly equal length, so that nothing is padded, at most `token_budget` tokens together."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, ids in enumerate(sentences):
         by_length[len(ids)].append(i)
     make = _masked_rows if mode == "masked" else _causal_rows
     for length, members in sorted(by_length.items()):
-        if length == 0:
-            continue
         row_length = length + 1
         rows_per_sentence = length if mode == "masked" else 1
         rows = max(1, token_budget // row_length)
@@ -169,7 +165,7 @@ def _batches(sentences: Sequence[Sequence[int]], mode: Mode, token_budget: int) 
             yield from _split(make(ids_ST, torch.tensor(chunk)), rows)
 
 
-def _masked_rows(ids_ST: Tensor, sentence_S: Tensor) -> Batch:
+def _masked_rows(ids_ST: Tensor, sentence_S: Tensor) -> Rows:
     """Every token of every sentence masked in a row of its own."""
     sentences, length = ids_ST.shape
     column_N = torch.arange(1, length).repeat(sentences)
@@ -177,22 +173,22 @@ def _masked_rows(ids_ST: Tensor, sentence_S: Tensor) -> Batch:
     row_N = torch.arange(len(ids_BT))
     label_N = ids_BT[row_N, column_N]
     ids_BT[row_N, column_N] = MASK
-    return Batch(ids_BT, row_N, column_N, label_N, sentence_S.repeat_interleave(length - 1))
+    return Rows(ids_BT, row_N, column_N, label_N, sentence_S.repeat_interleave(length - 1))
 
 
-def _causal_rows(ids_ST: Tensor, sentence_S: Tensor) -> Batch:
+def _causal_rows(ids_ST: Tensor, sentence_S: Tensor) -> Rows:
     """Every token of every sentence scored in one row."""
     sentences, length = ids_ST.shape
     row_N = torch.arange(sentences).repeat_interleave(length - 1)
     column_N = torch.arange(1, length).repeat(sentences)
-    return Batch(ids_ST, row_N, column_N, ids_ST[:, 1:].reshape(-1), sentence_S.repeat_interleave(length - 1))
+    return Rows(ids_ST, row_N, column_N, ids_ST[:, 1:].reshape(-1), sentence_S.repeat_interleave(length - 1))
 
 
-def _split(batch: Batch, rows: int) -> Iterator[Batch]:
+def _split(batch: Rows, rows: int) -> Iterator[Rows]:
     """Parts of at most so many rows (a long sentence alone may have more masked rows than the budget allows)."""
     for start in range(0, len(batch.ids_BT), rows):
         inside_N = (batch.row_N >= start) & (batch.row_N < start + rows)
-        yield Batch(
+        yield Rows(
             batch.ids_BT[start : start + rows],
             batch.row_N[inside_N] - start,
             batch.column_N[inside_N],
