@@ -70,13 +70,11 @@ def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
     return tuple(buckets)
 
 
-@functools.lru_cache(maxsize=64)
 def bucket_of_offset(length: int, max_positions: int, bucket_size: int, device: torch.device) -> Tensor:
     """int64[2T - 1]: row of the relative table for query - key = -(T - 1) .. T - 1."""
     ahead = distance_buckets(max_positions, bucket_size)[:length]
     signed = [-bucket for bucket in reversed(ahead[1:])] + list(ahead)
-    with torch.inference_mode(False):  # an inference tensor in the cache could never be saved for a backward pass
-        return torch.tensor(signed, device=device) + (bucket_size - 1)
+    return torch.tensor(signed).to(device, non_blocking=True) + (bucket_size - 1)
 
 
 def attention_mask(
@@ -284,6 +282,12 @@ class TimeEmbedding(nn.Module):
         return cast(Tensor, self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1)))
 
 
+def truncated_normal_(tensor: Tensor, std: float) -> None:
+    """Fill with normal draws, those beyond 2 std left out: the inverse of the distribution function on uniform draws."""
+    bound = math.erf(math.sqrt(2))
+    tensor.uniform_(-bound, bound).erfinv_().mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
+
+
 class Transformer(nn.Module):
     """Token ids to hidden states, and hidden states to the vocabulary."""
 
@@ -306,7 +310,7 @@ class Transformer(nn.Module):
             if "adaLN" in name or name.endswith(".bias"):
                 nn.init.zeros_(parameter)
             elif not name.startswith(("embedding.relative_layer_norm", "transformer.dwa")):
-                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+                truncated_normal_(parameter, std)
         for layer, mlp in enumerate(self.transformer.mlp_layers):
             for parameter in mlp.parameters():
                 parameter.mul_(math.sqrt(1 / (2 * (1 + layer))))

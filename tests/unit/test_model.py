@@ -1,0 +1,249 @@
+"""The transformer against the literal oracle, and the promises of its documentation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.models import VOCAB, disturbed_model, packed, packed_rows, small_config
+from support.oracle import Oracle, bucket, visible
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
+
+MDLM = {"cond_dim": 16}
+GPT_BERT = {"cond_dim": None, "depth_weighted_averaging": True}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def rows_of(length: int) -> tuple[Tensor, Tensor]:
+    """Three rows: one document; causal documents; bidirectional documents and padding (as far as the length allows)."""
+    half, third = length // 2, length // 3
+    documents = [packed(length), packed(half, length - half), packed(third, third, pad=length - 2 * third)]
+    return torch.stack(documents), torch.tensor([False, True, False])
+
+
+def conditioning(config: ModelConfig, rows: int) -> Tensor | None:
+    return None if config.cond_dim is None else torch.linspace(0, 1, rows, dtype=torch.float64)
+
+
+def outputs_and_gradients(model: Transformer, document_BT: Tensor, causal_B: Tensor, oracle: bool) -> dict[str, Tensor]:
+    """Hidden states, logits, and the gradient of a random functional of both by every parameter."""
+    torch.manual_seed(1)
+    ids_BT = torch.randint(VOCAB, document_BT.shape)
+    value_B = conditioning(model.config, len(ids_BT))
+    state = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    if oracle:
+        reference = Oracle(model.config, state)
+        hidden_BTD = reference.hidden(ids_BT, visible(document_BT, causal_B), value_B)
+        logits_BTV = reference.logits(hidden_BTD)
+    else:
+        state = dict(model.named_parameters())
+        hidden_BTD = model(ids_BT, document_BT, causal_B, value_B)
+        logits_BTV = model.logits(model.head(hidden_BTD))
+    torch.manual_seed(2)
+    outputs = {"hidden": hidden_BTD, "logits": logits_BTV}
+    functional = sum((x * torch.randn(x.shape, dtype=x.dtype)).sum() for x in outputs.values())
+    return outputs | dict(zip(state, torch.autograd.grad(functional, list(state.values())), strict=True))
+
+
+def assert_equal_to_oracle(config: ModelConfig, document_BT: Tensor, causal_B: Tensor) -> None:
+    model = disturbed_model(config)
+    ours = outputs_and_gradients(model, document_BT, causal_B, oracle=False)
+    theirs = outputs_and_gradients(model, document_BT, causal_B, oracle=True)
+    for name, value in theirs.items():
+        scale = value.detach().abs().max().clamp(min=1)
+        assert (ours[name] - value).abs().max() < 1e-9 * scale, name
+
+
+@pytest.mark.parametrize("variant", [MDLM, GPT_BERT], ids=["mdlm", "gpt_bert"])
+@pytest.mark.parametrize("length", [1, 5, 33, 128])
+def test_outputs_and_all_gradients_equal_the_oracle(variant, length):
+    assert_equal_to_oracle(small_config(**variant), *rows_of(length))
+
+
+@pytest.mark.parametrize(("max_positions", "buckets"), [(48, 4), (48, 8), (40, 16), (64, 64), (20, 32)])
+def test_every_bucket_size_equals_the_oracle(max_positions, buckets):
+    config = small_config(max_position_embeddings=max_positions, position_bucket_size=buckets)
+    assert_equal_to_oracle(config, *rows_of(max_positions))
+
+
+@settings(max_examples=15, deadline=None)
+@given(packed_rows(), st.sampled_from([MDLM, GPT_BERT]))
+def test_any_packing_equals_the_oracle(rows, variant):
+    assert_equal_to_oracle(small_config(max_position_embeddings=32, position_bucket_size=8, **variant), *rows)
+
+
+def test_without_documents_every_row_is_one_document():
+    model = disturbed_model(small_config())
+    ids_BT, value_B = torch.randint(VOCAB, (2, 9)), torch.rand(2, dtype=torch.float64)
+    one_document = torch.zeros(2, 9, dtype=torch.int32)
+    torch.testing.assert_close(model(ids_BT, None, None, value_B), model(ids_BT, one_document, None, value_B))
+
+
+@given(packed_rows())
+@settings(max_examples=25, deadline=None)
+def test_a_document_is_blind_to_the_others(rows):
+    """Every token of the other documents changed: this document's hidden states do not."""
+    document_BT, causal_B = rows
+    model = disturbed_model(small_config(cond_dim=None, max_position_embeddings=32, position_bucket_size=8))
+    ids_BT = torch.randint(VOCAB, document_BT.shape)
+    for document in document_BT.unique():
+        own_BT = document_BT == document
+        others_BT = torch.where(own_BT, ids_BT, (ids_BT + 1) % VOCAB)
+        before, after = model(ids_BT, document_BT, causal_B), model(others_BT, document_BT, causal_B)
+        assert (before - after).detach()[own_BT].abs().max() <= 1e-12
+
+
+def test_causal_rows_ignore_the_future_and_other_rows_do_not():
+    model = disturbed_model(small_config(cond_dim=None))
+    ids_BT = torch.randint(VOCAB, (2, 20))
+    changed_BT = ids_BT.clone()
+    changed_BT[:, 12:] = (changed_BT[:, 12:] + 1) % VOCAB
+    causal_B = torch.tensor([True, False])
+    difference_BT = (model(ids_BT, None, causal_B) - model(changed_BT, None, causal_B)).detach().abs().amax(-1)
+    assert difference_BT[0, :12].max() <= 1e-12
+    assert difference_BT[1, :12].min() > 1e-6
+
+
+def test_rows_of_padding_alone_are_finite_with_finite_gradients():
+    model = disturbed_model(small_config(cond_dim=None))
+    hidden_BTD = model(torch.full((2, 7), 3), torch.full((2, 7), -1), torch.tensor([True, False]))
+    hidden_BTD.square().sum().backward()
+    assert hidden_BTD.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_at_initialisation_time_conditioned_blocks_are_the_identity():
+    model = Transformer(small_config()).double()
+    ids_BT = torch.randint(VOCAB, (2, 11))
+    hidden_BTD = model(ids_BT, None, None, torch.tensor([0.2, 0.9], dtype=torch.float64))
+    words_BTD = model.embedding.word_embedding(ids_BT)
+    expected_BTD = torch.nn.functional.layer_norm(words_BTD, words_BTD.shape[-1:])
+    torch.testing.assert_close(hidden_BTD, expected_BTD)
+
+
+def test_the_conditioning_value_matters_once_adaln_has_moved():
+    model = disturbed_model(small_config())
+    ids_BT = torch.randint(VOCAB, (1, 6)).expand(2, -1)
+    hidden_BTD = model(ids_BT, None, None, torch.tensor([0.2, 0.9], dtype=torch.float64))
+    assert (hidden_BTD[0] - hidden_BTD[1]).abs().max() > 1e-3
+
+
+def test_a_custom_time_embedding_takes_the_place_of_the_default():
+    config = small_config(cond_dim=4)
+    model = Transformer(
+        config, time_embedding=torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 4))
+    )
+    assert "sigma_map.1.weight" in model.state_dict()
+    assert model(torch.randint(VOCAB, (3, 5)), None, None, torch.rand(3)).shape == (3, 5, 24)
+
+
+@pytest.mark.parametrize(
+    ("variant", "count"),
+    [({"cond_dim": 128}, 126_636_800), ({"cond_dim": None, "depth_weighted_averaging": True}, 119_454_532)],
+    ids=["mdlm", "gpt_bert"],
+)
+def test_the_base_model_has_the_published_number_of_parameters(variant, count):
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**variant))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_state_dict_names_are_those_of_published_checkpoints():
+    state = Transformer(small_config(num_hidden_layers=1, depth_weighted_averaging=True)).state_dict()
+    layer = [
+        f"attention_layers.0.{m}.{p}" for m in ("in_proj_qk", "in_proj_vg", "out_proj") for p in ("weight", "bias")
+    ]
+    layer += ["mlp_layers.0.mlp.1.weight", "mlp_layers.0.mlp.4.weight"]
+    layer += ["adaLN_modulations.0.weight", "adaLN_modulations.0.bias", "dwa_modules.alphas.0", "dwa_modules.alphas.1"]
+    embedding = [
+        "word_embedding.weight",
+        "relative_embedding",
+        "relative_layer_norm.weight",
+        "relative_layer_norm.bias",
+    ]
+    expected = {f"transformer.{name}" for name in layer} | {f"embedding.{name}" for name in embedding}
+    expected |= {f"sigma_map.mlp.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")}
+    expected |= {f"classifier.nonlinearity.{name}" for name in ("1.weight", "1.bias", "5.bias")}
+    assert set(state) == expected
+    assert state["transformer.adaLN_modulations.0.weight"].shape == (6 * 24, 16)
+    assert state["transformer.attention_layers.0.in_proj_vg.weight"].shape == (2 * 24, 24)
+
+
+def test_initial_weights_are_truncated_normals_and_mlps_shrink_with_depth():
+    model = Transformer(small_config(hidden_size=96, intermediate_size=256, num_hidden_layers=3))
+    std = math.sqrt(2 / (5 * 96))
+    truncated = 0.8796  # std of a standard normal cut at 2
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and "sigma_map" not in name:
+            assert parameter.abs().max() == 0, name
+    for layer, mlp in enumerate(model.transformer.mlp_layers):
+        weight = mlp.mlp["1"].weight.detach()
+        factor = math.sqrt(1 / (2 * (1 + layer)))
+        assert weight.abs().max() <= 2 * std * factor * (1 + 1e-6)
+        assert weight.std().item() == pytest.approx(truncated * std * factor, rel=0.02)
+    assert model.output_weight_VD.std().item() == pytest.approx(truncated * std, rel=0.05)
+    assert model.sigma_map.mlp[0].bias.abs().max() > 0
+
+
+def test_buckets_equal_the_formula_and_never_leave_the_table():
+    for max_positions in (2, 16, 17, 18, 33, 128, 192, 512, 600, 768):
+        for buckets in (4, 16, 32, 48):
+            expected = [bucket(distance, max_positions, buckets) for distance in range(max_positions)]
+            assert list(distance_buckets(max_positions, buckets)) == expected
+            assert max(expected) <= buckets - 1
+
+
+def test_published_float32_buckets_leave_the_table_where_ours_do_not():
+    """REFERENCE of the regression: the published ceiling in float32 puts the farthest distance one bucket too high."""
+    distance = torch.tensor(599.0)
+    published = torch.ceil(torch.log(distance / 24) / math.log(599 / 24) * 23) + 24
+    assert published == 48
+    assert distance_buckets(600, 48)[599] == 47
+
+
+def test_too_long_rows_are_refused_with_both_lengths():
+    model = Transformer(small_config(cond_dim=None, max_position_embeddings=8))
+    with pytest.raises(ValueError, match=r"9 tokens.*max_position_embeddings, 8"):
+        model(torch.zeros(1, 9, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("cond_dim", "value"), [(16, None), (None, torch.rand(1))])
+def test_a_missing_or_surplus_conditioning_value_is_refused(cond_dim, value):
+    with pytest.raises(ValueError, match="value_B"):
+        Transformer(small_config(cond_dim=cond_dim))(torch.zeros(1, 3, dtype=torch.int64), value_B=value)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 25}, {"position_bucket_size": 7}, {"position_bucket_size": 2}])
+def test_impossible_sizes_are_refused(changes):
+    with pytest.raises(ValueError, match=r"multiple|position_bucket_size"):
+        small_config(**changes)
+
+
+def test_bfloat16_autocast_stays_close_to_float32():
+    model = disturbed_model(small_config(), dtype=torch.float32)
+    document_BT, causal_B = rows_of(40)
+    ids_BT, value_B = torch.randint(VOCAB, (3, 40)), torch.rand(3)
+    exact_BTD = model(ids_BT, document_BT, causal_B, value_B)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded_BTD = model(ids_BT, document_BT, causal_B, value_B)
+    assert (rounded_BTD - exact_BTD).abs().max() < 0.05 * exact_BTD.abs().max()
+
+
+def test_nothing_in_a_forward_and_backward_pass_reads_a_value_on_the_host():
+    """Fake tensors hold no values: reading one (item, nonzero, a boolean index) raises."""
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        model = Transformer(small_config(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1))
+        ids_BT, document_BT = torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 9, dtype=torch.int32)
+        hidden_BTD = model(ids_BT, document_BT, torch.zeros(2, dtype=torch.bool), torch.rand(2))
+        model.logits(model.head(hidden_BTD)).sum().backward()
+    assert model.output_weight_VD.grad is not None
