@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltg_mdlm.durable import publish_folder, remove_leftovers, sync, temporary_name, write_text
+from ltg_mdlm.ema import NUM_UPDATES
 from ltg_mdlm.errors import UserError
 
 FORMAT_VERSION = 1
@@ -201,6 +202,16 @@ def load_checkpoint(path: Path) -> TrainingState:
         )
     parts = {part: load_tensors(path / f"{part}.safetensors") for part in _PARTS}
     return TrainingState(step=about["step"], words_seen=about["words_seen"], **parts)
+
+
+def load_weights(path: Path, *, averaged: bool = True) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint or milestone by parameter name, or those of the last step.
+
+    Raises UserError if they cannot be read.
+    """
+    weights = load_tensors(path / ("ema.safetensors" if averaged else "model.safetensors"))
+    weights.pop(NUM_UPDATES, None)
+    return weights
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ltg_mdlm.named_tensors import copy_named
 
+NUM_UPDATES = "num_updates"
+"""The one entry of the state that is no weight."""
+
 
 class EMA:
     """average = d * average + (1 - d) * parameter, with d = decay; with `ramp`, d = min(decay, (1 + n) / (10 + n)).
@@ -50,8 +53,8 @@ class EMA:
             self._swapped = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages by parameter name, and the count of updates; shares memory with the average."""
-        return {**self._averages, "count": self._count}
+        """Averages by parameter name, and the number of updates; shares memory with the average."""
+        return {**self._averages, NUM_UPDATES: self._count}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned.  Raises UserError if names or shapes differ."""

@@ -223,7 +223,7 @@ class Lamb(AdamW):
         # A unit step from zero is the direction itself.
         self._adam(moves, chunk.slots, 1.0, 0.0, verdict)
         torch._foreach_add_(moves, parameters, alpha=-chunk.weight_decay)
-        rates = _trust_ratios(parameters, moves) * (lr * (1 - verdict.refused))
+        rates = _trust_ratios(parameters, moves) * lr * (1 - verdict.refused)
         for parameter, move, rate in zip(parameters, moves, rates.unbind(), strict=True):
             parameter.addcmul_(move, rate)
 
