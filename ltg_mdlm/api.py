@@ -71,7 +71,7 @@ O = TypeVar("O", bound=PluginOptions)  # noqa: E741 - the conventional letter fo
 
 
 class Plugin(Generic[O]):
-    """What an entry point of the group `ltg_mdlm` names.  Hook methods of the instance connect options to components."""
+    """What an entry point of the group `ltg_mdlm` names.  Its hook methods connect options to components."""
 
     api_version: ClassVar[int] = API_VERSION
     options_model: ClassVar[type[PluginOptions]] = PluginOptions
@@ -283,7 +283,7 @@ class NoiseSchedule(Component, ABC):
     """The distribution of mask rates, as an increasing map of t in (0, 1) to gamma in (0, 1]."""
 
     full_support: bool = True
-    """Every mask rate in (0, 1) is drawn, and often enough that training averages see it; only then is p = 1 a bound."""
+    """Every mask rate in (0, 1) is drawn, often enough for training averages to see it; only then is p = 1 a bound."""
 
     @abstractmethod
     def rate(self, t: Tensor, progress: float) -> Tensor:
@@ -298,7 +298,7 @@ class NoiseSchedule(Component, ABC):
         return None
 
     def log_importance(self, rate: Tensor, power: float, progress: float) -> Tensor | None:
-        """float64 log of q(gamma) E[slope^power | gamma]: how much rows of that rate count when weighted with slope^power.
+        """float64 log of q(gamma) E[slope^power | gamma]: what rows of that rate count for, weighted by slope^power.
 
         A schedule whose densities underflow, or whose slope is not 1 / q, overrides this.
         """

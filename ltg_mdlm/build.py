@@ -73,9 +73,7 @@ def corpus_statistics(corpus: Corpus) -> CorpusStatistics:
     """Counts over the training split, special tokens left out."""
     count_V = torch.from_numpy(np.array(corpus.train.token_count_V, dtype=np.int64))
     count_V[:NUM_SPECIAL] = 0
-    return CorpusStatistics(
-        token_count_V=count_V, num_tokens=int(count_V.sum()), num_words=int(corpus.train.num_words)
-    )
+    return CorpusStatistics(token_count_V=count_V, num_tokens=int(count_V.sum()), num_words=int(corpus.train.num_words))
 
 
 def batch_schedule(config: RunConfig, corpus: Corpus) -> BatchSchedule:
@@ -147,7 +145,7 @@ def use_bf16(config: RunConfig, device: torch.device) -> bool:
     if config.training.precision != "auto":
         return config.training.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # The only question torch answers about bf16 arithmetic of the CPU is behind a leading underscore.
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return bool(native())

@@ -72,12 +72,14 @@ def describe_run(settings: Settings) -> RunReport:
     warnings = host.check_config()
     corpus = open_corpus(config)
     schedule = batch_schedule(config, corpus)
-    ranks = Ranks.single(torch.device("cpu"))
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
     components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(corpus))
     with torch.device("meta"):
         model = build_model(config, corpus.vocab_size, components)
     totals = schedule.totals()
-    flops = sum(tokens * flops_per_token(config, corpus.vocab_size, length) for length, tokens in totals.tokens_by_length)
+    flops = sum(
+        tokens * flops_per_token(config, corpus.vocab_size, length) for length, tokens in totals.tokens_by_length
+    )
     return RunReport(
         config=config,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -94,7 +96,7 @@ def describe_run(settings: Settings) -> RunReport:
 
 
 def flops_per_token(config: RunConfig, vocab_size: int, length: int, supervised_share: float = 0.4) -> float:
-    """Floating-point operations per token, forward and backward: linear layers, attention, and the head where needed."""
+    """Floating-point operations per token, forward and backward: linear layers, attention, supervised positions' head."""
     sizes = config.model
     width, inner, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
     linear = 2 * layers * (5 * width**2 + 3 * width * inner)
@@ -109,5 +111,7 @@ def budget_warnings(epochs: float, words: int) -> list[str]:
     if epochs > BABYLM_EPOCHS:
         warnings.append(f"{epochs:.1f} epochs: BabyLM submissions may see each word at most {BABYLM_EPOCHS} times")
     if words > BABYLM_WORDS:
-        warnings.append(f"{words / 1e9:.1f}B words: BabyLM submissions may see 100M (strict-small) or 1B words (strict)")
+        warnings.append(
+            f"{words / 1e9:.1f}B words: BabyLM submissions may see 100M (strict-small) or 1B words (strict)"
+        )
     return warnings

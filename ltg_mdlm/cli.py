@@ -56,7 +56,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors, too.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Train masked language models from plugins: masking, objective, noise schedule, time conditioning."""
     if debug:
@@ -94,7 +96,9 @@ def check(
 
 @app.command()
 def prepare(
-    files: Annotated[list[Path], typer.Argument(help="Text files or folders: .train .dev .txt .jsonl, also .gz and .zst.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Text files or folders: .train .dev .txt .jsonl, also .gz and .zst.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Corpus folder to make.")],
     valid: Annotated[
         list[Path] | None, typer.Option("--valid", help="Held-out text files or folders (repeatable).")
@@ -130,7 +134,9 @@ def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print a J
 
     found = [plugin for same_name in installed_plugins().values() for plugin in same_name]
     if as_json:
-        rows = [{"name": p.name, "distribution": p.distribution, "version": p.version, "target": p.target} for p in found]
+        rows = [
+            {"name": p.name, "distribution": p.distribution, "version": p.version, "target": p.target} for p in found
+        ]
         typer.echo(json.dumps(rows, indent=2))
         return
     table = Table("plugin", "distribution", "version", "defined in", box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""The settings of a run: YAML files, named configs and `--set` overrides, validated once, with errors that say where from.
+"""The settings of a run: YAML files, named configs and `--set` overrides, validated once; errors say where they were set.
 
 Defaults are the published recipe of frequency-informed masked diffusion (arXiv 2509.05056, base size).
 """
@@ -18,7 +18,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ltg_mdlm.errors import UserError
 
 DEFAULT_CONFIG = "laptop"
-FREE_ON_RESUME = ("run.", "logging.", "validation.", "checkpoint.", "training.micro_batch_rows", "training.threads", "plugin_versions")
+FREE_ON_RESUME = (
+    "run.",
+    "logging.",
+    "validation.",
+    "checkpoint.",
+    "training.micro_batch_rows",
+    "training.threads",
+    "plugin_versions",
+)
 """Settings that may change when a run goes on: none of them changes what a step trains on."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -33,7 +41,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the text comes from: a prepared corpus folder, or files of the existing LTG stack."""
 
-    corpus: str = Field("builtin", description="folder made by `ltg-mdlm prepare`, or 'builtin' for the generated corpus")
+    corpus: str = Field(
+        "builtin", description="folder made by `ltg-mdlm prepare`, or 'builtin' for the generated corpus"
+    )
     builtin_words: int = Field(300_000, ge=1000, description="words of the generated corpus")
     builtin_zipf_exponent: float = Field(1.0, ge=0, description="exponent of the generated corpus' word frequencies")
     train: Path | None = Field(None, description="*_tokenized.bin of the existing stack, instead of a corpus folder")
@@ -93,7 +103,9 @@ class TrainingConfig(Section):
     batch_ramp: BatchRamp | None = None
     micro_batch_rows: int | None = Field(None, ge=1, description="rows per forward pass and rank; null: by memory")
     packing: Literal["documents_packed", "one_document"] = "documents_packed"
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes it natively")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device computes it natively"
+    )
     deterministic: bool = Field(False, description="deterministic CUDA kernels: bitwise equal curves, slower")
     max_refused_updates: int = Field(10, ge=1, description="non-finite steps in a row before the run stops")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores / processes")
@@ -142,10 +154,12 @@ class ValidationConfig(Section):
 
     every: int = Field(500, ge=1, description="steps")
     rows: int = Field(512, ge=1, description="rows of held-out text to use at most")
-    draws: int = Field(2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs")
+    draws: int = Field(
+        2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs"
+    )
     minimal_pairs: str | None = Field(
         "corpus",
-        description="BLiMP-style file or folder to score before and after training; 'corpus': what the corpus brings along",
+        description="BLiMP-style file or folder to score before and after training; 'corpus': what comes with the corpus",
     )
     pairs_per_phenomenon: int = Field(50, ge=1, description="minimal pairs to score of each phenomenon, at most")
 
@@ -195,7 +209,9 @@ class RunConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     logging: LoggingConfig = LoggingConfig()
     run: RunSection = RunSection()
-    plugin_versions: dict[str, str] = Field(default_factory=dict, description="written by the trainer: what the run used")
+    plugin_versions: dict[str, str] = Field(
+        default_factory=dict, description="written by the trainer: what the run used"
+    )
 
     @model_validator(mode="after")
     def _rows_fit_the_model(self) -> RunConfig:
@@ -255,7 +271,7 @@ def load_settings(
 
 
 def read_layers(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
-    """Read a YAML file (a path, or the name of a config that comes with the package) and what it `extends`, base first."""
+    """Read a YAML file (a path, or the name of a packaged config) and what it `extends`, base first."""
     path = find_config(name)
     if str(path) in seen:
         raise UserError(f"{path} extends itself, by way of {' -> '.join([*seen, str(path)])}")
@@ -278,7 +294,9 @@ def find_config(name: str) -> Path:
         if (path := folder / f"{Path(name).name.removesuffix('.yaml')}.yaml").is_file():
             return path
     known = sorted(path.stem for folder in config_folders() for path in folder.glob("*.yaml"))
-    raise UserError(f"--config {name}: no such file or named config{did_you_mean(name, known)}\n  named configs: {', '.join(known)}")
+    raise UserError(
+        f"--config {name}: no such file or named config{did_you_mean(name, known)}\n  named configs: {', '.join(known)}"
+    )
 
 
 def config_folders() -> list[Path]:
@@ -301,7 +319,9 @@ def parse_set(text: str) -> Layer:
     return Layer(f"the command line: --set {text}", nested)
 
 
-def merge(into: dict[str, Any], values: Mapping[str, Any], source: str, sources: dict[str, str], prefix: str = "") -> None:
+def merge(
+    into: dict[str, Any], values: Mapping[str, Any], source: str, sources: dict[str, str], prefix: str = ""
+) -> None:
     """Merge nested settings in place; `sources` remembers where each dotted key was last set."""
     for key, value in values.items():
         path = f"{prefix}{key}"
@@ -313,7 +333,9 @@ def merge(into: dict[str, Any], values: Mapping[str, Any], source: str, sources:
             into[key] = value
 
 
-def validate(model: type[Any], values: Mapping[str, Any], sources: Mapping[str, str], prefix: str = "", hint: str = "") -> Any:
+def validate(
+    model: type[Any], values: Mapping[str, Any], sources: Mapping[str, str], prefix: str = "", hint: str = ""
+) -> Any:
     """Validate with pydantic; raise UserError with one paragraph per mistake."""
     try:
         return model.model_validate(values)
@@ -322,11 +344,15 @@ def validate(model: type[Any], values: Mapping[str, Any], sources: Mapping[str, 
         raise UserError("\n".join(paragraphs)) from None
 
 
-def _explain(item: Mapping[str, Any], model: type[BaseModel], sources: Mapping[str, str], prefix: str, hint: str) -> str:
+def _explain(
+    item: Mapping[str, Any], model: type[BaseModel], sources: Mapping[str, str], prefix: str, hint: str
+) -> str:
     loc = [str(part) for part in item["loc"]]
     path = prefix + ".".join(loc)
     source = next((sources[p] for p in _ancestors(path) if p in sources), None)
-    origin = f"\n  set in {source}" if source and not source.startswith("the") else f"\n  set on {source}" if source else ""
+    origin = (
+        f"\n  set in {source}" if source and not source.startswith("the") else f"\n  set on {source}" if source else ""
+    )
     if item["type"] != "extra_forbidden":
         message = item["msg"].removeprefix("Value error, ")
         given = f" (got {item['input']!r})" if not isinstance(item["input"], Mapping | BaseModel) else ""

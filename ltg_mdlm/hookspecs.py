@@ -1,7 +1,7 @@
 """The hooks of the host.  A hook only registers: it returns a component, and is called once, at start-up.
 
-A plugin implements the hooks it needs, marked with `ltg_mdlm.api.hookimpl`, with any subset of the arguments.  A slot hook
-may return None, which leaves the slot to somebody else (in the end to `uniform_mdlm`).
+A plugin implements the hooks it needs, marked with `ltg_mdlm.api.hookimpl`, with any subset of the arguments.  A slot
+hook may return None, which leaves the slot to somebody else (in the end to `uniform_mdlm`).
 """
 
 from __future__ import annotations

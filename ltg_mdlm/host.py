@@ -1,7 +1,7 @@
 """Find, import, validate and register plugins, and fill the recipe's slots with their components.
 
-Entry-point *metadata* of every installed plugin is read; only selected plugins are imported, so that a broken plugin that
-nobody selected never breaks a command.
+Entry-point *metadata* of every installed plugin is read; only selected plugins are imported, so that a broken plugin
+that nobody selected never breaks a command.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def import_plugin(plugin: Installed) -> type[Plugin[Any]]:
             f" {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
-        raise UserError(f"plugin {plugin.name!r} of {plugin.origin}: {plugin.target} is not a subclass of ltg_mdlm.api.Plugin")
+        raise UserError(
+            f"plugin {plugin.name!r} of {plugin.origin}: {plugin.target} is not a subclass of ltg_mdlm.api.Plugin"
+        )
     if loaded.api_version not in (API_VERSION, API_VERSION - 1):
         advice = "update ltg-mdlm" if loaded.api_version > API_VERSION else f"update {plugin.distribution}"
         raise UserError(

@@ -160,7 +160,9 @@ def wandb_mode(settings: LoggingConfig) -> str | None:
         return None
     if importlib.util.find_spec("wandb") is None:
         if settings.wandb != "auto":
-            print(f"note: logging.wandb={settings.wandb}, but wandb is not installed (pip install wandb)", file=sys.stderr)
+            print(
+                f"note: logging.wandb={settings.wandb}, but wandb is not installed (pip install wandb)", file=sys.stderr
+            )
         return None
     if settings.wandb == "auto":
         return "online" if _logged_in() else "offline"

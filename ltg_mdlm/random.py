@@ -15,7 +15,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit values (held in int64) in which every input bit flips every output bit about half the time."""
+    """A bijection of 32-bit values (held in int64): each input bit flips each output bit about half the time."""
     # A 32-bit by 32-bit product wraps in int64, which leaves its low 32 bits intact; only those are kept.
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _MASK

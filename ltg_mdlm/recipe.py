@@ -5,7 +5,7 @@ Shapes: B rows, T tokens per row, N supervised positions, V vocabulary, K loss g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,8 @@ from ltg_mdlm.model.transformer import Transformer
 class HostCopy:
     """A tensor on its way to the host, so that reading it later does not stop the device.
 
-    The copy is queued right behind the work that makes the tensor; whatever is launched before `get` keeps the device busy
-    while the host waits for the copy alone.
+    The copy is queued right behind the work that makes the tensor; whatever is launched before `get` keeps the device
+    busy while the host waits for the copy alone.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -29,7 +29,7 @@ class HostCopy:
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._host = tensor.clone()
@@ -81,7 +81,9 @@ class Recipe:
     def corrupt(self, batch: Batch, step: Step) -> MicroBatch:
         """Draw modes, noise and masks for one micro-batch; a function of (seed, step, row) and of adaptive state."""
         parts = self.components
-        causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool) if step.causal_R is None else step.causal_R[batch.row_B]
+        causal_B = (
+            torch.zeros_like(batch.row_B, dtype=torch.bool) if step.causal_R is None else step.causal_R[batch.row_B]
+        )
         noise = parts.noise_schedule.sample(batch, step)
         corrupted = parts.masking.corrupt(batch, causal_B, noise, step)
         return MicroBatch(
@@ -130,7 +132,7 @@ class Recipe:
             for key, value in component.state_dict().items()
         }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         for slot, _, component in self.components.named():
             prefix = f"{slot}/"
@@ -162,7 +164,9 @@ class DenoisingLoss(nn.Module):
         """The arithmetic of forward passes: bf16 matrix products, or plain float32."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def _from_weights(self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step) -> LossOutput:
+    def _from_weights(
+        self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
+    ) -> LossOutput:
         objective, model = self._recipe.components.objective, self.model
         group_N = objective.group(supervised)
         nll_weight_N, z_weight_N = objective.weights(supervised, step)
@@ -183,22 +187,24 @@ class DenoisingLoss(nn.Module):
             loss=result.loss, terms_K=terms_K, supervised=supervised, correct_N=result.correct_N, nll_N=result.nll_N
         )
 
-    def _from_logits(self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step) -> LossOutput:
+    def _from_logits(
+        self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
+    ) -> LossOutput:
         objective, model = self._recipe.components.objective, self.model
+        label_N = supervised.label_N
+        nll_N = torch.empty(len(label_N), dtype=torch.float32, device=label_N.device)
+        correct_N = torch.empty_like(label_N, dtype=torch.bool)
+
+        def loss_terms(logits_nV: Tensor, part: slice) -> Tensor:
+            nll_N[part] = nn.functional.cross_entropy(logits_nV.detach(), label_N[part], reduction="none")
+            correct_N[part] = logits_nV.detach().argmax(1) == label_N[part]
+            return objective.loss_terms(logits_nV, supervised[part], step)
+
         result = chunked_loss(
-            features_ND,
-            model.output_weight_VD,
-            model.output_bias_V,
-            supervised.label_N,
-            lambda logits_nV, part: objective.loss_terms(logits_nV, supervised[part], step),
-            1 / denominators_K,
+            features_ND, model.output_weight_VD, model.output_bias_V, loss_terms, 1 / denominators_K
         )
         return LossOutput(
-            loss=result.loss,
-            terms_K=result.terms_K,
-            supervised=supervised,
-            correct_N=result.correct_N,
-            nll_N=result.nll_N,
+            loss=result.loss, terms_K=result.terms_K, supervised=supervised, correct_N=correct_N, nll_N=nll_N
         )
 
 

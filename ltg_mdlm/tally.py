@@ -40,7 +40,9 @@ class StepTally:
     def read(self, denominators_K: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """loss, bound (only where the objective is one), mask_rate, and accuracy and nll per mode."""
         terms_K = sum_over_ranks(self._terms_K)
-        maskable, masked, masked_n, masked_ok, masked_nll, causal_n, causal_ok, causal_nll = sum_over_ranks(self._counts).tolist()
+        maskable, masked, masked_n, masked_ok, masked_nll, causal_n, causal_ok, causal_nll = sum_over_ranks(
+            self._counts
+        ).tolist()
         row = {"loss": float((terms_K / denominators_K).sum())}
         if self._is_bound:
             row["bound"] = float(terms_K.sum()) / max(maskable, 1)
@@ -51,5 +53,7 @@ class StepTally:
         if causal_n:
             row |= {"causal_accuracy": causal_ok / causal_n, "causal_nll": causal_nll / causal_n}
         if len(self._names) > 1:
-            row |= {f"loss_{n}": float(v) for n, v in zip(self._names, (terms_K / denominators_K).tolist(), strict=True)}
+            row |= {
+                f"loss_{n}": float(v) for n, v in zip(self._names, (terms_K / denominators_K).tolist(), strict=True)
+            }
         return row

@@ -175,12 +175,11 @@ def make_deterministic() -> None:
 def describe(run: Run) -> str:
     """The arithmetic of the run, before it starts."""
     config, ranks = run.config, run.ranks
-    used = {slot: plugin for slot, plugin in run.recipe.components.providers.items()}
     lines = [
         run.corpus.describe(),
         f"model: {run.parameters:,} parameters, {'bf16' if run.loss.bf16 else 'fp32'} on {ranks.device},"
         f" {ranks.world_size} process(es) with {torch.get_num_threads()} thread(s) each",
-        "plugins: " + ", ".join(f"{slot} {plugin}" for slot, plugin in used.items()),
+        "plugins: " + ", ".join(f"{slot} {plugin}" for slot, plugin in run.recipe.components.providers.items()),
         *run.schedule.describe(),
         f"run folder: {config.run_folder()}",
     ]

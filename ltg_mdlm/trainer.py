@@ -1,7 +1,7 @@
 """The training loop.
 
-What a step trains on is a function of (seed, step): its rows, modes, noise and masks are the same for any number of ranks
-and any split into micro-batches.  The loss is a sum over loss groups of a global sum over a global denominator, and the
+What a step trains on is a function of (seed, step): its rows, modes, noise and masks are the same for any number of
+ranks and any split into micro-batches.  The loss is a sum over loss groups of a global sum over a global denominator, and the
 denominators are known before the first backward pass, so there is never a mean of means.
 """
 
@@ -49,10 +49,7 @@ class Trainer:
             return loss
         on_cuda = self.device.type == "cuda"
         return DistributedDataParallel(
-            loss,
-            device_ids=[self.device.index] if on_cuda else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
+            loss, device_ids=[self.device.index] if on_cuda else None, gradient_as_bucket_view=True
         )
 
     def train(self) -> bool:
@@ -91,7 +88,10 @@ class Trainer:
             if self.stop_agreed():
                 self.checkpoints.save(self.state())
                 return False
-            if self.checkpoints.due(self.next_step, run.loader.words_seen(self.next_step - 1)) or self.next_step == max_steps:
+            if (
+                self.checkpoints.due(self.next_step, run.loader.words_seen(self.next_step - 1))
+                or self.next_step == max_steps
+            ):
                 self.checkpoints.save(self.state())
         return True
 
@@ -123,7 +123,9 @@ class Trainer:
         """Whether the ranks agreed to stop, at the beginning of this step; its answer has long arrived."""
         return self._stop_agreed is not None and bool(self._stop_agreed.get() > 0)
 
-    def accumulate(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, AbstractContextManager[None]]]:
+    def accumulate(
+        self, micro_batches: Sequence[MicroBatch]
+    ) -> Iterator[tuple[MicroBatch, AbstractContextManager[None]]]:
         """Every micro-batch, with gradients reduced over ranks on the last one only."""
         for i, micro_batch in enumerate(micro_batches):
             last = i + 1 == len(micro_batches)
@@ -178,7 +180,10 @@ class Trainer:
         size = len(self._refused_steps)
         for place in self._refused_steps.nonzero().flatten().tolist():
             index = step.step - (step.step - place) % size
-            rows = [self.run.schedule.first_row(index), self.run.schedule.first_row(index) + self.run.schedule.rows(index)]
+            rows = [
+                self.run.schedule.first_row(index),
+                self.run.schedule.first_row(index) + self.run.schedule.rows(index),
+            ]
             self.write({"step": index + 1, "event": "refused_update", "first_row": rows[0], "end_row": rows[1]})
         self._refused_steps.zero_()
         in_a_row = int(self.run.optimizer.refused_in_a_row)

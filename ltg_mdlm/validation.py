@@ -1,7 +1,7 @@
 """What a model is worth on held-out text: the objective, a likelihood bound, and accuracies.
 
-Everything here is a function of (seed, weights): the same rows, masks and noise at every validation, so that differences
-between two of them come from the model.  Nothing here touches training state.
+Everything here is a function of (seed, weights): the same rows, masks and noise at every validation, so that
+differences between two of them come from the model.  Nothing here touches training state.
 """
 
 from __future__ import annotations
@@ -88,7 +88,12 @@ class Validator:
             if step.causal_R is not None and bool(step.causal_R.any()):
                 metrics["valid/causal_nll"] = self._causal_nll(step)
             bound = estimate_bound(
-                self._batches, self._row_nll, rows=self._rows, draws=self._draws, seed=self._seed, sum_over_ranks=self._sum
+                self._batches,
+                self._row_nll,
+                rows=self._rows,
+                draws=self._draws,
+                seed=self._seed,
+                sum_over_ranks=self._sum,
             )
         metrics["valid/bound"] = bound.nats_per_token
         metrics["valid/bound_standard_error"] = bound.standard_error
@@ -139,8 +144,8 @@ class Validator:
             value_B = self._recipe.components.time_conditioning.value_for_rate(torch.zeros_like(batch.row_B).float())
             nll_B = self._nll(batch.ids_BT, batch, labels_BT, causal_B, value_B)
             sums += torch.stack([nll_B.sum(), batch.maskable_BT.sum().double()])
-        nll, tokens = self._sum(sums).tolist()
-        return nll / max(tokens, 1)
+        nll, tokens = self._sum(sums)
+        return float(nll / tokens.clamp(min=1))
 
     def _row_nll(self, batch: Batch, masked_BT: Tensor, rate_B: Tensor) -> Tensor:
         """float64[B]: -log p of each row's masked tokens, all predicted at once."""

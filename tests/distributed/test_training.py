@@ -132,7 +132,17 @@ def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["plugin_versions"]["freq_mdlm"].startswith("ltg-mdlm ")
     training = [row for row in rows(tmp_path / "run") if "loss" in row][-1]
-    promised = {"step", "epoch", "words_seen", "tokens_seen", "loss", "mask_rate", "lr", "grad_norm", "tokens_per_second"}
+    promised = {
+        "step",
+        "epoch",
+        "words_seen",
+        "tokens_seen",
+        "loss",
+        "mask_rate",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+    }
     assert promised <= training.keys()
     newest = tmp_path / "run" / "checkpoints" / "step_0000012"
     names = {path.name for path in newest.iterdir()}

@@ -55,7 +55,10 @@ def test_plugin_flag_adds_to_the_config():
     ("sets", "parts"),
     [
         (["trainig.max_steps=3"], ["trainig: no such setting (did you mean 'training'?)", "--set trainig.max_steps=3"]),
-        (["training.max_step=3"], ["training.max_step: no such setting (did you mean 'max_steps'?)", "settings of training:"]),
+        (
+            ["training.max_step=3"],
+            ["training.max_step: no such setting (did you mean 'max_steps'?)", "settings of training:"],
+        ),
         (["training.max_steps=many"], ["training.max_steps:", "'many'", "--set training.max_steps=many"]),
         (["training.seq_len=1024"], ["1024 tokens are longer than model.max_position_embeddings 128"]),
         (["training.epochs=3"], ["either training.max_steps or training.epochs"]),

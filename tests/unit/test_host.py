@@ -163,7 +163,7 @@ def test_slot_settings_are_checked(install, module, setting, message):
 def test_two_distributions_with_one_name_are_both_named(install, module):
     install("half", f"{module}:HalfPlugin", "first-dist")
     install("half", f"{module}:OtherHalfPlugin", "second-dist")
-    with pytest.raises(UserError, match="first-dist 1.2 and second-dist 1.2"):
+    with pytest.raises(UserError, match=r"first-dist 1\.2 and second-dist 1\.2"):
         make_host("half")
 
 

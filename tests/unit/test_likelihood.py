@@ -29,7 +29,7 @@ def table_nll(batch: Batch, masked_BT: torch.Tensor, rate_B: torch.Tensor) -> to
 
 
 def exact_bound(length: int) -> float:
-    """Sum over k of 1/k times the mean over all masks of k tokens of their summed cost (any-order form of the NELBO)."""
+    """Sum over k of 1/k times the mean over all masks of k tokens of their summed cost: the NELBO, any-order form."""
     batch, total = make_batch([length], length + 1), 0.0
     for k in range(1, length + 1):
         masks = list(itertools.combinations(range(1, length + 1), k))
@@ -54,7 +54,9 @@ def test_masks_of_a_pair_cover_every_maskable_token_and_nothing_else():
     step = Step(seed=3, step=0, progress=0.0, epoch=0.0, rows=4)
     first, second = complementary_masks(batch, step, "x")
     assert torch.equal(first | second, batch.maskable_BT)
-    assert torch.equal(first.sum(1) + second.sum(1), torch.where(batch.maskable_BT.any(1), batch.maskable_BT.sum(1) + 1, 0))
+    assert torch.equal(
+        first.sum(1) + second.sum(1), torch.where(batch.maskable_BT.any(1), batch.maskable_BT.sum(1) + 1, 0)
+    )
 
 
 def test_number_of_masked_tokens_is_uniform_over_the_rows():
