@@ -1,0 +1,130 @@
+"""A checkpoint is complete or absent, whenever the process that writes it is killed."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support.ranks import run_on_ranks
+
+from ltg_mdlm.checkpoint import Checkpoints, TrainingState, damage, load_checkpoint
+from ltg_mdlm.durable import TEMPORARY
+from ltg_mdlm.errors import UserError
+
+MILLION = 1_000_000
+
+
+def state_at(step, numel=16):
+    tensors = {name: torch.full((numel,), float(step)) for name in ("a", "b")}
+    return TrainingState(
+        step=step, words_seen=step * MILLION, model=tensors, ema=tensors, optimizer=tensors, components=tensors
+    )
+
+
+def opened(folder):
+    return Checkpoints(Path(folder), every=1, keep=1)
+
+
+def in_child(work, *args):
+    """Run a function in a forked process; True if it came to its end."""
+    pid = os.fork()
+    if pid == 0:
+        work(*args)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def require_complete(folder):
+    """The newest checkpoint is undamaged and all of one step, and so is every milestone; the step it is of."""
+    newest = opened(folder).newest()
+    state = load_checkpoint(newest)
+    for part in (state.model, state.ema, state.optimizer, state.components):
+        assert all(bool((tensor == state.step).all()) for tensor in part.values())
+    for milestone in Path(folder).glob("chck_*"):
+        assert damage(milestone) is None
+    return state.step
+
+
+def save_and_die_at(folder, fatal):
+    """Save step 2, and be killed just before the `fatal`-th time that Python touches the file system in `folder`."""
+    touched = 0
+
+    def count(event, args):
+        nonlocal touched
+        if event.startswith(("os.", "open", "shutil.")) and any(str(a).startswith(folder) for a in args):
+            touched += 1
+            if touched == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    opened(folder).save(state_at(2))
+
+
+def kill_everywhere(ranks, folder):
+    """The step found after a kill at the first, second, ... event, until the child reaches its end."""
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
+    found, ended = [], False
+    while not ended:
+        shutil.rmtree(folder, ignore_errors=True)
+        opened(folder).save(state_at(1))
+        ended = in_child(save_and_die_at, folder, len(found) + 1)
+        found.append(require_complete(folder))
+        opened(folder).save(state_at(3))
+        assert require_complete(folder) == 3
+        assert not list(Path(folder).rglob(f"{TEMPORARY}*"))
+    return found
+
+
+def test_killed_at_any_event_the_newest_checkpoint_is_complete(tmp_path):
+    """Step 1 before, step 2 after, nothing in between, and the next save cleans up."""
+    found = run_on_ranks(kill_everywhere, 1, str(tmp_path / "checkpoints"))[0]
+    assert len(found) > 30
+    assert found == sorted(found)
+    assert {1, 2} == set(found)
+
+
+def save_for_ever(folder, first):
+    for step in range(first, 1000):
+        opened(folder).save(state_at(step, numel=1 << 19))
+
+
+def kill_at_random_times(ranks, folder, kills):
+    """The steps found after each kill of a process that saves one checkpoint after another."""
+    times, steps = random.Random(0), [1]
+    opened(folder).save(state_at(1))
+    for _ in range(kills):
+        pid = os.fork()
+        if pid == 0:
+            save_for_ever(folder, steps[-1] + 1)
+        time.sleep(times.uniform(0.02, 0.4))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        steps.append(require_complete(folder))
+    return steps
+
+
+def test_killed_at_random_times_the_newest_checkpoint_is_complete(tmp_path):
+    """Megabytes that are being written are no checkpoint yet."""
+    steps = run_on_ranks(kill_at_random_times, 1, str(tmp_path / "checkpoints"), 12)[0]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 1
+
+
+def save_with_little_room(ranks, folder):
+    opened(folder).save(state_at(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_0000002"):
+        opened(folder).save(state_at(2, numel=1 << 20))
+    assert not list(Path(folder).rglob(f"{TEMPORARY}*"))
+    return require_complete(folder)
+
+
+def test_a_write_that_fails_half_way_leaves_the_older_checkpoint(tmp_path):
+    """The file system refuses to let files grow beyond one megabyte."""
+    assert run_on_ranks(save_with_little_room, 1, str(tmp_path / "checkpoints")) == [1]
