@@ -41,13 +41,13 @@ def in_child(work, *args):
 
 
 def require_complete(folder):
-    """The newest checkpoint is undamaged and all of one step, and so is every milestone; the step it is of."""
+    """Every checkpoint and milestone is undamaged, and the newest one all of one step, which is returned."""
     newest = opened(folder).newest()
     state = load_checkpoint(newest)
     for part in (state.model, state.ema, state.optimizer, state.components):
         assert all(bool((tensor == state.step).all()) for tensor in part.values())
-    for milestone in Path(folder).glob("chck_*"):
-        assert damage(milestone) is None
+    for path in [*Path(folder).glob("step_*"), *Path(folder).glob("chck_*")]:
+        assert damage(path) is None
     return state.step
 
 
@@ -69,10 +69,12 @@ def save_and_die_at(folder, fatal):
 def kill_everywhere(ranks, folder):
     """The step found after a kill at the first, second, ... event, until the child reaches its end."""
     os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
+    opened(folder).save(state_at(1))
+    shutil.copytree(folder, folder + "-at-start")
     found, ended = [], False
     while not ended:
-        shutil.rmtree(folder, ignore_errors=True)
-        opened(folder).save(state_at(1))
+        shutil.rmtree(folder)
+        shutil.copytree(folder + "-at-start", folder)
         ended = in_child(save_and_die_at, folder, len(found) + 1)
         found.append(require_complete(folder))
         opened(folder).save(state_at(3))
