@@ -55,15 +55,15 @@ def join_unsafe(words: Sequence[str]) -> list[str]:
     return [" ".join(parts).replace("\n ", "\n") for parts in units]
 
 
-def cut(text: str, limit: int) -> Iterator[str]:
+def cut(text: str, limit: int, *, behind: str = "\n ") -> Iterator[str]:
     """Parts of at most `limit` characters, as far as there are safe cuts; they concatenate to `text`.
 
-    Cuts behind line breaks are preferred to cuts behind spaces.
+    A part ends with one of the blanks `behind`, the first of them if possible.
     """
     start = 0
     while len(text) - start > limit:
         stop = start + limit
-        at = _last_cut(text, "\n", start, stop) or _last_cut(text, " ", start, stop)
+        at = next(filter(None, (_last_cut(text, blank, start, stop) for blank in behind)), 0)
         if not at:
             break
         yield text[start:at]

@@ -190,11 +190,11 @@ class _Job:
             EncoderPool(tokenizer, folder / "tokenizer.json", workers) as pool,
         ):
             for name, sources in self._splits.items():
-                writer = SplitWriter(folder / name, tokenizer.vocab_size)
-                for encoded in pool.encode(batches(self._pieces(name, limit))):
-                    writer.add(encoded)
-                    advance(encoded.text_bytes)
-                entries[name] = {**writer.finish(), "sources": [source.describe() for source in sources]}
+                with SplitWriter(folder / name, tokenizer.vocab_size) as writer:
+                    for encoded in pool.encode(batches(self._pieces(name, limit))):
+                        writer.add(encoded)
+                        advance(encoded.text_bytes)
+                    entries[name] = {**writer.finish(), "sources": [source.describe() for source in sources]}
         return entries
 
     def _pieces(self, name: str, limit: int | None = PIECE_CHARACTERS) -> Iterator[Piece]:

@@ -166,17 +166,26 @@ def _text_pieces(path: Path, text: IO[str], drop_headings: bool, limit: int | No
             yield Piece(document, opens)
             opens = True
         if limit and len(rest) > limit:
-            *parts, rest = cut(rest, limit)
+            *parts, rest = _cut_lines(rest, limit) if drop_headings else cut(rest, limit)
             for part in parts:
                 yield Piece(part, opens)
                 opens = False
             if len(rest) > _LONGEST_UNBROKEN:
-                raise UserError(f"{path}: {len(rest):,} characters without a blank; is this text?")
+                blank = "line break" if drop_headings else "blank"
+                raise UserError(f"{path}: {len(rest):,} characters without a {blank}; is this text?")
     if drop_headings:
         rest = _HEADING.sub("\n", rest + "\n")
     for document in _BLANK_LINES.split(rest):
         yield Piece(document, opens)
         opens = True
+
+
+def _cut_lines(text: str, limit: int) -> Iterator[str]:
+    """Cut between lines, but not behind the last whole line: the line that begins there may become a heading."""
+    begun = text.rfind("\n") + 1
+    *parts, last = cut(text[:begun], limit, behind="\n")
+    yield from parts
+    yield last + text[begun:]
 
 
 def _trimmed(pieces: Iterable[Piece]) -> Iterator[Piece]:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltg_mdlm.data.special_tokens import NUM_SPECIAL
-from ltg_mdlm.errors import UserError
 
 _BLANK = rb"\t-\r\x1c-\x20"  # what `str.split` takes for white space among the ASCII characters
 _WORD_INSIDE = re.compile(rb"[" + _BLANK + rb"][^" + _BLANK + rb"]")
@@ -47,14 +46,12 @@ class TokenText:
 
     @classmethod
     def of(cls, vocabulary: Sequence[str]) -> TokenText:
-        """From the tokens of a byte-level vocabulary in the order of their ids; raises UserError if it is none."""
+        """From the tokens of a byte-level vocabulary in the order of their ids; raises ValueError if it is none."""
         alphabet = byte_alphabet()
         try:
             plain = [bytes(alphabet[character] for character in token) for token in vocabulary[NUM_SPECIAL:]]
         except KeyError as error:
-            raise UserError(
-                f"not a byte-level tokenizer: {error.args[0]!r} in its vocabulary stands for no byte"
-            ) from error
+            raise ValueError(f"{error.args[0]!r} in its vocabulary stands for no byte") from error
         bytes_V = (b"",) * NUM_SPECIAL + tuple(plain)
         return cls(
             bytes_V=bytes_V,

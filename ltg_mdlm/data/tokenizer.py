@@ -33,6 +33,8 @@ class Tokenizer:
     Attributes:
         definition: the JSON object of the tokenizer file
         backend: the library's tokenizer; special tokens written out in a text are ordinary text to it
+        vocabulary: tokens in the order of their ids, in the byte alphabet
+        token_text: text and word beginnings of every token type
     """
 
     def __init__(self, definition: dict[str, Any], *, origin: str = "tokenizer") -> None:
@@ -46,7 +48,11 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more specific
             raise UserError(f"{origin}: not a tokenizer file: {error}") from error
         self.backend.encode_special_tokens = True
-        self._origin = origin
+        self.vocabulary = _vocabulary(self.backend, origin)
+        try:
+            self.token_text = TokenText.of(self.vocabulary)
+        except ValueError as error:
+            raise UserError(f"{origin}: not a byte-level tokenizer: {error}") from error
 
     @classmethod
     def read(cls, path: str | Path) -> Tokenizer:
@@ -71,6 +77,7 @@ class Tokenizer:
         backend = _untrained()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
+            min_frequency=2,  # a pair seen once is no regularity
             special_tokens=list(SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -90,23 +97,10 @@ class Tokenizer:
         """The text of token ids; special tokens are left out."""
         return str(self.backend.decode(list(ids)))
 
-    @cached_property
-    def vocabulary(self) -> list[str]:
-        """Tokens in the order of their ids, in the byte alphabet; raises UserError if ids are missing."""
-        by_id = {i: token for token, i in self.backend.get_vocab(with_added_tokens=True).items()}
-        if sorted(by_id) != list(range(len(by_id))):
-            raise UserError(f"{self._origin}: the ids are not 0 to {len(by_id) - 1} without a gap")
-        return [by_id[i] for i in range(len(by_id))]
-
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return len(self.vocabulary)
-
-    @cached_property
-    def token_text(self) -> TokenText:
-        """Text and word beginnings of every token type; raises UserError unless the vocabulary is byte-level."""
-        return TokenText.of(self.vocabulary)
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -155,6 +149,13 @@ def _untrained() -> tokenizers.Tokenizer:
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
     )
     return backend
+
+
+def _vocabulary(backend: tokenizers.Tokenizer, origin: str) -> list[str]:
+    by_id = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
+    if sorted(by_id) != list(range(len(by_id))):
+        raise UserError(f"{origin}: the ids are not 0 to {len(by_id) - 1} without a gap")
+    return [by_id[i] for i in range(len(by_id))]
 
 
 def _with_special_tokens(definition: Any, origin: str) -> dict[str, Any]:

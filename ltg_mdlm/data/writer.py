@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +14,27 @@ from ltg_mdlm.data.encode import Encoded
 
 
 class SplitWriter:
-    """Appends encoded text to the files of one split; memory does not grow with the text.
+    """Appends encoded text to the files of one split while its context lasts; memory does not grow with the text.
 
     Suffixes: N tokens, P pieces, D documents of one batch, V vocabulary.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         folder.mkdir()
+        self._open = ExitStack()
         self._types = {name: dtype for name, (dtype, _) in split_files(0, 0, vocab_size).items()}
-        self._files: dict[str, IO[bytes]] = {name: (folder / f"{name}.bin").open("wb") for name in self._types}
+        self._files = {name: self._open.enter_context((folder / f"{name}.bin").open("wb")) for name in self._types}
         self._token_count_V = np.zeros(vocab_size, np.int64)
         self._bits_left = np.zeros(0, bool)
         self._open_tokens = self._open_words = 0  # of the document that is not complete
         self.tokens = self.documents = self.words = self.text_bytes = 0
         self._append("offsets", np.zeros(1))
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     def add(self, encoded: Encoded) -> None:
         """Append a batch; its first piece may go on with the last document."""
@@ -58,12 +66,10 @@ class SplitWriter:
         self.documents += len(words_D)
 
     def finish(self) -> dict[str, int]:
-        """Write what is left, close the files, and return the counts of the split."""
+        """Write what is left, and return the counts of the split."""
         self._close_documents(np.array([self._open_tokens]), np.array([self._open_words]))
         self._append("word_bits", np.packbits(self._bits_left, bitorder="little"))
         self._append("token_count_V", self._token_count_V)
-        for file in self._files.values():
-            file.close()
         return {name: getattr(self, name) for name in ("documents", "tokens", "words", "text_bytes")}
 
     def _append(self, name: str, array: NDArray[Any]) -> None:
