@@ -79,7 +79,7 @@ _PAST = {"past": 8.0, "past progressive": 1.0, "could": 0.3}
 _PRESENT = {
     "progressive": 4.0,
     "present": 2.0,
-    "perfect": 1.5,
+    "perfect": 2.0,
     "past": 1.5,
     "will": 1.0,
     "can": 1.0,

@@ -1,0 +1,323 @@
+"""Reading minimal pairs, and scoring them, against models whose log-probabilities are known."""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.corpora import real_data, small_tokenizer
+from support.models import VOCAB, disturbed_model, small_config
+
+from ltg_mdlm.data.builtin import write_builtin_text
+from ltg_mdlm.data.grammar_lexicon import Lexicon
+from ltg_mdlm.data.special_tokens import BOS, MASK
+from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.errors import UserError
+from ltg_mdlm.evaluate.minimal_pairs import score_minimal_pairs, sentence_log_likelihoods
+from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs, write_minimal_pairs
+
+DOGS = {"sentence_good": "The dogs run.", "sentence_bad": "The dogs runs.", "UID": "agreement", "field": "morphology"}
+
+
+class TableModel:
+    """Logits from a table that the token left, here and right of a position select, plus the conditioning value."""
+
+    def __init__(self, vocab_size, seed=0):
+        self.table_KVV = torch.randn(3, vocab_size, vocab_size, generator=torch.Generator().manual_seed(seed))
+        self.tokens_per_call = []
+
+    def __call__(self, ids_BT, document_BT=None, causal_B=None, value_B=None):
+        self.tokens_per_call.append(ids_BT.numel())
+        padded_BT = torch.nn.functional.pad(ids_BT, (1, 1), value=BOS)
+        causal = causal_B is not None and bool(causal_B.all())
+        parts = [self.table_KVV[0, padded_BT[:, :-2]], self.table_KVV[1, ids_BT]]
+        if not causal:
+            parts.append(self.table_KVV[2, padded_BT[:, 2:]])
+        if value_B is not None:
+            parts.append(value_B[:, None, None] * self.table_KVV[0, 0])
+        return sum(parts)
+
+    def head(self, hidden_ND):
+        return 2 * hidden_ND
+
+    def logits(self, features_ND):
+        return features_ND / 2
+
+
+class UnigramModel(TableModel):
+    """Predicts the same distribution everywhere."""
+
+    def __init__(self, count_V):
+        self.logits_V = torch.tensor(count_V, dtype=torch.float64).add(0.5).log()
+
+    def __call__(self, ids_BT, document_BT=None, causal_B=None, value_B=None):
+        return self.logits_V.expand(*ids_BT.shape, -1)
+
+
+def literal_score(model, ids, *, mode, predicts, value):
+    """One sentence, one row, one position at a time, in plain arithmetic."""
+    row = [BOS, *ids]
+    total = 0.0
+    value_B = None if value is None else torch.tensor([value])
+    for i in range(1, len(row)):
+        masked = list(row)
+        if mode == "masked":
+            masked[i] = MASK
+        causal_B = torch.tensor([True]) if mode == "causal" else None
+        hidden_BTD = model(torch.tensor([masked]), causal_B=causal_B, value_B=value_B)
+        read_at = i - 1 if mode == "causal" or predicts == "next" else i
+        logits_V = model.logits(model.head(hidden_BTD))[0, read_at].detach().double().numpy()
+        total += logits_V[row[i]] - np.log(np.exp(logits_V - logits_V.max()).sum()) - logits_V.max()
+    return total
+
+
+sentences = st.lists(st.lists(st.integers(16, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=8)
+modes = st.sampled_from([("masked", "same"), ("masked", "next"), ("causal", "same"), ("causal", "next")])
+
+
+@settings(max_examples=30, deadline=None)
+@given(sentences, modes, st.sampled_from([None, 0.0, 0.3]), st.integers(1, 200))
+def test_batched_scores_are_those_of_one_row_at_a_time(sentences, mode_predicts, value, token_budget):
+    mode, predicts = mode_predicts
+    model = TableModel(VOCAB)
+    expected = [literal_score(model, ids, mode=mode, predicts=predicts, value=value) for ids in sentences]
+    scores = sentence_log_likelihoods(
+        model, sentences, device="cpu", predicts=predicts, value=value, mode=mode, token_budget=token_budget
+    )
+    assert scores.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "predicts"), [("masked", "same"), ("masked", "next"), ("causal", "next")])
+def test_transformer_scores_are_those_of_one_row_at_a_time(mode, predicts):
+    model = disturbed_model(small_config(), dtype=torch.float32).eval()
+    sentences = [[20, 30, 40], [21, 31], [22, 32, 42, 45], [33]]
+    expected = [literal_score(model, ids, mode=mode, predicts=predicts, value=0.2) for ids in sentences]
+    scores = sentence_log_likelihoods(model, sentences, device="cpu", predicts=predicts, value=0.2, mode=mode)
+    assert scores.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@given(sentences, st.integers(12, 100))
+@settings(max_examples=20, deadline=None)
+def test_no_batch_exceeds_its_token_budget(sentences, token_budget):
+    """Rows have at most 10 tokens here, so one always fits."""
+    model = TableModel(VOCAB)
+    sentence_log_likelihoods(model, sentences, device="cpu", token_budget=token_budget)
+    assert max(model.tokens_per_call) <= token_budget
+    assert sum(model.tokens_per_call) == sum(len(ids) * (len(ids) + 1) for ids in sentences)
+
+
+def test_accuracy_is_the_mean_over_phenomena_and_a_tie_counts_one_half():
+    """With a unigram model that prefers "a" to "e": won, lost, tie in one phenomenon; won in the other."""
+    tokenizer = small_tokenizer()
+    count_V = np.ones(tokenizer.vocab_size)
+    count_V[tokenizer.backend.encode("a", add_special_tokens=False).ids[-1]] = 50
+    pairs = [MinimalPair("a", "e", "mixed"), MinimalPair("e", "a", "mixed"), MinimalPair("a", "a", "mixed")]
+    pairs.append(MinimalPair("a", "e", "won"))
+    scores = score_minimal_pairs(UnigramModel(count_V), tokenizer, pairs, device="cpu")
+    assert scores.accuracy_by_uid == {"mixed": 0.5, "won": 1.0}
+    assert (scores.accuracy, scores.pairs, scores.tie_rate) == (0.75, 4, 0.25)
+
+
+def test_a_model_that_ties_everything_scores_one_half():
+    pairs = [MinimalPair("the dog ran", "the ran dog", "order"), MinimalPair("one cat", "cat one", "order")]
+    tokenizer = small_tokenizer()
+    scores = score_minimal_pairs(UnigramModel(np.zeros(tokenizer.vocab_size)), tokenizer, pairs, device="cpu")
+    assert (scores.accuracy, scores.tie_rate) == (0.5, 1.0)
+
+
+def test_ranks_share_the_work_and_agree_with_one_process():
+    tokenizer = small_tokenizer()
+    model = TableModel(tokenizer.vocab_size)
+    pairs = [MinimalPair(f"the dog {i} ran", f"cats {i} saw", f"uid{i % 3}") for i in range(7)]
+    whole = score_minimal_pairs(model, tokenizer, pairs, device="cpu")
+    parts = []
+    for rank in range(3):
+        score_minimal_pairs(
+            model,
+            tokenizer,
+            pairs,
+            device="cpu",
+            rank=rank,
+            world_size=3,
+            sum_over_ranks=lambda t: parts.append(t) or t,
+        )
+    assert all((part != 0).sum() < 2 * len(pairs) for part in parts)
+    total = sum(parts)
+    shared = score_minimal_pairs(
+        model, tokenizer, pairs, device="cpu", rank=1, world_size=3, sum_over_ranks=lambda _: total
+    )
+    assert shared == whole
+
+
+# The pairs of the built-in corpus.
+
+
+@pytest.fixture(scope="module")
+def builtin(tmp_path_factory):
+    return write_builtin_text(tmp_path_factory.mktemp("builtin"), words=40_000)
+
+
+@pytest.fixture(scope="module")
+def by_uid(builtin):
+    groups = defaultdict(list)
+    for pair in read_minimal_pairs(builtin.minimal_pairs):
+        groups[pair.uid].append(pair)
+    return groups
+
+
+def words_of(said):
+    return re.findall(r"[\w'-]+", said.lower())
+
+
+def test_builtin_pairs_cover_thirteen_phenomena_of_about_a_hundred_pairs(by_uid):
+    assert len(by_uid) == 13
+    assert all(100 <= len(pairs) <= 102 for pairs in by_uid.values())
+    assert all(pair.field and pair.term for pairs in by_uid.values() for pair in pairs)
+
+
+def test_no_builtin_pair_occurs_twice_or_is_its_own_counterpart(by_uid):
+    pairs = [(pair.good, pair.bad) for group in by_uid.values() for pair in group]
+    assert len(set(pairs)) == len(pairs)
+    assert {good for good, _ in pairs}.isdisjoint(bad for _, bad in pairs)
+
+
+def test_good_and_bad_have_the_same_number_of_words(by_uid):
+    for group in by_uid.values():
+        for pair in group:
+            assert len(words_of(pair.good)) == len(words_of(pair.bad)), pair
+
+
+def log_count(count, said):
+    return sum(math.log(count[word]) for word in words_of(said))
+
+
+def test_a_model_of_word_frequencies_is_at_chance_on_every_phenomenon(builtin, by_uid):
+    """Words counted in the training text, and the scorer left out: exactly one half, by balance."""
+    count = Counter(words_of(builtin.train.read_text("utf-8")))
+    for uid, pairs in by_uid.items():
+        gains = [
+            sum(math.log(count[w]) for w in words_of(p.good)) - sum(math.log(count[w]) for w in words_of(p.bad))
+            for p in pairs
+        ]
+        accuracy = sum((gain > 1e-9) + 0.5 * (abs(gain) <= 1e-9) for gain in gains) / len(gains)
+        assert accuracy == pytest.approx(0.5, abs=0.01), uid
+
+
+def test_a_model_of_token_frequencies_is_at_chance(builtin, by_uid):
+    """The same through the scorer and a byte-pair tokenizer, in which the rarer form may have more tokens."""
+    text = builtin.train.read_text("utf-8")
+    tokenizer = Tokenizer.train([text], 1024)
+    count_V = np.bincount(tokenizer.backend.encode(text, add_special_tokens=False).ids, minlength=tokenizer.vocab_size)
+    pairs = [pair for group in by_uid.values() for pair in group]
+    scores = score_minimal_pairs(UnigramModel(count_V), tokenizer, pairs, device="cpu")
+    assert 0.45 <= scores.accuracy <= 0.55
+    for uid, accuracy in scores.accuracy_by_uid.items():
+        assert 0.4 <= accuracy <= 0.6, uid
+
+
+ONE_WORD = {
+    "determiner_noun_agreement": None,
+    "subject_verb_agreement": None,
+    "subject_verb_agreement_attractor": None,
+    "subject_verb_agreement_relative_clause": None,
+    "anaphor_gender_agreement": {"himself", "herself"},
+    "anaphor_number_agreement": {"himself", "herself", "themselves"},
+    "irregular_past_participle": None,
+    "auxiliary_verb_form": None,
+    "transitivity": None,
+}
+
+
+def test_pairs_that_claim_one_wrong_word_differ_in_that_word_only(by_uid):
+    for uid, allowed in ONE_WORD.items():
+        for pair in by_uid[uid]:
+            differing = [(a, b) for a, b in zip(words_of(pair.good), words_of(pair.bad), strict=True) if a != b]
+            assert len(differing) == 1, pair
+            assert allowed is None or allowed.issuperset(differing[0]), pair
+
+
+@pytest.mark.parametrize("uid", ["adjective_noun_order", "wh_question_inversion"])
+def test_pairs_about_word_order_hold_the_same_words(by_uid, uid):
+    for pair in by_uid[uid]:
+        assert Counter(words_of(pair.good)) == Counter(words_of(pair.bad)), pair
+
+
+def test_the_attractor_stands_before_the_verb_and_has_the_other_number(by_uid):
+    """Numbers of nouns are looked up in the lexicon, those of verbs listed here."""
+    nouns = [noun for words in Lexicon().nouns.values() for noun in words.members if noun.plural]
+    is_plural = {noun.singular: False for noun in nouns} | {noun.plural: True for noun in nouns}
+    takes_plural = dict.fromkeys(("are", "were", "have"), True) | dict.fromkeys(("is", "was", "has"), False)
+    pattern = re.compile(r"The (\w+) (?:near|behind|next to|in front of|by) the (\w+) (is|are|was|were|has|have)\b")
+    found = [
+        match.groups() for pair in by_uid["subject_verb_agreement_attractor"] if (match := pattern.match(pair.good))
+    ]
+    assert len(found) > 50
+    for head, attractor, verb in found:
+        assert takes_plural[verb] == is_plural[head] != is_plural[attractor]
+
+
+# Files.
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
+    return path
+
+
+def test_pairs_are_read_as_they_were_written(tmp_path):
+    pairs = [
+        MinimalPair("The dogs run.", "The dogs runs.", "agreement", "morphology", "sva"),
+        MinimalPair("A ü", "B", "x"),
+    ]
+    write_minimal_pairs(tmp_path / "pairs.jsonl", pairs)
+    assert read_minimal_pairs(tmp_path / "pairs.jsonl") == pairs
+
+
+def test_a_folder_is_read_file_by_file_and_a_row_without_uid_is_named_like_its_file(tmp_path):
+    write_rows(tmp_path / "b.jsonl", DOGS)
+    write_rows(tmp_path / "a.jsonl", {"sentence_good": "Is it?", "sentence_bad": "It is?"}, "")
+    (tmp_path / "readme.txt").write_text("not pairs")
+    assert [pair.uid for pair in read_minimal_pairs(tmp_path)] == ["a", "agreement"]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "JSON object"),
+        ({"sentence_good": "A dog."}, "sentence_bad"),
+        ({**DOGS, "sentence_good": 3}, "sentence_good"),
+        ({**DOGS, "sentence_bad": " "}, "sentence_bad"),
+    ],
+)
+def test_a_bad_row_is_reported_with_its_file_and_line(tmp_path, row, complaint):
+    path = write_rows(tmp_path / "pairs.jsonl", DOGS, row)
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:2: .*{complaint}"):
+        read_minimal_pairs(path)
+
+
+def test_files_that_hold_no_pairs_are_the_users_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "latin.jsonl").write_bytes(b'{"sentence_good": "\xe9"}')
+    for name, complaint in (("empty", "no minimal pairs"), ("gone.jsonl", "no such file"), ("latin.jsonl", "UTF-8")):
+        with pytest.raises(UserError, match=complaint):
+            read_minimal_pairs(tmp_path / name)
+
+
+def test_blimp_and_its_supplement_are_read():
+    folder = real_data("babylm_eval_2025", "fast_eval")
+    blimp = read_minimal_pairs(folder / "blimp_fast")
+    assert len({pair.uid for pair in blimp}) == 67
+    assert all(pair.field and pair.term for pair in blimp)
+    assert {pair.uid for pair in read_minimal_pairs(folder / "supplement_fast")} == {
+        "hypernym",
+        "qa_congruence_easy",
+        "qa_congruence_tricky",
+        "subject_aux_inversion",
+        "turn_taking",
+    }
