@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltg_mdlm.durable import publish_folder, remove_leftovers, sync, temporary_name, write_text
-from ltg_mdlm.ema import NUM_UPDATES
+from ltg_mdlm.ema import COUNT
 from ltg_mdlm.errors import UserError
 
 FORMAT_VERSION = 1
@@ -205,12 +205,14 @@ def load_checkpoint(path: Path) -> TrainingState:
 
 
 def load_weights(path: Path, *, averaged: bool = True) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint or milestone by parameter name, or those of the last step.
+    """The model's state in a checkpoint or milestone, with the averages in place of the last step's weights.
 
-    Raises UserError if they cannot be read.
+    Raises UserError if it cannot be read.
     """
-    weights = load_tensors(path / ("ema.safetensors" if averaged else "model.safetensors"))
-    weights.pop(NUM_UPDATES, None)
+    weights = load_tensors(path / "model.safetensors")
+    if averaged:
+        weights |= load_tensors(path / "ema.safetensors")
+        weights.pop(COUNT, None)
     return weights
 
 

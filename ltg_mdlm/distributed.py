@@ -20,6 +20,8 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than one of them may write a checkpoint or count a corpus."""
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -48,7 +50,7 @@ class Ranks:
 
         Raises UserError if there are fewer GPUs than processes, or the others cannot be reached within `timeout`.
         """
-        rank, world_size, local_rank = (_from_env(name, default) for name, default in _DEFAULTS.items())
+        rank, world_size, local_rank = _from_env("RANK", 0), _from_env("WORLD_SIZE", 1), _from_env("LOCAL_RANK", 0)
         chosen = _device(device, local_rank)
         if threads := threads or default_threads(os.environ, available_cores()):
             torch.set_num_threads(threads)
@@ -67,7 +69,7 @@ class Ranks:
         return self.rank == 0
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """The sum of every rank's tensor, in a new tensor; all ranks must call it, with equal shapes."""
+        """The sum of every rank's tensor; all ranks must call it, with equal shapes.  Alone, the tensor itself."""
         if self.world_size == 1:
             return tensor
         with self._explained("adding up over processes"):
@@ -115,13 +117,10 @@ class Ranks:
             ) from error
 
 
-_DEFAULTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-
-
 def available_cores() -> int:
     """CPU cores that this process and its siblings may use: its affinity, cut to the container's quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, _container_quota(Path("/sys/fs/cgroup")) or affinity))
+    return min(affinity, _container_quota() or affinity)
 
 
 def default_threads(environment: Mapping[str, str], cores: int) -> int | None:
@@ -137,11 +136,11 @@ def default_threads(environment: Mapping[str, str], cores: int) -> int | None:
     return max(1, cores // local_world_size)
 
 
-def _container_quota(root: Path) -> int | None:
+def _container_quota() -> int | None:
     """Whole cores of the cgroup's CPU quota (version 2, else 1); None if there is no limit."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
-            quota, period = " ".join((root / name).read_text() for name in names).split()
+            quota, period = " ".join((_CGROUP / name).read_text() for name in names).split()
         except (OSError, ValueError):
             continue
         if quota not in ("max", "-1"):

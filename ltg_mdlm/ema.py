@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ltg_mdlm.named_tensors import copy_named
 
-NUM_UPDATES = "num_updates"
-"""The one entry of the state that is no weight."""
+COUNT = "count"
+"""The one entry of the state that is no weight: the number of updates."""
 
 
 class EMA:
@@ -54,7 +54,7 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Averages by parameter name, and the number of updates; shares memory with the average."""
-        return {**self._averages, NUM_UPDATES: self._count}
+        return {**self._averages, COUNT: self._count}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned.  Raises UserError if names or shapes differ."""

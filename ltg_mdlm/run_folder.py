@@ -117,10 +117,13 @@ class Lock:
     FILE = "lock"
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if another process has the lock."""
+        """Raises UserError if another process has the lock, or the folder cannot be written."""
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(folder / self.FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(folder / self.FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"the run folder {folder} cannot be created: {error.strerror}") from None
         try:
             self._acquire()
         except BaseException:

@@ -35,7 +35,7 @@ def state_at(step, words_seen=0):
         step=step,
         words_seen=words_seen,
         model={"weight": torch.full((3, 4), float(step)), "bias": torch.arange(3.0)},
-        ema={"weight": torch.full((3, 4), step / 2), "num_updates": torch.tensor(step)},
+        ema={"weight": torch.full((3, 4), step / 2), "count": torch.tensor(step)},
         optimizer={"first_moment/weight": torch.randn(3, 4), "count": torch.tensor(float(step))},
         components={"masking/counts": torch.arange(5)},
     )
@@ -281,13 +281,21 @@ def test_a_path_of_the_user_may_be_a_checkpoint_or_a_run(checkpoints, tmp_path):
         find_checkpoint(tmp_path / "nowhere")
 
 
-def test_weights_are_those_of_the_model_or_their_average(checkpoints):
-    model = torch.nn.Linear(2, 2)
-    ema = EMA(model, decay=0.9, ramp=False)
+def test_weights_are_the_averages_or_those_of_the_last_step(checkpoints):
+    model = torch.nn.BatchNorm1d(2)  # has buffers, which are not averaged
+    ema = EMA(model, decay=0.5, ramp=False)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    ema.update()
     checkpoints.save(TrainingState(step=10, words_seen=0, model=model.state_dict(), ema=ema.state_dict()))
-    for averaged in (True, False):
+    for averaged, expected in ((True, 2.0), (False, 3.0)):
         model.load_state_dict(load_weights(checkpoints.newest(), averaged=averaged))
-    (checkpoints.newest() / "ema.safetensors").write_bytes(b"garbage")
+        assert model.weight.tolist() == [expected] * 2
+
+
+def test_weights_that_cannot_be_read_are_an_error_of_the_user(checkpoints):
+    checkpoints.save(state_at(10))
+    (checkpoints.folder / "step_0000010" / "ema.safetensors").write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"ema\.safetensors cannot be read"):
         load_weights(checkpoints.folder / "step_0000010")
 

@@ -101,7 +101,7 @@ def trained(seed=0):
 
 def test_inside_the_block_the_model_is_the_average():
     model, ema = trained()
-    averages = {name: t.clone() for name, t in ema.state_dict().items() if name != "num_updates"}
+    averages = {name: t.clone() for name, t in ema.state_dict().items() if name != "count"}
     own = copy.deepcopy(model.state_dict())
     with ema.swap():
         assert all(torch.equal(p, averages[name]) for name, p in model.named_parameters())
@@ -142,7 +142,7 @@ def test_the_exchange_keeps_the_optimisers_and_data_parallels_tensors():
 def test_shared_parameters_are_averaged_once():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
-    assert EMA(model, decay=0.9, ramp=False).state_dict().keys() == {"0.weight", "num_updates"}
+    assert EMA(model, decay=0.9, ramp=False).state_dict().keys() == {"0.weight", "count"}
 
 
 def test_a_resumed_average_goes_on_to_the_bit():
