@@ -96,7 +96,7 @@ def describe_run(settings: Settings) -> RunReport:
 
 
 def flops_per_token(config: RunConfig, vocab_size: int, length: int, supervised_share: float = 0.4) -> float:
-    """Floating-point operations per token, forward and backward: linear layers, attention, supervised positions' head."""
+    """FLOP per token, forward and backward: linear layers, attention, and the head at supervised positions."""
     sizes = config.model
     width, inner, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
     linear = 2 * layers * (5 * width**2 + 3 * width * inner)

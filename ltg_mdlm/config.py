@@ -1,4 +1,4 @@
-"""The settings of a run: YAML files, named configs and `--set` overrides, validated once; errors say where they were set.
+"""The settings of a run: YAML files, named configs and `--set`, validated once; errors say where a setting came from.
 
 Defaults are the published recipe of frequency-informed masked diffusion (arXiv 2509.05056, base size).
 """
@@ -159,7 +159,7 @@ class ValidationConfig(Section):
     )
     minimal_pairs: str | None = Field(
         "corpus",
-        description="BLiMP-style file or folder to score before and after training; 'corpus': what comes with the corpus",
+        description="BLiMP-style file or folder to score before and after; 'corpus': what comes with the corpus",
     )
     pairs_per_phenomenon: int = Field(50, ge=1, description="minimal pairs to score of each phenomenon, at most")
 

@@ -1,8 +1,8 @@
 """The training loop.
 
 What a step trains on is a function of (seed, step): its rows, modes, noise and masks are the same for any number of
-ranks and any split into micro-batches.  The loss is a sum over loss groups of a global sum over a global denominator, and the
-denominators are known before the first backward pass, so there is never a mean of means.
+ranks and any split into micro-batches.  The loss is a sum over loss groups of a global sum over a global denominator,
+and the denominators are known before the first backward pass, so there is never a mean of means.
 """
 
 from __future__ import annotations

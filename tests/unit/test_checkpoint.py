@@ -221,6 +221,10 @@ def empty_the_state(folder):
     (folder / "state.json").write_text("")
 
 
+def nonsense_for_the_state(folder):
+    (folder / "state.json").write_text("[1]")
+
+
 def come_from_the_future(folder):
     (folder / "state.json").write_text('{"format_version": 99}')
 
@@ -238,7 +242,8 @@ def lose_the_folder(folder):
         (lose_the_state, r"state\.json cannot be read"),
         (cut_the_state, r"state\.json cannot be read"),
         (empty_the_state, r"state\.json cannot be read"),
-        (come_from_the_future, "format version 99, newer than"),
+        (nonsense_for_the_state, r"state\.json cannot be read"),
+        (come_from_the_future, "format version 99, which this program does not know"),
         (lose_the_folder, r"state\.json cannot be read"),
     ],
 )

@@ -6,14 +6,17 @@ import pytest
 
 from ltg_mdlm.config import RunConfig, config_folders, differing_keys, load_settings
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.host import Host
 
 NAMED = sorted(path.stem for folder in config_folders() for path in folder.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_every_named_config_is_valid(name):
-    config = load_settings([name]).config
-    assert config.name == name
+    settings = load_settings([name])
+    host = Host(settings.config, settings.sources)
+    assert host.config.name == name
+    assert host.check_config() == []
 
 
 def test_command_line_wins_over_files_and_later_files_win(tmp_path: Path):

@@ -103,7 +103,7 @@ def test_a_file_without_any_blank_is_refused(tmp_path):
 def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, compression):
     content = COMPRESS[compression]("å\n\nb\n".encode() * 1000 + b"caf\xe9\nrest\n")
     path = write(tmp_path / f"latin.txt{compression}", content)
-    with pytest.raises(UserError, match="latin.txt.*, line 3001: not UTF-8"):
+    with pytest.raises(UserError, match=r"latin.txt.*, line 3001: not UTF-8"):
         list(read_pieces(path))
 
 

@@ -125,6 +125,11 @@ def with_id(last: int) -> dict:
     return definition
 
 
+def with_vocabulary(*tokens: str, merges: tuple = ()) -> dict:
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *tokens])}
+    return {"model": {"type": "BPE", "vocab": vocabulary, "merges": list(merges)}}
+
+
 BAD_FILES = {
     "no mask": (lambda: without("<mask>"), r"<mask> is missing, but must have id 4"),
     "a gap": (lambda: with_id(VOCAB + 1), f"the ids are not 0 to {VOCAB - 1} without a gap"),
@@ -134,16 +139,9 @@ BAD_FILES = {
         lambda: {"model": {"type": "WordPiece", "vocab": {"<mask>": 4}}},
         "a WordPiece tokenizer; the stack's are byte-level BPE",
     ),
-    "bad merges": (
-        lambda: {
-            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(SPECIAL_TOKENS)}, "merges": [["a", "b"]]}
-        },
-        "not a tokenizer file: ",
-    ),
+    "bad merges": (lambda: with_vocabulary(merges=(["a", "b"],)), "not a tokenizer file: "),
     "other bytes": (
-        lambda: {
-            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate([*SPECIAL_TOKENS, "▁a"])}, "merges": []}
-        },
+        lambda: with_vocabulary("▁a"),
         "not a byte-level tokenizer: '▁' in its vocabulary stands for no byte",
     ),
 }

@@ -1,0 +1,117 @@
+"""What the command line prints and returns: results on stdout, mistakes as one message on stderr with exit code 2."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ltg_mdlm import __version__
+from ltg_mdlm.cli import main
+
+SMALL = (
+    "--set", "data.builtin_words=4000",
+    "--set", "model.hidden_size=32",
+    "--set", "model.intermediate_size=64",
+    "--set", "model.num_attention_heads=2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ltg-mdlm", *arguments])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return call
+
+
+def test_version(run):
+    assert run("--version") == (0, f"ltg-mdlm {__version__}\n", "")
+
+
+def test_plugins_list_names_the_built_in_ones_with_their_distribution(run):
+    code, out, _ = run("plugins", "list", "--json")
+    found = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert {"uniform_mdlm", "freq_mdlm", "gpt_bert"} <= found.keys()
+    assert found["freq_mdlm"]["distribution"] == "ltg-mdlm"
+
+
+@pytest.mark.parametrize("name", ["uniform_mdlm", "freq_mdlm", "gpt_bert"])
+def test_plugins_show_describes_every_option(run, name):
+    code, out, _ = run("plugins", "show", name, "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert shown["options"]
+    assert all(option["description"] for option in shown["options"])
+    assert all(hook.startswith("ltg_mdlm_") for hook in shown["hooks"])
+    assert name in run("plugins", "show", name)[1]
+
+
+def test_check_resolves_counts_and_trains_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("check", "--plugin", "freq_mdlm", "--json", *SMALL)
+    report = json.loads(out)
+    assert code == 0
+    assert report["steps"] == report["config"]["training"]["max_steps"]
+    assert report["rows"] == report["steps"] * report["config"]["training"]["global_batch_rows"]
+    assert report["slots"]["masking"] == "freq_mdlm"
+    assert report["config"]["plugins"]["freq_mdlm"]["power"] == 0.02
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("config", "parameters"), [("freq_cosine", 126_636_800), ("gpt_bert_100m", 119_454_532)])
+def test_check_counts_the_published_parameters(run, base_vocabulary_corpus, config, parameters):
+    code, out, err = run("check", "--config", config, "--set", f"data.corpus={base_vocabulary_corpus}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["parameters"] == parameters
+
+
+def test_check_warns_beyond_the_babylm_budget(run):
+    _, out, _ = run("check", "--set", "training.max_steps=null", "--set", "training.epochs=11", "--json", *SMALL)
+    assert any("BabyLM submissions may see each word at most 10 times" in text for text in json.loads(out)["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--plugin", "freq_mdln"), "did you mean 'freq_mdlm'"),
+        (("train", "--set", "training.max_stepz=3"), "did you mean 'max_steps'"),
+        (("train", "--set", "seed=minus one"), "seed:"),
+        (("train", "--set", "data.corpus=/nowhere"), "/nowhere: not a corpus folder"),
+        (("train", "--resume", "/nowhere"), "/nowhere"),
+        (("train", "--plugin", "freq_mdlm", "--plugin", "gpt_bert", *SMALL), "slots.masking=freq_mdlm"),
+        (("prepare", "/nowhere.txt", "--out", "x"), "/nowhere.txt"),
+        (("plugins", "show", "nonsense"), "no installed plugin is called 'nonsense'"),
+    ],
+)
+def test_mistakes_end_with_code_2_one_message_and_nothing_written(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_do_not_collide_with_torchruns_own():
+    """torchrun's parser swallows, even after the module, options that are ambiguous prefixes of its own."""
+    names = re.findall(r'"(--[a-z-]+)"', Path(sys.modules["ltg_mdlm.cli"].__file__).read_text())
+    assert names
+    forbidden = ("--log", "--run", "--max", "--nproc", "--master", "--no", "--start")
+    assert not [name for name in names if name.startswith(forbidden)]
+
+
+def test_the_package_imports_without_torch():
+    code = "import sys, ltg_mdlm, ltg_mdlm.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
