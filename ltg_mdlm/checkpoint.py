@@ -180,13 +180,13 @@ def read_about(path: Path) -> dict[str, Any]:
     """The content of a checkpoint's state.json.  Raises UserError if it cannot be read or is too new."""
     file = path / STATE_FILE
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        version = about["format_version"]
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = int(about["format_version"])
+        if version <= FORMAT_VERSION and about.keys() >= {"step", "words_seen", "files"}:
+            return about
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
-    if version > FORMAT_VERSION:
-        raise UserError(f"{file} has format version {version}, newer than this program's {FORMAT_VERSION}; update it")
-    return dict(about)
+    raise UserError(f"{file} has format version {version}, which this program does not know; update it")
 
 
 def load_checkpoint(path: Path) -> TrainingState:

@@ -35,9 +35,9 @@ class EMA:
         assert not self._swapped, "the model holds the averages"
         accepted = torch.ones_like(self._count, dtype=torch.bool) if refused is None else ~refused
         self._count += accepted
-        weight = self._weight() * accepted
+        weight = (self._weight() * accepted).to(next(iter(self._averages.values())).dtype)
         for name, average in self._averages.items():
-            average.lerp_(self._parameters[name], weight.to(average.dtype))
+            average.lerp_(self._parameters[name], weight)
 
     @contextmanager
     def swap(self) -> Iterator[None]:

@@ -41,7 +41,7 @@ def _require_match(target: Mapping[str, Tensor], source: Mapping[str, Tensor], w
     ]
     if any(complaints):
         raise UserError(
-            "\n  ".join([f"cannot restore {what}, which was made with other settings", *filter(None, complaints)])
+            "\n  ".join([f"cannot restore {what}: it was made with other settings", *filter(None, complaints)])
         )
 
 
