@@ -17,7 +17,7 @@ from ltg_mdlm.api import Batch, CorpusStatistics, MaskingStrategy, Noise, NoiseS
 
 VOCAB, SPECIAL = 48, 16
 BOS, PAD, MASK = 1, 3, 4
-POSITIONS = 4096
+POSITIONS = 65536
 
 
 def context(**changes: object) -> RunContext:
