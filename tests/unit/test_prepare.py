@@ -221,14 +221,12 @@ def test_bad_text_is_found_before_the_tokenizer_is_trained(texts, monkeypatch):
 
 
 def test_a_dead_worker_is_an_error_not_a_hang(texts):
-    with (
-        EncoderPool(small_tokenizer(), texts["tokenizer"], 2) as pool,
-        pytest.raises(UserError, match="an encoding process died"),
-    ):
+    with EncoderPool(small_tokenizer(), texts["tokenizer"], 2) as pool:
         for process in pool._processes:
             process.kill()
             process.wait()
-        list(pool.encode([[Piece("a b", True)]] * 4))
+        with pytest.raises(UserError, match="an encoding process died"):
+            list(pool.encode([[Piece("a b", True)]] * 4))
 
 
 def test_workers_do_not_import_torch(texts):
