@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,45 @@ class ModelConfig:
         return 2 * self.position_bucket_size - 1
 
 
+class _Dropout(torch.autograd.Function):
+    """Dropout whose mask costs 16 random bits per element, several times faster than drawing floats on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        keep, ctx.scale = keep_mask(x, rate)
+        ctx.save_for_backward(keep)
+        return (x * keep.to(x.dtype)).mul_(ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_output: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return (by_output * keep.to(by_output.dtype)).mul_(ctx.scale), None
+
+
+def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
+    """(int16 of 0 and 1 in the shape of `like`, one over the probability of 1); the probability is 1 - rate to 2^-17."""
+    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    dropped = round(rate * 2**16)
+    keep = words.view(torch.int16)[: like.numel()].view(like.shape).ge_(dropped - 2**15)
+    return keep, 2**16 / (2**16 - dropped)
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Inverted dropout from torch's default generator."""
+    if not training or rate == 0:
+        return x
+    if x.is_cuda:
+        return F.dropout(x, rate)
+    return cast(Tensor, _Dropout.apply(x, rate))
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's dtype where it is on, else that of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 @functools.lru_cache(maxsize=64)
 def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
     """Bucket of every distance 0 .. max_positions - 1: exact up to bucket_size / 2, then logarithmic.
@@ -68,13 +108,6 @@ def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
             step += 1
         buckets.append(middle + step)
     return tuple(buckets)
-
-
-def bucket_of_offset(length: int, max_positions: int, bucket_size: int, device: torch.device) -> Tensor:
-    """int64[2T - 1]: row of the relative table for query - key = -(T - 1) .. T - 1."""
-    ahead = distance_buckets(max_positions, bucket_size)[:length]
-    signed = [-bucket for bucket in reversed(ahead[1:])] + list(ahead)
-    return torch.tensor(signed).to(device, non_blocking=True) + (bucket_size - 1)
 
 
 def attention_mask(
@@ -97,6 +130,146 @@ def attention_mask(
     return torch.where(allowed, torch.zeros_like(blocked), blocked)[:, None]
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """What all layers share about the rows of a batch: who is how far from whom, and who may see whom."""
+
+    bucket_TT: Tensor
+    """int64: row of the relative table for (query, key)"""
+    one_hot_UR: Tensor
+    """The row as a one-hot vector for each of the U = 2T - 1 offsets query - key, from T - 1 down to -(T - 1)"""
+    mask_B1TT: Tensor | None
+    """0 where the query may see the key, -inf elsewhere; None where all see all"""
+
+    @staticmethod
+    def of(
+        config: ModelConfig, length: int, document_BT: Tensor | None, causal_B: Tensor | None, like: Tensor
+    ) -> Geometry:
+        """For rows of T = `length` tokens; device and dtype of products are those of `like`."""
+        offset_U = torch.arange(length - 1, -length, -1)
+        near = torch.tensor(distance_buckets(config.max_position_embeddings, config.position_bucket_size))
+        bucket_U = near[offset_U.abs()] * offset_U.sign() + config.position_bucket_size - 1
+        bucket_U = bucket_U.to(like.device, non_blocking=True)
+        place_T = torch.arange(length, device=like.device)
+        bucket_TT = bucket_U[place_T - place_T[:, None] + length - 1]
+        one_hot_UR = (bucket_U[:, None] == torch.arange(config.num_buckets, device=like.device)).to(like.dtype)
+        return Geometry(bucket_TT, one_hot_UR, attention_mask(document_BT, causal_B, length, like.dtype))
+
+
+def relative_scores(query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor, geometry: Geometry) -> Tensor:
+    """[B, H, T, T]: query . key_pos[bucket] + key . query_pos[bucket] + mask.
+
+    `query`, `key` are [B, H, T, E], the position tables [H, R, E].  Products with the tables first, then a lookup: the
+    textbook's lookup first makes a tensor [T, T, H, E].
+    """
+    bucket = geometry.bucket_TT.expand(*query.shape[:2], -1, -1)
+    scores = (query @ key_pos.mT).gather(-1, bucket)
+    scores += (key @ query_pos.mT).mT.gather(-2, bucket)
+    if geometry.mask_B1TT is not None:
+        scores += geometry.mask_B1TT
+    return scores
+
+
+def relative_scores_backward(
+    by_scores: Tensor, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `relative_scores` by query, key, query_pos and key_pos."""
+    by_query_table = bucket_sums(by_scores, geometry.one_hot_UR)
+    by_key_table = bucket_sums(by_scores.mT, geometry.one_hot_UR.flip(0))
+    by_query_pos = (by_key_table.mT @ key).sum(0)
+    by_key_pos = (by_query_table.mT @ query).sum(0)
+    return by_query_table @ key_pos, by_key_table @ query_pos, by_query_pos, by_key_pos
+
+
+def bucket_sums(x_BHTT: Tensor, one_hot_UR: Tensor, block: int = 128) -> Tensor:
+    """[B, H, T, R]: entry (i, r) is the sum of row i over the columns j whose offset i - j is in bucket r.
+
+    A product with the one-hot matrix of offsets instead of a scatter: exact in the accumulation, deterministic, and
+    parallel.  Rows i, skewed so that the columns of equal offset lie under each other, are written into a zeroed
+    buffer: the element (i, j) of a block of n rows goes to column n - 1 - i + j.
+    """
+    *outer, length, _ = x_BHTT.shape
+    sums = x_BHTT.new_empty(*outer, length, one_hot_UR.shape[1])
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        rows, columns = stop - start, length + stop - start - 1
+        buffer = x_BHTT.new_zeros(*outer, rows, columns)
+        strides = (*buffer.stride()[:-2], columns - 1, 1)
+        buffer.as_strided((*outer, rows, length), strides, rows - 1).copy_(x_BHTT[..., start:stop, :])
+        sums[..., start:stop, :] = buffer @ one_hot_UR[length - stop : length - stop + columns]
+    return sums
+
+
+class _RelativeScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, geometry: Geometry, *operands: Tensor) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(*operands)
+        return relative_scores(*operands, geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_scores: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *relative_scores_backward(by_scores, *ctx.saved_tensors, ctx.geometry)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(scale * query . key + relative scores), dropout, times value; the backward pass by hand.
+
+    Against the fused kernels of a CPU, which have neither a gradient for a bias nor dropout.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, geometry: Geometry, scale: float, rate: float, *operands: Tensor) -> Tensor:
+        query, key, value, query_pos, key_pos = operands
+        scores = relative_scores(query, key, query_pos, key_pos, geometry)
+        scores.flatten(0, 1).baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
+        probability = scores.softmax(-1)
+        keep, ctx.scale_kept = keep_mask(probability, rate) if rate else (None, 1.0)
+        ctx.geometry, ctx.scale = geometry, scale
+        ctx.save_for_backward(*operands, probability, keep)
+        return kept(probability, keep) @ (value * ctx.scale_kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_context: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, query_pos, key_pos, probability, keep = ctx.saved_tensors
+        by_context = by_context * ctx.scale_kept
+        by_value = kept(probability, keep).mT @ by_context
+        by_scores = kept(by_context @ value.mT, keep)
+        by_scores = torch._softmax_backward_data(by_scores, probability, -1, probability.dtype)
+        by_query, by_key, *by_pos = relative_scores_backward(by_scores, query, key, query_pos, key_pos, ctx.geometry)
+        by_query.add_(by_scores @ key, alpha=ctx.scale)
+        by_key.add_(by_scores.mT @ query, alpha=ctx.scale)
+        return None, None, None, by_query, by_key, by_value, *by_pos
+
+
+def kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else x * keep.to(x.dtype)
+
+
+class _GatedNorm(torch.autograd.Function):
+    """LayerNorm(x * GELU(gate)), keeping one tensor less than autograd would."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, approximate: str, eps: float) -> Tensor:
+        activated = F.gelu(gate, approximate=approximate)
+        normal, mean, rstd = torch.native_layer_norm(x * activated, x.shape[-1:], None, None, eps)
+        ctx.approximate = approximate
+        ctx.save_for_backward(x, gate, activated, mean, rstd)
+        return normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_normal: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, activated, mean, rstd = ctx.saved_tensors
+        by_product, _, _ = torch.ops.aten.native_layer_norm_backward(
+            by_normal, x * activated, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+        )
+        by_gate = torch.ops.aten.gelu_backward(by_product * x, gate, approximate=ctx.approximate)
+        return by_product.mul_(activated), by_gate, None, None
+
+
 class Attention(nn.Module):
     """Gated self-attention with relative positions (arXiv 2303.09859, section 2.1; the gate is GPT-BERT's)."""
 
@@ -111,25 +284,25 @@ class Attention(nn.Module):
         self.in_proj_vg = nn.Linear(width, 2 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def heads(self, x_xTD: Tensor) -> Tensor:
-        """[.., T, D] -> [.., H, T, E]"""
-        return x_xTD.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+    def heads(self, x_xTD: Tensor, count: int) -> tuple[Tensor, ...]:
+        """[.., T, count * D] -> `count` tensors [.., H, T, E]"""
+        split = x_xTD.view(*x_xTD.shape[:-1], count, self.num_heads, -1)
+        return split.movedim((-3, -2), (0, -3)).contiguous().unbind()
 
-    def forward(self, x_BTD: Tensor, relative_RD: Tensor, offsets_TT: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, relative_RD: Tensor, geometry: Geometry) -> Tensor:
         """The sublayer's output [B, T, D]; `x_BTD` is normalised already."""
-        query, key = map(self.heads, self.in_proj_qk(x_BTD).chunk(2, dim=-1))
-        value_BTD, gate_BTD = self.in_proj_vg(x_BTD).chunk(2, dim=-1)
-        relative_RD = F.dropout(relative_RD, self.dropout, self.training)
-        query_pos, key_pos = map(self.heads, self.in_proj_qk(relative_RD).chunk(2, dim=-1))
-        index = offsets_TT.expand(*query.shape[:2], -1, -1)
-        bias = (query @ key_pos.mT).gather(-1, index) + (key @ query_pos.mT).mT.gather(-2, index)
-        scores = (query @ key.mT + bias) * self.scale
-        if mask is not None:
-            scores = scores + mask
-        probability = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        context_BTD = (probability @ self.heads(value_BTD)).transpose(1, 2).flatten(2)
-        context_BTD = F.layer_norm(context_BTD * F.gelu(gate_BTD), context_BTD.shape[-1:], eps=self.eps)
-        return F.dropout(self.out_proj(context_BTD), self.dropout, self.training)
+        value_weight, gate_weight = self.in_proj_vg.weight.chunk(2)
+        value_bias, gate_bias = self.in_proj_vg.bias.chunk(2)
+        weight = torch.cat([self.in_proj_qk.weight, value_weight])
+        bias = torch.cat([self.in_proj_qk.bias, value_bias])
+        query, key, value = self.heads(F.linear(x_BTD, weight, bias), 3)
+        relative_RD = dropout(relative_RD, self.dropout, self.training)
+        query_pos, key_pos = self.heads(self.in_proj_qk(relative_RD) * self.scale, 2)
+        rate = self.dropout if self.training else 0.0
+        context = _Attention.apply(geometry, self.scale, rate, query, key, value, query_pos, key_pos)
+        context_BTD = context.transpose(1, 2).flatten(2)
+        context_BTD = _GatedNorm.apply(context_BTD, F.linear(x_BTD, gate_weight, gate_bias), "none", self.eps)
+        return dropout(self.out_proj(context_BTD), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -149,9 +322,8 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The sublayer's output [B, T, D]; `x_BTD` is normalised already."""
         inner_BTF, gate_BTF = self.mlp["1"](x_BTD).chunk(2, dim=-1)
-        inner_BTF = inner_BTF * F.gelu(gate_BTF, approximate="tanh")
-        inner_BTF = F.layer_norm(inner_BTF, inner_BTF.shape[-1:], eps=self.eps)
-        return F.dropout(self.mlp["4"](inner_BTF), self.dropout, self.training)
+        inner_BTF = _GatedNorm.apply(inner_BTF, gate_BTF, "tanh", self.eps)
+        return dropout(self.mlp["4"](inner_BTF), self.dropout, self.training)
 
 
 class DepthWeightedAverages(nn.Module):
@@ -183,15 +355,13 @@ class Encoder(nn.Module):
             self.dwa_modules = DepthWeightedAverages(2 * config.num_hidden_layers)
         self.config = config
 
-    def forward(
-        self, x_BTD: Tensor, time_BC: Tensor | None, relative_RD: Tensor, offsets_TT: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, time_BC: Tensor | None, relative_RD: Tensor, geometry: Geometry) -> Tensor:
         outputs = [x_BTD]
         for layer in range(self.config.num_hidden_layers):
             attention, mlp = self.attention_layers[layer], self.mlp_layers[layer]
             modulation = [None, None] if time_BC is None else self.modulation(layer, time_BC)
             for sublayer, arguments, change in (
-                (attention, (relative_RD, offsets_TT, mask), modulation[0]),
+                (attention, (relative_RD, geometry), modulation[0]),
                 (mlp, (), modulation[1]),
             ):
                 x_BTD = x_BTD + self.modulated(sublayer, x_BTD, arguments, change)
@@ -235,7 +405,7 @@ class Embedding(nn.Module):
         """(words [B, T, D], relative table [R, D])"""
         words_BTD = self.word_embedding(ids_BT)
         words_BTD = F.layer_norm(words_BTD, words_BTD.shape[-1:], eps=self.eps)
-        return F.dropout(words_BTD, self.dropout, self.training), self.relative_layer_norm(self.relative_embedding)
+        return dropout(words_BTD, self.dropout, self.training), self.relative_layer_norm(self.relative_embedding)
 
 
 class OutputBias(nn.Module):
@@ -261,7 +431,7 @@ class Head(nn.Module):
         normal_xD = F.layer_norm(hidden_xD, hidden_xD.shape[-1:], eps=self.eps)
         features_xD = F.gelu(self.nonlinearity["1"](normal_xD))
         features_xD = F.layer_norm(features_xD, features_xD.shape[-1:], eps=self.eps)
-        return F.dropout(features_xD, self.dropout, self.training)
+        return dropout(features_xD, self.dropout, self.training)
 
 
 class TimeEmbedding(nn.Module):
@@ -341,14 +511,10 @@ class Transformer(nn.Module):
         length = ids_BT.shape[1]
         self.check(length, value_B)
         words_BTD, relative_RD = self.embedding(ids_BT)
-        mask = attention_mask(document_BT, causal_B, length, words_BTD.dtype)
-        bucket = bucket_of_offset(
-            length, self.config.max_position_embeddings, self.config.position_bucket_size, ids_BT.device
-        )
-        place = torch.arange(length, device=ids_BT.device)
-        offsets_TT = bucket[place[:, None] - place + (length - 1)]
+        like = words_BTD.new_empty(0, dtype=product_dtype(words_BTD))
+        geometry = Geometry.of(self.config, length, document_BT, causal_B, like)
         time_BC = None if value_B is None else F.silu(self.sigma_map(value_B))
-        return cast(Tensor, self.transformer(words_BTD, time_BC, relative_RD, offsets_TT, mask))
+        return cast(Tensor, self.transformer(words_BTD, time_BC, relative_RD, geometry))
 
     def check(self, length: int, value_B: Tensor | None) -> None:
         limit = self.config.max_position_embeddings
