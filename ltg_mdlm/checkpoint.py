@@ -100,13 +100,6 @@ class Checkpoints:
             self._prune(state.step)
         self._words_saved = state.words_seen
 
-    def newest(self) -> Path | None:
-        """The checkpoint to go on from: what `latest` names, else the newest undamaged one; None if there is none.
-
-        Warns about every damaged one that is passed over.
-        """
-        return newest_checkpoint(self.folder)
-
     def load(self, path: Path) -> TrainingState:
         """Read a checkpoint; milestones before it count as saved.  Raises UserError if it is damaged or incomplete."""
         state = load_checkpoint(path)
@@ -185,7 +178,8 @@ def read_about(path: Path) -> dict[str, Any]:
         if version <= FORMAT_VERSION and about.keys() >= {"step", "words_seen", "files"}:
             return about
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} cannot be read ({reason})") from None
     raise UserError(f"{file} has format version {version}, which this program does not know; update it")
 
 

@@ -21,6 +21,7 @@ TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than one of them may write a checkpoint or count a corpus."""
 
 _CGROUP = Path("/sys/fs/cgroup")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,20 @@ class Ranks:
 
 
 def available_cores() -> int:
-    """CPU cores that this process and its siblings may use: its affinity, cut to the container's quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(affinity, _container_quota() or affinity)
+    """Physical cores that this process and its siblings may use: its affinity, cut to the container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len({_core(cpu) for cpu in os.sched_getaffinity(0)})
+    else:
+        cores = os.cpu_count() or 1
+    return min(cores, _container_quota() or cores)
+
+
+def _core(cpu: int) -> str:
+    """Names the core of a logical CPU: two threads of one core gain nothing in matrix products."""
+    try:
+        return (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
 
 
 def default_threads(environment: Mapping[str, str], cores: int) -> int | None:

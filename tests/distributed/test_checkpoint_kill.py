@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.ranks import run_on_ranks
 
-from ltg_mdlm.checkpoint import Checkpoints, TrainingState, damage, load_checkpoint
+from ltg_mdlm.checkpoint import Checkpoints, TrainingState, damage, load_checkpoint, newest_checkpoint
 from ltg_mdlm.durable import TEMPORARY
 from ltg_mdlm.errors import UserError
 
@@ -42,8 +42,7 @@ def in_child(work, *args):
 
 def require_complete(folder):
     """Every checkpoint and milestone is undamaged, and the newest one all of one step, which is returned."""
-    newest = opened(folder).newest()
-    state = load_checkpoint(newest)
+    state = load_checkpoint(newest_checkpoint(Path(folder)))
     for part in (state.model, state.ema, state.optimizer, state.components):
         assert all(bool((tensor == state.step).all()) for tensor in part.values())
     for path in [*Path(folder).glob("step_*"), *Path(folder).glob("chck_*")]:

@@ -113,4 +113,16 @@ def test_a_containers_quota_limits_the_cores(monkeypatch, tmp_path, files, cores
         (tmp_path / name).write_text(content)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(distributed, "_CGROUP", tmp_path)
+    monkeypatch.setattr(distributed, "_TOPOLOGY", tmp_path)
     assert available_cores() == cores
+
+
+def test_two_threads_of_a_core_count_once(monkeypatch, tmp_path):
+    """CPUs 0 to 3 are two cores with two threads each; the process may use three of them."""
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(siblings + "\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(distributed, "_CGROUP", tmp_path)
+    monkeypatch.setattr(distributed, "_TOPOLOGY", tmp_path)
+    assert available_cores() == 2

@@ -64,7 +64,7 @@ def test_everything_comes_back_to_the_bit(checkpoints):
         "gradient": base.clone().requires_grad_(),
     }
     checkpoints.save(TrainingState(step=20, words_seen=5, model=odd_ones, optimizer=odd_ones))
-    state = checkpoints.load(checkpoints.newest())
+    state = checkpoints.load(newest_checkpoint(checkpoints.folder))
     assert (state.step, state.words_seen, state.ema, state.components) == (20, 5, {}, {})
     for part in (state.model, state.optimizer):
         assert part.keys() == odd_ones.keys()
@@ -101,7 +101,7 @@ def test_the_newest_few_are_kept(checkpoints):
     for step in (10, 20, 30, 40):
         checkpoints.save(state_at(step))
     assert names_in(checkpoints.folder) == ["latest", "step_0000030", "step_0000040"]
-    assert checkpoints.newest().name == "step_0000040"
+    assert newest_checkpoint(checkpoints.folder).name == "step_0000040"
 
 
 def test_going_back_gives_up_the_later_ones(checkpoints):
@@ -111,13 +111,13 @@ def test_going_back_gives_up_the_later_ones(checkpoints):
     state = checkpoints.load(checkpoints.folder / "step_0000010")
     checkpoints.save(state_at(state.step + 5))
     assert names_in(checkpoints.folder) == ["latest", "step_0000010", "step_0000015"]
-    assert checkpoints.newest().name == "step_0000015"
+    assert newest_checkpoint(checkpoints.folder).name == "step_0000015"
 
 
 def test_a_step_that_is_saved_again_is_replaced(checkpoints):
     checkpoints.save(state_at(10, words_seen=1))
     checkpoints.save(state_at(10, words_seen=2))
-    assert checkpoints.load(checkpoints.newest()).words_seen == 2
+    assert checkpoints.load(newest_checkpoint(checkpoints.folder)).words_seen == 2
     assert names_in(checkpoints.folder) == ["latest", "step_0000010"]
 
 
@@ -154,7 +154,7 @@ def test_a_milestone_is_copied_where_links_are_not_possible(checkpoints, monkeyp
 def test_milestones_before_the_resumed_step_are_not_made_again(checkpoints):
     checkpoints.save(state_at(11, words_seen=MILLION))
     resumed = Checkpoints(checkpoints.folder, every=10, keep=2)
-    resumed.load(resumed.newest())
+    resumed.load(newest_checkpoint(resumed.folder))
     assert not resumed.due(12, MILLION + 1)
     assert resumed.due(12, 2 * MILLION)
 
@@ -252,7 +252,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, spoil, 
         checkpoints.save(state_at(step))
     spoil(checkpoints.folder / "step_0000020")
     with pytest.warns(UserWarning, match=message):
-        found = checkpoints.newest()
+        found = newest_checkpoint(checkpoints.folder)
     assert checkpoints.load(found).step == 10
     with pytest.raises(UserError, match=message):
         checkpoints.load(checkpoints.folder / "step_0000020")
@@ -262,7 +262,7 @@ def test_without_latest_the_newest_step_is_taken(checkpoints):
     for step in (10, 20):
         checkpoints.save(state_at(step))
     (checkpoints.folder / "latest").unlink()
-    assert checkpoints.newest().name == "step_0000020"
+    assert newest_checkpoint(checkpoints.folder).name == "step_0000020"
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
@@ -294,7 +294,7 @@ def test_weights_are_the_averages_or_those_of_the_last_step(checkpoints):
     ema.update()
     checkpoints.save(TrainingState(step=10, words_seen=0, model=model.state_dict(), ema=ema.state_dict()))
     for averaged, expected in ((True, 2.0), (False, 3.0)):
-        model.load_state_dict(load_weights(checkpoints.newest(), averaged=averaged))
+        model.load_state_dict(load_weights(newest_checkpoint(checkpoints.folder), averaged=averaged))
         assert model.weight.tolist() == [expected] * 2
 
 
@@ -312,4 +312,4 @@ def test_a_full_disk_is_noticed_before_anything_is_written(checkpoints, monkeypa
     with pytest.raises(UserError, match=r"not enough disk space for a checkpoint in .* 0 MiB are free"):
         checkpoints.save(state_at(20))
     assert names_in(checkpoints.folder) == ["latest", "step_0000010"]
-    assert checkpoints.newest().name == "step_0000010"
+    assert newest_checkpoint(checkpoints.folder).name == "step_0000010"
