@@ -1,0 +1,56 @@
+"""What the model is told about the noise level."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from ltg_mdlm_plugins.conditioning import MaskRate, NoConditioning, Sigma
+from support.batches import MASKINGS, batch_of, noise_at, step_for
+
+BATCH = batch_of([[[20] * 7], [[21] * 3], [[22] * 7]], 16)
+CAUSAL = torch.tensor([False, False, True])
+
+
+def values(conditioning, rate: float = 0.6) -> tuple[list[float], list[int]]:
+    noise = noise_at(rate, BATCH)
+    result = MASKINGS["uniform"]().corrupt(BATCH, CAUSAL, noise, step_for(BATCH))
+    value_B = conditioning.value(result, noise)
+    assert value_B.dtype == torch.float32
+    return value_B.tolist(), result.masked_BT.sum(1).tolist()
+
+
+def test_the_mask_rate_is_told_as_drawn_and_zero_for_causal_rows():
+    assert values(MaskRate())[0] == pytest.approx([0.6, 0.6, 0.0])
+
+
+def test_the_realised_rate_can_be_told_over_maskable_tokens_or_published_over_all_positions():
+    told, masked_B = values(MaskRate("realised"))
+    assert told == pytest.approx([masked_B[0] / 7, masked_B[1] / 3, 0.0])
+    told, masked_B = values(MaskRate("realised_all_positions"))
+    assert told == pytest.approx([masked_B[0] / 16, masked_B[1] / 16, 0.0])
+    assert masked_B[0] > 0
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.25, 0.9])
+def test_sigma_is_the_log_of_what_is_left(rate):
+    assert values(Sigma(), rate)[0] == pytest.approx([-math.log(1 - 0.999 * rate)] * 2 + [0.0], rel=1e-5)
+
+
+def test_sigma_stays_finite_when_everything_is_masked():
+    assert values(Sigma(), 1.0)[0][0] == pytest.approx(-math.log(1e-3), rel=1e-4)
+
+
+@pytest.mark.parametrize("conditioning", [MaskRate(), Sigma()])
+def test_evaluation_tells_the_same_value_for_the_same_rate(conditioning):
+    rate_B = torch.tensor([0.2, 0.6])
+    assert float(conditioning.value_for_rate(rate_B)[1]) == pytest.approx(values(conditioning)[0][0])
+
+
+def test_no_conditioning_means_no_parameters_and_no_value():
+    none = NoConditioning()
+    assert not none.active
+    assert none.value_for_rate(torch.tensor([0.5])) is None
+    noise = noise_at(0.5, BATCH)
+    assert none.value(MASKINGS["uniform"]().corrupt(BATCH, CAUSAL, noise, step_for(BATCH)), noise) is None
