@@ -1,0 +1,46 @@
+"""What gets installed: the wheel is built here and looked into."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.build import build_wheel
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        name = build_wheel(str(out))
+    finally:
+        os.chdir(before)
+    return zipfile.ZipFile(out / name)
+
+
+def test_wheel_holds_every_module_of_both_packages(wheel):
+    names = set(wheel.namelist())
+    modules = [path.relative_to(ROOT) for path in (ROOT / "ltg_mdlm").rglob("*.py")]
+    modules += [path.relative_to(ROOT / "plugins") for path in (ROOT / "plugins/ltg_mdlm_plugins").rglob("*.py")]
+    assert {str(path) for path in modules} <= names
+
+
+def test_wheel_holds_every_named_config(wheel):
+    configs = {f"ltg_mdlm/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert configs
+    assert configs <= set(wheel.namelist())
+
+
+def test_wheel_registers_the_built_in_plugins_and_the_command(wheel):
+    text = next(wheel.read(n).decode() for n in wheel.namelist() if n.endswith("entry_points.txt"))
+    assert "ltg-mdlm = ltg_mdlm.cli:main" in text
+    for name in ("uniform_mdlm", "freq_mdlm", "gpt_bert"):
+        assert f"{name} = ltg_mdlm_plugins.{name}:" in text
+
+
+def test_wheel_holds_no_tests_and_no_data(wheel):
+    assert not [n for n in wheel.namelist() if n.startswith(("tests/", "benchmarks/", "docs/")) or n.endswith(".bin")]
