@@ -112,7 +112,7 @@ def kill_at_random_times(ranks, folder, kills):
 
 def test_killed_at_random_times_the_newest_checkpoint_is_complete(tmp_path):
     """Megabytes that are being written are no checkpoint yet."""
-    steps = run_on_ranks(kill_at_random_times, 1, str(tmp_path / "checkpoints"), 12)[0]
+    steps = run_on_ranks(kill_at_random_times, 1, str(tmp_path / "checkpoints"), 8)[0]
     assert steps == sorted(steps)
     assert len(set(steps)) > 1
 
