@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ltg_mdlm.api import CorpusStatistics, RunContext
-from ltg_mdlm.checkpoint import find_checkpoint, load_tensors
+from ltg_mdlm.checkpoint import find_checkpoint, load_weights
 from ltg_mdlm.config import RunConfig
 from ltg_mdlm.data.builtin import MINIMAL_PAIRS, builtin_corpus
 from ltg_mdlm.data.corpus import Corpus
@@ -133,13 +132,6 @@ def build_model(config: RunConfig, vocab_size: int, components: Components) -> T
     return Transformer(sizes, conditioning.embedding(config.model.cond_dim) if conditioning.active else None)
 
 
-def load_weights(source: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run or checkpoint.  Raises UserError if there are none."""
-    path = find_checkpoint(source)
-    averaged = load_tensors(path / "ema.safetensors")
-    return {**load_tensors(path / "model.safetensors"), **{k: v for k, v in averaged.items() if k != "count"}}
-
-
 def use_bf16(config: RunConfig, device: torch.device) -> bool:
     """Resolve `training.precision`; auto is bf16 where matrix products in it are native."""
     if config.training.precision != "auto":
@@ -165,7 +157,11 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     recipe = Recipe(host.build(run_context(config, corpus, schedule, ranks), statistics))
     model = build_model(config, corpus.vocab_size, recipe.components).to(ranks.device)
     if config.run.init_from is not None:
-        copy_named(model.state_dict(), load_weights(config.run.init_from), f"run.init_from={config.run.init_from}")
+        copy_named(
+            model.state_dict(),
+            load_weights(find_checkpoint(config.run.init_from)),
+            f"run.init_from={config.run.init_from}",
+        )
     loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
     settings = config.optimizer
     loader = RowLoader(

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
 import typer
 import yaml
 from rich.console import Console
 
+from ltg_mdlm import __version__
 from ltg_mdlm.build import Run, build_run, open_corpus
 from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint
 from ltg_mdlm.cli import Configs, Out, Plugins, Resume, Sets, report_errors
@@ -110,7 +111,12 @@ def train_in(folder: RunFolder, run: Run, console: Console, checkpoint: Path | N
     config, ranks = run.config, run.ranks
     settings = config.checkpoint
     checkpoints = Checkpoints(
-        folder.checkpoints, every=settings.every, keep=settings.keep, by_words=settings.by_words, writes=ranks.is_main
+        folder.checkpoints,
+        every=settings.every,
+        keep=settings.keep,
+        by_words=settings.by_words,
+        about=provenance(run),
+        writes=ranks.is_main,
     )
     state = checkpoints.load(checkpoint) if checkpoint is not None else None
     console.print(describe(run), markup=False, highlight=False, soft_wrap=True)
@@ -164,6 +170,17 @@ def prepared_corpus(config: RunConfig, ranks: Ranks) -> Corpus:
         open_corpus(config)
     ranks.barrier()
     return open_corpus(config)
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """What a checkpoint should tell about the run it comes from."""
+    config = run.config
+    return {
+        "seed": config.seed,
+        "world_size": run.ranks.world_size,
+        "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
+        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
+    }
 
 
 def make_deterministic() -> None:

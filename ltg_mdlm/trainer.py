@@ -19,6 +19,7 @@ from ltg_mdlm.api import Step
 from ltg_mdlm.build import Run
 from ltg_mdlm.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.metrics import Row, Sink
+from ltg_mdlm.named_tensors import copy_named
 from ltg_mdlm.optim import learning_rate_factor
 from ltg_mdlm.preemption import StopRequest
 from ltg_mdlm.random import stream_key
@@ -69,8 +70,7 @@ class Trainer:
             for micro_batch, synchronised in self.accumulate(micro_batches):
                 with synchronised:
                     output = self.loss(micro_batch, denominators_K, step)
-                    # Data parallelism averages gradients over ranks; ours are shares of one sum.
-                    (output.loss * self.ranks.world_size).backward()
+                    self.backward(output.loss)
                 recipe.observe(step, micro_batch, output)
                 if tally is not None:
                     tally.add(micro_batch, output)
@@ -131,6 +131,14 @@ class Trainer:
             last = i + 1 == len(micro_batches)
             wait = isinstance(self.loss, DistributedDataParallel) and not last
             yield micro_batch, self.loss.no_sync() if wait else nullcontext()  # type: ignore[operator]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients.
+
+        Data parallelism averages over ranks, where ours are shares of one sum.  A loss that is not finite makes its
+        gradients not finite either, on every rank, so that the update is refused.
+        """
+        (loss * (self.ranks.world_size + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
 
     def learning_rate(self, step: Step) -> float:
         """The published curve, at this step."""
@@ -229,7 +237,7 @@ class Trainer:
     def restore(self, state: TrainingState) -> None:
         """Continue from a checkpoint."""
         run = self.run
-        run.loss.model.load_state_dict(state.model)
+        copy_named(run.loss.model.state_dict(), state.model, "the model's weights")
         run.ema.load_state_dict(state.ema)
         run.optimizer.load_state_dict(state.optimizer)
         self.recipe.load_state_dict(state.components)
