@@ -18,7 +18,7 @@ class PictureBook:
         self.phrases = clauses.phrases
         self.chance = clauses.chance
         self._kinds: dict[Callable[[], str], float] = {
-            self.heavy: 7,
+            self.heavy: 9,
             self.plain: 5,
             self.pointed: 4,
             self.there: 3,

@@ -3,7 +3,7 @@
 Nothing here is left to chance; `grammar_frames` draws what the clauses say.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ltg_mdlm.data.grammar_lexicon import Verb
 from ltg_mdlm.data.grammar_phrases import Agreement, NounPhrase, subject_pronoun
@@ -32,6 +32,12 @@ class Predicate:
     def bare(self) -> str:
         """The predicate of a command or infinitive, as in "look at the dog"."""
         return self.verb.base + self.after_verb()
+
+    @property
+    def in_negation(self) -> "Predicate":
+        """The predicate behind "not", where "some" becomes "any"."""
+        target = self.target and replace(self.target, text=_any_for_some(self.target.text))
+        return replace(self, target=target, rest=f" {_any_for_some(self.rest[1:])}" if self.rest else "")
 
     def after_verb(self, *, gap: bool = False) -> str:
         """Everything behind the verb, with its leading space; with `gap` the object is left out."""
@@ -101,7 +107,8 @@ class Clause:
 
     def _finite(self, *, gap: bool) -> str:
         auxiliary, form = self.forms()
-        return joined(negated(auxiliary, self.negation), form) + self.predicate.after_verb(gap=gap)
+        predicate = self.predicate.in_negation if self.negation else self.predicate
+        return joined(negated(auxiliary, self.negation), form) + predicate.after_verb(gap=gap)
 
 
 def joined(*parts: str) -> str:
@@ -147,6 +154,11 @@ def be_form(agreement: Agreement, *, past: bool) -> str:
     if past:
         return "was" if first or is_third(agreement) else "were"
     return "am" if first else "is" if is_third(agreement) else "are"
+
+
+def _any_for_some(phrase: str) -> str:
+    first, space, others = phrase.partition(" ")
+    return f"any{space}{others}" if first == "some" else phrase
 
 
 def is_third(agreement: Agreement) -> bool:

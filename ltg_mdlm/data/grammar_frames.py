@@ -35,8 +35,8 @@ GO = Frame(6, "person", "motion", rest="goal")
 INTEND = Frame(6, "person", "intend", rest="infinitive")
 POSSESS = Frame(6, "person", "possess", "object")
 BY_ONESELF = {
-    "person": Frame(4, "person", "reflexive", rest="self"),
-    "animal": Frame(3, "animal", "animal_reflexive", rest="self"),
+    "person": Frame(7, "person", "reflexive", rest="self"),
+    "animal": Frame(4, "animal", "animal_reflexive", rest="self"),
 }
 FRAMES = (
     Frame(9, "person", "activity"),
@@ -51,7 +51,7 @@ FRAMES = (
     Frame(12, "person", "handle", "object"),
     Frame(9, "person", "social", "animate"),
     Frame(10, "animal", "animal_social", "animate"),
-    Frame(4, "person", "give", "animate", "gift"),
+    Frame(4, "person", "give", "person", "gift"),
     Frame(5, "person", "put", "object", "inside"),
     Frame(3, "person", "groom", "body"),
     Frame(4, "person", "wear", "clothes"),

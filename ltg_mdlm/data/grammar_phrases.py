@@ -37,18 +37,22 @@ _PRONOUNS = {
 
 
 def subject_pronoun(agreement: Agreement) -> str:
+    """I, you, she, ..."""
     return _PRONOUNS[agreement.key][0]
 
 
 def object_pronoun(agreement: Agreement) -> str:
+    """me, you, her, ..."""
     return _PRONOUNS[agreement.key][1]
 
 
 def possessive(agreement: Agreement) -> str:
+    """my, your, her, ..."""
     return _PRONOUNS[agreement.key][2]
 
 
 def reflexive(agreement: Agreement) -> str:
+    """myself, yourself, herself, ..."""
     return _PRONOUNS[agreement.key][3]
 
 

@@ -42,14 +42,14 @@ class Talk:
             self.have: 3,
             self.who: 3,
             self.which_object: 3,
-            self.tag: 4,
+            self.tag: 5,
             self.too: 3,
             self.why: 3,
             self.did_you: 3,
             self.color: 2,
             self.can: 2,
             self.know: 3,
-            self.oneself: 2,
+            self.oneself: 3,
             self.how_many: 1.5,
             self.whose: 1.5,
             self.which: 1.5,
@@ -95,10 +95,11 @@ class Talk:
     def command(self, topic: NounPhrase) -> list[str]:
         """As in "Please put the ball in the box." and "Okay."."""
         predicate = self.clauses.doing(pronoun(YOU))
-        start = self.chance.weighted({"": 3, "please ": 1, "don't ": 1.5, "you can ": 0.5, "can you ": 0.5})
-        end = "?" if start == "can you " else self.chance.weighted({".": 4, "!": 1})
-        answers = _STOPPING if start == "don't " else _OBEYING
-        return [sentence(f"{start}{predicate.bare}", end), self.chance.pick(answers)]
+        end = self.chance.weighted({".": 4, "!": 1})
+        if self.chance.coin(0.25):
+            return [sentence(f"don't {predicate.in_negation.bare}", end), self.chance.pick(_STOPPING)]
+        start = self.chance.weighted({"": 6, "please ": 2, "you can ": 1, "can you ": 1})
+        return [sentence(start + predicate.bare, "?" if start == "can you " else end), self.chance.pick(_OBEYING)]
 
     def where(self, topic: NounPhrase) -> list[str]:
         """As in "Where is the ball?" and "It is under the bed."."""

@@ -139,7 +139,7 @@ SIZES = "big little small tiny huge giant enormous large gigantic massive"
 COLORS = "red blue green yellow white black brown pink orange purple gray silver golden turquoise"
 
 QUALITIES = """
-new old nice pretty clean dirty soft good beautiful broken funny wet favorite special shiny warm cold heavy lovely
+new old nice pretty clean dirty soft good beautiful broken funny wet special shiny warm cold heavy lovely
 round wooden empty strange magic dusty sticky hard striped square cheap wonderful ugly plain fancy fuzzy smooth rough
 bright sharp fluffy muddy rusty sparkly bumpy slippery spotted creaky fragile ragged
 """
@@ -165,7 +165,7 @@ COMPARABLE = "big small tall old fast strong nice short heavy loud quick young q
 COMPARABLE_THINGS = "big small nice old heavy new light strange"
 
 MANNERS = """
-again quickly slowly quietly together loudly happily carefully gently suddenly softly sadly nicely politely angrily
+again quickly slowly quietly loudly happily carefully gently suddenly softly sadly nicely politely angrily
 bravely proudly noisily eagerly gracefully clumsily silently merrily lazily cheerfully nervously
 """
 

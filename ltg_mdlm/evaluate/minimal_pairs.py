@@ -4,42 +4,28 @@ A bidirectional model scores a sentence by its masked pseudo-log-likelihood (Sal
 each token is masked in turn, in a row of its own, and the log-probabilities of the true tokens are summed. A causal
 model needs one row per sentence.
 
-Suffixes: B rows, T tokens per row, N scored positions, D width, V vocabulary, S sentences.
+Suffixes: S sentences, B rows, T tokens per row, N scored positions, D width, V vocabulary.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ltg_mdlm.data.special_tokens import BOS, MASK
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
+from ltg_mdlm.model.transformer import Transformer
 
 __all__ = ["MinimalPair", "MinimalPairScores", "read_minimal_pairs", "score_minimal_pairs", "sentence_log_likelihoods"]
 
 Mode = Literal["masked", "causal"]
 Predicts = Literal["same", "next"]
-
-
-class Denoiser(Protocol):
-    """What is asked of a model; `model.transformer.Transformer` is one."""
-
-    def __call__(
-        self,
-        ids_BT: Tensor,
-        document_BT: Tensor | None = None,
-        causal_B: Tensor | None = None,
-        value_B: Tensor | None = None,
-    ) -> Tensor:
-        """hidden_BTD"""
-
-    def head(self, hidden_ND: Tensor) -> Tensor: ...
-
-    def logits(self, features_ND: Tensor) -> Tensor: ...
+_SCORED_AT_ONCE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +59,7 @@ class Rows(NamedTuple):
 
 
 def score_minimal_pairs(
-    model: Denoiser,
+    model: Transformer,
     tokenizer: Tokenizer,
     pairs: Sequence[MinimalPair],
     *,
@@ -117,7 +103,7 @@ def score_minimal_pairs(
 
 @torch.no_grad()
 def sentence_log_likelihoods(
-    model: Denoiser,
+    model: Transformer,
     sentences: Sequence[Sequence[int]],
     *,
     device: torch.device | str,
@@ -140,12 +126,17 @@ def sentence_log_likelihoods(
             causal_B=torch.full((rows,), True, device=device) if mode == "causal" else None,
             value_B=None if value is None else torch.full((rows,), value, device=device),
         )
-        # The vocabulary matrix is the largest: only the scored positions go through it.
-        hidden_ND = hidden_BTD[batch.row_N, batch.column_N - shift]
-        logits_NV = model.logits(model.head(hidden_ND)).float()
-        log_probability_N = -torch.nn.functional.cross_entropy(logits_NV, batch.label_N, reduction="none")
-        total_S.index_add_(0, batch.sentence_N, log_probability_N.double())
+        nll_N = _negative_log_likelihood(model, hidden_BTD[batch.row_N, batch.column_N - shift], batch.label_N)
+        total_S.index_add_(0, batch.sentence_N, -nll_N.double())
     return total_S
+
+
+def _negative_log_likelihood(model: Transformer, hidden_ND: Tensor, label_N: Tensor) -> Tensor:
+    """float32[N]. Logits take by far the most memory, so only some positions have theirs at any time."""
+    parts = zip(torch.split(hidden_ND, _SCORED_AT_ONCE), torch.split(label_N, _SCORED_AT_ONCE), strict=True)
+    return torch.cat(
+        [cross_entropy(model.logits(model.head(hidden)).float(), label, reduction="none") for hidden, label in parts]
+    )
 
 
 def _batches(sentences: Sequence[Sequence[int]], mode: Mode, token_budget: int) -> Iterator[Rows]:
@@ -153,57 +144,40 @@ def _batches(sentences: Sequence[Sequence[int]], mode: Mode, token_budget: int) 
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, ids in enumerate(sentences):
         by_length[len(ids)].append(i)
-    make = _masked_rows if mode == "masked" else _causal_rows
     for length, members in sorted(by_length.items()):
-        row_length = length + 1
-        rows_per_sentence = length if mode == "masked" else 1
-        rows = max(1, token_budget // row_length)
-        per_chunk = max(1, rows // rows_per_sentence)
-        for start in range(0, len(members), per_chunk):
-            chunk = members[start : start + per_chunk]
-            ids_ST = torch.tensor([[BOS, *sentences[i]] for i in chunk])
-            yield from _split(make(ids_ST, torch.tensor(chunk)), rows)
+        ids_ST = torch.tensor([[BOS, *sentences[i]] for i in members])
+        count = len(members) * (length if mode == "masked" else 1)
+        for index_B in torch.split(torch.arange(count), max(1, token_budget // (length + 1))):
+            yield (_masked_rows if mode == "masked" else _causal_rows)(ids_ST, torch.tensor(members), index_B)
 
 
-def _masked_rows(ids_ST: Tensor, sentence_S: Tensor) -> Rows:
-    """Every token of every sentence masked in a row of its own."""
-    sentences, length = ids_ST.shape
-    column_N = torch.arange(1, length).repeat(sentences)
-    ids_BT = ids_ST.repeat_interleave(length - 1, dim=0)
-    row_N = torch.arange(len(ids_BT))
-    label_N = ids_BT[row_N, column_N]
-    ids_BT[row_N, column_N] = MASK
-    return Rows(ids_BT, row_N, column_N, label_N, sentence_S.repeat_interleave(length - 1))
+def _masked_rows(ids_ST: Tensor, sentence_S: Tensor, index_B: Tensor) -> Rows:
+    """Of the rows in which every token of every sentence is masked in turn, those with these numbers."""
+    length = ids_ST.shape[1] - 1
+    member_B, column_B = index_B // length, index_B % length + 1
+    ids_BT = ids_ST[member_B]
+    row_B = torch.arange(len(index_B))
+    label_B = ids_BT[row_B, column_B]
+    ids_BT[row_B, column_B] = MASK
+    return Rows(ids_BT, row_B, column_B, label_B, sentence_S[member_B])
 
 
-def _causal_rows(ids_ST: Tensor, sentence_S: Tensor) -> Rows:
-    """Every token of every sentence scored in one row."""
-    sentences, length = ids_ST.shape
-    row_N = torch.arange(sentences).repeat_interleave(length - 1)
-    column_N = torch.arange(1, length).repeat(sentences)
-    return Rows(ids_ST, row_N, column_N, ids_ST[:, 1:].reshape(-1), sentence_S.repeat_interleave(length - 1))
-
-
-def _split(batch: Rows, rows: int) -> Iterator[Rows]:
-    """Parts of at most so many rows (a long sentence alone may have more masked rows than the budget allows)."""
-    for start in range(0, len(batch.ids_BT), rows):
-        inside_N = (batch.row_N >= start) & (batch.row_N < start + rows)
-        yield Rows(
-            batch.ids_BT[start : start + rows],
-            batch.row_N[inside_N] - start,
-            batch.column_N[inside_N],
-            batch.label_N[inside_N],
-            batch.sentence_N[inside_N],
-        )
+def _causal_rows(ids_ST: Tensor, sentence_S: Tensor, index_B: Tensor) -> Rows:
+    """One row for each of the sentences with these numbers, in which every token is scored."""
+    ids_BT = ids_ST[index_B]
+    rows, length = ids_BT.shape
+    row_N = torch.arange(rows).repeat_interleave(length - 1)
+    column_N = torch.arange(1, length).repeat(rows)
+    return Rows(ids_BT, row_N, column_N, ids_BT[row_N, column_N], sentence_S[index_B][row_N])
 
 
 def _accuracies(pairs: Sequence[MinimalPair], score_S: Tensor) -> MinimalPairScores:
-    good_P, bad_P = score_S[0::2], score_S[1::2]
-    tie_P = good_P == bad_P
-    won_P = ((good_P > bad_P).double() + 0.5 * tie_P.double()).tolist()
+    """The scores of good and bad sentences alternate."""
+    good, bad = score_S[0::2], score_S[1::2]
+    tied = (good == bad).double()
     by_uid: dict[str, list[float]] = defaultdict(list)
-    for pair, won in zip(pairs, won_P, strict=True):
+    for pair, won in zip(pairs, ((good > bad) + 0.5 * tied).tolist(), strict=True):
         by_uid[pair.uid].append(won)
     accuracy_by_uid = {uid: sum(won) / len(won) for uid, won in by_uid.items()}
     accuracy = sum(accuracy_by_uid.values()) / len(accuracy_by_uid)
-    return MinimalPairScores(accuracy, accuracy_by_uid, len(pairs), tie_P.double().mean().item())
+    return MinimalPairScores(accuracy, accuracy_by_uid, len(pairs), tied.mean().item())

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ltg_mdlm.data.grammar_lexicon import Lexicon
 from ltg_mdlm.data.special_tokens import BOS, MASK
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.evaluate import minimal_pairs
 from ltg_mdlm.evaluate.minimal_pairs import score_minimal_pairs, sentence_log_likelihoods
 from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs, write_minimal_pairs
 
@@ -86,9 +88,9 @@ def test_batched_scores_are_those_of_one_row_at_a_time(sentences, mode_predicts,
     mode, predicts = mode_predicts
     model = TableModel(VOCAB)
     expected = [literal_score(model, ids, mode=mode, predicts=predicts, value=value) for ids in sentences]
-    scores = sentence_log_likelihoods(
-        model, sentences, device="cpu", predicts=predicts, value=value, mode=mode, token_budget=token_budget
-    )
+    settings = {"predicts": predicts, "value": value, "mode": mode, "token_budget": token_budget}
+    with mock.patch.object(minimal_pairs, "_SCORED_AT_ONCE", 7):
+        scores = sentence_log_likelihoods(model, sentences, device="cpu", **settings)
     assert scores.tolist() == pytest.approx(expected, abs=1e-4)
 
 
