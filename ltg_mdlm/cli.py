@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from ltg_mdlm import __version__
 from ltg_mdlm.errors import UserError
+
+if TYPE_CHECKING:
+    from ltg_mdlm.host import PluginDescription
 
 EXIT_USER_ERROR = 2
 
@@ -149,14 +152,36 @@ def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print a J
 def plugins_show(
     name: Annotated[str, typer.Argument(help="Plugin to show.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", help="Draw its noise schedule and masking (also .pdf, .svg)."),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", metavar="DIR", help="With --plot: the corpus to measure masking on.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="With --plot: override one setting (repeatable)."),
+    ] = None,
 ) -> None:
-    """Show a plugin's options with types and defaults, its hooks, its file and its version."""
+    """Show a plugin's options with types and defaults, its hooks, its file and its version; --plot draws what it does."""
     from ltg_mdlm.host import describe_plugin
 
+    if plot is None and (corpus or set_):
+        raise UserError("--corpus and --set only change the picture\n  add --plot FILE.png")
+    if plot is not None:
+        from ltg_mdlm.plots.plugin import plot_plugin
+
+        plot_plugin(name, plot, corpus=corpus, sets=set_ or ())
+        typer.echo(f"picture: {plot}\n", err=True)
     shown = describe_plugin(name)
     if as_json:
         typer.echo(json.dumps(shown.to_json(), indent=2))
-        return
+    else:
+        _print_plugin(shown)
+
+
+def _print_plugin(shown: PluginDescription) -> None:
     console = Console()
     console.print(f"[bold]{shown.name}[/]  {shown.distribution} {shown.version}  (plugin API {shown.api_version})")
     console.print(escape(shown.summary))
