@@ -164,7 +164,7 @@ def plugins_show(
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="With --plot: override one setting (repeatable)."),
     ] = None,
 ) -> None:
-    """Show a plugin's options with types and defaults, its hooks, its file and its version; --plot draws what it does."""
+    """Show a plugin's options with types and defaults, its hooks, its file, its version; --plot draws what it does."""
     from ltg_mdlm.host import describe_plugin
 
     if plot is None and (corpus or set_):
