@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +99,13 @@ def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zip
 
 
 def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, seed: int) -> None:
-    with written_aside(folder) as aside, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        files = write_builtin_text(Path(scratch) / "text", words, seed, zipf_exponent)
-        prepare_corpus([files.train], aside, valid=[files.valid], vocab_size=vocab_size, progress=False)
-        files.minimal_pairs.rename(aside / MINIMAL_PAIRS)
-        files.train.parent.rename(aside / "text")
+    with written_aside(folder) as aside:
+        files = write_builtin_text(aside / "text", words, seed, zipf_exponent)
+        made = aside / "prepared"
+        prepare_corpus([files.train], made, valid=[files.valid], vocab_size=vocab_size, progress=False)
+        for part in (*made.iterdir(), files.minimal_pairs):
+            part.rename(aside / part.name)
+        made.rmdir()
 
 
 def _until(words: int, texts: Iterator[str]) -> Iterator[str]:
