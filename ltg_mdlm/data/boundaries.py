@@ -8,14 +8,19 @@ or as part of a run of blanks.  Hence the tokens of a text are the tokens of its
     "a cat.\\nIt  sat"  ->  "a", "cat.\\n", "It  sat"
 
 A unit is a run of text between two safe cuts.  Nearly all units are single words, few are distinct, and a table
-of their tokens replaces almost all the work of the tokenizer (see `encode`).
+of their tokens replaces almost all the work of the tokenizer (see `unit_table`).
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+_PLAIN_UNIT = re.compile(r"[!-~](?:[\t\v\f!-~]*[!-~])?\n?")
 _ALSO_BLANK = "\u180e"  # white space in the older Unicode tables that a regex engine may carry, but not in Python's
 
 
@@ -33,8 +38,18 @@ def split_words(text: str) -> list[str]:
     return units
 
 
+def is_plain_unit(word: str) -> bool:
+    """Whether a part made by `split_words` is a unit of characters that NFKC keeps.
+
+    Among them, white space to Python is exactly what is white space to the tokenizer.
+    """
+    return _PLAIN_UNIT.fullmatch(word) is not None
+
+
 def is_unit(word: str) -> bool:
     """Whether both ends of a part made by `split_words` are safe cuts, and no further cut is inside."""
+    if is_plain_unit(word):
+        return True
     body = word.removesuffix("\n")
     return bool(body) and " " not in body and "\n" not in body and is_solid(body[0]) and is_solid(body[-1], end=-1)
 
@@ -52,7 +67,21 @@ def join_unsafe(words: Sequence[str]) -> list[str]:
         else:
             units = [[word]]
         previous_ends_safely = safe
-    return [" ".join(parts).replace("\n ", "\n") for parts in units]
+    return [join_units(parts) for parts in units]
+
+
+def join_units(units: Sequence[str]) -> str:
+    """The text that `split_words` or a safe cut has divided."""
+    return " ".join(units).replace("\n ", "\n")
+
+
+def plain_unit_ends(units: Sequence[str], bytes_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of tokens up to the end of each plain unit, where `bytes_N` are the lengths of the tokens of them all.
+
+    Normalisation keeps plain characters, so a unit's tokens are the bytes of a space and of the unit.
+    """
+    end_U = np.cumsum([1 + len(unit) for unit in units], dtype=np.int64)
+    return np.searchsorted(np.cumsum(bytes_N), end_U) + 1
 
 
 def cut(text: str, limit: int, *, behind: str = "\n ") -> Iterator[str]:

@@ -58,21 +58,22 @@ class Split:
         lengths = [len(document) for document in documents]
         if not sum(lengths):
             raise UserError("no documents, or only empty ones")
-        wide = np.concatenate([np.asarray(document).astype(np.int64) for document in documents if len(document)])
-        if wide.min() < 0 or wide.max() >= tokenizer.vocab_size:
-            worst = wide.min() if wide.min() < 0 else wide.max()
-            raise UserError(f"token id {worst} is not in the vocabulary of {tokenizer.vocab_size}")
+        flat = np.concatenate([document for document in documents if len(document)])
+        for extreme in (flat.min(), flat.max()):
+            if not 0 <= extreme < tokenizer.vocab_size:
+                raise UserError(f"token id {extreme} is not in the vocabulary of {tokenizer.vocab_size}")
+        tokens = flat.astype(id_type(tokenizer.vocab_size))
         offsets = np.concatenate([[0], np.cumsum([length for length in lengths if length])]).astype(np.int64)
-        first_N = np.zeros(len(wide), bool)
+        first_N = np.zeros(len(tokens), bool)
         first_N[offsets[:-1]] = True
-        starts_N = tokenizer.token_text.word_starts(wide, first_N)
+        starts_N = tokenizer.token_text.word_starts(tokens, first_N)
         return cls(
-            tokens=wide.astype(id_type(tokenizer.vocab_size)),
+            tokens=tokens,
             offsets=offsets,
             words=np.add.reduceat(starts_N, offsets[:-1], dtype=np.int32),
             word_bits=np.packbits(starts_N, bitorder="little"),
-            token_count_V=np.bincount(wide, minlength=tokenizer.vocab_size),
-            text_bytes=tokenizer.token_text.text_bytes(wide, first_N),
+            token_count_V=np.bincount(tokens, minlength=tokenizer.vocab_size),
+            text_bytes=tokenizer.token_text.text_bytes(tokens, first_N),
             sources=sources,
         )
 
@@ -211,6 +212,8 @@ def split_files(num_tokens: int, num_documents: int, vocab_size: int) -> dict[st
 def _open_split(folder: Path, facts: dict[str, Any], tokenizer: Tokenizer) -> Split:
     files = split_files(facts["tokens"], facts["documents"], tokenizer.vocab_size)
     arrays = {name: _map(folder / f"{name}.bin", *shape) for name, shape in files.items()}
+    if arrays["offsets"][-1] != facts["tokens"] or arrays["token_count_V"].sum() != facts["tokens"]:
+        raise UserError(f"{folder}: damaged (its counts contradict each other); prepare the corpus again")
     return Split(**arrays, text_bytes=facts["text_bytes"], sources=tuple(facts["sources"]))
 
 

@@ -6,20 +6,19 @@ Suffixes: N tokens, P pieces of text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltg_mdlm.data.boundaries import is_unit, join_unsafe, split_words
+from ltg_mdlm.data.boundaries import join_units, plain_unit_ends
 from ltg_mdlm.data.sources import Piece
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.unit_table import UnitTable
 
-_CACHED_UNITS = 1 << 17
 _CODE = np.dtype(np.uint32)  # 2 * id + (a word begins here)
-_PLAIN = re.compile(r"[\t-\r -~]*")  # what NFKC keeps, and white space to Python exactly if to the tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,7 @@ class Encoder:
         self._backend = tokenizer.backend
         self._text = tokenizer.token_text
         self._by_units = tokenizer.cuts_at_spaces
-        self._codes: dict[str, bytes] = {}
+        self._units = UnitTable(self._encode_joined, self._encode_each)
         self.id_type = id_type(tokenizer.vocab_size)
 
     def encode(self, pieces: Sequence[Piece]) -> Encoded:
@@ -69,36 +68,13 @@ class Encoder:
     def _encode_piece(self, text: str) -> bytes:
         if not self._by_units:
             return self._encode_each([text])[0]
-        words = split_words(text)
-        if len(self._codes) > _CACHED_UNITS:
-            self._codes.clear()
-        new = set(words).difference(self._codes)
-        if all(map(is_unit, new)):
-            self._remember(new)
-            return b"".join(map(self._codes.__getitem__, words))
-        units = join_unsafe(words)
-        rare = [unit for unit in units if not is_unit(unit)]
-        self._remember(set(units).difference(self._codes, rare))
-        codes = dict(zip(rare, self._encode_each(rare), strict=True))
-        return b"".join(codes.get(unit) or self._codes[unit] for unit in units)
-
-    def _remember(self, units: Iterable[str]) -> None:
-        plain: list[str] = []
-        other: list[str] = []
-        for unit in units:
-            (plain if _PLAIN.fullmatch(unit) else other).append(unit)
-        self._codes.update(zip(plain, self._encode_joined(plain), strict=True))
-        self._codes.update(zip(other, self._encode_each(other), strict=True))
+        return b"".join(self._units.values(text))
 
     def _encode_joined(self, units: Sequence[str]) -> list[bytes]:
-        """The codes of plain units, tokenised as one text: several times faster than one by one.
-
-        Normalisation keeps plain characters, so a unit's tokens are the bytes of a space and the unit.
-        """
-        text = " ".join(units).replace("\n ", "\n")
-        id_N = np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int64)
-        end_N = np.cumsum(self._text.length_V[id_N])
-        end_P = np.searchsorted(end_N, np.cumsum([1 + len(unit) for unit in units], dtype=np.int64)) + 1
+        """The codes of plain units, tokenised as one text: several times faster than one by one."""
+        (encoding,) = self._backend.encode_batch_fast([join_units(units)], add_special_tokens=False)
+        id_N = np.array(encoding.ids, np.int64)
+        end_P = plain_unit_ends(units, self._text.length_V[id_N])
         return self._codes_of(id_N, end_P)
 
     def _encode_each(self, texts: Sequence[str]) -> list[bytes]:

@@ -25,7 +25,7 @@ SAMPLE_BYTES = 256 << 20
 """Text that a new tokenizer is trained on, at most; a larger corpus is sampled."""
 
 _BATCH_CHARACTERS = 1 << 20
-_BYTES_PER_WORKER = 4 << 20  # less text is not worth another process
+_BYTES_PER_WORKER = 8 << 20  # less text is not worth another process
 _SAMPLE_CHARACTERS = 1 << 14
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: its multiples are spread evenly (Knuth, TAOCP 6.4)
 

@@ -43,9 +43,11 @@ def find_sources(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         found.extend(_sources_of(path))
-    twice = [str(path) for i, path in enumerate(found) if path.resolve() in {p.resolve() for p in found[:i]}]
-    if twice:
-        raise UserError(f"{twice[0]}: given twice; each file is read once per epoch anyway")
+    seen: set[Path] = set()
+    for path in found:
+        if path.resolve() in seen:
+            raise UserError(f"{path}: given twice; leave one out")
+        seen.add(path.resolve())
     return found
 
 

@@ -13,6 +13,8 @@ from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.errors import UserError
 
+_ID_TYPES = (torch.int16, torch.int32, torch.int64)
+
 
 def read_tokenized_bin(path: str | Path, tokenizer: Tokenizer) -> Split:
     """Read a file into memory; words are found by decoding.
@@ -44,4 +46,4 @@ def _load(path: Path) -> list[np.ndarray[Any, np.dtype[Any]]]:
 
 
 def _is_document(item: object) -> bool:
-    return isinstance(item, torch.Tensor) and item.dim() == 1 and not item.dtype.is_floating_point
+    return isinstance(item, torch.Tensor) and item.dim() == 1 and item.dtype in _ID_TYPES

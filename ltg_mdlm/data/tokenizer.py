@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from ltg_mdlm.data.special_tokens import BOS, NUM_SPECIAL, SPECIAL_TOKENS
+from ltg_mdlm.data.special_tokens import NUM_SPECIAL, SPECIAL_TOKENS
 from ltg_mdlm.data.token_text import TokenText
+from ltg_mdlm.data.tokenizer_recipe import trained_definition, untrained_tokenizer
 from ltg_mdlm.errors import UserError
 
 SMALLEST_VOCABULARY = NUM_SPECIAL + 256
 """The special tokens and the 256 bytes."""
-
-_WORDS_AND_SIGNS = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LONGEST_TOKEN = 24  # bytes
 
 
 class Tokenizer:
@@ -74,16 +67,7 @@ class Tokenizer:
         """
         if vocab_size < SMALLEST_VOCABULARY:
             raise UserError(f"vocabulary of {vocab_size}: at least {SMALLEST_VOCABULARY} (bytes and special tokens)")
-        backend = _untrained()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,  # a pair seen once is no regularity
-            special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        backend.train_from_iterator(texts, trainer)
-        return cls(json.loads(backend.to_str()))
+        return cls(trained_definition(texts, vocab_size))
 
     def save(self, path: Path) -> None:
         """Write the tokenizer file."""
@@ -119,36 +103,9 @@ class Tokenizer:
     @cached_property
     def cuts_at_spaces(self) -> bool:
         """Whether `boundaries` holds: normaliser and pre-tokeniser are the stack's, and nothing else is matched."""
-        ours, theirs = (json.loads(backend.to_str()) for backend in (_untrained(), self.backend))
+        ours, theirs = (json.loads(backend.to_str()) for backend in (untrained_tokenizer(), self.backend))
         same = all(ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer"))
         return same and len(theirs["added_tokens"]) == NUM_SPECIAL and not theirs["model"]["dropout"]
-
-
-def _untrained() -> tokenizers.Tokenizer:
-    """The stack's tokenizer without a vocabulary."""
-    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False, ignore_merges=True))
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.Prepend(" "),
-            normalizers.NFKC(),
-            normalizers.Replace(Regex("\n"), "\n "),
-            normalizers.Replace(Regex(" *\n"), "\n"),
-        ]
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS_AND_SIGNS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            pre_tokenizers.Split(Regex(f".{{1,{_LONGEST_TOKEN}}}"), behavior="isolated"),
-        ]
-    )
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteLevel(), decoders.Strip(" ", 1, 0), decoders.Replace("\n ", "\n")]
-    )
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
-    )
-    return backend
 
 
 def _vocabulary(backend: tokenizers.Tokenizer, origin: str) -> list[str]:

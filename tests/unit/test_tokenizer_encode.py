@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.corpora import documents, small_tokenizer
 
-from ltg_mdlm.data import encode
+from ltg_mdlm.data import unit_table
 from ltg_mdlm.data.boundaries import cut
 from ltg_mdlm.data.encode import Encoder, word_starts_by_offsets
 from ltg_mdlm.data.sources import Piece
@@ -84,7 +84,7 @@ def test_words_that_share_a_token_are_credited_to_its_neighbours():
 def test_a_full_memory_of_units_changes_nothing(monkeypatch):
     pieces = [Piece(text, True) for text in documents(40)]
     expected = ENCODER.encode(pieces)
-    monkeypatch.setattr(encode, "_CACHED_UNITS", 3)
+    monkeypatch.setattr(unit_table, "_REMEMBERED", 3)
     found = Encoder(small_tokenizer()).encode(pieces)
     assert found.ids_N.tolist() == expected.ids_N.tolist()
     assert found.words_P.tolist() == expected.words_P.tolist()

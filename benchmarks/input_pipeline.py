@@ -1,0 +1,111 @@
+"""Speed and memory from text to batches.
+
+    python benchmarks/input_pipeline.py FILES... [--tokenizer FILE] [--workers N]
+
+prepares the text in a temporary folder, packs it at several row lengths, and reads an epoch of batches in one process.
+Memory is the peak of this process plus, for each worker, that of the largest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.prepare import prepare_corpus
+from ltg_mdlm.data.workers import available_cores
+
+SEQ_LENS = (128, 256, 512)
+BATCH_TOKENS = 1024 * 128
+MICRO_BATCH_TOKENS = 64 * 128
+
+
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """A list that holds the seconds of wall time, and of all processors, when the context ends."""
+    seconds: list[float] = []
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    yield seconds
+    seconds += [time.perf_counter() - wall, cpu_seconds() - cpu]
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of the children it has waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def peak_mib(who: int) -> float:
+    """Peak resident memory of this process, or of its largest child."""
+    return resource.getrusage(who).ru_maxrss / 1024
+
+
+def measure_prepare(options: argparse.Namespace, out: Path) -> Corpus:
+    """Prepare a corpus and print what it took."""
+    workers = options.workers or available_cores()
+    with stopwatch() as seconds:
+        corpus = prepare_corpus(options.files, out, tokenizer=options.tokenizer, workers=workers, progress=False)
+    size = corpus.train.text_bytes / 1e6
+    wall, cpu = seconds
+    own, child = peak_mib(resource.RUSAGE_SELF), peak_mib(resource.RUSAGE_CHILDREN)
+    print(corpus.describe())
+    print(
+        f"prepare: {size:.1f} MB in {wall:.1f} s; per core {size / cpu:.1f} MB/s; "
+        f"memory {own:.0f} MiB + {workers} x {child:.0f} MiB"
+    )
+    return corpus
+
+
+def measure_packing(split: Split, seq_len: int) -> None:
+    """Print how full the rows are, and the time to plan and to shuffle them."""
+    from ltg_mdlm.data.packing import RowPlan
+
+    with stopwatch() as planning:
+        plan = RowPlan(split, seq_len, packing="documents_packed", end_of_document=False)
+    with stopwatch() as shuffling:
+        plan.order(0)
+    pieces = len(plan.pieces.start_P)
+    print(
+        f"packing, T {seq_len}: {plan.rows:,} rows, {plan.non_pad_share:.3%} tokens; "
+        f"{pieces / planning[0] / 1e6:.1f} M pieces/s planned, {pieces / shuffling[0] / 1e6:.1f} M pieces/s shuffled"
+    )
+
+
+def measure_loader(split: Split, seq_len: int) -> None:
+    """Print tokens per second of an epoch's batches (torch is imported here, so that `prepare` is measured without)."""
+    from ltg_mdlm.data.loader import RowLoader
+    from ltg_mdlm.data.schedule import BatchSchedule
+
+    steps = max(split.num_tokens // BATCH_TOKENS, 1)
+    rows = BATCH_TOKENS // seq_len
+    schedule = BatchSchedule.plan(split, stages=[(0.0, seq_len)], global_batch_rows=rows, max_steps=steps)
+    loader = RowLoader(split, schedule, seed=0, micro_batch_rows=MICRO_BATCH_TOKENS // seq_len)
+    with stopwatch() as seconds:
+        for step in range(steps):
+            loader.micro_batches(step)
+    speed = loader.tokens_seen(steps - 1) / seconds[0]
+    print(f"loader, T {seq_len}: {speed / 1e6:.1f} M tokens/s without padding, over {steps} steps")
+
+
+def main() -> None:
+    """Measure everything on the files given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--workers", type=int)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = measure_prepare(options, Path(folder) / "corpus")
+        for seq_len in SEQ_LENS:
+            measure_packing(corpus.train, seq_len)
+        for seq_len in SEQ_LENS:
+            measure_loader(corpus.train, seq_len)
+
+
+if __name__ == "__main__":
+    main()
