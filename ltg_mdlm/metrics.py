@@ -54,7 +54,8 @@ class ConsoleSink:
 
     def __init__(self, first_step: int, max_steps: int, console: Console) -> None:
         self._console, self._max_steps = console, max_steps
-        self._start_step, self._start_time = first_step, time.monotonic()
+        # The first training row starts the clock, so that neither start-up nor the first validation enters the ETA.
+        self._started: tuple[int, float] | None = None
         self._last_line = -math.inf
         self._progress: Progress | None = None
         if console.is_terminal:
@@ -88,9 +89,12 @@ class ConsoleSink:
         return True
 
     def _line(self, row: Row) -> str:
-        step = int(row["step"])
-        elapsed = time.monotonic() - self._start_time
-        left = elapsed / max(step - self._start_step, 1) * (self._max_steps - step)
+        step, now = int(row["step"]), time.monotonic()
+        if self._started is None:
+            self._started = step, now
+            return f"step {step}/{self._max_steps}  {_training_text(row)}"
+        first_step, start = self._started
+        left = (now - start) / (step - first_step) * (self._max_steps - step)
         return f"step {step}/{self._max_steps}  {_training_text(row)}  ETA {clock(left)}"
 
     def close(self) -> None:
