@@ -3,7 +3,7 @@
     python benchmarks/input_pipeline.py FILES... [--tokenizer FILE] [--workers N]
 
 prepares the text in a temporary folder, packs it at several row lengths, and reads an epoch of batches in one process.
-Memory is the peak of this process plus, for each worker, that of the largest one.
+Memory is resident memory, sampled: the peak of this process, and of it and its workers together.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 from ltg_mdlm.data.corpus import Corpus, Split
 from ltg_mdlm.data.prepare import prepare_corpus
@@ -40,23 +41,50 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def peak_mib(who: int) -> float:
-    """Peak resident memory of this process, or of its largest child."""
-    return resource.getrusage(who).ru_maxrss / 1024
+class PeakMemory:
+    """A context that samples the resident memory of this process and its children (Linux)."""
+
+    def __init__(self) -> None:
+        self.own_mib = self.all_mib = 0.0
+        self._done = Event()
+        self._thread = Thread(target=self._watch)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.05):
+            children = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+            own, *others = map(resident_mib, ["self", *children])
+            self.own_mib = max(self.own_mib, own)
+            self.all_mib = max(self.all_mib, own + sum(others))
+
+
+def resident_mib(process: str) -> float:
+    """Resident memory of a process; 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * resource.getpagesize() / 2**20
 
 
 def measure_prepare(options: argparse.Namespace, out: Path) -> Corpus:
     """Prepare a corpus and print what it took."""
     workers = options.workers or available_cores()
-    with stopwatch() as seconds:
+    with PeakMemory() as memory, stopwatch() as seconds:
         corpus = prepare_corpus(options.files, out, tokenizer=options.tokenizer, workers=workers, progress=False)
     size = corpus.train.text_bytes / 1e6
     wall, cpu = seconds
-    own, child = peak_mib(resource.RUSAGE_SELF), peak_mib(resource.RUSAGE_CHILDREN)
     print(corpus.describe())
     print(
         f"prepare: {size:.1f} MB in {wall:.1f} s; per core {size / cpu:.1f} MB/s; "
-        f"memory {own:.0f} MiB + {workers} x {child:.0f} MiB"
+        f"memory {memory.own_mib:.0f} MiB, with workers {memory.all_mib:.0f} MiB"
     )
     return corpus
 

@@ -37,7 +37,7 @@ class UnitTable(Generic[Value]):
             self._remember(new)
             return map(self._values.__getitem__, words)
         units = join_unsafe(words)
-        # Units with blanks inside are rare; those with unsafe ends are units at the ends of a text only.
+        # Not remembered: with blanks inside, too rare; with an unsafe end, a unit at the end of this text only.
         unusual = [unit for unit in units if not is_unit(unit)]
         self._remember(set(units).difference(self._values, unusual))
         here = dict(zip(unusual, self._of_other(unusual), strict=True))

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.corpora import VOCAB, documents, small_tokenizer
 from tokenizers import Tokenizer as Library
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
 from ltg_mdlm.data.special_tokens import MASK, NUM_SPECIAL, SPECIAL_TOKENS
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.tokenizer_recipe import untrained_tokenizer
 from ltg_mdlm.errors import UserError
 
 
@@ -66,6 +69,21 @@ def test_training_depends_on_the_texts_alone_not_on_their_order():
     texts = documents(300, seed=4)
     first = Tokenizer.train(texts, 600)
     assert Tokenizer.train(random.Random(1).sample(texts, len(texts)), 600).definition == first.definition
+
+
+def test_the_merges_are_those_of_the_library_trained_on_the_text_itself():
+    """The words are counted from ready-made parts of the text; the library cuts the same texts by itself."""
+    texts = [*documents(150, seed=2), "´a  b\n\n c \t\n", "x" * 60, "naïve ﬁ 字字", "a.\n/b"]
+    library = untrained_tokenizer()
+    trainer = BpeTrainer(
+        vocab_size=330,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+        initial_alphabet=ByteLevel.alphabet(),
+    )
+    library.train_from_iterator(texts, trainer)
+    assert Tokenizer.train(texts, 330).definition["model"] == json.loads(library.to_str())["model"]
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
