@@ -68,7 +68,7 @@ def prepare_corpus(
         "sample_bytes": None if given else sample_bytes,
         "drop_headings": drop_headings,
     }
-    splits = {name: _find(paths) for name, paths in (("train", files), ("valid", valid)) if paths}
+    splits = {"train": _find(files), **({"valid": _find(valid)} if valid else {})}
     _check_disjoint(splits)
     if _is_made_already(out, request, splits):
         return Corpus.open(out)
@@ -77,16 +77,16 @@ def prepare_corpus(
         check_free_space(folder, job.disk_bytes(given.vocab_size if given else vocab_size))
         own, trained_on = (given, None) if given else job.train_tokenizer(vocab_size, sample_bytes)
         own.save(folder / "tokenizer.json")
-        counts = job.encode(own, folder, workers or available_cores())
-        description = {
-            "format": FORMAT,
-            "made_by": f"ltg_mdlm {ltg_mdlm.__version__}",
-            "request": request,
-            "tokenizer": {"fingerprint": own.fingerprint, "vocab_size": own.vocab_size, "trained_on": trained_on},
-            "splits": counts,
-        }
-        (folder / "corpus.json").write_text(json.dumps(description, indent=1), "utf-8")
+        entries = job.encode(own, folder, workers or available_cores())
+        facts = {"fingerprint": own.fingerprint, "vocab_size": own.vocab_size, "trained_on": trained_on}
+        _describe(folder, request=request, tokenizer=facts, splits=entries)
     return Corpus.open(out)
+
+
+def _describe(folder: Path, **facts: dict[str, Any]) -> None:
+    """Write corpus.json."""
+    description = {"format": FORMAT, "made_by": f"ltg_mdlm {ltg_mdlm.__version__}", **facts}
+    (folder / "corpus.json").write_text(json.dumps(description, indent=1), "utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +194,8 @@ class _Job:
                     for encoded in pool.encode(batches(self._pieces(name, limit))):
                         writer.add(encoded)
                         advance(encoded.text_bytes)
+                    if writer.text_bytes != self._text_bytes[name]:
+                        raise UserError(f"the {name} files changed while they were read; prepare them again")
                     entries[name] = {**writer.finish(), "sources": [source.describe() for source in sources]}
         return entries
 

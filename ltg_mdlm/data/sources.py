@@ -38,7 +38,7 @@ def find_sources(paths: Iterable[str | Path]) -> list[Path]:
     """The text files among `paths`, folders searched recursively in alphabetical order.
 
     Raises UserError for a path that does not exist, a file whose suffix says nothing about its format, a folder
-    without text files, and a file that is named twice.
+    without text files, a file that is named twice, and no path at all.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -48,6 +48,8 @@ def find_sources(paths: Iterable[str | Path]) -> list[Path]:
         if path.resolve() in seen:
             raise UserError(f"{path}: given twice; leave one out")
         seen.add(path.resolve())
+    if not found:
+        raise UserError("no text files given")
     return found
 
 

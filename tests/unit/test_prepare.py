@@ -199,6 +199,24 @@ def test_what_a_killed_process_left_is_deleted(texts):
     assert alive.exists()
 
 
+def test_text_that_changes_on_the_way_is_noticed(texts, monkeypatch):
+    start = prepare._Job.encode
+
+    def change_first(self: object, *arguments: object) -> object:
+        write_text(texts["train"], [*TRAIN, "and more"])
+        return start(self, *arguments)
+
+    monkeypatch.setattr(prepare._Job, "encode", change_first)
+    with pytest.raises(UserError, match="the train files changed while they were read"):
+        make(texts)
+    assert not texts["out"].exists()
+
+
+def test_no_files_at_all_are_refused(texts):
+    with pytest.raises(UserError, match="no text files given"):
+        prepare_corpus([], texts["out"], progress=False)
+
+
 @pytest.mark.parametrize("empty", ["train", "valid"])
 def test_a_split_without_text_is_refused(texts, empty):
     texts[empty].write_text(" \n\n \n")
