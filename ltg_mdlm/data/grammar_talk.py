@@ -42,7 +42,7 @@ class Talk:
             self.have: 3,
             self.who: 3,
             self.which_object: 3,
-            self.tag: 5,
+            self.tag: 7,
             self.too: 3,
             self.why: 3,
             self.did_you: 3,
@@ -180,7 +180,8 @@ class Talk:
 
     def tag(self, topic: NounPhrase) -> list[str]:
         """As in "The dog is hungry, isn't it?" and "Yes, it is."."""
-        clause = self.clauses.affirmative(topic)
+        person = self.phrases.noun_phrase("person", determiner="the", adjectives=0)
+        clause = self.clauses.affirmative(self.chance.pick((topic, person, person)))
         return [sentence(f"{clause.statement}, {clause.tag}", "?"), self._yes_or_no(clause)]
 
     def too(self, _: NounPhrase) -> list[str]:
@@ -257,7 +258,7 @@ class Talk:
     # What the exchanges are made of.
 
     def _topic(self) -> NounPhrase:
-        kind = self.chance.weighted({"object": 4, "animal": 4, "person": 2, "food": 1, "vehicle": 1})
+        kind = self.chance.weighted({"object": 4, "animal": 3, "person": 4, "food": 1, "vehicle": 1})
         return self.phrases.noun_phrase(kind, determiner="the", plural=self.chance.coin(0.3), adjectives=0)
 
     def _actor(self, topic: NounPhrase) -> NounPhrase:

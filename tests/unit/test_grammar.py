@@ -243,6 +243,24 @@ def test_constructions_that_minimal_pairs_ask_for_are_frequent(sentences, constr
     assert sum(bool(re.search(construction, said, re.I)) for said in sentences) >= least
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(?:\*\w+:\t)?([A-Z]\w+) .*, \w+n't (\w+)\?",
+        r"^(?:\*\w+:\t)?(?:Is|Does|Did|Has|Can) ([A-Z]\w+) .*\?\n\*\w+:\t\w+, (\w+) ",
+    ],
+)
+def test_pronouns_have_the_gender_of_the_name_they_refer_to(text, pattern):
+    gender = {
+        noun.singular: pronoun
+        for name, pronoun in (("girl", "she"), ("boy", "he"))
+        for noun in LEXICON.nouns[name].members
+    }
+    found = [(name, pronoun) for name, pronoun in re.findall(pattern, text, re.M) if name in gender]
+    assert len(found) > 50
+    assert [(name, pronoun) for name, pronoun in found if pronoun != gender[name]] == []
+
+
 def test_chance_is_fair():
     chance = Chance("fair")
     drawn = Counter(chance.weighted({"a": 1, "b": 3}) for _ in range(4000))
