@@ -5,8 +5,6 @@ Shapes: B rows, T tokens per row, R rows of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -43,30 +41,37 @@ def span_of(batch: Batch, step: Step, max_span: int) -> Tensor:
     return torch.where(begins_BT.gather(1, column_BT - origin_BT), column_BT, 0).cummax(1).values
 
 
+def tokens_by_document(batch: Batch) -> Tensor:
+    """int64[B, T]: the row's d-th document has [b, d] maskable tokens."""
+    rows, columns = batch.ids_BT.shape
+    row_B1 = torch.arange(rows, device=batch.ids_BT.device).unsqueeze(1)
+    # Flat, because torch adds deterministically on CUDA only along a single dimension.
+    place_BT = row_B1 * columns + batch.document_BT.clamp(min=0)
+    count = torch.zeros(rows * columns, dtype=torch.int64, device=batch.ids_BT.device)
+    return count.scatter_add_(0, place_BT.flatten(), batch.maskable_BT.flatten().long()).view(rows, columns)
+
+
 def quota(tokens: Tensor, rate: Tensor, u: Tensor) -> Tensor:
     """int64: how many of a document's tokens to mask: rate * tokens, rounded up or down at random, at least one."""
     return (rate * tokens + u).floor().long().clamp(min=1)
 
 
-def first_of_each_document(batch: Batch, key_BT: Tensor, quota_of: Callable[[Tensor], Tensor]) -> Tensor:
+def first_of_each_document(batch: Batch, key_BT: Tensor, tokens_BT: Tensor, quota_BT: Tensor) -> Tensor:
     """bool[B, T]: the maskable tokens with the smallest keys of every document; equal keys go from left to right.
 
-    `quota_of` maps int64[B, T] tokens per document to how many are chosen.
+    `tokens_BT` is `tokens_by_document`, `quota_BT` how many of them are chosen, both indexed by document.
     """
     rows, columns = key_BT.shape
-    # Everything that cannot be chosen goes to one last document of its own.
-    document_BT = torch.where(batch.maskable_BT, batch.document_BT.long(), columns)
+    document_BT = batch.document_BT.long().clamp(min=0)
+    # Sorted by document and then by key; what cannot be chosen comes last.
     by_key_BT = key_BT.argsort(dim=1, stable=True)
-    by_document_BT = document_BT.gather(1, by_key_BT).argsort(dim=1, stable=True)
-    order_BT = by_key_BT.gather(1, by_document_BT)
-    tokens_BD = torch.zeros(rows, columns + 1, dtype=torch.int64, device=key_BT.device)
-    tokens_BD.scatter_add_(1, document_BT, torch.ones_like(document_BT))
-    chosen_BD = quota_of(tokens_BD[:, :columns])
+    last_BT = document_BT.masked_fill(~batch.maskable_BT, columns)
+    order_BT = by_key_BT.gather(1, last_BT.gather(1, by_key_BT).argsort(dim=1, stable=True))
     place_BT = torch.empty_like(order_BT)
     place_BT.scatter_(1, order_BT, torch.arange(columns, device=key_BT.device).expand(rows, columns))
-    before_BD = tokens_BD.cumsum(1) - tokens_BD
-    place_BT = place_BT - before_BD.gather(1, document_BT)
-    return batch.maskable_BT & (place_BT < chosen_BD.gather(1, document_BT.clamp(max=columns - 1)))
+    before_BT = tokens_BT.cumsum(1) - tokens_BT
+    end_BT = (before_BT + quota_BT).gather(1, document_BT)
+    return batch.maskable_BT & (place_BT < end_BT)
 
 
 class MaskHistory(Component):
@@ -127,11 +132,8 @@ class SpanMasking(MaskingStrategy):
 
     def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
         """float32[B, T]: expected share of masked tokens in a token's document; the history decides between them."""
-        columns = batch.ids_BT.shape[1]
-        document_BT = batch.document_BT.long().clamp(min=0)
-        tokens_BT = torch.zeros_like(document_BT).scatter_add_(1, document_BT, batch.maskable_BT.long())
-        tokens_BT = tokens_BT.gather(1, document_BT).clamp(1, columns)
-        return torch.maximum(noise.rate_B.unsqueeze(1), 1 / tokens_BT).float()
+        tokens_BT = tokens_by_document(batch).gather(1, batch.document_BT.long().clamp(min=0))
+        return torch.maximum(noise.rate_B.unsqueeze(1), 1 / tokens_BT.clamp(min=1)).float()
 
     def corrupt(self, batch: Batch, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
         span_BT = span_of(batch, step, self._max_span)
@@ -151,9 +153,9 @@ class SpanMasking(MaskingStrategy):
         key_BT = step.uniform(batch, "span order", columns).gather(1, span_BT).double().log()
         if self._history is not None:
             key_BT = key_BT + self._history.count(batch)
-        rounding_BT = step.uniform(batch, "quota", columns)
-        rate_B1 = noise.rate_B.unsqueeze(1)
-        return first_of_each_document(batch, key_BT, lambda tokens_BT: quota(tokens_BT, rate_B1, rounding_BT))
+        tokens_BT = tokens_by_document(batch)
+        quota_BT = quota(tokens_BT, noise.rate_B.unsqueeze(1), step.uniform(batch, "quota", columns))
+        return first_of_each_document(batch, key_BT, tokens_BT, quota_BT)
 
     def replacement(self, batch: Batch, span_BT: Tensor, step: Step) -> Tensor:
         """int64[B, T]: what a token shows if it is chosen, decided per span: a random token, itself, or `<mask>`."""

@@ -139,7 +139,7 @@ def test_mean_probability_of_a_rows_maskable_tokens_is_its_mask_rate(masking, ba
 def test_probabilities_grow_continuously_from_zero_to_one(masking, batch):
     """Non-decreasing in gamma, and without a jump where the two branches of the scaling meet."""
     strategy, columns = MASKINGS[masking](), batch.ids_BT.shape[1]
-    rate_B = torch.cat([torch.tensor([1e-12]), torch.linspace(1e-9, 1, 500)]).double()
+    rate_B = torch.cat([torch.tensor([1e-12]), torch.linspace(1e-9, 1, 501)]).double()
     copies = rows_of(batch, torch.zeros(len(rate_B), dtype=torch.int64))
     probability_BT = strategy.mask_probability(copies, noise_at(rate_B, copies), step_for(batch)).double()
     probability_BN = probability_BT[:, batch.maskable_BT[0]]
