@@ -22,3 +22,4 @@ def byte_progress(title: str, total: int | None, *, show: bool) -> Iterator[Call
     with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
+        progress.update(task, completed=total)  # blank lines in files are no text, so the sum may stay below
