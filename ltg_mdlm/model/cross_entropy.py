@@ -9,7 +9,7 @@ Shapes are suffixes: N supervised positions, n positions of a chunk, V vocabular
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -146,8 +146,7 @@ class _Vocabulary:
         """The loss, with the gradients hung on it."""
         if not self.wants_gradient:
             return loss
-        attached: Tensor = _GradientsAtHand.apply(loss, *self.inputs, *self.gradients)
-        return attached
+        return cast(Tensor, _GradientsAtHand.apply(loss, *self.inputs, *self.gradients))  # type: ignore[no-untyped-call]
 
 
 class _GradientsAtHand(torch.autograd.Function):
@@ -159,7 +158,7 @@ class _GradientsAtHand(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (gradient * by_loss.to(gradient.dtype) for gradient in ctx.saved_tensors)
         return (None, *scaled, None, None, None)

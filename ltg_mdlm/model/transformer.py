@@ -1,18 +1,20 @@
 """The LTG-BERT backbone with attention gate (arXiv 2303.09859, 2410.24159), conditioned on time by AdaLN-zero.
 
-Read from the bottom: `Transformer` -> `Encoder` -> `Attention`, `FeedForward`.  Imports torch and the standard library
-only, so that the file can travel with an exported model.  State-dict names are those of published checkpoints.
+From top to bottom: the config; dropout; who sees whom and from how far; attention and the gated norm, whose backward
+passes are written out; the modules, named as in published checkpoints; `Transformer`.  Only torch and the standard
+library are imported, so that the file can travel with an exported model.
 
 Shapes are suffixes: B rows, T tokens per row, D width, H heads, E width of a head, R relative-position buckets,
-V vocabulary, C conditioning width, F inner width of the MLP.
+U = 2T - 1 offsets, V vocabulary, C conditioning width, F inner width of the MLP; x any leading dimensions.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,15 +49,52 @@ class ModelConfig:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
         if self.position_bucket_size < 4 or self.position_bucket_size % 2:
             raise ValueError(f"position_bucket_size must be even and at least 4, not {self.position_bucket_size}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
 
     @property
     def num_buckets(self) -> int:
+        """R, the rows of the relative table: -(bucket size - 1) .. bucket size - 1."""
         return 2 * self.position_bucket_size - 1
 
 
-class _Dropout(torch.autograd.Function):
-    """Dropout whose mask costs 16 random bits per element, several times faster than drawing floats on a CPU."""
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """`function.apply`, which torch leaves without types."""
+    return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
 
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product with `x` is made: autocast's where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+# ---- dropout ----
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Inverted dropout, drawn from torch's default generator."""
+    if not training or rate == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    return apply(_Dropout, x, rate)
+
+
+def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
+    """(0 or 1 as int16 in the shape of `like`, one over the probability of a 1), the probability being 1 - rate.
+
+    16 random bits decide an element: on a CPU several times faster than a float for each.  The probability is a
+    multiple of 2^-16, and the scale is that of this multiple.
+    """
+    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    dropped = round(rate * 2**16)
+    keep = words.view(torch.int16)[: like.numel()].view(like.shape).ge_(dropped - 2**15)
+    return keep, 2**16 / (2**16 - dropped)
+
+
+class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
         keep, ctx.scale = keep_mask(x, rate)
@@ -69,32 +108,12 @@ class _Dropout(torch.autograd.Function):
         return (by_output * keep.to(by_output.dtype)).mul_(ctx.scale), None
 
 
-def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
-    """(int16 of 0 and 1 in the shape of `like`, one over the probability of 1); the probability is 1 - rate to 2^-17."""
-    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    dropped = round(rate * 2**16)
-    keep = words.view(torch.int16)[: like.numel()].view(like.shape).ge_(dropped - 2**15)
-    return keep, 2**16 / (2**16 - dropped)
-
-
-def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Inverted dropout from torch's default generator."""
-    if not training or rate == 0:
-        return x
-    if x.is_cuda:
-        return F.dropout(x, rate)
-    return cast(Tensor, _Dropout.apply(x, rate))
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """Autocast's dtype where it is on, else that of `x`."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+# ---- who sees whom, and from how far ----
 
 
 @functools.lru_cache(maxsize=64)
 def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
-    """Bucket of every distance 0 .. max_positions - 1: exact up to bucket_size / 2, then logarithmic.
+    """Bucket of every distance 0 .. P - 1: itself up to m = bucket_size / 2, beyond that on a logarithmic scale.
 
     ceil(log(d / m) / log((P - 1) / m) * (m - 1)) + m, in integers: in floating point the ceiling of the last distance
     can come out one too high and index outside the table.
@@ -113,7 +132,7 @@ def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
 def attention_mask(
     document_BT: Tensor | None, causal_B: Tensor | None, length: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """Additive mask [B, 1, T, T]: 0 where query may see key, else -inf; None where everything may.
+    """Additive mask [B, 1, T, T]: 0 where the query may see the key, else -inf; None where all see all.
 
     Padding (document -1) sees padding, so that no row of scores is empty.
     """
@@ -130,37 +149,119 @@ def attention_mask(
     return torch.where(allowed, torch.zeros_like(blocked), blocked)[:, None]
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """What all layers share about the rows of a batch: who is how far from whom, and who may see whom."""
+class Geometry(NamedTuple):
+    """What all layers share about the rows of a batch."""
 
     bucket_TT: Tensor
     """int64: row of the relative table for (query, key)"""
     one_hot_UR: Tensor
-    """The row as a one-hot vector for each of the U = 2T - 1 offsets query - key, from T - 1 down to -(T - 1)"""
+    """That row as a one-hot vector, for each offset query - key from T - 1 down to -(T - 1)"""
     mask_B1TT: Tensor | None
-    """0 where the query may see the key, -inf elsewhere; None where all see all"""
+    """`attention_mask`"""
+
+
+def geometry_of(
+    config: ModelConfig, length: int, document_BT: Tensor | None, causal_B: Tensor | None, like: Tensor
+) -> Geometry:
+    """For rows of T = `length` tokens, on the device of `like` and in the dtype of its matrix products."""
+    device, dtype = like.device, product_dtype(like)
+    near = distance_buckets(config.max_position_embeddings, config.position_bucket_size)[:length]
+    signed_U = torch.tensor([*reversed(near), *(-bucket for bucket in near[1:])])
+    bucket_U = signed_U.to(device, non_blocking=True) + config.position_bucket_size - 1
+    place_T = torch.arange(length, device=device)
+    bucket_TT = bucket_U[place_T - place_T[:, None] + length - 1]
+    one_hot_UR = (bucket_U[:, None] == torch.arange(config.num_buckets, device=device)).to(dtype)
+    return Geometry(bucket_TT, one_hot_UR, attention_mask(document_BT, causal_B, length, dtype))
+
+
+# ---- attention ----
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_pos: Tensor,
+    key_pos: Tensor,
+    geometry: Geometry,
+    scale: float,
+    rate: float,
+) -> Tensor:
+    """softmax(scale * query . key + `relative_scores`), dropout, times value: [B, H, T, E].
+
+    `query`, `key`, `value` are [B, H, T, E]; the position tables, already scaled, [H, R, E].
+    """
+    if query.device.type == "cpu":  # where no library kernel has dropout or the gradient of a bias
+        return apply(_Attention, geometry, scale, rate, query, key, value, query_pos, key_pos)
+    return attend_by_library(query, key, value, query_pos, key_pos, geometry, scale, rate)
+
+
+def attend_by_library(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_pos: Tensor,
+    key_pos: Tensor,
+    geometry: Geometry,
+    scale: float,
+    rate: float,
+) -> Tensor:
+    """`attend` by torch's fused kernel, to which positions and mask are a bias [B, H, T, T]."""
+    bias = apply(_RelativeScores, geometry, query, key, query_pos, key_pos)
+    return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=rate, scale=scale)
+
+
+class _Attention(torch.autograd.Function):
+    """`attend`, written out.  Keeps the probabilities and two bytes of dropout mask for each of them."""
 
     @staticmethod
-    def of(
-        config: ModelConfig, length: int, document_BT: Tensor | None, causal_B: Tensor | None, like: Tensor
-    ) -> Geometry:
-        """For rows of T = `length` tokens; device and dtype of products are those of `like`."""
-        offset_U = torch.arange(length - 1, -length, -1)
-        near = torch.tensor(distance_buckets(config.max_position_embeddings, config.position_bucket_size))
-        bucket_U = near[offset_U.abs()] * offset_U.sign() + config.position_bucket_size - 1
-        bucket_U = bucket_U.to(like.device, non_blocking=True)
-        place_T = torch.arange(length, device=like.device)
-        bucket_TT = bucket_U[place_T - place_T[:, None] + length - 1]
-        one_hot_UR = (bucket_U[:, None] == torch.arange(config.num_buckets, device=like.device)).to(like.dtype)
-        return Geometry(bucket_TT, one_hot_UR, attention_mask(document_BT, causal_B, length, like.dtype))
+    def forward(ctx: Any, geometry: Geometry, scale: float, rate: float, *operands: Tensor) -> Tensor:
+        query, key, value, query_pos, key_pos = operands
+        scores = relative_scores(geometry, query, key, query_pos, key_pos)
+        scores.flatten(0, 1).baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
+        probability = scores.softmax(-1)
+        keep, kept_scale = keep_mask(probability, rate) if rate else (None, 1.0)
+        ctx.geometry, ctx.scale, ctx.kept_scale = geometry, scale, kept_scale
+        ctx.save_for_backward(*operands, probability, keep)
+        return _kept(probability, keep) @ (value * kept_scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_context: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, query_pos, key_pos, probability, keep = ctx.saved_tensors
+        by_context = by_context * ctx.kept_scale
+        by_value = _kept(probability, keep).mT @ by_context
+        by_scores = torch.ops.aten._softmax_backward_data(
+            _kept(by_context @ value.mT, keep), probability, -1, probability.dtype
+        )
+        by_query, by_key, *by_pos = relative_scores_backward(by_scores, ctx.geometry, query, key, query_pos, key_pos)
+        by_query.add_(by_scores @ key, alpha=ctx.scale)
+        by_key.add_(by_scores.mT @ query, alpha=ctx.scale)
+        return None, None, None, by_query, by_key, by_value, *by_pos
 
 
-def relative_scores(query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor, geometry: Geometry) -> Tensor:
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else x * keep.to(x.dtype)
+
+
+class _RelativeScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, geometry: Geometry, *operands: Tensor) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(*operands)
+        return relative_scores(geometry, *operands)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_scores: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *relative_scores_backward(by_scores, ctx.geometry, *ctx.saved_tensors)
+
+
+def relative_scores(geometry: Geometry, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
     """[B, H, T, T]: query . key_pos[bucket] + key . query_pos[bucket] + mask.
 
-    `query`, `key` are [B, H, T, E], the position tables [H, R, E].  Products with the tables first, then a lookup: the
-    textbook's lookup first makes a tensor [T, T, H, E].
+    Products with the tables come first and the lookup second; the other way round, as the formula reads, there would
+    be a tensor [T, T, H, E] for each table.
     """
     bucket = geometry.bucket_TT.expand(*query.shape[:2], -1, -1)
     scores = (query @ key_pos.mT).gather(-1, bucket)
@@ -171,7 +272,7 @@ def relative_scores(query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tens
 
 
 def relative_scores_backward(
-    by_scores: Tensor, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor, geometry: Geometry
+    by_scores: Tensor, geometry: Geometry, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `relative_scores` by query, key, query_pos and key_pos."""
     by_query_table = bucket_sums(by_scores, geometry.one_hot_UR)
@@ -181,12 +282,11 @@ def relative_scores_backward(
     return by_query_table @ key_pos, by_key_table @ query_pos, by_query_pos, by_key_pos
 
 
-def bucket_sums(x_BHTT: Tensor, one_hot_UR: Tensor, block: int = 128) -> Tensor:
-    """[B, H, T, R]: entry (i, r) is the sum of row i over the columns j whose offset i - j is in bucket r.
+def bucket_sums(x_BHTT: Tensor, one_hot_UR: Tensor, block: int = 64) -> Tensor:
+    """[B, H, T, R]: entry (i, r) is the sum of row i over the columns j whose offset i - j has bucket r.
 
-    A product with the one-hot matrix of offsets instead of a scatter: exact in the accumulation, deterministic, and
-    parallel.  Rows i, skewed so that the columns of equal offset lie under each other, are written into a zeroed
-    buffer: the element (i, j) of a block of n rows goes to column n - 1 - i + j.
+    Instead of a scatter, which is slow, or inexact in bfloat16: a block of n rows is copied into a zeroed buffer, the
+    element (i, j) to column n - 1 - i + j, so that equal offsets share a column, and multiplied by the one-hot matrix.
     """
     *outer, length, _ = x_BHTT.shape
     sums = x_BHTT.new_empty(*outer, length, one_hot_UR.shape[1])
@@ -194,65 +294,25 @@ def bucket_sums(x_BHTT: Tensor, one_hot_UR: Tensor, block: int = 128) -> Tensor:
         stop = min(start + block, length)
         rows, columns = stop - start, length + stop - start - 1
         buffer = x_BHTT.new_zeros(*outer, rows, columns)
-        strides = (*buffer.stride()[:-2], columns - 1, 1)
-        buffer.as_strided((*outer, rows, length), strides, rows - 1).copy_(x_BHTT[..., start:stop, :])
+        skewed_strides = (*buffer.stride()[:-2], columns - 1, 1)
+        buffer.as_strided((*outer, rows, length), skewed_strides, rows - 1).copy_(x_BHTT[..., start:stop, :])
         sums[..., start:stop, :] = buffer @ one_hot_UR[length - stop : length - stop + columns]
     return sums
 
 
-class _RelativeScores(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, geometry: Geometry, *operands: Tensor) -> Tensor:
-        ctx.geometry = geometry
-        ctx.save_for_backward(*operands)
-        return relative_scores(*operands, geometry)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_scores: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *relative_scores_backward(by_scores, *ctx.saved_tensors, ctx.geometry)
+# ---- gated norm, depth-weighted sum ----
 
 
-class _Attention(torch.autograd.Function):
-    """softmax(scale * query . key + relative scores), dropout, times value; the backward pass by hand.
-
-    Against the fused kernels of a CPU, which have neither a gradient for a bias nor dropout.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, geometry: Geometry, scale: float, rate: float, *operands: Tensor) -> Tensor:
-        query, key, value, query_pos, key_pos = operands
-        scores = relative_scores(query, key, query_pos, key_pos, geometry)
-        scores.flatten(0, 1).baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
-        probability = scores.softmax(-1)
-        keep, ctx.scale_kept = keep_mask(probability, rate) if rate else (None, 1.0)
-        ctx.geometry, ctx.scale = geometry, scale
-        ctx.save_for_backward(*operands, probability, keep)
-        return kept(probability, keep) @ (value * ctx.scale_kept)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_context: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, query_pos, key_pos, probability, keep = ctx.saved_tensors
-        by_context = by_context * ctx.scale_kept
-        by_value = kept(probability, keep).mT @ by_context
-        by_scores = kept(by_context @ value.mT, keep)
-        by_scores = torch._softmax_backward_data(by_scores, probability, -1, probability.dtype)
-        by_query, by_key, *by_pos = relative_scores_backward(by_scores, query, key, query_pos, key_pos, ctx.geometry)
-        by_query.add_(by_scores @ key, alpha=ctx.scale)
-        by_key.add_(by_scores.mT @ query, alpha=ctx.scale)
-        return None, None, None, by_query, by_key, by_value, *by_pos
-
-
-def kept(x: Tensor, keep: Tensor | None) -> Tensor:
-    return x if keep is None else x * keep.to(x.dtype)
+def gated_norm(x: Tensor, gate: Tensor, eps: float, approximate: str = "none") -> Tensor:
+    """LayerNorm(x * GELU(gate)), without affine."""
+    return apply(_GatedNorm, x, gate, eps, approximate)
 
 
 class _GatedNorm(torch.autograd.Function):
-    """LayerNorm(x * GELU(gate)), keeping one tensor less than autograd would."""
+    """Keeps one tensor less than autograd would."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, approximate: str, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Tensor, eps: float, approximate: str) -> Tensor:
         activated = F.gelu(gate, approximate=approximate)
         normal, mean, rstd = torch.native_layer_norm(x * activated, x.shape[-1:], None, None, eps)
         ctx.approximate = approximate
@@ -270,39 +330,62 @@ class _GatedNorm(torch.autograd.Function):
         return by_product.mul_(activated), by_gate, None, None
 
 
+class _WeightedSum(torch.autograd.Function):
+    """sum_k weight[k] * terms[k], without a stacked copy of the terms."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_K: Tensor, *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_K, *terms)
+        total = terms[0] * weight_K[0]
+        for weight, term in zip(weight_K[1:], terms[1:], strict=True):
+            total.addcmul_(weight, term)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor, ...]:
+        weight_K, *terms = ctx.saved_tensors
+        by_weight_K = torch.stack([torch.dot(by_total.flatten(), term.flatten()) for term in terms])
+        return by_weight_K, *(by_total * weight for weight in weight_K)
+
+
+# ---- modules ----
+
+
 class Attention(nn.Module):
-    """Gated self-attention with relative positions (arXiv 2303.09859, section 2.1; the gate is GPT-BERT's)."""
+    """Self-attention with relative positions and a gate (arXiv 2303.09859, 2410.24159)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_attention_heads
-        self.scale = 1.0 / math.sqrt(3 * width // config.num_attention_heads)
+        self.scale = 1 / math.sqrt(3 * (width // self.num_heads))
         self.eps = config.layer_norm_eps
         self.dropout = config.attention_probs_dropout_prob
         self.in_proj_qk = nn.Linear(width, 2 * width)
         self.in_proj_vg = nn.Linear(width, 2 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def heads(self, x_xTD: Tensor, count: int) -> tuple[Tensor, ...]:
-        """[.., T, count * D] -> `count` tensors [.., H, T, E]"""
-        split = x_xTD.view(*x_xTD.shape[:-1], count, self.num_heads, -1)
-        return split.movedim((-3, -2), (0, -3)).contiguous().unbind()
-
     def forward(self, x_BTD: Tensor, relative_RD: Tensor, geometry: Geometry) -> Tensor:
-        """The sublayer's output [B, T, D]; `x_BTD` is normalised already."""
+        """The sublayer's output [B, T, D] for a normalised input; `relative_RD` is the table of positions."""
         value_weight, gate_weight = self.in_proj_vg.weight.chunk(2)
         value_bias, gate_bias = self.in_proj_vg.bias.chunk(2)
-        weight = torch.cat([self.in_proj_qk.weight, value_weight])
+        weight = torch.cat([self.in_proj_qk.weight, value_weight])  # three in one product, the gate apart: its use is
         bias = torch.cat([self.in_proj_qk.bias, value_bias])
         query, key, value = self.heads(F.linear(x_BTD, weight, bias), 3)
+        gate_BTD = F.linear(x_BTD, gate_weight, gate_bias)
+
         relative_RD = dropout(relative_RD, self.dropout, self.training)
         query_pos, key_pos = self.heads(self.in_proj_qk(relative_RD) * self.scale, 2)
         rate = self.dropout if self.training else 0.0
-        context = _Attention.apply(geometry, self.scale, rate, query, key, value, query_pos, key_pos)
-        context_BTD = context.transpose(1, 2).flatten(2)
-        context_BTD = _GatedNorm.apply(context_BTD, F.linear(x_BTD, gate_weight, gate_bias), "none", self.eps)
+        context = attend(query, key, value, query_pos, key_pos, geometry, self.scale, rate)
+        context_BTD = gated_norm(context.transpose(1, 2).flatten(2), gate_BTD, self.eps)
         return dropout(self.out_proj(context_BTD), self.dropout, self.training)
+
+    def heads(self, x_xTD: Tensor, count: int) -> tuple[Tensor, ...]:
+        """[.., T, count * D] to `count` tensors [.., H, T, E]."""
+        split = x_xTD.view(*x_xTD.shape[:-1], count, self.num_heads, -1)
+        return tuple(split.movedim((-3, -2), (0, -3)).contiguous())
 
 
 class FeedForward(nn.Module):
@@ -310,24 +393,22 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
         self.eps = config.layer_norm_eps
         self.dropout = config.hidden_dropout_prob
-        self.mlp = nn.ModuleDict(  # named by the places in the published nn.Sequential
-            {
-                "1": nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False),
-                "4": nn.Linear(config.intermediate_size, config.hidden_size, bias=False),
-            }
+        self.mlp = nn.ModuleDict(  # the keys are places in the published nn.Sequential
+            {"1": nn.Linear(width, 2 * inner, bias=False), "4": nn.Linear(inner, width, bias=False)}
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """The sublayer's output [B, T, D]; `x_BTD` is normalised already."""
+        """The sublayer's output [B, T, D] for a normalised input."""
         inner_BTF, gate_BTF = self.mlp["1"](x_BTD).chunk(2, dim=-1)
-        inner_BTF = _GatedNorm.apply(inner_BTF, gate_BTF, "tanh", self.eps)
+        inner_BTF = gated_norm(inner_BTF, gate_BTF, self.eps, approximate="tanh")
         return dropout(self.mlp["4"](inner_BTF), self.dropout, self.training)
 
 
-class DepthWeightedAverages(nn.Module):
-    """After sublayer k, the average of the embedding and the outputs 1 .. k, with learned weights (DenseFormer)."""
+class DepthWeightedAverage(nn.Module):
+    """The input of sublayer k + 1: the embedding and the outputs of sublayers 1 .. k, weighted (arXiv 2402.02622)."""
 
     def __init__(self, num_sublayers: int) -> None:
         super().__init__()
@@ -336,12 +417,12 @@ class DepthWeightedAverages(nn.Module):
             nn.init.ones_(alpha[-1])
 
     def forward(self, outputs: list[Tensor]) -> Tensor:
-        alpha = self.alphas[len(outputs) - 2]
-        return torch.stack([weight * x for weight, x in zip(alpha, outputs, strict=True)]).sum(0)
+        """[B, T, D] from the embedding and all outputs so far."""
+        return apply(_WeightedSum, self.alphas[len(outputs) - 2], *outputs)
 
 
 class Encoder(nn.Module):
-    """The layers, the time modulation of each, and depth-weighted averaging if the config has it."""
+    """The layers, with time modulation and depth-weighted averaging if the config has them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -351,43 +432,44 @@ class Encoder(nn.Module):
         self.mlp_layers = nn.ModuleList(FeedForward(config) for _ in layers)
         if config.cond_dim is not None:
             self.adaLN_modulations = nn.ModuleList(nn.Linear(config.cond_dim, 6 * config.hidden_size) for _ in layers)
-        if config.depth_weighted_averaging:
-            self.dwa_modules = DepthWeightedAverages(2 * config.num_hidden_layers)
-        self.config = config
+        self.dwa_modules = DepthWeightedAverage(2 * len(layers)) if config.depth_weighted_averaging else None
 
     def forward(self, x_BTD: Tensor, time_BC: Tensor | None, relative_RD: Tensor, geometry: Geometry) -> Tensor:
+        """Hidden states [B, T, D]."""
         outputs = [x_BTD]
-        for layer in range(self.config.num_hidden_layers):
-            attention, mlp = self.attention_layers[layer], self.mlp_layers[layer]
-            modulation = [None, None] if time_BC is None else self.modulation(layer, time_BC)
-            for sublayer, arguments, change in (
-                (attention, (relative_RD, geometry), modulation[0]),
-                (mlp, (), modulation[1]),
-            ):
-                x_BTD = x_BTD + self.modulated(sublayer, x_BTD, arguments, change)
-                if self.config.depth_weighted_averaging:
-                    outputs.append(x_BTD)
-                    x_BTD = self.dwa_modules(outputs)
+        for layer, (attention, mlp) in enumerate(zip(self.attention_layers, self.mlp_layers, strict=True)):
+            attend_to = functools.partial(attention, relative_RD=relative_RD, geometry=geometry)
+            change = (None, None) if time_BC is None else self.modulation(layer, time_BC)
+            x_BTD = self.after(attend_to, x_BTD, change[0], outputs)
+            x_BTD = self.after(mlp, x_BTD, change[1], outputs)
         return x_BTD
 
-    def modulation(self, layer: int, time_BC: Tensor) -> list[tuple[Tensor, ...]]:
+    def modulation(self, layer: int, time_BC: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(shift, scale, gate), each [B, 1, D], of the layer's attention and of its MLP."""
-        chunks = self.adaLN_modulations[layer](time_BC)[:, None].chunk(6, dim=-1)
-        return [chunks[:3], chunks[3:]]
+        linear = self.adaLN_modulations[layer]
+        # in the parameters' precision: 1 + scale would lose a small scale in bfloat16
+        chunks = linear(time_BC).to(linear.weight.dtype)[:, None].chunk(6, dim=-1)
+        return chunks[:3], chunks[3:]
 
-    def modulated(
+    def after(
         self,
-        sublayer: nn.Module,
+        sublayer: Callable[[Tensor], Tensor],
         x_BTD: Tensor,
-        arguments: tuple[Tensor | None, ...],
         change: tuple[Tensor, ...] | None,
+        outputs: list[Tensor],
     ) -> Tensor:
-        """LayerNorm, sublayer, and around them AdaLN-zero (arXiv 2212.09748, section 3.2)."""
+        """x + gate * sublayer(LayerNorm(x) * (1 + scale) + shift) (AdaLN-zero, arXiv 2212.09748), then averaged."""
         normal_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=self.eps)
+        dtype = product_dtype(x_BTD)
         if change is None:
-            return cast(Tensor, sublayer(normal_BTD, *arguments))
-        shift, scale, gate = change
-        return cast(Tensor, gate * sublayer(normal_BTD * (1 + scale) + shift, *arguments))
+            x_BTD = x_BTD + sublayer(normal_BTD.to(dtype))
+        else:
+            shift, scale, gate = change
+            x_BTD = x_BTD + gate * sublayer(torch.addcmul(shift, normal_BTD, 1 + scale).to(dtype))
+        if self.dwa_modules is None:
+            return x_BTD
+        outputs.append(x_BTD)
+        return cast(Tensor, self.dwa_modules(outputs))
 
 
 class Embedding(nn.Module):
@@ -417,17 +499,18 @@ class OutputBias(nn.Module):
 
 
 class Head(nn.Module):
-    """LayerNorm, Linear, GELU, LayerNorm, dropout: what stands before the vocabulary matrix."""
+    """What stands before the vocabulary matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.eps = config.layer_norm_eps
         self.dropout = config.hidden_dropout_prob
-        self.nonlinearity = nn.ModuleDict(  # named by the places in the published nn.Sequential
+        self.nonlinearity = nn.ModuleDict(  # the keys are places in the published nn.Sequential
             {"1": nn.Linear(config.hidden_size, config.hidden_size), "5": OutputBias(config.vocab_size)}
         )
 
     def forward(self, hidden_xD: Tensor) -> Tensor:
+        """Features [.., D]: LayerNorm, Linear, GELU, LayerNorm, dropout."""
         normal_xD = F.layer_norm(hidden_xD, hidden_xD.shape[-1:], eps=self.eps)
         features_xD = F.gelu(self.nonlinearity["1"](normal_xD))
         features_xD = F.layer_norm(features_xD, features_xD.shape[-1:], eps=self.eps)
@@ -435,7 +518,7 @@ class Head(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features of a conditioning value, then an MLP (arXiv 2212.09748; 256 features as published)."""
+    """Sinusoidal features of a conditioning value, then an MLP (as in arXiv 2212.09748)."""
 
     num_features = 256
 
@@ -444,22 +527,22 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.num_features, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
     def forward(self, value_B: Tensor) -> Tensor:
-        """[B] -> [B, C]"""
+        """[B] to [B, C]."""
         half = self.num_features // 2
-        dtype = self.mlp[0].weight.dtype
-        place = torch.arange(half, dtype=dtype, device=value_B.device)
-        angle = value_B.to(dtype)[:, None] * torch.exp(-math.log(10000) / half * place)
+        value_B = value_B.to(next(self.mlp.parameters()).dtype)
+        place = torch.arange(half, dtype=value_B.dtype, device=value_B.device)
+        angle = value_B[:, None] * torch.exp(-math.log(10000) / half * place)
         return cast(Tensor, self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1)))
 
 
 def truncated_normal_(tensor: Tensor, std: float) -> None:
-    """Fill with normal draws, those beyond 2 std left out: the inverse of the distribution function on uniform draws."""
+    """Fill with normal draws within 2 std: the inverse distribution function on uniform draws between its bounds."""
     bound = math.erf(math.sqrt(2))
     tensor.uniform_(-bound, bound).erfinv_().mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
 
 
 class Transformer(nn.Module):
-    """Token ids to hidden states, and hidden states to the vocabulary."""
+    """Token ids to hidden states (`forward`), to features (`head`), to the vocabulary (`logits`)."""
 
     def __init__(self, config: ModelConfig, time_embedding: nn.Module | None = None) -> None:
         """`time_embedding` maps conditioning values [B] to [B, C]; the default is `TimeEmbedding(cond_dim)`."""
@@ -474,12 +557,12 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Truncated normal of std sqrt(2 / 5D), biases 0, AdaLN 0, MLP matrices smaller with depth."""
+        """Truncated normal of std sqrt(2 / 5D), biases and AdaLN 0, the MLP's matrices smaller with depth."""
         std = math.sqrt(2 / (5 * self.config.hidden_size))
         for name, parameter in self.named_parameters():
             if "adaLN" in name or name.endswith(".bias"):
                 nn.init.zeros_(parameter)
-            elif not name.startswith(("embedding.relative_layer_norm", "transformer.dwa")):
+            elif not name.startswith(("embedding.relative_layer_norm", "transformer.dwa_modules")):
                 truncated_normal_(parameter, std)
         for layer, mlp in enumerate(self.transformer.mlp_layers):
             for parameter in mlp.parameters():
@@ -487,6 +570,7 @@ class Transformer(nn.Module):
 
     @property
     def output_weight_VD(self) -> Tensor:
+        """The vocabulary matrix, tied to the word embedding."""
         return self.embedding.word_embedding.weight
 
     @property
@@ -509,25 +593,24 @@ class Transformer(nn.Module):
         Raises ValueError for rows longer than `max_position_embeddings`, and for a missing or surplus `value_B`.
         """
         length = ids_BT.shape[1]
-        self.check(length, value_B)
+        self.refuse_unfit(length, value_B)
         words_BTD, relative_RD = self.embedding(ids_BT)
-        like = words_BTD.new_empty(0, dtype=product_dtype(words_BTD))
-        geometry = Geometry.of(self.config, length, document_BT, causal_B, like)
+        geometry = geometry_of(self.config, length, document_BT, causal_B, like=words_BTD)
         time_BC = None if value_B is None else F.silu(self.sigma_map(value_B))
         return cast(Tensor, self.transformer(words_BTD, time_BC, relative_RD, geometry))
 
-    def check(self, length: int, value_B: Tensor | None) -> None:
-        limit = self.config.max_position_embeddings
+    def refuse_unfit(self, length: int, value_B: Tensor | None) -> None:
+        limit, cond_dim = self.config.max_position_embeddings, self.config.cond_dim
         if length > limit:
             raise ValueError(f"rows of {length} tokens are longer than this model's max_position_embeddings, {limit}")
-        if (value_B is None) != (self.config.cond_dim is None):
-            wanted = "needs" if value_B is None else "takes no"
-            raise ValueError(f"a model with cond_dim={self.config.cond_dim} {wanted} conditioning value (value_B)")
+        if (value_B is None) != (cond_dim is None):
+            needs = "needs a" if value_B is None else "takes no"
+            raise ValueError(f"a model with cond_dim={cond_dim} {needs} conditioning value (value_B)")
 
     def head(self, hidden_xD: Tensor) -> Tensor:
         """Hidden states [.., D] to the features [.., D] that the vocabulary matrix is applied to."""
         return cast(Tensor, self.classifier(hidden_xD))
 
     def logits(self, features_xD: Tensor) -> Tensor:
-        """Features [.., D] to logits [.., V]; the matrix is tied to the word embedding."""
+        """Features [.., D] to logits [.., V]."""
         return F.linear(features_xD, self.output_weight_VD, self.output_bias_V)
