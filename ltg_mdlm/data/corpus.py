@@ -107,9 +107,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """A folder made by `prepare_corpus`."""
+    """A folder made by `prepare_corpus`, or files of the existing stack."""
 
     path: Path
+    tokenizer_path: Path
     tokenizer: Tokenizer
     train: Split
     valid: Split | None
@@ -133,6 +134,7 @@ class Corpus:
         splits = description["splits"]
         return cls(
             path=path,
+            tokenizer_path=path / "tokenizer.json",
             tokenizer=own,
             train=_open_split(path / "train", splits["train"], own),
             valid=_open_split(path / "valid", splits["valid"], own) if "valid" in splits else None,
@@ -147,15 +149,12 @@ class Corpus:
         own = Tokenizer.read(tokenizer)
         return cls(
             path=Path(train).parent,
+            tokenizer_path=Path(tokenizer),
             tokenizer=own,
             train=read_tokenized_bin(train, own),
             valid=read_tokenized_bin(valid, own) if valid is not None else None,
             description={"tokenizer": {"fingerprint": own.fingerprint, "vocab_size": own.vocab_size}},
         )
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.path / "tokenizer.json"
 
     @property
     def vocab_size(self) -> int:
@@ -189,6 +188,8 @@ def read_description(path: Path) -> dict[str, Any] | None:
     try:
         description = json.loads((path / "corpus.json").read_text("utf-8"))
         version = description["format"]
+        if version == FORMAT and (missing := {"request", "tokenizer", "splits"} - description.keys()):
+            raise KeyError(*sorted(missing))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

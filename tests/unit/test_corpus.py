@@ -69,10 +69,10 @@ def test_a_file_of_the_wrong_size_is_damage(copied, name):
         Corpus.open(copied)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "damaged"), ("{}", "damaged"), ("[]", "damaged")])
-def test_a_damaged_description_is_refused(copied, content, message):
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"format": 1}', '{"format": 1, "request": {}}'])
+def test_a_damaged_description_is_refused(copied, content):
     (copied / "corpus.json").write_text(content)
-    with pytest.raises(UserError, match=rf"corpus.json: {message}"):
+    with pytest.raises(UserError, match=r"corpus.json: damaged"):
         Corpus.open(copied)
 
 

@@ -28,6 +28,7 @@ def test_a_bin_is_the_same_split_as_its_text_prepared(tmp_path):
     path = save(tmp_path / "train_tokenized.bin", [small_tokenizer().encode(text) for text in TEXTS])
     corpus = Corpus.from_bin(path, tokenizer, valid=path)
     assert corpus.valid is not None
+    assert corpus.tokenizer_path == tokenizer
     for split in (corpus.train, corpus.valid):
         for name in ("tokens", "offsets", "words", "word_bits", "token_count_V"):
             assert getattr(split, name).tolist() == getattr(expected, name).tolist(), name
