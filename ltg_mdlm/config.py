@@ -68,7 +68,7 @@ class ModelSection(Section):
     num_hidden_layers: int = Field(12, ge=1)
     num_attention_heads: int = Field(12, ge=1)
     max_position_embeddings: int = Field(512, ge=1)
-    position_bucket_size: int = Field(32, ge=2)
+    position_bucket_size: int = Field(32, ge=4, multiple_of=2)
     layer_norm_eps: float = Field(1e-5, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1, description="of hidden states and of attention")
     cond_dim: int = Field(128, ge=1, description="width of the time conditioning, when there is one")

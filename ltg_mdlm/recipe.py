@@ -200,9 +200,7 @@ class DenoisingLoss(nn.Module):
             correct_N[part] = logits_nV.detach().argmax(1) == label_N[part]
             return objective.loss_terms(logits_nV, supervised[part], step)
 
-        result = chunked_loss(
-            features_ND, model.output_weight_VD, model.output_bias_V, loss_terms, 1 / denominators_K
-        )
+        result = chunked_loss(features_ND, model.output_weight_VD, model.output_bias_V, loss_terms, 1 / denominators_K)
         return LossOutput(
             loss=result.loss, terms_K=result.terms_K, supervised=supervised, correct_N=correct_N, nll_N=nll_N
         )

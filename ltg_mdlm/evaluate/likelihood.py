@@ -4,8 +4,13 @@ Under uniform masking with the linear schedule the negative ELBO of a row with L
 
     E_{k ~ U{1..L}} [ L / k * sum over the masked tokens of -log p(token | rest) ],  k tokens masked at random,
 
-which is the published integral over t (arXiv 2406.07524, eq. 8) with the number of masked tokens already averaged out for
-every t.  It is reported whatever the model was trained with, so that runs with different schedules can be compared.
+which is the published integral over t (arXiv 2406.07524, eq. 8) with the number of masked tokens already averaged out
+for every t.  It is reported whatever the model was trained with, so that runs with different schedules can be compared.
+
+Four things lower the variance without touching the mean: exact counts instead of independent masks, stratified counts,
+complementary pairs of masks, and a baseline.  `benchmarks/bound_variance.py` measures by how much.
+
+Shapes: B rows, T tokens per row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +35,11 @@ class Bound:
     nats_per_token: float
     """Per maskable token."""
     standard_error: float
-    """Over rows: how far another sample of as much text, with other masks, would lie away."""
+    """Of text and masks together: how far the estimate from other rows of the same kind of text would lie away.
+
+    It takes rows for independent draws, so it is too small for conclusions about other *sources* of text, and too large
+    for comparing two models on the same rows and masks, whose errors are mostly the same.
+    """
     tokens: int
     rows: int
 
@@ -46,31 +55,52 @@ def estimate_bound(
     rows: int,
     draws: int,
     seed: int,
+    baseline_V: Tensor | None = None,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Bound:
     """Estimate the bound with `draws` mask draws per row, in complementary pairs.
 
-    Both members of a pair share one order of the row's tokens: the first masks a prefix of it, the second a suffix, and
-    together they mask every token, so that easy and hard tokens cancel between them.  `rows` counts the rows of all
-    batches and ranks; the share of masked tokens is stratified over them.
+    Args:
+        batches: this rank's rows
+        row_nll: the model
+        rows: of all batches and ranks; the share of masked tokens is stratified over them
+        draws: forward passes per row, an even number
+        seed: of the masks
+        baseline_V: float[V], a guess at the cost of every token type in nats, such as its unigram cross-entropy. Which
+            tokens a mask hides then matters only as far as their cost differs from the guess; the mean is the same for
+            any guess, because a mask of k tokens hides each of L tokens with probability k / L.
+        sum_over_ranks: adds up a tensor over ranks
     """
     assert draws % 2 == 0
     step = Step(seed=seed, step=0, progress=0.0, epoch=0.0, rows=rows)
     sums = torch.zeros(6, dtype=torch.float64)
     for batch in batches:
-        total_B = torch.zeros(batch.row_B.shape[0], dtype=torch.float64, device=batch.row_B.device)
         tokens_B = batch.maskable_BT.sum(1).double()
+        guess_BT = guesses(batch, baseline_V)
+        total_B = torch.zeros_like(tokens_B)
         for pair in range(draws // 2):
             for masked_BT in complementary_masks(batch, step, f"pair {pair}"):
                 count_B = masked_BT.sum(1).clamp(min=1)
                 rate_B = (count_B / tokens_B.clamp(min=1)).float()
-                total_B += tokens_B / count_B * row_nll(batch, masked_BT, rate_B)
-        sums += _moments(total_B / draws, tokens_B)
+                surprise_B = row_nll(batch, masked_BT, rate_B) - (guess_BT * masked_BT).sum(1)
+                total_B += tokens_B / count_B * surprise_B
+        sums += _moments(total_B / draws + guess_BT.sum(1), tokens_B)
     return _ratio_estimate(sum_over_ranks(sums))
 
 
+def guesses(batch: Batch, baseline_V: Tensor | None) -> Tensor:
+    """float64[B, T]: the baseline of every maskable token; 0 elsewhere, and everywhere without a baseline."""
+    if baseline_V is None:
+        return torch.zeros(batch.ids_BT.shape, dtype=torch.float64, device=batch.ids_BT.device)
+    return baseline_V.to(batch.ids_BT.device).double()[batch.ids_BT].masked_fill(~batch.maskable_BT, 0.0)
+
+
 def complementary_masks(batch: Batch, step: Step, stream: str) -> tuple[Tensor, Tensor]:
-    """Two bool[B, T] masks of k and L + 1 - k tokens whose union is every maskable token; k is uniform over 1..L."""
+    """Two bool[B, T] masks of k and L + 1 - k tokens whose union is every maskable token; k is uniform over 1..L.
+
+    Both follow one random order of the row's tokens: the first hides its first k, the second its last L + 1 - k, so
+    that easy and hard tokens, and small and large k, cancel between them.
+    """
     tokens_B = batch.maskable_BT.sum(1)
     order_BT = step.uniform(batch, f"{stream} order", batch.ids_BT.shape[1]).masked_fill(~batch.maskable_BT, 2.0)
     place_BT = order_BT.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
@@ -84,7 +114,9 @@ def complementary_masks(batch: Batch, step: Step, stream: str) -> tuple[Tensor, 
 def _moments(nats_B: Tensor, tokens_B: Tensor) -> Tensor:
     cross = (nats_B * tokens_B).sum()
     counted = (tokens_B > 0).sum().double()
-    return torch.stack([nats_B.sum(), tokens_B.sum(), nats_B.square().sum(), cross, tokens_B.square().sum(), counted]).cpu()
+    return torch.stack(
+        [nats_B.sum(), tokens_B.sum(), nats_B.square().sum(), cross, tokens_B.square().sum(), counted]
+    ).cpu()
 
 
 def _ratio_estimate(sums: Tensor) -> Bound:

@@ -48,7 +48,7 @@ def schedule_panels(schedule: NoiseSchedule) -> list[Panel]:
     return panels
 
 
-def draw(schedule: NoiseSchedule, progress: float, rows: int = HISTOGRAM_ROWS) -> Noise:
+def draw(schedule: NoiseSchedule, progress: float, rows: int = HISTOGRAM_ROWS, seed: int = 0) -> Noise:
     """The noise of a global batch of that many rows, as training would draw it."""
     one_BT = torch.ones(rows, 1, dtype=torch.int64)
     batch = Batch(
@@ -58,7 +58,7 @@ def draw(schedule: NoiseSchedule, progress: float, rows: int = HISTOGRAM_ROWS) -
         maskable_BT=one_BT.bool(),
         row_B=torch.arange(rows),
     )
-    return schedule.sample(batch, Step(seed=0, step=0, progress=progress, epoch=0.0, rows=rows))
+    return schedule.sample(batch, Step(seed=seed, step=0, progress=progress, epoch=0.0, rows=rows))
 
 
 def varies_in_training(schedule: NoiseSchedule) -> bool:

@@ -66,6 +66,13 @@ def test_causal_positions_weigh_one_beside_masked_ones():
     assert DiffusionObjective(1.0).weights(some, STEP)[0].tolist() == pytest.approx([30.0, 1.0])
 
 
+def test_causal_positions_pay_their_cross_entropy_in_the_state_dependent_bound():
+    given = supervised(torch.tensor([0.1, 0.1]), 3.0, causal=torch.tensor([True, True]))
+    logits_NV = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nll = torch.nn.functional.cross_entropy(logits_NV, given.label_N, reduction="sum")
+    assert float(StateDependentBound().loss_terms(logits_NV, given, STEP)) == pytest.approx(float(nll))
+
+
 def test_the_denominator_counts_all_tokens_but_padding():
     batch = batch_of([[[20, 21], [22]], [[23]], []], 8)
     result = MASKINGS["uniform"]().corrupt(batch, no_causal(batch), noise_at(0.5, batch), STEP)
