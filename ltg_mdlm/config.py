@@ -161,7 +161,12 @@ class ValidationConfig(Section):
         "corpus",
         description="BLiMP-style file or folder to score before and after; 'corpus': what comes with the corpus",
     )
-    pairs_per_phenomenon: int = Field(50, ge=1, description="minimal pairs to score of each phenomenon, at most")
+    pairs_per_phenomenon: int = Field(
+        50,
+        ge=2,
+        multiple_of=2,
+        description="minimal pairs to score of each phenomenon, at most; even: they come in twins",
+    )
 
 
 def _wandb_mode(value: object) -> object:
