@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1024
-"""Positions per chunk: 64 MiB of float32 logits at V = 16384."""
+CHUNK = 512
+"""Positions per chunk: 32 MiB of float32 logits at V = 16384."""
 
 
 class CrossEntropy(NamedTuple):
@@ -61,17 +61,18 @@ def weighted_cross_entropy(
     nll_weight_N = nll_weight_N.detach().to(nll_N.dtype)
     z_weight_N = torch.zeros_like(nll_N) if z_weight_N is None else z_weight_N.detach().to(nll_N.dtype)
 
-    def gradient(logits_nV: Tensor, part: slice) -> Tensor:
+    def gradient(logits_nV: Tensor, part: slice) -> Tensor | None:
         label_n1 = label_N[part, None]
-        log_normalizer_n = log_normalizer_N[part] = logits_nV.logsumexp(dim=-1)
-        nll_N[part] = log_normalizer_n - logits_nV.gather(-1, label_n1)[:, 0]
-        correct_N[part] = logits_nV.argmax(dim=-1) == label_N[part]
-        if vocabulary.wants_gradient:
-            weight_n = nll_weight_N[part]
-            logits_nV.sub_(log_normalizer_n[:, None]).exp_()
-            logits_nV.mul_((weight_n + 2 * z_weight_N[part] * log_normalizer_n)[:, None])
-            logits_nV.scatter_add_(-1, label_n1, -weight_n[:, None])
-        return logits_nV
+        label_logit_n = logits_nV.gather(-1, label_n1)[:, 0]
+        log_share_nV = logits_nV.log_softmax(dim=-1)
+        nll_n = nll_N[part] = -log_share_nV.gather(-1, label_n1)[:, 0]
+        log_normalizer_n = log_normalizer_N[part] = nll_n + label_logit_n
+        correct_N[part] = log_share_nV.max(dim=-1).indices == label_N[part]  # on a CPU several times faster than argmax
+        if not vocabulary.wants_gradient:
+            return None
+        weight_n = nll_weight_N[part]
+        by_logits_nV = log_share_nV.exp_().mul_((weight_n + 2 * z_weight_N[part] * log_normalizer_n)[:, None])
+        return by_logits_nV.scatter_add_(-1, label_n1, -weight_n[:, None])
 
     vocabulary.run(gradient, chunk)
     loss = (nll_weight_N * nll_N).sum() + (z_weight_N * log_normalizer_N.square()).sum()
@@ -95,13 +96,12 @@ def chunked_loss(
     terms_K = torch.zeros_like(coefficient_K, dtype=vocabulary.loss_dtype)
     coefficient_K = coefficient_K.detach().to(terms_K.dtype)
 
-    def gradient(logits_nV: Tensor, part: slice) -> Tensor:
+    def gradient(logits_nV: Tensor, part: slice) -> Tensor | None:
         with torch.set_grad_enabled(vocabulary.wants_gradient):
-            logits_nV.requires_grad_(vocabulary.wants_gradient)
-            chunk_K = loss_terms(logits_nV, part)
+            chunk_K = loss_terms(logits_nV.requires_grad_(vocabulary.wants_gradient), part)
             terms_K.add_(chunk_K.detach())
             if not vocabulary.wants_gradient:
-                return logits_nV
+                return None
             return torch.autograd.grad((chunk_K * coefficient_K).sum(), logits_nV)[0]
 
     vocabulary.run(gradient, chunk)
@@ -120,8 +120,8 @@ class _Vocabulary:
         self.wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in self.inputs)
         self.gradients: tuple[Tensor, ...] = ()
 
-    def run(self, gradient: Callable[[Tensor, slice], Tensor], chunk: int) -> None:
-        """Give the logits [n, V] of every chunk to `gradient`, which returns the loss's gradient by them."""
+    def run(self, gradient: Callable[[Tensor, slice], Tensor | None], chunk: int) -> None:
+        """Give the logits [n, V] of every chunk to `gradient`, which returns the loss's gradient by them if wanted."""
         features_ND, weight_VD, bias_V = (x.detach() for x in self.inputs)
         device = features_ND.device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
@@ -132,7 +132,7 @@ class _Vocabulary:
                 part = slice(start, min(start + chunk, len(features_ND)))
                 logits_nV = (features_ND[part] @ weight_VD.T).to(self.loss_dtype).add_(bias_V)
                 by_logits_nV = gradient(logits_nV, part)
-                if self.wants_gradient:
+                if by_logits_nV is not None:
                     self.add_gradients(features_ND[part], weight_VD, by_logits_nV, part)
 
     def add_gradients(self, features_nD: Tensor, weight_VD: Tensor, by_logits_nV: Tensor, part: slice) -> None:

@@ -15,6 +15,11 @@ from ltg_mdlm.model.cross_entropy import chunked_loss, weighted_cross_entropy
 VOCAB, WIDTH = 13, 6
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def inputs(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """features, weight, bias (all wanting gradients), labels, nll weights, z weights"""
     torch.manual_seed(count)
@@ -80,6 +85,13 @@ def test_with_gradients_disabled_the_loss_is_the_same_and_nothing_is_kept():
         quiet = weighted_cross_entropy(*arguments, chunk=5)
     assert not quiet.loss.requires_grad
     torch.testing.assert_close(quiet.loss, weighted_cross_entropy(*arguments).loss.detach())
+
+
+def test_equal_logits_count_as_correct_for_one_label_only():
+    """A model that says the same of every token must not look right everywhere."""
+    features, weight, bias, *_ = (torch.zeros_like(x) for x in inputs(VOCAB))
+    ours = weighted_cross_entropy(features, weight, bias, torch.arange(VOCAB), torch.ones(VOCAB))
+    assert ours.correct_N.sum() == 1
 
 
 def test_bfloat16_products_are_followed_by_float32_softmax():
