@@ -6,8 +6,10 @@ import json
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -193,8 +195,14 @@ def _print_plugin(shown: PluginDescription) -> None:
     console.print(table)
 
 
-def report_errors(run: Any) -> None:
+def _show_warning(message: Warning | str, *place: object) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def report_errors(run: Callable[[], None]) -> None:
     """Call a typer app; a user's mistake becomes one message and exit code 2, without a traceback."""
+    warnings.showwarning = _show_warning
     try:
         run()
     except UserError as error:

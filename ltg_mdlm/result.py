@@ -10,6 +10,7 @@ from typing import Any
 ROWS = (
     ("valid/loss", "objective", "{:.4f}"),
     ("valid/bound", "bound on -log p, nats per token", "{:.4f}"),
+    ("valid/training_bound", "  under the training's own masking", "{:.4f}"),
     ("valid/causal_nll", "causal -log p, nats per token", "{:.4f}"),
     ("valid/unigram", "unigram cross-entropy, for comparison", "{:.4f}"),
     ("valid/bits_per_byte", "bound, bits per byte of text", "{:.4f}"),

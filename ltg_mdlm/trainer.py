@@ -7,6 +7,7 @@ and the denominators are known before the first backward pass, so there is never
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -162,12 +163,15 @@ class Trainer:
             return None
         return StepTally(self.recipe.components.objective.group_names, self.device, is_bound=self.recipe.is_bound)
 
-    def log(self, step: Step, measured: Row, lr: float, grad_norm: Tensor) -> None:
+    def log(self, step: Step, measured: dict[str, float], lr: float, grad_norm: Tensor) -> None:
         """Write one row; the only place in a step that waits for the device."""
         loader, now = self.run.loader, time.monotonic()
         before, tokens_before = self._clock
         tokens = loader.tokens_seen(step.step)
         self._clock = (now, tokens)
+        if "bound" in measured:
+            train = self.run.corpus.train
+            measured["bits_per_byte"] = measured["bound"] * train.num_tokens / train.text_bytes / math.log(2)
         self.write(
             {
                 "step": self.next_step,

@@ -102,12 +102,12 @@ class Validator:
         return metrics
 
     def _objective(self, step: Step) -> dict[str, float]:
-        """The training objective, and accuracies over the masked positions."""
+        """The training objective, the bound that it is (if it is one), and accuracies over the masked positions."""
         objective = self._recipe.components.objective
         groups = len(objective.group_names)
         terms_K = torch.zeros(groups, device=self._device)
         denominators_K = torch.zeros(groups, device=self._device)
-        counts = torch.zeros(7, dtype=torch.float64, device=self._device)
+        counts = torch.zeros(8, dtype=torch.float64, device=self._device)
         for batch in self._batches:
             micro_batch = self._recipe.corrupt(batch, step)
             share_K = self._recipe.denominators([micro_batch])
@@ -122,18 +122,22 @@ class Validator:
                     *_hits(output.correct_N, masked_N & self._classes.frequent_V[supervised.label_N]),
                     *_hits(output.correct_N, masked_N & self._classes.rare_V[supervised.label_N]),
                     (output.nll_N * masked_N).sum().double(),
+                    (batch.maskable_BT & ~micro_batch.corrupted.causal_B.unsqueeze(1)).sum().double(),
                 ]
             )
         terms_K, denominators_K = self._sum(terms_K), self._sum(denominators_K)
-        correct, total, frequent, num_frequent, rare, num_rare, nll = self._sum(counts).tolist()
+        correct, total, frequent, num_frequent, rare, num_rare, nll, maskable = self._sum(counts).tolist()
         loss = float((terms_K / denominators_K.clamp(min=1)).sum())
-        return {
+        metrics = {
             "valid/loss": loss,
             "valid/masked_nll": nll / max(total, 1),
             "valid/accuracy": correct / max(total, 1),
             "valid/accuracy_frequent": frequent / max(num_frequent, 1),
             "valid/accuracy_rare": rare / max(num_rare, 1),
         }
+        if self._recipe.is_bound:
+            metrics["valid/training_bound"] = float(terms_K.sum()) / max(maskable, 1)
+        return metrics
 
     def _causal_nll(self, step: Step) -> float:
         """Nats per maskable token with every row read left to right: an exact -log p, not a bound."""
