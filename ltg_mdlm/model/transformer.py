@@ -60,8 +60,10 @@ class ModelConfig:
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """`function.apply`, which torch leaves without types."""
-    return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+    """`function.apply` without autocast: the operands come in the dtype that is meant, and the gradients leave in it."""
+    device = next(x.device.type for x in arguments if isinstance(x, Tensor))
+    with torch.autocast(device, enabled=False):
+        return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -289,13 +291,15 @@ def bucket_sums(x_BHTT: Tensor, one_hot_UR: Tensor, block: int = 64) -> Tensor:
     element (i, j) to column n - 1 - i + j, so that equal offsets share a column, and multiplied by the one-hot matrix.
     """
     *outer, length, _ = x_BHTT.shape
+    rows = min(block, length)
+    columns = length + rows - 1
+    buffer = x_BHTT.new_zeros(*outer, rows, columns)
+    skewed = buffer.as_strided((*outer, rows, length), (*buffer.stride()[:-2], columns - 1, 1), rows - 1)
     sums = x_BHTT.new_empty(*outer, length, one_hot_UR.shape[1])
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        rows, columns = stop - start, length + stop - start - 1
-        buffer = x_BHTT.new_zeros(*outer, rows, columns)
-        skewed_strides = (*buffer.stride()[:-2], columns - 1, 1)
-        buffer.as_strided((*outer, rows, length), skewed_strides, rows - 1).copy_(x_BHTT[..., start:stop, :])
+    for start in range(0, length, rows):
+        start = min(start, length - rows)  # the last block overlaps the one before it: every block fills the buffer
+        stop = start + rows
+        skewed.copy_(x_BHTT[..., start:stop, :])
         sums[..., start:stop, :] = buffer @ one_hot_UR[length - stop : length - stop + columns]
     return sums
 
