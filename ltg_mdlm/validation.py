@@ -43,14 +43,19 @@ class FrequencyClasses:
         return FrequencyClasses((share_V < FREQUENT_SHARE).to(device), (share_V >= RARE_SHARE).to(device))
 
 
-def unigram_cross_entropy(
-    statistics: CorpusStatistics, batches: Sequence[Batch], sum_over_ranks: Callable[[Tensor], Tensor]
-) -> float:
-    """Nats per maskable token of the rows, under add-one-smoothed training frequencies: what ignoring context costs."""
+def unigram_nll(statistics: CorpusStatistics) -> Tensor:
+    """float64[V]: -log of the add-one-smoothed training frequency of every token type, in nats."""
     count_V = statistics.token_count_V.double().cpu() + 1
-    nll_V = -(count_V / count_V.sum()).log()
-    seen = torch.cat([batch.ids_BT[batch.maskable_BT].cpu() for batch in batches])
-    nll, tokens = sum_over_ranks(torch.stack([nll_V[seen].sum(), torch.tensor(float(len(seen)))])).tolist()
+    return -(count_V / count_V.sum()).log()
+
+
+def unigram_cross_entropy(nll_V: Tensor, batches: Sequence[Batch], sum_over_ranks: Callable[[Tensor], Tensor]) -> float:
+    """Nats per maskable token of the rows when context is ignored."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        nll_N = nll_V[batch.ids_BT[batch.maskable_BT].cpu()]
+        sums += torch.stack([nll_N.sum(), torch.tensor(float(len(nll_N)), dtype=torch.float64)])
+    nll, tokens = sum_over_ranks(sums).tolist()
     return float(nll / max(tokens, 1))
 
 
@@ -77,7 +82,8 @@ class Validator:
         self._rows, self._draws, self._seed = rows, draws, seed
         self._tokens_per_byte = tokens_per_byte
         self._sum = ranks.sum_over_ranks
-        self._unigram = unigram_cross_entropy(statistics, batches, ranks.sum_over_ranks)
+        self._unigram_V = unigram_nll(statistics)
+        self._unigram = unigram_cross_entropy(self._unigram_V, batches, ranks.sum_over_ranks)
 
     def __call__(self, progress: float, epoch: float) -> dict[str, float]:
         """`valid/...` metrics; every rank must call it, and gets the same values."""
@@ -93,6 +99,7 @@ class Validator:
                 rows=self._rows,
                 draws=self._draws,
                 seed=self._seed,
+                baseline_V=self._unigram_V,
                 sum_over_ranks=self._sum,
             )
         metrics["valid/bound"] = bound.nats_per_token
