@@ -16,6 +16,11 @@ def open_unit(t: Tensor) -> Tensor:
     return t.clamp(_LEAST, 1 - _LEAST)
 
 
+def _normal_cdf(z: Tensor) -> Tensor:
+    # torch.special.ndtr is (1 + erf) / 2, which cancels for small values.
+    return 0.5 * torch.erfc(-z / math.sqrt(2))
+
+
 @dataclass(frozen=True)
 class TruncatedNormal:
     """Normal(mean, std) conditioned on [low, high]; infinite bounds leave it whole.
@@ -50,13 +55,11 @@ class TruncatedNormal:
 
     def cdf(self, x: Tensor) -> Tensor:
         """P(X <= x), accurate where it is small."""
-        below: Tensor = torch.special.ndtr((x - self.mean) / self.std)
-        return (below - self._below) / self.mass
+        return (_normal_cdf((x - self.mean) / self.std) - self._below) / self.mass
 
     def survival(self, x: Tensor) -> Tensor:
         """P(X > x), accurate where it is small."""
-        above: Tensor = torch.special.ndtr((self.mean - x) / self.std)
-        return (above - self._above) / self.mass
+        return (_normal_cdf((self.mean - x) / self.std) - self._above) / self.mass
 
     def log_density(self, x: Tensor) -> Tensor:
         """log of the density; finite where the density itself underflows."""
