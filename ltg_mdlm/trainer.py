@@ -59,42 +59,52 @@ class Trainer:
 
         Raises NonFiniteTraining after `training.max_refused_updates` refused updates in a row.
         """
-        run, recipe, max_steps = self.run, self.recipe, self.run.schedule.max_steps
         if self.next_step == 0:
             self.validate()
-        self._clock = (time.monotonic(), run.loader.tokens_seen(self.next_step - 1))
+        self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
         for step in self.steps():
-            torch.manual_seed(stream_key(step.seed, step.step, self.ranks.rank, "dropout")[0])
-            micro_batches = [recipe.corrupt(batch, step) for batch in run.loader.micro_batches(step.step)]
-            denominators_K = self.agree(recipe.denominators(micro_batches))
-            tally = self.tally_if_logged(step)
-            for micro_batch, synchronised in self.accumulate(micro_batches):
-                with synchronised:
-                    output = self.loss(micro_batch, denominators_K, step)
-                    self.backward(output.loss)
-                recipe.observe(step, micro_batch, output)
-                if tally is not None:
-                    tally.add(micro_batch, output)
-            lr = self.learning_rate(step)
-            update = run.optimizer.step(lr)
-            run.optimizer.zero_grad()
-            run.ema.update(refused=update.refused)
-            recipe.step_end(step)
-            self._refused_steps[step.step % len(self._refused_steps)] = update.refused
+            self.train_step(step)
             self.next_step = step.step + 1
-            if tally is not None:
-                self.log(step, tally.read(denominators_K, self.ranks.sum_over_ranks), lr, update.grad_norm)
-            if self.next_step % self.config.validation.every == 0 or self.next_step == max_steps:
+            if self.is_due(self.config.validation.every):
                 self.validate()
-            if self.stop_agreed():
+            stopping = self.stop_agreed()
+            words_seen = self.run.loader.words_seen(step.step)
+            if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
                 self.checkpoints.save(self.state())
-                return False
-            if (
-                self.checkpoints.due(self.next_step, run.loader.words_seen(self.next_step - 1))
-                or self.next_step == max_steps
-            ):
-                self.checkpoints.save(self.state())
+            if stopping:
+                return self.is_last
         return True
+
+    def train_step(self, step: Step) -> None:
+        """One update from one global batch."""
+        run, recipe = self.run, self.recipe
+        torch.manual_seed(stream_key(step.seed, step.step, self.ranks.rank, "dropout")[0])
+        micro_batches = [recipe.corrupt(batch, step) for batch in run.loader.micro_batches(step.step)]
+        denominators_K = self.agree(recipe.denominators(micro_batches))
+        tally = self.tally_if_logged(step)
+        for micro_batch, synchronised in self.accumulate(micro_batches):
+            with synchronised:
+                output = self.loss(micro_batch, denominators_K, step)
+                self.backward(output.loss)
+            recipe.observe(step, micro_batch, output)
+            if tally is not None:
+                tally.add(micro_batch, output)
+        update = run.optimizer.step(self.learning_rate(step))
+        run.optimizer.zero_grad()
+        run.ema.update(refused=update.refused)
+        recipe.step_end(step)
+        self._refused_steps[step.step % len(self._refused_steps)] = update.refused
+        if tally is not None:
+            self.log(step, tally.read(denominators_K, self.ranks.sum_over_ranks), update.grad_norm)
+
+    @property
+    def is_last(self) -> bool:
+        """No step is left."""
+        return self.next_step == self.run.schedule.max_steps
+
+    def is_due(self, every: int) -> bool:
+        """Every so many steps, and after the last one."""
+        return self.next_step % every == 0 or self.is_last
 
     def steps(self) -> Iterator[Step]:
         """The steps that are left."""
@@ -152,18 +162,14 @@ class Trainer:
             final=settings.final_factor,
         )
 
-    def is_logged(self, step: int) -> bool:
-        """The first and last step, and every `logging.every`-th."""
-        done = step + 1
-        return step == 0 or done % self.config.logging.every == 0 or done == self.run.schedule.max_steps
-
     def tally_if_logged(self, step: Step) -> StepTally | None:
-        """A tally for a step that will be logged; others are not counted at all."""
-        if not self.is_logged(step.step):
+        """A tally for the first step, the last, and every `logging.every`-th; others are not counted at all."""
+        done = step.step + 1
+        if done not in (1, self.run.schedule.max_steps) and done % self.config.logging.every:
             return None
         return StepTally(self.recipe.components.objective.group_names, self.device, is_bound=self.recipe.is_bound)
 
-    def log(self, step: Step, measured: dict[str, float], lr: float, grad_norm: Tensor) -> None:
+    def log(self, step: Step, measured: dict[str, float], grad_norm: Tensor) -> None:
         """Write one row; the only place in a step that waits for the device."""
         loader, now = self.run.loader, time.monotonic()
         before, tokens_before = self._clock
@@ -174,12 +180,12 @@ class Trainer:
             measured["bits_per_byte"] = measured["bound"] * train.num_tokens / train.text_bytes / math.log(2)
         self.write(
             {
-                "step": self.next_step,
+                "step": step.step + 1,
                 "epoch": round(step.epoch, 6),
                 "words_seen": loader.words_seen(step.step),
                 "tokens_seen": tokens,
                 **measured,
-                "lr": lr,
+                "lr": self.learning_rate(step),
                 "grad_norm": float(grad_norm),
                 "tokens_per_second": round((tokens - tokens_before) / max(now - before, 1e-9), 1),
                 **self.recipe.metrics(),
@@ -201,7 +207,7 @@ class Trainer:
         in_a_row = int(self.run.optimizer.refused_in_a_row)
         if in_a_row >= self.config.training.max_refused_updates:
             raise NonFiniteTraining(
-                f"{in_a_row} updates in a row had a non-finite loss or gradient, the last at step {self.next_step};"
+                f"{in_a_row} updates in a row had a non-finite loss or gradient, the last at step {step.step + 1};"
                 " they were not applied (metrics.jsonl lists them as refused_update).  Lower optimizer.lr or"
                 " optimizer.clip, or try training.precision=fp32; the newest checkpoint is from before or between them"
             )
