@@ -60,7 +60,7 @@ class ModelConfig:
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """`function.apply` without autocast: the operands come in the dtype that is meant, and the gradients leave in it."""
+    """`function.apply` without autocast: operands come in the dtype that is meant, and gradients leave in it."""
     device = next(x.device.type for x in arguments if isinstance(x, Tensor))
     with torch.autocast(device, enabled=False):
         return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
