@@ -29,6 +29,7 @@ from support.batches import (
     step_for,
     text_batch,
 )
+from support.host_reads import NoHostReads
 from torch import Tensor
 
 from ltg_mdlm.api import IGNORE, Batch, Corrupted, Observation, Step, Supervised
@@ -282,6 +283,16 @@ def test_histories_and_masks_are_the_same_on_all_ranks_and_for_any_split():
         assert torch.equal(one, torch.cat([first, second]))
     for strategy in strategies:
         assert torch.equal(strategy.state_dict()["mask_count"], single.state_dict()["mask_count"])
+
+
+def test_keeping_the_history_never_waits_for_the_device():
+    batch, strategy = text_batch(8, 32), span_masking()
+    step = step_for(batch)
+    seen = observation(batch, strategy.corrupt(batch, no_causal(batch), noise_at(0.3, batch), step), step)
+    with NoHostReads():
+        CausalShare(0.25).causal(step, CPU)
+        strategy.observe(seen)
+        strategy.step_end(step)
 
 
 def test_a_restored_history_goes_on_as_if_never_interrupted():

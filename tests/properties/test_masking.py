@@ -25,6 +25,7 @@ from support.batches import (
     step_for,
     text_batch,
 )
+from support.host_reads import NoHostReads
 from torch import Tensor
 
 from ltg_mdlm.api import IGNORE, Batch, Corrupted, labels_for
@@ -107,6 +108,15 @@ def test_masks_do_not_depend_on_the_split_into_micro_batches(masking, noise):
     whole = strategy.corrupt(batch, step.causal_R, made.sample(batch, step), step)
     for name in ("input_BT", "labels_BT", "masked_BT", "realised_rate_B"):
         assert torch.equal(torch.cat([getattr(result, name) for result in results]), getattr(whole, name))
+
+
+@every_masking
+@every_schedule
+def test_corrupting_never_waits_for_the_device(masking, noise):
+    batch, strategy, made = text_batch(4, 32), MASKINGS[masking](), schedule(noise)
+    step = dataclasses.replace(step_for(batch), causal_R=torch.arange(4) == 1)
+    with NoHostReads():
+        strategy.corrupt(batch, step.causal_R[batch.row_B], made.sample(batch, step), step)
 
 
 @pytest.mark.parametrize("masking", INDEPENDENT)
