@@ -372,9 +372,10 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, relative_RD: Tensor, geometry: Geometry) -> Tensor:
         """The sublayer's output [B, T, D] for a normalised input; `relative_RD` is the table of positions."""
+        # query, key and value in one product; the gate, which is wanted after the attention, in its own
         value_weight, gate_weight = self.in_proj_vg.weight.chunk(2)
         value_bias, gate_bias = self.in_proj_vg.bias.chunk(2)
-        weight = torch.cat([self.in_proj_qk.weight, value_weight])  # three in one product, the gate apart: its use is
+        weight = torch.cat([self.in_proj_qk.weight, value_weight])
         bias = torch.cat([self.in_proj_qk.bias, value_bias])
         query, key, value = self.heads(F.linear(x_BTD, weight, bias), 3)
         gate_BTD = F.linear(x_BTD, gate_weight, gate_bias)

@@ -109,6 +109,19 @@ def test_bfloat16_products_are_followed_by_float32_softmax():
     assert [g.dtype for g in gradients] == [torch.float32] * 3
 
 
+def test_the_graph_keeps_nothing_of_the_size_of_the_logits():
+    *arguments, _ = inputs(40)
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        weighted_cross_entropy(*arguments, chunk=7).loss.backward()
+    assert max(sizes) == 40 * WIDTH < 40 * VOCAB
+
+
 def test_extreme_logits_stay_finite():
     features, weight, bias, label, nll_weight, z_weight = inputs(4, torch.float32)
     ours = weighted_cross_entropy(features * 1e4, weight, bias, label, nll_weight, z_weight)

@@ -12,6 +12,8 @@ from support.models import VOCAB, disturbed_model, packed, packed_rows, small_co
 from support.oracle import Oracle, bucket, visible
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
 
@@ -237,6 +239,28 @@ def test_bfloat16_autocast_stays_close_to_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded_BTD = model(ids_BT, document_BT, causal_B, value_B)
     assert (rounded_BTD - exact_BTD).abs().max() < 0.05 * exact_BTD.abs().max()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_no_tensor_holds_a_vector_for_every_pair_of_positions():
+    """The published model makes one of [T, T, 2D]; the largest here is the skewed scores, [H, 64, T + 63]."""
+    model = disturbed_model(small_config(cond_dim=None))
+    ids_BT = torch.randint(VOCAB, (1, 128))
+    with LargestTensor() as largest:
+        model(ids_BT).sum().backward()
+    assert largest.elements <= max(3 * 128 * 128, 3 * 64 * 191)
 
 
 def test_nothing_in_a_forward_and_backward_pass_reads_a_value_on_the_host():
