@@ -33,7 +33,7 @@ def truncnorm(mean: float, std: float, low: float = LOWEST_RATE) -> stats.rv_con
 
 @pytest.mark.parametrize("name", SMOOTH)
 @given(t=inner, progress=progresses)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_slope_is_the_derivative_of_the_rate(name, t, progress):
     assume(not name.startswith("bimodal") or abs(t - 0.6) > 0.02)  # between the modes it bends too sharply
     made, step = schedule(name), 1e-4 * min(t, 1 - t)
@@ -43,7 +43,7 @@ def test_slope_is_the_derivative_of_the_rate(name, t, progress):
 
 @pytest.mark.parametrize("name", SMOOTH)
 @given(t=inner, progress=progresses)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_density_is_one_over_the_slope(name, t, progress):
     made = schedule(name)
     rate = made.rate(tensor(t), progress)
@@ -52,7 +52,7 @@ def test_density_is_one_over_the_slope(name, t, progress):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(t=st.lists(st.floats(2**-60, 1 - 2**-53), min_size=2, max_size=20).map(sorted), progress=progresses)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_rates_increase_with_t_and_stay_in_the_unit_interval(name, t, progress):
     rate = schedule(name).rate(tensor(*t), progress)
     assert torch.all(rate.diff() >= 0)
@@ -106,7 +106,7 @@ def test_truncated_normal_is_scipys(mean, std, t):
 
 
 @given(st.floats(0, 0.9), st.floats(0.02, 1), progresses, st.lists(inner, min_size=1, max_size=10))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_bimodal_rates_are_quantiles_of_scipys_mixture(left_mean, left_std, progress, t):
     modes = Modes(left_mean=left_mean, left_std=left_std)
     made = BimodalGaussian(modes)
@@ -143,7 +143,7 @@ def test_the_right_mode_moves_from_its_start_towards_its_end():
 
 @pytest.mark.parametrize("causal", [False, True])
 @given(cuts=st.lists(st.integers(1, 60), max_size=6, unique=True).map(sorted), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_t_covers_every_cell_once_over_ranks_and_micro_batches(causal, cuts, seed):
     """The global batch's masked rows together hit each of n equal cells, however they are split."""
     batch = text_batch(61, 8)
