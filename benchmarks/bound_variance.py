@@ -126,7 +126,7 @@ def main() -> None:
         micro_batch_rows=arguments.rows,
         rows=arguments.rows,
     ).batches[0]
-    count_V = corpus_statistics(run.corpus).token_count_V.double() + 1
+    count_V = corpus_statistics(run.config, run.corpus).token_count_V.double() + 1
     guess_BT = guesses(batch, -(count_V / count_V.sum()).log())
     tokens = int(batch.maskable_BT.sum())
     print(f"{arguments.rows} rows, {tokens} tokens, 2 forward passes per row, {arguments.seeds} seeds")

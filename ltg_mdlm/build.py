@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ltg_mdlm.api import CorpusStatistics, RunContext
 from ltg_mdlm.checkpoint import find_checkpoint, load_weights
@@ -17,7 +18,7 @@ from ltg_mdlm.data.builtin import MINIMAL_PAIRS, builtin_corpus
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.loader import RowLoader, validation_batches
 from ltg_mdlm.data.schedule import BatchSchedule
-from ltg_mdlm.data.special_tokens import MASK, NUM_SPECIAL
+from ltg_mdlm.data.special_tokens import EOS, MASK, NUM_SPECIAL
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.ema import EMA
 from ltg_mdlm.evaluate.minimal_pairs import score_minimal_pairs
@@ -68,11 +69,20 @@ def open_corpus(config: RunConfig) -> Corpus:
     return Corpus.open(data.corpus)
 
 
-def corpus_statistics(corpus: Corpus) -> CorpusStatistics:
-    """Counts over the training split, special tokens left out."""
+def corpus_statistics(config: RunConfig, corpus: Corpus) -> CorpusStatistics:
+    """Counts over the training split without special tokens; `</s>` is an ordinary one where documents end in it."""
     count_V = torch.from_numpy(np.array(corpus.train.token_count_V, dtype=np.int64))
     count_V[:NUM_SPECIAL] = 0
+    if config.data.end_of_document:
+        count_V[EOS] = corpus.train.num_documents
     return CorpusStatistics(token_count_V=count_V, num_tokens=int(count_V.sum()), num_words=int(corpus.train.num_words))
+
+
+def special_types(config: RunConfig, vocab_size: int) -> Tensor:
+    """bool[V]: token types that are never masked nor predicted."""
+    special_V = torch.arange(vocab_size) < NUM_SPECIAL
+    special_V[EOS] = not config.data.end_of_document
+    return special_V
 
 
 def batch_schedule(config: RunConfig, corpus: Corpus) -> BatchSchedule:
@@ -101,7 +111,7 @@ def run_context(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, rank
         vocab_size=vocab_size,
         hidden_size=config.model.hidden_size,
         mask_id=MASK,
-        special_V=(torch.arange(vocab_size) < NUM_SPECIAL).to(ranks.device),
+        special_V=special_types(config, vocab_size).to(ranks.device),
         tokens_V=tuple(corpus.tokenizer.tokens),
         word_start_V=torch.from_numpy(corpus.tokenizer.token_text.opens_word_V).to(ranks.device),
         num_positions=int(corpus.train.num_tokens),
@@ -153,7 +163,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
     config = host.config
     schedule = batch_schedule(config, corpus)
-    statistics = corpus_statistics(corpus)
+    statistics = corpus_statistics(config, corpus)
     recipe = Recipe(host.build(run_context(config, corpus, schedule, ranks), statistics))
     model = build_model(config, corpus.vocab_size, recipe.components).to(ranks.device)
     if config.run.init_from is not None:

@@ -73,7 +73,7 @@ def describe_run(settings: Settings) -> RunReport:
     corpus = open_corpus(config)
     schedule = batch_schedule(config, corpus)
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(corpus))
+    components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(config, corpus))
     with torch.device("meta"):
         model = build_model(config, corpus.vocab_size, components)
     totals = schedule.totals()

@@ -44,7 +44,7 @@ class StepTally:
             self._counts
         ).tolist()
         row = {"loss": float((terms_K / denominators_K).sum())}
-        if self._is_bound:
+        if self._is_bound and not causal_n:
             row["bound"] = float(terms_K.sum()) / max(maskable, 1)
         if maskable:
             row |= {"mask_rate": masked / maskable}

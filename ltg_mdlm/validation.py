@@ -142,7 +142,7 @@ class Validator:
             "valid/accuracy_frequent": frequent / max(num_frequent, 1),
             "valid/accuracy_rare": rare / max(num_rare, 1),
         }
-        if self._recipe.is_bound:
+        if self._recipe.is_bound and step.causal_R is None:
             metrics["valid/training_bound"] = float(terms_K.sum()) / max(maskable, 1)
         return metrics
 

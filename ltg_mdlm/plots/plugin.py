@@ -42,7 +42,7 @@ def plugin_panels(name: str, host: Host, corpus: Corpus) -> list[Panel]:
     config = host.config
     schedule = batch_schedule(config, corpus)
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(corpus))
+    components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(config, corpus))
     panels = []
     if components.providers["noise_schedule"] == name:
         panels += schedule_panels(components.noise_schedule)
@@ -71,7 +71,7 @@ def measured_masking(components: Components, config: RunConfig, corpus: Corpus, 
         packing=config.training.packing,
         end_of_document=config.data.end_of_document,
     )
-    rank_V = frequency_rank(corpus_statistics(corpus).token_count_V)
+    rank_V = frequency_rank(corpus_statistics(config, corpus).token_count_V)
     measured = masking_by_rank(components.masking, rows.batches, rank_V, step)
     return masking_panels(measured, ", end of training")
 
