@@ -101,13 +101,17 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
         keep, ctx.scale = keep_mask(x, rate)
         ctx.save_for_backward(keep)
-        return (x * keep.to(x.dtype)).mul_(ctx.scale)
+        return _kept(x, keep).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_output: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return (by_output * keep.to(by_output.dtype)).mul_(ctx.scale), None
+        return _kept(by_output, keep).mul_(ctx.scale), None
+
+
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else keep.to(x.dtype).mul_(x)
 
 
 # ---- who sees whom, and from how far ----
@@ -240,10 +244,6 @@ class _Attention(torch.autograd.Function):
         by_query.add_(by_scores @ key, alpha=ctx.scale)
         by_key.add_(by_scores.mT @ query, alpha=ctx.scale)
         return None, None, None, by_query, by_key, by_value, *by_pos
-
-
-def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
-    return x if keep is None else x * keep.to(x.dtype)
 
 
 class _RelativeScores(torch.autograd.Function):
