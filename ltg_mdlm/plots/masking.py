@@ -28,6 +28,8 @@ LEAST_SHARE = 0.005
 """Intervals that hold a smaller share of the measured tokens are not shown: their averages would be noise."""
 FLAT = 0.005
 """A strategy whose probabilities differ less than this, relative to the mask rate, does not depend on rank."""
+LEAST_SPAN = 0.1
+"""The axis of ratios shows at least 1 - this to 1 + this: small differences are to look small."""
 
 _RANK_LABEL = "frequency rank (1 = most frequent token type)"
 
@@ -118,5 +120,7 @@ def _draw_ratio(rank_I: Tensor, ratio_GI: Tensor, rates: Sequence[float], axes: 
         width = 1.3 * (len(rates) - place) if coincide else None
         axes.plot(rank_I, ratio_I, color=colour, linewidth=width, label=f"γ = {rate:g}")
     axes.axhline(1, color=MUTED, linewidth=0.8)
+    low, high = axes.get_ylim()
     axes.set(xscale="log", xlabel=_RANK_LABEL, ylabel="probability / γ")
+    axes.set_ylim(min(low, 1 - LEAST_SPAN), max(high, 1 + LEAST_SPAN))
     axes.legend()
