@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -37,7 +38,9 @@ from ltg_mdlm.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from support.runs import (  # type: ignore[import-not-found]
+    FAULTY,
     TINY,
+    environment,
     killed,
     launch_quietly,
     losses,
@@ -45,6 +48,7 @@ from support.runs import (  # type: ignore[import-not-found]
     run,
     saved_bits,
     status,
+    train_command,
 )
 
 STEPS = 12
@@ -144,11 +148,16 @@ def table(bench: Bench) -> None:
 
 
 def one_rank_killed(bench: Bench) -> Finding:
-    out = bench.new("one-of-two")
-    killed(out, plugin="faulty", processes=2, faults=({"at": "step 7", "do": "SIGKILL", "rank": 1},))
-    said = status(out)
+    """Under torchrun, which ends the others."""
+    out, mark = bench.new("one-of-two"), bench.new("mark")
+    faults = [{"at": "step 7", "do": "SIGKILL", "rank": 1, "once": str(mark)}]
+    paths = os.pathsep.join([str(FAULTY), os.environ.get("PYTHONPATH", "")])
+    settings = environment() | {"FAULTS": json.dumps(faults), "PYTHONPATH": paths}
+    command = train_command(out, "--plugin", "faulty", processes=2)
+    subprocess.run(command, capture_output=True, env=settings, check=False)
+    seconds, said = time.time() - mark.stat().st_mtime, status(out)
     went_on = beginning(run(out, plugin="faulty", processes=2)[0].output)
-    happened = f"the other ends ({said['status']!r}); {went_on}"
+    happened = f"all have ended {seconds:.1f} s later, status {said['status']!r} at step {said['step']}; {went_on}"
     return Finding("SIGKILL of one of 2 ranks in step 7", happened, LOST_STEPS, bench.is_same(out, processes=2))
 
 

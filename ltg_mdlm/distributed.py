@@ -17,6 +17,8 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from ltg_mdlm.errors import UserError
 
@@ -65,7 +67,8 @@ class Ranks:
             with ranks._explained("meeting the other processes"):
                 # gloo serves tensors on the CPU, whatever the device is.
                 backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-                dist.init_process_group(backend, timeout=timeout)
+                store = _store_of_this_attempt(rank, world_size, timeout)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
                 ranks.barrier()
         return ranks
 
@@ -142,7 +145,7 @@ class Ranks:
         """Whether no other process has asked this about the same text."""
         try:
             digest = hashlib.sha256(text.encode()).hexdigest()
-            return dist.distributed_c10d._get_default_store().add(f"said/{digest}", 1) == 1
+            return _get_default_store().add(f"said/{digest}", 1) == 1
         except RuntimeError:  # the process that kept count is gone
             return True
 
@@ -159,6 +162,13 @@ class Ranks:
             f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended,"
             f" hangs, or cannot be reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
         )
+
+
+def _store_of_this_attempt(rank: int, world_size: int, timeout: timedelta) -> Store:
+    """Where processes find each other's addresses, apart from those that torchrun's earlier attempts left there."""
+    store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

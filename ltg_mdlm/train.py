@@ -39,7 +39,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     """Train until done, preempted or broken; returns the exit code.  Raises UserError before anything is written."""
     host = Host(settings.config, settings.sources)
     config = host.config
-    with StopRequest() as stop, Ranks.setup(threads=config.training.threads) as ranks:
+    with Ranks.setup(threads=config.training.threads) as ranks, StopRequest() as stop:
         require_same_program(host, ranks)
         console = Console(quiet=not ranks.is_main)
         for text in host.check_config():
