@@ -48,8 +48,8 @@ GPU_FLOPS = 790e12
 """Measured bf16 rate of one H200."""
 UTILISATION = 0.4
 BANDWIDTHS = {8: 300e9, 64: 200e9}
-"""Bytes per second that a ring all-reduce is taken to reach: within a machine with NVLink, and between machines with eight
-400 Gbit/s network cards each; about half of what the hardware is sold for."""
+"""Bytes per second that a ring all-reduce is taken to reach: within a machine with NVLink, and between machines with
+eight 400 Gbit/s network cards each; about half of what the hardware is sold for."""
 GLOBAL_BATCHES = (1024, 32_768)
 """Rows of 128 tokens: of the frequency-informed recipe, and of GPT-BERT's."""
 
