@@ -18,6 +18,8 @@ PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scontrol", "squ
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 START_ATTEMPTS = 3
 """Ports are chosen free, but somebody may take one before a daemon does."""
+PATIENCE_AT_THE_END = 5.0
+"""Seconds that cancelled jobs have to end by themselves."""
 
 CONFIGURATION = """\
 ClusterName=test
@@ -65,7 +67,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 class Cluster:
@@ -99,7 +101,7 @@ class Cluster:
             *(f"--{kind}-file={self.folder}/munged.{kind}" for kind in ("pid", "log", "seed")),
             f"--key-file={self.folder}/munge.key",
         )
-        self._await(lambda: self._succeeds("munge", socket_option[2:].replace("socket=", "--socket="), "-n"), "munged")
+        self._await(lambda: self._succeeds("munge", socket_option, "-n"), "munged")
         configuration = self.environment["SLURM_CONF"]
         self._launch("slurmctld", "-D", "-f", configuration)
         self._await(lambda: self._succeeds("scontrol", "ping"), "slurmctld")
@@ -132,7 +134,12 @@ class Cluster:
         with (self.folder / "daemons.log").open("ab") as log:
             self._daemons.append(
                 subprocess.Popen(
-                    command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    command,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
             )
 
@@ -153,7 +160,9 @@ class Cluster:
     def __call__(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """Run a client with these environment variables, too; returns its output."""
         environment = self.environment | variables
-        done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=60
+        )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -177,8 +186,10 @@ class Cluster:
     def stop(self) -> None:
         """Cancel all jobs, then end the daemons and whatever of the jobs is left."""
         if self._succeeds("scontrol", "ping"):
-            self._succeeds("scancel", "--signal=KILL", "--full", "--user", self._user())
-            self._succeeds("scancel", "--user", self._user())
+            self._succeeds("scancel", "--user", str(os.getuid()))
+            deadline = time.monotonic() + PATIENCE_AT_THE_END
+            while self("squeue", "-h") and time.monotonic() < deadline:
+                time.sleep(0.1)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in reversed(self._daemons):
@@ -190,9 +201,6 @@ class Cluster:
         self._daemons.clear()
         for process in self._leftovers():
             os.kill(process, signal.SIGKILL)
-
-    def _user(self) -> str:
-        return str(os.getuid())
 
     def _leftovers(self) -> list[int]:
         """slurmstepds and processes of jobs outlive a slurmd; their environment says that they belong to this cluster."""
