@@ -42,7 +42,7 @@ def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a last line that is being written, or that a killed process left torn, is left out."""
+    """The rows of a metrics file; a torn last line, which is being written or never will be, is left out."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):

@@ -39,6 +39,7 @@ train_and_requeue() {
     shift
     trap 'stop_signal=TERM' TERM
     trap 'stop_signal=USR1; forward_usr1 &' USR1
+    await_lock "$run_folder/lock"
     say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
     srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
     srun_pid=$!
@@ -64,6 +65,17 @@ prepare_environment() {
     read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems give out by themselves
     export MASTER_ADDR MASTER_PORT
+}
+
+# A node that died let go of nothing: the trainer respects the lock of another machine until it has been silent for 5
+# minutes.  Slurm starts a job again only after its end, so this start may wait where others should be refused.
+await_lock() {
+    local owner='' end=$((SECONDS + 330))
+    if [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || ! [ -s "$1" ]; then return; fi
+    read -r owner _ <"$1" || true
+    [ "$owner" != "$(hostname)" ] || return 0
+    say "waiting for the lock of $owner, which has not let go of it"
+    while [ -s "$1" ] && [ -n "$(find "$1" -newermt '-300 seconds')" ] && [ "$SECONDS" -lt "$end" ]; do sleep 5; done
 }
 
 # srun passes it to the processes on all nodes.  Those that are still importing ignore it, hence again and again.

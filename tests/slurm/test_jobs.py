@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parents[2] / "slurm"
 PATIENCE = 300.0
 """Seconds that anything may take on a busy machine."""
 LONG = ("training.max_steps=120", "checkpoint.every=1000", "validation.every=1000")
-"""Long enough to be stopped on the way; a run that has to begin again instead of going on would log other steps twice."""
+"""Long enough to be stopped on the way."""
 
 
 class Jobs:

@@ -203,7 +203,7 @@ class Cluster:
             os.kill(process, signal.SIGKILL)
 
     def _leftovers(self) -> list[int]:
-        """slurmstepds and processes of jobs outlive a slurmd; their environment says that they belong to this cluster."""
+        """slurmstepds and processes of jobs outlive a slurmd; their environment tells whose they are."""
         mine = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
