@@ -94,13 +94,7 @@ requeue() {
     # After scancel or scontrol requeue Slurm ends the job already, and a requeue here would undo a scancel.
     if scontrol show job -o "$job" | grep -q 'JobState=RUNNING'; then
         say "saved after ${stop_signal:-a signal}, back to the queue"
-        if scontrol requeue "$job"; then
-            # Slurm ends this script, too; if it ended by itself, its exit code might be taken for that of the next start.
-            trap - TERM
-            sleep 60
-        else
-            say "this job cannot be requeued: submit it again to go on"
-        fi
+        scontrol requeue "$job" || say "this job cannot be requeued: submit it again to go on"
     else
         say "saved; Slurm is ending this job"
     fi

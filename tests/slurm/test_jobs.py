@@ -48,16 +48,13 @@ class Jobs:
         """Until it exists."""
         self._await(path.exists, str(path))
 
+    def await_output(self, text: str) -> None:
+        """Until a job has printed it."""
+        self._await(lambda: text in self.output(), f"{text!r} in the output")
+
     def await_end(self, job: str) -> None:
-        """Until no task of the job is left; one that waits to run again is spared the wait."""
-
-        def ended() -> bool:
-            states = self.cluster.queued(job)
-            if "PENDING" in states and "RUNNING" not in states:
-                self.cluster.start_now(job)
-            return not states
-
-        self._await(ended, f"the end of job {job}")
+        """Until no task of the job is left."""
+        self._await(lambda: not self.cluster.is_queued(job), f"the end of job {job}")
 
     def _await(self, condition, what: str) -> None:
         try:
@@ -92,9 +89,8 @@ def test_a_job_on_two_nodes_ends_with_the_same_weights_however_it_was_requeued(j
     job = jobs.submit("train.sbatch", str(run), *as_options([*TINY, *LONG]), options=("--nodes=2",))
     jobs.await_step(run, -1)
     jobs.cluster("scontrol", "requeue", job)
-    jobs.cluster.start_now(job)
-    first = last_step(run)
-    jobs.await_step(run, first)
+    jobs.await_output("start 1 of")
+    jobs.await_step(run, last_step(run))
     jobs.cluster("scancel", "--signal=USR1", "--batch", job)
     jobs.await_end(job)
 

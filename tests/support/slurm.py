@@ -170,18 +170,9 @@ class Cluster:
         """`sbatch` from that folder; returns the job's id."""
         return self("sbatch", "--parsable", *arguments, cwd=cwd, **variables).strip()
 
-    def state(self, job: str) -> str:
-        """As squeue names it, such as PENDING, RUNNING or COMPLETED."""
-        return self("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
-
-    def queued(self, job: str) -> list[str]:
-        """States of the job's tasks that have not ended."""
-        return self("squeue", "-h", "-r", "-j", job, "-o", "%T").split()
-
-    def start_now(self, job: str) -> None:
-        """Spare a requeued job its wait."""
-        wait_until(lambda: self.state(job) == "PENDING", f"job {job} waiting to run again", 60)
-        self("scontrol", "update", f"JobId={job}", "StartTime=now")
+    def is_queued(self, job: str) -> bool:
+        """Whether the job, or a task of it, runs or waits."""
+        return bool(self("squeue", "-h", "-j", job))
 
     def stop(self) -> None:
         """Cancel all jobs, then end the daemons and whatever of the jobs is left."""
