@@ -1,10 +1,13 @@
 """Sweep files: which points they have, what these are called, and mistakes that are found before anything is queued."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from support.runs import TINY, environment, losses
 
 from ltg_mdlm.check import describe_sweep, require_valid
 from ltg_mdlm.config import config_folders
@@ -12,6 +15,12 @@ from ltg_mdlm.errors import UserError
 from ltg_mdlm.sweep import Sweep, folder_name, open_sweep, short_names
 
 POWER, SCHEDULE = "plugins.uniform_mdlm.derivative_power", "plugins.uniform_mdlm.schedule"
+SMALL = (
+    "data.builtin_words=4000",
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_attention_heads=2",
+)
 NAMED = sorted(path.stem for folder in config_folders() for path in (folder / "sweeps").glob("*.yaml"))
 
 
@@ -176,13 +185,7 @@ def test_every_point_of_the_named_sweeps_can_be_trained(name):
 
 
 def test_the_cost_of_a_sweep_is_counted_once_per_setting_and_times_its_seeds(sweep):
-    small = (
-        "data.builtin_words=4000",
-        "model.hidden_size=32",
-        "model.intermediate_size=64",
-        "model.num_attention_heads=2",
-    )
-    costs = describe_sweep(sweep(*small, grid={"training.max_steps": [5, 10]}, seeds=[0, 1, 2]))
+    costs = describe_sweep(sweep(*SMALL, grid={"training.max_steps": [5, 10]}, seeds=[0, 1, 2]))
     assert [[p.index for p in cost.points] for cost in costs] == [[0, 1, 2], [3, 4, 5]]
     assert costs[0].gpu_hours == 3 * costs[0].report.gpu_hours > 0
     assert costs[1].gpu_hours == pytest.approx(2 * costs[0].gpu_hours, rel=0.01)
@@ -204,3 +207,29 @@ def test_points_can_be_listed_as_json(run, sweep):
         ["0", "0.1", "0", "runs/mine/lr=0.1-s0"],
         ["1", "0.2", "0", "runs/mine/lr=0.2-s0"],
     ]
+
+
+def test_the_cost_is_printed_with_its_sum(run, sweep):
+    opened = sweep(grid={"optimizer.lr": [0.1, 0.2]}, seeds=[0, 1])
+    code, out, err = run("sweep", "check", str(opened.path), *(part for text in SMALL for part in ("--set", text)))
+    assert code == 0, err
+    assert [line.split()[:3] for line in out.splitlines()[1:3]] == [
+        ["0-1", "lr=0.1-s0", "2"],
+        ["2-3", "lr=0.2-s0", "2"],
+    ]
+    assert out.splitlines()[-1].startswith("4 runs, ")
+
+
+def test_a_point_is_trained_once_in_its_folder(sweep, tmp_path):
+    opened = sweep(grid={"training.max_steps": [2, 3]})
+    sets = [part for text in TINY if not text.startswith("training.max_steps") for part in ("--set", text)]
+    command = [sys.executable, "-m", "ltg_mdlm", "sweep", "run", str(opened.path), "1", *sets, "--out-root", "points"]
+    first, second = (
+        subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=True
+        )
+        for _ in range(2)
+    )
+    assert "validation at step 3" in first.stdout
+    assert "points/max_steps=3-s0 is finished" in second.stdout
+    assert sorted(losses(tmp_path / "points" / "max_steps=3-s0")) == [1, 2, 3]
