@@ -14,6 +14,9 @@ say() { printf '%s job %s: %s\n' "$(date +%T)" "$job" "$*"; }
 job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_TASK_ID-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
+trap 'stop_signal=TERM' TERM
+trap 'stop_signal=USR1; forward_usr1 &' USR1
+
 # On one node: torchrun with the given module and arguments, and a process for every GPU.
 run_on_node() {
     local told_to_stop='' code=0
@@ -37,9 +40,8 @@ export -f run_on_node
 train_and_requeue() {
     local run_folder=$1 code=0
     shift
-    trap 'stop_signal=TERM' TERM
-    trap 'stop_signal=USR1; forward_usr1 &' USR1
     await_lock "$run_folder/lock"
+    [ -z "$stop_signal" ] || requeue
     say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
     srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
     srun_pid=$!
@@ -53,11 +55,13 @@ train_and_requeue() {
 }
 
 prepare_environment() {
+    set +u # modules and conda read variables that are not set
     if [ -f "$slurm_folder/cluster.env" ]; then
         # shellcheck source=/dev/null
         source "$slurm_folder/cluster.env"
     fi
     if declare -F activate_environment >/dev/null; then activate_environment; fi
+    set -u
     # Compute nodes may have no network: wandb writes files, which sync.sh uploads later.
     export WANDB_MODE=${WANDB_MODE:-offline}
     # srun does not take this one from sbatch.
@@ -74,8 +78,10 @@ await_lock() {
     if [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || ! [ -s "$1" ]; then return; fi
     read -r owner _ <"$1" || true
     [ "$owner" != "$(hostname)" ] || return 0
-    say "waiting for the lock of $owner, which has not let go of it"
-    while [ -s "$1" ] && [ -n "$(find "$1" -newermt '-300 seconds')" ] && [ "$SECONDS" -lt "$end" ]; do sleep 5; done
+    while [ -s "$1" ] && [ -n "$(find "$1" -newermt '-300 seconds')" ] && [ "$SECONDS" -lt "$end" ] && [ -z "$stop_signal" ]; do
+        say "$owner has not let go of $1"
+        sleep 10
+    done
 }
 
 # srun passes it to the processes on all nodes.  Those that are still importing ignore it, hence again and again.
@@ -92,11 +98,11 @@ status_of() { sed -n 's/.*"status": *"\([a-z]*\)".*/\1/p' "$1/status.json" 2>/de
 # Does not return.
 requeue() {
     # After scancel or scontrol requeue Slurm ends the job already, and a requeue here would undo a scancel.
-    if scontrol show job -o "$job" | grep -q 'JobState=RUNNING'; then
-        say "saved after ${stop_signal:-a signal}, back to the queue"
+    if [[ $(scontrol show job -o "$job") == *JobState=RUNNING* ]]; then
+        say "stopped${stop_signal:+ by $stop_signal}: back to the queue"
         scontrol requeue "$job" || say "this job cannot be requeued: submit it again to go on"
     else
-        say "saved; Slurm is ending this job"
+        say "stopped: Slurm is ending this job"
     fi
     exit 75
 }

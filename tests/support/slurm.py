@@ -155,7 +155,7 @@ class Cluster:
         return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
 
     def _idle_nodes(self) -> int:
-        return self("sinfo", "-h", "-N", "-o", "%N %T").count(" idle")
+        return sum(line.endswith(" idle") for line in set(self("sinfo", "-h", "-N", "-o", "%N %T").splitlines()))
 
     def __call__(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """Run a client with these environment variables, too; returns its output."""
