@@ -50,7 +50,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 ReturnToService=2
 JobRequeue=1
-KillWait=30
+KillWait=60
 MinJobAge=3600
 SlurmdParameters=config_overrides
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
