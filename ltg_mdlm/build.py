@@ -172,7 +172,10 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             load_weights(find_checkpoint(config.run.init_from)),
             f"run.init_from={config.run.init_from}",
         )
+    model.transformer.activation_checkpointing = config.training.activation_checkpointing
     loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
+    if config.training.compile and ranks.device.type == "cuda":
+        loss.compile_layers()
     settings = config.optimizer
     loader = RowLoader(
         corpus.train,

@@ -11,6 +11,7 @@ from ltg_mdlm.build import batch_schedule, build_model, corpus_statistics, open_
 from ltg_mdlm.config import RunConfig, Settings
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.flops import flops_per_token
 from ltg_mdlm.host import Host
 from ltg_mdlm.sweep import SEED, Point, Sweep
 
@@ -20,6 +21,8 @@ BABYLM_WORDS = 1_000_000_000
 H200_FLOPS = 790e12
 """Measured dense bf16 matrix rate of one H200, FLOP/s."""
 ASSUMED_UTILISATION = 0.4
+ASSUMED_SUPERVISED = 0.4
+"""Share of positions that carry a loss."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def describe_run(settings: Settings) -> RunReport:
         model = build_model(config, corpus.vocab_size, components)
     totals = schedule.totals()
     flops = sum(
-        tokens * flops_per_token(config, corpus.vocab_size, length) for length, tokens in totals.tokens_by_length
+        tokens * flops_per_token(model.config, length, ASSUMED_SUPERVISED).training
+        for length, tokens in totals.tokens_by_length
     )
     return RunReport(
         config=config,
@@ -129,16 +133,6 @@ def describe_sweep(sweep: Sweep) -> list[SweepCost]:
         others = {key: value for key, value in point.values.items() if key != SEED}
         seeds_apart.setdefault(repr(others), []).append(point)
     return [SweepCost(tuple(points), describe_run(sweep.settings(points[0]))) for points in seeds_apart.values()]
-
-
-def flops_per_token(config: RunConfig, vocab_size: int, length: int, supervised_share: float = 0.4) -> float:
-    """FLOP per token, forward and backward: linear layers, attention, and the head at supervised positions."""
-    sizes = config.model
-    width, inner, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
-    linear = 2 * layers * (5 * width**2 + 3 * width * inner)
-    attention = 4 * layers * length * width
-    head = 2 * supervised_share * (width**2 + width * vocab_size)
-    return 3.0 * (linear + attention + head)
 
 
 def budget_warnings(epochs: float, words: int) -> list[str]:

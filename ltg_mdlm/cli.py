@@ -7,14 +7,15 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
 from ltg_mdlm.errors import UserError
@@ -108,13 +109,66 @@ def check(
 
 
 @app.command()
+def bench(
+    plugin: Plugins = None,
+    config: Configs = None,
+    set_: Sets = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Rows of a global batch, instead of training.global_batch_rows.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=3, help="Steps to time, at most.")] = 10,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Time fewer steps if they take longer.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure training steps: tokens per second, where the time goes, memory, share of the machine's peak.
+
+    Nothing is written. Under torchrun: `torchrun --nproc-per-node 2 -m ltg_mdlm bench ...`.
+    """
+    from ltg_mdlm.bench import bench as measure
+    from ltg_mdlm.bench import print_report
+    from ltg_mdlm.config import load_settings
+
+    report = measure(load_settings(config or (), set_ or (), plugin or ()), rows=rows, steps=steps, seconds=seconds)
+    if report is None:
+        return
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        print_report(report, Console())
+
+
+class ManyValid(TyperCommand):
+    """Gives `--valid` every path up to the next option, so that `--valid dev/*.dev` means what the shell makes of it.
+
+    Otherwise all but the first of the held-out files would become training files.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click does, with `--valid a b` read as `--valid a --valid b`."""
+        return super().parse_args(ctx, list(repeat_option(args, "--valid")))
+
+
+def repeat_option(args: Iterable[str], option: str) -> Iterator[str]:
+    """The arguments with `option` before every value that follows it."""
+    belongs, bare = False, False
+    for arg in args:
+        if arg.startswith("-"):
+            belongs = bare = arg == option
+        elif belongs and not bare:
+            yield option
+        else:
+            bare = False
+        yield arg
+
+
+@app.command(cls=ManyValid)
 def prepare(
     files: Annotated[
         list[Path], typer.Argument(help="Text files or folders: .train .dev .txt .jsonl, also .gz and .zst.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Corpus folder to make.")],
     valid: Annotated[
-        list[Path] | None, typer.Option("--valid", help="Held-out text files or folders (repeatable).")
+        list[Path] | None, typer.Option("--valid", metavar="PATHS...", help="Held-out text files or folders.")
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this tokenizer instead of training one.")

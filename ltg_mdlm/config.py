@@ -25,6 +25,7 @@ FREE_ON_RESUME = (
     "checkpoint.",
     "training.micro_batch_rows",
     "training.threads",
+    "training.activation_checkpointing",
     "plugin_versions",
 )
 """Settings that may change when a run goes on: none of them changes what a step trains on."""
@@ -105,6 +106,12 @@ class TrainingConfig(Section):
     packing: Literal["documents_packed", "one_document"] = "documents_packed"
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the device computes it natively"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep less for the backward pass and compute it again: less memory, slower"
+    )
+    compile: bool = Field(
+        False, description="on GPUs: torch.compile the layers; the first step of each shape takes a minute"
     )
     deterministic: bool = Field(False, description="deterministic CUDA kernels: bitwise equal curves, slower")
     max_refused_updates: int = Field(10, ge=1, description="non-finite steps in a row before the run stops")

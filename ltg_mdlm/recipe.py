@@ -147,6 +147,16 @@ class DenoisingLoss(nn.Module):
         self.model = model
         self._recipe = recipe
         self.bf16 = bf16
+        self.compiled = False
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile the model's layers for training, once for every shape of a micro-batch.
+
+        Head and loss stay as they are: their number of positions differs in every step, and they are a few large
+        products.  After too many shapes torch says so and runs new ones uncompiled.
+        """
+        self.model.transformer.compile(backend=backend, dynamic=False)
+        self.compiled = True
 
     def forward(self, micro_batch: MicroBatch, denominators_K: Tensor, step: Step) -> LossOutput:
         """The vocabulary is projected only at supervised positions, in chunks, with float32 cross-entropies."""

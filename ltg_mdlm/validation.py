@@ -7,7 +7,7 @@ differences between two of them come from the model.  Nothing here touches train
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -190,12 +190,12 @@ def _hits(correct_N: Tensor, among_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, restored afterwards."""
-    was_training = module.training
-    module.eval()
+def evaluating(loss: DenoisingLoss) -> Iterator[None]:
+    """Evaluation mode without gradients, restored afterwards; uncompiled, since shapes are many and passes few."""
+    was_training = loss.training
+    loss.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if loss.compiled else nullcontext():
             yield
     finally:
-        module.train(was_training)
+        loss.train(was_training)

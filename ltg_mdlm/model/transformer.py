@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -429,6 +430,9 @@ class DepthWeightedAverage(nn.Module):
 class Encoder(nn.Module):
     """The layers, with time modulation and depth-weighted averaging if the config has them."""
 
+    activation_checkpointing = False
+    """Keep only what enters each sublayer, and compute the rest again in the backward pass (arXiv 1604.06174)."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         layers = range(config.num_hidden_layers)
@@ -463,18 +467,26 @@ class Encoder(nn.Module):
         change: tuple[Tensor, ...] | None,
         outputs: list[Tensor],
     ) -> Tensor:
-        """x + gate * sublayer(LayerNorm(x) * (1 + scale) + shift) (AdaLN-zero, arXiv 2212.09748), then averaged."""
-        normal_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=self.eps)
-        dtype = product_dtype(x_BTD)
-        if change is None:
-            x_BTD = x_BTD + sublayer(normal_BTD.to(dtype))
+        """The residual stream behind a sublayer, averaged with what came before if the config says so."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            x_BTD = cast(Tensor, checkpoint(self.residual, sublayer, x_BTD, change, use_reentrant=False))
         else:
-            shift, scale, gate = change
-            x_BTD = x_BTD + gate * sublayer(torch.addcmul(shift, normal_BTD, 1 + scale).to(dtype))
+            x_BTD = self.residual(sublayer, x_BTD, change)
         if self.dwa_modules is None:
             return x_BTD
         outputs.append(x_BTD)
         return cast(Tensor, self.dwa_modules(outputs))
+
+    def residual(
+        self, sublayer: Callable[[Tensor], Tensor], x_BTD: Tensor, change: tuple[Tensor, ...] | None
+    ) -> Tensor:
+        """x + gate * sublayer(LayerNorm(x) * (1 + scale) + shift) (AdaLN-zero, arXiv 2212.09748)."""
+        normal_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=self.eps)
+        dtype = product_dtype(x_BTD)
+        if change is None:
+            return x_BTD + sublayer(normal_BTD.to(dtype))
+        shift, scale, gate = change
+        return x_BTD + gate * sublayer(torch.addcmul(shift, normal_BTD, 1 + scale).to(dtype))
 
 
 class Embedding(nn.Module):

@@ -5,12 +5,13 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from support.runs import environment, losses, rows, train, train_command
+from support.runs import TINY, environment, losses, rows, train, train_command
 
 NO_DROPOUT = ("model.dropout=0",)
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert")
@@ -147,3 +148,16 @@ def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
     newest = tmp_path / "run" / "checkpoints" / "step_0000012"
     names = {path.name for path in newest.iterdir()}
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"} <= names
+
+
+def test_bench_under_torchrun_reports_once_what_the_all_reduce_costs():
+    options = [part for text in TINY for part in ("--set", text)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ltg_mdlm"]
+    done = subprocess.run(
+        [*command, "bench", "--steps", "3", "--json", *options],
+        capture_output=True, text=True, timeout=300, env=environment(), check=True,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["processes"] == 2
+    assert 0 <= report["waiting_for_gradients"] < 1
+    assert report["micro_batch_rows"] == 3

@@ -99,3 +99,22 @@ def test_options_do_not_collide_with_torchruns_own():
 def test_the_package_imports_without_torch():
     code = "import sys, ltg_mdlm, ltg_mdlm.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bench_prints_one_json_object_and_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("bench", "--plugin", "gpt_bert", "--rows", "4", "--steps", "3", "--json", *SMALL)
+    assert code == 0
+    assert json.loads(out)["global_batch_rows"] == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_path_after_valid_is_held_out(run, tmp_path):
+    """A shell expands `--valid dev/*.dev` to several arguments; none of them may end up in training."""
+    for name in ("a.train", "b.train", "c.dev", "d.dev"):
+        (tmp_path / name).write_text(f"the text of {name} is not long\n")
+    paths = [str(tmp_path / name) for name in ("a.train", "c.dev", "d.dev", "b.train")]
+    corpus = str(tmp_path / "corpus")
+    code, out, _ = run("prepare", paths[0], "--valid", *paths[1:3], "--out", corpus, paths[3], "--vocab-size", "300")
+    assert code == 0
+    assert re.findall(r"in (\d) file", out) == ["2", "2"]

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ltg_mdlm.model import transformer
 from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
 
 MDLM = {"cond_dim": 16}
@@ -271,3 +272,38 @@ def test_nothing_in_a_forward_and_backward_pass_reads_a_value_on_the_host():
         hidden_BTD = model(ids_BT, document_BT, torch.zeros(2, dtype=torch.bool), torch.rand(2))
         model.logits(model.head(hidden_BTD)).sum().backward()
     assert model.output_weight_VD.grad is not None
+
+
+@pytest.mark.parametrize("kind", [MDLM, GPT_BERT])
+def test_activation_checkpointing_keeps_less_and_changes_nothing(kind):
+    """With dropout, whose draws must come out the same the second time."""
+    model = disturbed_model(small_config(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, **kind))
+    document_BT, causal_B = rows_of(24)
+    found, kept_bytes = [], []
+    for checkpointing in (False, True):
+        model.transformer.activation_checkpointing = checkpointing
+        kept: dict[int, int] = {}
+
+        def keep(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            found.append(outputs_and_gradients(model, document_BT, causal_B, oracle=False))
+        kept_bytes.append(sum(kept.values()))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert kept_bytes[1] < kept_bytes[0] / 2
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
+@pytest.mark.parametrize("kind", [MDLM, GPT_BERT])
+def test_the_layers_are_one_graph_for_the_compiler(kind, monkeypatch):
+    """As they run on a GPU; no part falls back to Python, and what they compute stays the same."""
+    monkeypatch.setattr(transformer, "attend", transformer.attend_by_library)
+    model = disturbed_model(small_config(**kind))
+    document_BT, causal_B = rows_of(24)
+    plain = outputs_and_gradients(model, document_BT, causal_B, oracle=False)
+    model.transformer.compile(backend="aot_eager", dynamic=False, fullgraph=True)
+    compiled = outputs_and_gradients(model, document_BT, causal_B, oracle=False)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-9, atol=1e-12, msg=name)

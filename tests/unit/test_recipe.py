@@ -14,6 +14,7 @@ from ltg_mdlm.host import Host
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.recipe import DenoisingLoss, HostCopy, Recipe, gather_supervised, true_indices
 from ltg_mdlm.tally import StepTally
+from ltg_mdlm.validation import evaluating
 
 CPU = torch.device("cpu")
 PLUGINS: Mapping[str, tuple[str, ...]] = {
@@ -143,3 +144,26 @@ def test_bound_is_reported_exactly_where_the_objective_is_one():
     assert not make("freq_mdlm")[0].is_bound
     assert make("freq_mdlm exact")[0].is_bound
     assert not make("gpt_bert")[0].is_bound
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
+def test_only_training_runs_the_compiled_layers():
+    """Held-out rows and sentences come in too many shapes to compile each of them."""
+    recipe, loss = make("freq_mdlm")
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    plain = gradient_of(loss, recipe, [rows(0, 4)], Step(seed=0, step=3, progress=0.5, epoch=0.0, rows=4))
+    loss.compile_layers(backend)
+    with evaluating(loss):
+        loss.model(rows(0, 2).ids_BT, value_B=torch.zeros(2))
+    assert not compiled
+    for rest in (2, 7):  # another number of supervised positions
+        step = Step(seed=0, step=rest, progress=0.5, epoch=0.0, rows=4)
+        gradient_of(loss, recipe, [rows(0, 4)], step)
+        assert len(compiled) == 1
+    again = gradient_of(loss, recipe, [rows(0, 4)], Step(seed=0, step=3, progress=0.5, epoch=0.0, rows=4))
+    torch.testing.assert_close(again, plain)
