@@ -1,5 +1,7 @@
 """Checkpoints: complete or absent, checked when read, a few kept, and milestones by words seen kept for ever.
 
+Training waits while the state is copied to main memory; a thread writes the copy.
+
 checkpoints/step_0000100/   model, ema, optimizer, components (.safetensors), state.json
 checkpoints/latest          the name of the newest complete one
 checkpoints/chck_10M/       model, ema (.safetensors), state.json
@@ -7,24 +9,23 @@ checkpoints/chck_10M/       model, ema (.safetensors), state.json
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltg_mdlm.durable import publish_folder, remove_leftovers, sync, temporary_name, write_text
 from ltg_mdlm.ema import COUNT
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.host_buffers import HostBuffers
+from ltg_mdlm.tensor_file import load_tensors, sha256, write_tensors
 
 FORMAT_VERSION = 1
 STATE_FILE = "state.json"
@@ -54,7 +55,10 @@ def milestones_crossed(before: int, after: int) -> list[str]:
 
 
 class Checkpoints:
-    """The `checkpoints` folder of a run, which the caller must be the only one to write in (`RunFolder` sees to it)."""
+    """The `checkpoints` folder of a run, which the caller must be the only one to write in (`RunFolder` sees to it).
+
+    A save that fails is warned about and repeated at the next step; a second failure in a row ends the run.
+    """
 
     def __init__(
         self,
@@ -65,58 +69,125 @@ class Checkpoints:
         by_words: bool = True,
         about: Mapping[str, Any] | None = None,
         writes: bool = True,
+        journal: Path | None = None,
+        saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """`about` goes into every state.json, beside step and words; without `writes`, saving leaves the disk alone."""
+        """Nothing is written yet.
+
+        Args:
+            folder: made when it is needed
+            every: steps between checkpoints
+            keep: how many of the newest are kept, beside the milestones
+            by_words: whether to keep milestones
+            about: goes into every state.json, beside step and words
+            writes: False leaves the disk alone, on other ranks than the first
+            journal: a file that is forced to disk before a checkpoint appears, so that no checkpoint is ahead of it
+            saved: called with the step of every checkpoint that is complete, from the thread that wrote it
+        """
         self.folder = folder
         self._every, self._keep, self._by_words = every, keep, by_words
-        self._about, self._writes = dict(about or {}), writes
-        self._words_saved = 0
+        self._about, self._writes, self._journal, self._saved = dict(about or {}), writes, journal, saved
+        self._words_on_disk = self._words_taken = 0
+        self._buffers = {part: HostBuffers() for part in _PARTS}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._repeating = False
 
     def due(self, step: int, words_seen: int) -> bool:
-        """Whether to save the state after `step` steps: every so many steps, and when a milestone was crossed."""
-        return step % self._every == 0 or bool(self._milestones(words_seen))
+        """Whether to save the state after `step` steps: every so many, when a milestone was crossed, or once more."""
+        return step % self._every == 0 or bool(self._milestones(words_seen)) or self._has_failed()
+
+    def reserve(self, state: TrainingState) -> None:
+        """Take the main memory for a copy of the state now: a run that lacks it fails at its start."""
+        if self._writes:
+            self._copy(state)
 
     def save(self, state: TrainingState) -> None:
-        """Write a checkpoint, and the milestones crossed since the last one; drop those that are no longer kept.
+        """Copy the state, and write a checkpoint and the milestones crossed since the last one, in the background.
 
-        Raises UserError, with the older checkpoints untouched, if the disk is too small.
+        Waits for a write that is still under way.  Raises UserError, with the older checkpoints untouched, if two
+        writes in a row failed.
         """
-        if self._writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
-            self._require_space(state)
-            final = self.folder / f"step_{state.step:07d}"
-            aside = temporary_name(final)
-            try:
-                _write_state(aside, state, self._about)
-                # Before the step itself appears: a run resumed from it would not cross the milestone again.
-                for name in self._milestones(state.words_seen):
-                    _publish_milestone(aside, self.folder / name)
-                publish_folder(aside, final)
-            except (OSError, SafetensorError) as error:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise UserError(f"cannot write the checkpoint {final}: {error}") from error
-            write_text(self.folder / "latest", final.name + "\n")
-            self._prune(state.step)
-        self._words_saved = state.words_seen
+        if not self._writes:
+            self._words_taken = state.words_seen
+            return
+        problem = self._outcome()
+        if problem is not None and self._repeating:
+            raise problem
+        if problem is not None:
+            warnings.warn(f"{problem}\n  trying once more, at step {state.step}", stacklevel=2)
+        self._repeating = problem is not None
+        milestones = self._milestones(state.words_seen)
+        self._words_taken = state.words_seen
+        self._writing = self._thread.submit(self._write, self._copy(state), milestones)
 
-    def load(self, path: Path) -> TrainingState:
+    def finish(self) -> None:
+        """Wait until the last save is on disk.  Raises UserError if it is not."""
+        if (problem := self._outcome()) is not None:
+            raise problem
+
+    def close(self) -> None:
+        """Wait for the thread, whatever comes of it; for runs that end by an error of their own."""
+        self._thread.shutdown()
+
+    def load(self, path: Path, *, verify: bool = True) -> TrainingState:
         """Read a checkpoint; milestones before it count as saved.  Raises UserError if it is damaged or incomplete."""
-        state = load_checkpoint(path)
-        self._words_saved = state.words_seen
+        state = load_checkpoint(path, verify=verify)
+        self._words_on_disk = self._words_taken = state.words_seen
         return state
 
-    def _milestones(self, words_seen: int) -> list[str]:
-        return milestones_crossed(self._words_saved, words_seen) if self._by_words else []
+    def _copy(self, state: TrainingState) -> TrainingState:
+        copies: dict[str, Any] = {part: self._buffers[part].copy(getattr(state, part)) for part in _PARTS}
+        return replace(state, **copies)
 
-    def _require_space(self, state: TrainingState) -> None:
+    def _has_failed(self) -> bool:
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def _outcome(self) -> UserError | None:
+        """Wait for the write under way; its failure, if the disk is to blame."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except UserError as error:
+            self._words_taken = self._words_on_disk
+            return error
+        self._words_on_disk = self._words_taken
+        return None
+
+    def _write(self, state: TrainingState, milestones: list[str]) -> None:
+        """The work of the thread.  Raises UserError."""
+        final = self.folder / f"step_{state.step:07d}"
+        aside = temporary_name(final)
+        try:
+            self._make_room(state)
+            if self._journal is not None and self._journal.exists():
+                sync(self._journal)
+            for buffers in self._buffers.values():
+                buffers.wait()
+            _write_state(aside, state, self._about)
+            # Before the step itself appears: a run resumed from it would not cross the milestone again.
+            for name in milestones:
+                _publish_milestone(aside, self.folder / name)
+            publish_folder(aside, final)
+            write_text(self.folder / "latest", final.name + "\n")
+            self._prune(state.step)
+            self._saved(state.step)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise _not_written(final, str(error)) from error
+
+    def _milestones(self, words_seen: int) -> list[str]:
+        return milestones_crossed(self._words_taken, words_seen) if self._by_words else []
+
+    def _make_room(self, state: TrainingState) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
         needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise UserError(
-                f"not enough disk space for a checkpoint in {self.folder}: it needs {needed / 2**20:,.0f} MiB,"
-                f" {free / 2**20:,.0f} MiB are free; make room, then run the same command again"
-            )
+            reason = f"it needs {needed / 2**20:,.0f} MiB of disk, {free / 2**20:,.0f} MiB are free"
+            raise _not_written(self.folder / f"step_{state.step:07d}", reason)
 
     def _prune(self, step: int) -> None:
         """Keep the newest; steps beyond the one just saved belong to a past that was given up by going back."""
@@ -130,12 +201,21 @@ class Checkpoints:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """What `latest` in `folder` names, else the newest undamaged step; None if there is none.  Warns on the way."""
+    """What `latest` in `folder` names, else the newest undamaged step; None if there is none.  Warns on the way.
+
+    Raises UserError if there are checkpoints and all of them are damaged: to begin again would be no small thing.
+    """
+    problems = []
     for path in _candidates(folder):
         problem = damage(path)
         if problem is None:
             return path
-        warnings.warn(f"passing over the checkpoint {path}: {problem}", stacklevel=3)
+        problems.append(f"the checkpoint {path} is passed over: {problem}")
+        warnings.warn(problems[-1], stacklevel=3)
+    if problems:
+        raise UserError(
+            "\n  ".join([f"{folder} has no checkpoint that can be read; delete it to begin again", *problems])
+        )
     return None
 
 
@@ -164,7 +244,7 @@ def damage(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != written["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {written['bytes']}"
-        if _sha256(file) != written["sha256"]:
+        if sha256(file) != written["sha256"]:
             return f"{name} is not what was written (its SHA-256 differs)"
     return None
 
@@ -183,10 +263,19 @@ def read_about(path: Path) -> dict[str, Any]:
     raise UserError(f"{file} has format version {version}, which this program does not know; update it")
 
 
-def load_checkpoint(path: Path) -> TrainingState:
-    """Read a checkpoint to the CPU.  Raises UserError if it is damaged, or a milestone, which has weights only."""
+def require_undamaged(path: Path) -> None:
+    """Raises UserError if the files of a checkpoint are not as they were written."""
     if (problem := damage(path)) is not None:
         raise UserError(f"the checkpoint {path} is damaged: {problem}; choose another with --resume PATH")
+
+
+def load_checkpoint(path: Path, *, verify: bool = True) -> TrainingState:
+    """Read a checkpoint to the CPU; `verify` unless it was just found undamaged.
+
+    Raises UserError if it is damaged, or a milestone, which has weights only.
+    """
+    if verify:
+        require_undamaged(path)
     about = read_about(path)
     absent = [part for part in _PARTS if f"{part}.safetensors" not in about["files"]]
     if absent:
@@ -210,19 +299,18 @@ def load_weights(path: Path, *, averaged: bool = True) -> dict[str, Tensor]:
     return weights
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU.  Raises UserError if it cannot be read."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+def _not_written(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"cannot write the checkpoint {path}: {reason}"
+        "\n  those before it are complete; make room, then run the same command to go on from the newest"
+    )
 
 
 def _write_state(folder: Path, state: TrainingState, about: Mapping[str, Any]) -> None:
     folder.mkdir()
     with ThreadPoolExecutor(len(_PARTS)) as pool:
         paths = [folder / f"{part}.safetensors" for part in _PARTS]
-        files = pool.map(_write_tensors, paths, [getattr(state, part) for part in _PARTS])
+        files = pool.map(write_tensors, paths, [getattr(state, part) for part in _PARTS])
         written = {path.name: facts for path, facts in zip(paths, files, strict=True)}
     content = {
         "format_version": FORMAT_VERSION,
@@ -232,25 +320,6 @@ def _write_state(folder: Path, state: TrainingState, about: Mapping[str, Any]) -
         "files": written,
     }
     write_text(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
-    """Write a safetensors file through to the disk; its size and hash."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(dict(_separate(tensors)), path)
-    path.chmod(mode)  # safetensors hides its files from everybody else
-    sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Contiguous tensors that share no memory, which is all that safetensors can hold."""
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        yield name, own.clone() if own.untyped_storage().data_ptr() in seen else own
-        seen.add(own.untyped_storage().data_ptr())
 
 
 def _publish_milestone(source: Path, final: Path) -> None:
@@ -287,11 +356,3 @@ def _candidates(folder: Path) -> Iterator[Path]:
 def _steps(folder: Path) -> dict[int, Path]:
     """Checkpoint folders by step."""
     return {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.name[5:].isdigit()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

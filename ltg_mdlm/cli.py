@@ -377,8 +377,9 @@ def report_errors(run: Callable[[], None]) -> None:
     except UserError as error:
         if os.environ.get("LTG_MDLM_DEBUG"):
             traceback.print_exc()
-        # Every rank of a torchrun job meets the same mistake; one message is enough.
-        if os.environ.get("RANK", "0") == "0":
+        # Every process of a torchrun job meets the same mistake; one message is enough, or one of each machine.
+        first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        if first_here if error.only_here is None else error.only_here:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 

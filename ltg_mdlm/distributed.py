@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Literal, TypeVar
 
 import torch
@@ -28,7 +32,8 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 class Ranks:
     """This process among those of the run; usable without torchrun, where there is no process group at all.
 
-    As a context manager it leaves the group at the end.
+    As a context manager it leaves the group at the end.  An error of the program is printed before that, since the
+    other processes notice the end of this one and report it.
     """
 
     rank: int
@@ -91,6 +96,15 @@ class Ranks:
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
             return box[0]
 
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, in the order of the ranks, on every rank; they must be picklable."""
+        if self.world_size == 1:
+            return [value]
+        with self._explained("comparing values between processes"):
+            box: list[T] = [value] * self.world_size
+            dist.all_gather_object(box, value)
+            return box
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.all_agree(True)
@@ -103,19 +117,53 @@ class Ranks:
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and dist.is_initialized():
+                self._report(error)
+        finally:
+            self.close()
+
+    def _report(self, error: BaseException) -> None:
+        """Make one message of what several processes may have met; raises what it becomes, if it becomes another."""
+        if _is_lost_connection(error):
+            raise self._lost("training", error) from error
+        if isinstance(error, UserError):
+            error.only_here = self._is_first_to_say(str(error))
+        elif isinstance(error, Exception):
+            print(f"process {self.rank} of {self.world_size} failed:", file=sys.stderr)
+            traceback.print_exception(error)
+            sys.stderr.flush()
+            raise SystemExit(1) from None
+
+    def _is_first_to_say(self, text: str) -> bool:
+        """Whether no other process has asked this about the same text."""
+        try:
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            return dist.distributed_c10d._get_default_store().add(f"said/{digest}", 1) == 1
+        except RuntimeError:  # the process that kept count is gone
+            return True
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Turn a lost connection into a sentence: the process that failed has printed why, this one only waited."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended,"
-                f" hangs, or cannot be reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
-            ) from error
+            raise self._lost(doing, error) from error
+
+    def _lost(self, doing: str, error: BaseException) -> UserError:
+        """A sentence for a lost connection: the process that failed has printed why, this one only waited."""
+        return UserError(
+            f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended,"
+            f" hangs, or cannot be reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
+        )
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether data parallelism failed to reach another process; gloo gives its errors no type."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def available_cores() -> int:
@@ -172,10 +220,12 @@ def _device(choice: str, local_rank: int) -> torch.device:
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
-        raise UserError(
+        error = UserError(
             f"process {local_rank + 1} on this machine has no GPU: {torch.cuda.device_count()} visible."
             "  Start at most one process per GPU (--nproc-per-node), or look at CUDA_VISIBLE_DEVICES"
         )
+        error.only_here = True
+        raise error
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

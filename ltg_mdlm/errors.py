@@ -7,3 +7,6 @@ class UserError(Exception):
     The message is shown as it is, without a traceback, so it says what is wrong, where it came from and
     what to do. Mistakes of the program itself are assertions, never this class.
     """
+
+    only_here: bool | None = None
+    """Whether no other process reports the same; None where nobody could ask them."""

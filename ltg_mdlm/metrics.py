@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ltg_mdlm.config import LoggingConfig
+from ltg_mdlm.errors import UserError
 
 Row = Mapping[str, float | int | str]
 
@@ -35,12 +36,23 @@ class JSONLines:
     """metrics.jsonl: one object per row, each line complete once written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Append; a number that is not finite becomes null, which JSON can express."""
+        """Append; a number that is not finite becomes null, which JSON can express.
+
+        Raises UserError if the disk does not take it; what it took of the line is dropped when the run goes on.
+        """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(clean) + "\n")
+        line = (json.dumps(clean) + "\n").encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self._path}: {error.strerror}"
+                "\n  nothing saved is lost; make room, then run the same command to go on"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

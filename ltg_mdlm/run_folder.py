@@ -8,16 +8,19 @@ import os
 import socket
 import threading
 import time
+import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ltg_mdlm.durable import remove_leftovers, sync, temporary_name, write_text
+from ltg_mdlm.durable import TEMPORARY, remove_leftovers, sync, temporary_name, write_text
 from ltg_mdlm.errors import UserError
 
-HEARTBEAT_SECONDS = 30.0
-STALE_SECONDS = 300.0
-"""A lock taken on another machine, without a heartbeat for so long, is a dead process'."""
+HEARTBEAT_SECONDS = 10.0
+SILENT_SECONDS = 60.0
+"""A process on another machine that gives no sign of life while it is watched for so long is dead."""
+_GLANCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class RunFolder:
                 f"{self.path} is a file; the run folder must be a new or empty folder, or that of a run (--out)"
             )
         names = {p.name for p in self.path.iterdir()} - {Lock.FILE} if self.path.is_dir() else set()
+        # A process that is killed at its very beginning leaves a lock and a half-written config.yaml.
+        names = {name for name in names if not name.startswith(TEMPORARY)}
         if names and self.config_file.name not in names:
             raise UserError(
                 f"{self.path} is not empty and not a run folder (it has no config.yaml);"
@@ -110,8 +115,8 @@ class Lock:
 
     On one machine, and on shared file systems that support it, the kernel holds the lock (flock) and lets go of it when
     the process ends, however it ends: no lock is ever stale.  Some shared file systems lock within one machine only.
-    The file therefore names its owner and is touched every half minute, and a process on another machine respects it
-    until it has been silent for `STALE_SECONDS`.
+    The file therefore names its owner and is touched every few seconds, and a process on another machine watches it
+    for `SILENT_SECONDS` before it takes the owner for dead.  Clocks are not compared.
     """
 
     FILE = "lock"
@@ -153,18 +158,35 @@ class Lock:
         except BlockingIOError:
             raise UserError(f"{self._folder}: another process trains in this run folder ({owner})") from None
         except OSError:
-            # A file system without locks at all: the heartbeat has to do.
+            # A file system without locks at all: the signs of life have to do.
             pass
-        host = owner.partition(" ")[0]
-        silent = time.time() - os.fstat(self._descriptor).st_mtime
-        if owner and host != socket.gethostname() and silent < STALE_SECONDS:
-            raise UserError(
-                f"{self._folder}: a process on another machine trains in this run folder ({owner}; last sign of life"
-                f" {silent:.0f} s ago).  If that machine is gone, try again in {STALE_SECONDS - silent:.0f} s"
-            )
+        if owner and owner.partition(" ")[0] != socket.gethostname():
+            self._require_silence(owner)
         os.truncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{socket.gethostname()} process {os.getpid()}".encode(), 0)
 
+    def _require_silence(self, owner: str) -> None:
+        """Raises UserError as soon as a process on another machine gives a sign of life."""
+        warnings.warn(
+            f"{self._folder}: {owner} on another machine trained in this run folder and has not said that it ended;"
+            f" watching it for {SILENT_SECONDS:.0f} s",
+            stacklevel=2,
+        )
+        before, deadline = self._last_sign(), time.monotonic() + SILENT_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(min(_GLANCE_SECONDS, SILENT_SECONDS / 10))
+            if self._last_sign() != before:
+                raise UserError(
+                    f"{self._folder}: a process on another machine trains in this run folder ({owner});"
+                    " end it, or choose another folder with --out"
+                )
+
+    def _last_sign(self) -> tuple[int, bytes]:
+        """When the lock file was touched, and by whom; opened anew, for which network file systems ask their server."""
+        with (self._folder / self.FILE).open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns, file.read()
+
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            os.utime(self._descriptor)
+            with suppress(OSError):  # a file system that is away for a moment
+                os.utime(self._descriptor)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -15,8 +14,9 @@ import yaml
 from rich.console import Console
 
 from ltg_mdlm import __version__
+from ltg_mdlm.agreement import require_same_program
 from ltg_mdlm.build import Run, build_run, open_corpus
-from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint
+from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
 from ltg_mdlm.cli import Configs, Out, Plugins, Resume, Sets, report_errors
 from ltg_mdlm.config import RunConfig, Settings, differing_keys, load_settings
 from ltg_mdlm.data.corpus import Corpus
@@ -37,15 +37,13 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     """Train until done, preempted or broken; returns the exit code.  Raises UserError before anything is written."""
     host = Host(settings.config, settings.sources)
     config = host.config
-    with Ranks.setup(threads=config.training.threads) as ranks:
+    with StopRequest() as stop, Ranks.setup(threads=config.training.threads) as ranks:
+        require_same_program(host, ranks)
         console = Console(quiet=not ranks.is_main)
         for text in host.check_config():
             console.print(f"warning: {text}", style="yellow", markup=False)
         folder = RunFolder(config.run_folder())
-        opening = on_main(ranks, lambda: inspect_folder(folder, config, resume))
-        for text in opening.warnings:
-            console.print(f"warning: {text}", style="yellow", markup=False)
-        if opening.finished:
+        if on_main(ranks, lambda: is_finished(folder, config, resume)):
             console.print(f"{folder.path} is finished; choose another --out or seed to train again\n", highlight=False)
             on_main(ranks, lambda: console.print(result_text(folder.path), markup=False, highlight=False))
             return EXIT_DONE
@@ -54,26 +52,17 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         run = build_run(host, prepared_corpus(config, ranks), ranks)
         lock = on_main(ranks, folder.claim, share=False)
         with lock or nullcontext():
-            return train_in(folder, run, console, opening.checkpoint)
+            # Looked for under the lock: a process that trained here until now may have written one more.
+            checkpoint = on_main(ranks, lambda: find_beginning(folder, resume))
+            return train_in(folder, run, console, checkpoint, stop)
 
 
-@dataclass(frozen=True)
-class Opening:
-    """What a run folder holds already."""
-
-    finished: bool = False
-    checkpoint: Path | None = None
-    """Where to go on; None to start from the beginning."""
-    warnings: tuple[str, ...] = ()
-
-
-def inspect_folder(folder: RunFolder, config: RunConfig, resume: str) -> Opening:
-    """Decide between a new run, going on, and nothing to do.  Raises UserError if the folder belongs to another run."""
+def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
+    """Whether nothing is left to do.  Raises UserError if the folder is no run's, or belongs to another run."""
     folder.require_usable()
-    explicit = None if resume in ("auto", "never") else find_checkpoint(Path(resume))
     text = folder.read_config()
     if text is None:
-        return Opening(checkpoint=explicit)
+        return False
     old = RunConfig.model_validate(yaml.safe_load(text))
     if keys := differing_keys(old, config):
         raise UserError(
@@ -82,14 +71,17 @@ def inspect_folder(folder: RunFolder, config: RunConfig, resume: str) -> Opening
         )
     if resume == "never":
         raise UserError(f"{folder.path} holds a run already, and --resume never forbids to go on; choose another --out")
-    notes = tuple(
-        f"this run began with {name} from {before}; now it is {config.plugin_versions[name]}"
-        for name, before in old.plugin_versions.items()
-        if config.plugin_versions.get(name, before) != before
-    )
     status = folder.read_status()
-    finished = status is not None and status.status == "finished" and explicit is None
-    return Opening(finished, explicit or newest_checkpoint(folder.checkpoints), notes)
+    return status is not None and status.status == "finished" and resume == "auto"
+
+
+def find_beginning(folder: RunFolder, resume: str) -> Path | None:
+    """The newest undamaged checkpoint; None to start from the beginning.  Raises UserError if all are damaged."""
+    if resume in ("auto", "never"):
+        return newest_checkpoint(folder.checkpoints)
+    checkpoint = find_checkpoint(Path(resume))
+    require_undamaged(checkpoint)
+    return checkpoint
 
 
 def on_main(ranks: Ranks, action: Callable[[], T], *, share: bool = True) -> T:
@@ -106,55 +98,48 @@ def on_main(ranks: Ranks, action: Callable[[], T], *, share: bool = True) -> T:
     return cast(T, value_everywhere if share else value)
 
 
-def train_in(folder: RunFolder, run: Run, console: Console, checkpoint: Path | None) -> int:
+def train_in(folder: RunFolder, run: Run, console: Console, checkpoint: Path | None, stop: StopRequest) -> int:
     """Restore what the folder holds, train, and report."""
-    config, ranks = run.config, run.ranks
-    settings = config.checkpoint
-    checkpoints = Checkpoints(
-        folder.checkpoints,
-        every=settings.every,
-        keep=settings.keep,
-        by_words=settings.by_words,
-        about=provenance(run),
-        writes=ranks.is_main,
-    )
-    state = checkpoints.load(checkpoint) if checkpoint is not None else None
+    checkpoints = open_checkpoints(folder, run)
+    state = checkpoints.load(checkpoint, verify=False) if checkpoint is not None else None
     console.print(describe(run), markup=False, highlight=False, soft_wrap=True)
+    if checkpoint is not None:
+        for text in resume_notes(read_about(checkpoint), provenance(run)):
+            console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
     first_step = state.step if state is not None else 0
-    if ranks.is_main:
-        folder.write_config(config.to_yaml())
-        folder.write_status(Status("running", first_step))
+    if run.ranks.is_main:
+        folder.write_config(run.config.to_yaml())
         truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
-    sinks = open_sinks(folder, run, console, first_step) if ranks.is_main else []
-    with StopRequest() as stop:
-        trainer = Trainer(run, checkpoints, sinks, stop)
-        if state is not None:
-            trainer.restore(state)
-            console.print(f"going on from step {state.step} of {run.schedule.max_steps}", highlight=False)
-        return run_trainer(trainer, folder, console, stop)
+    sinks = open_sinks(folder, run, console, first_step) if run.ranks.is_main else []
+    trainer = Trainer(run, checkpoints, sinks, stop)
+    if state is not None:
+        trainer.restore(state)
+        console.print(f"going on from step {first_step} of {run.schedule.max_steps}", highlight=False)
+    return run_trainer(trainer, folder, console)
 
 
-def run_trainer(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest) -> int:
+def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
     """Train, and keep status.json true whatever happens."""
 
-    def set_status(status: Literal["preempted", "finished", "failed"], reason: str = "") -> None:
+    def set_status(status: Literal["running", "preempted", "finished", "failed"], reason: str = "") -> None:
         if trainer.ranks.is_main:
             folder.write_status(Status(status, trainer.next_step, reason))
 
     try:
+        set_status("running")
         finished = trainer.train()
     except NonFiniteTraining as error:
         set_status("failed", str(error))
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return EXIT_NON_FINITE
     except BaseException as error:
-        set_status("failed", f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # a full disk may be why
+            set_status("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
-        for sink in trainer.sinks:
-            sink.close()
+        trainer.close()
     if not finished:
-        set_status("preempted", stop.signal_name or "another process was asked to stop")
+        set_status("preempted", trainer.stop.signal_name or "another process was asked to stop")
         console.print(f"stopped at step {trainer.next_step}; everything is saved, run the same command to go on")
         # torchrun turns every other exit code into 1.
         return EXIT_DONE if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
@@ -164,11 +149,24 @@ def run_trainer(trainer: Trainer, folder: RunFolder, console: Console, stop: Sto
     return EXIT_DONE
 
 
+def open_checkpoints(folder: RunFolder, run: Run) -> Checkpoints:
+    """The run's checkpoints, which the first rank writes."""
+    settings = run.config.checkpoint
+    return Checkpoints(
+        folder.checkpoints,
+        every=settings.every,
+        keep=settings.keep,
+        by_words=settings.by_words,
+        about=provenance(run),
+        writes=run.ranks.is_main,
+        journal=folder.metrics_file,
+        saved=lambda step: folder.write_status(Status("running", step)),
+    )
+
+
 def prepared_corpus(config: RunConfig, ranks: Ranks) -> Corpus:
     """Open the corpus; the first rank makes the generated one before the others look for it."""
-    if ranks.is_main:
-        open_corpus(config)
-    ranks.barrier()
+    on_main(ranks, lambda: open_corpus(config), share=False)
     return open_corpus(config)
 
 
@@ -181,6 +179,18 @@ def provenance(run: Run) -> dict[str, Any]:
         "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
         "config": config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
     }
+
+
+def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has changed since a checkpoint was written and may change the curve, if only in the last bits."""
+    old, new = before.get("versions", {}), now["versions"]
+    notes = [f"{name} was {old[name]}, now it is {new[name]}" for name in new if old.get(name, new[name]) != new[name]]
+    ranks, ranks_now = before.get("world_size", now["world_size"]), now["world_size"]
+    if ranks != ranks_now:
+        text = f"{ranks} process(es) trained until now, {ranks_now} go on: batches, noise and masks stay the same"
+        dropout = now["config"]["model"]["dropout"]
+        notes.append(f"{text}, dropout does not (each process draws its own)" if dropout else f"{text} up to rounding")
+    return notes
 
 
 def make_deterministic() -> None:

@@ -57,23 +57,27 @@ class Trainer:
     def train(self) -> bool:
         """Run to the last step; False when a stop signal ended it early, with everything saved.
 
-        Raises NonFiniteTraining after `training.max_refused_updates` refused updates in a row.
+        Raises NonFiniteTraining after `training.max_refused_updates` refused updates in a row, and UserError when a
+        checkpoint cannot be written.
         """
+        if not self.ranks.all_agree(not self.stop.requested):
+            return False
+        self.checkpoints.reserve(self.state())
         if self.next_step == 0:
             self.validate()
         self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
         for step in self.steps():
             self.train_step(step)
-            self.next_step = step.step + 1
             if self.is_due(self.config.validation.every):
                 self.validate()
             stopping = self.stop_agreed()
             words_seen = self.run.loader.words_seen(step.step)
             if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
-                self.checkpoints.save(self.state())
+                self.save()
             if stopping:
-                return self.is_last
-        return True
+                break
+        self.checkpoints.finish()
+        return self.is_last
 
     def train_step(self, step: Step) -> None:
         """One update from one global batch."""
@@ -94,6 +98,7 @@ class Trainer:
         run.ema.update(refused=update.refused)
         recipe.step_end(step)
         self._refused_steps[step.step % len(self._refused_steps)] = update.refused
+        self.next_step = step.step + 1
         if tally is not None:
             self.log(step, tally.read(denominators_K, self.ranks.sum_over_ranks), update.grad_norm)
 
@@ -191,25 +196,27 @@ class Trainer:
                 **self.recipe.metrics(),
             }
         )
-        self.report_refused(step)
+        self.report_refused()
+        self.require_finite()
 
-    def report_refused(self, step: Step) -> None:
-        """Write down which updates were refused since the last logged step, and stop after too many in a row."""
-        size = len(self._refused_steps)
+    def report_refused(self) -> None:
+        """Write down the updates that were refused since the last report, each with its rows; waits for the device."""
+        schedule, last = self.run.schedule, self.next_step - 1
         for place in self._refused_steps.nonzero().flatten().tolist():
-            index = step.step - (step.step - place) % size
-            rows = [
-                self.run.schedule.first_row(index),
-                self.run.schedule.first_row(index) + self.run.schedule.rows(index),
-            ]
-            self.write({"step": index + 1, "event": "refused_update", "first_row": rows[0], "end_row": rows[1]})
+            index = last - (last - place) % len(self._refused_steps)
+            first = schedule.first_row(index)
+            end = first + schedule.rows(index)
+            self.write({"step": index + 1, "event": "refused_update", "first_row": first, "end_row": end})
         self._refused_steps.zero_()
+
+    def require_finite(self) -> None:
+        """Raises NonFiniteTraining after too many refused updates in a row."""
         in_a_row = int(self.run.optimizer.refused_in_a_row)
         if in_a_row >= self.config.training.max_refused_updates:
             raise NonFiniteTraining(
-                f"{in_a_row} updates in a row had a non-finite loss or gradient, the last at step {step.step + 1};"
-                " they were not applied (metrics.jsonl lists them as refused_update).  Lower optimizer.lr or"
-                " optimizer.clip, or try training.precision=fp32; the newest checkpoint is from before or between them"
+                f"{in_a_row} updates in a row had a non-finite loss or gradient, the last at step {self.next_step};"
+                " they were not applied (metrics.jsonl lists them as refused_update).  Start a run in another folder"
+                " with a lower optimizer.lr or optimizer.clip, or with training.precision=fp32"
             )
 
     def validate(self) -> None:
@@ -231,6 +238,17 @@ class Trainer:
         """Send a row to every sink; other ranks than the first have none."""
         for sink in self.sinks:
             sink.write(row)
+
+    def save(self) -> None:
+        """Save the state, and report first what a resumed run would know nothing of."""
+        self.report_refused()
+        self.checkpoints.save(self.state())
+
+    def close(self) -> None:
+        """Leave nothing half written."""
+        self.checkpoints.close()
+        for sink in self.sinks:
+            sink.close()
 
     def state(self) -> TrainingState:
         """Everything a later process needs to go on as if nothing had happened."""

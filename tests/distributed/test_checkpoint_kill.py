@@ -31,6 +31,13 @@ def opened(folder):
     return Checkpoints(Path(folder), every=1, keep=1)
 
 
+def save(folder, state):
+    """Save, and wait until it is on disk."""
+    checkpoints = opened(folder)
+    checkpoints.save(state)
+    checkpoints.finish()
+
+
 def in_child(work, *args):
     """Run a function in a forked process; True if it came to its end."""
     pid = os.fork()
@@ -62,13 +69,13 @@ def save_and_die_at(folder, fatal):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    opened(folder).save(state_at(2))
+    save(folder, state_at(2))
 
 
 def kill_everywhere(ranks, folder):
     """The step found after a kill at the first, second, ... event, until the child reaches its end."""
     os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
-    opened(folder).save(state_at(1))
+    save(folder, state_at(1))
     shutil.copytree(folder, folder + "-at-start")
     found, ended = [], False
     while not ended:
@@ -76,7 +83,7 @@ def kill_everywhere(ranks, folder):
         shutil.copytree(folder + "-at-start", folder)
         ended = in_child(save_and_die_at, folder, len(found) + 1)
         found.append(require_complete(folder))
-        opened(folder).save(state_at(3))
+        save(folder, state_at(3))
         assert require_complete(folder) == 3
         assert not list(Path(folder).rglob(f"{TEMPORARY}*"))
     return found
@@ -92,13 +99,13 @@ def test_killed_at_any_event_the_newest_checkpoint_is_complete(tmp_path):
 
 def save_for_ever(folder, first):
     for step in range(first, 1000):
-        opened(folder).save(state_at(step, numel=1 << 19))
+        save(folder, state_at(step, numel=1 << 19))
 
 
 def kill_at_random_times(ranks, folder, kills):
     """The steps found after each kill of a process that saves one checkpoint after another."""
     times, steps = random.Random(0), [1]
-    opened(folder).save(state_at(1))
+    save(folder, state_at(1))
     for _ in range(kills):
         pid = os.fork()
         if pid == 0:
@@ -118,10 +125,10 @@ def test_killed_at_random_times_the_newest_checkpoint_is_complete(tmp_path):
 
 
 def save_with_little_room(ranks, folder):
-    opened(folder).save(state_at(1))
+    save(folder, state_at(1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_0000002"):
-        opened(folder).save(state_at(2, numel=1 << 20))
+        save(folder, state_at(2, numel=1 << 20))
     assert not list(Path(folder).rglob(f"{TEMPORARY}*"))
     return require_complete(folder)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,19 +13,6 @@ import yaml
 from support.runs import TINY, environment, losses, rows, train, train_command
 
 NO_DROPOUT = ("model.dropout=0",)
-PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert")
-
-
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_one_process_two_processes_and_small_micro_batches_give_the_same_curve(plugin: str, tmp_path: Path):
-    """Rule 1: what a step trains on does not depend on how its rows are shared out."""
-    train(tmp_path / "one", "--plugin", plugin, sets=NO_DROPOUT)
-    train(tmp_path / "split", "--plugin", plugin, sets=(*NO_DROPOUT, "training.micro_batch_rows=1"))
-    train(tmp_path / "two", "--plugin", plugin, sets=NO_DROPOUT, processes=2)
-    curve = losses(tmp_path / "one")
-    assert sorted(curve) == list(range(1, 13))
-    assert losses(tmp_path / "split") == pytest.approx(curve, abs=1e-4)
-    assert losses(tmp_path / "two") == pytest.approx(curve, abs=1e-4)
 
 
 def test_ranks_take_shares_of_a_batch_that_does_not_divide(tmp_path: Path):
@@ -34,28 +20,6 @@ def test_ranks_take_shares_of_a_batch_that_does_not_divide(tmp_path: Path):
     train(tmp_path / "one", sets=sets)
     train(tmp_path / "two", sets=sets, processes=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
-
-
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_the_curve_after_sigkill_and_resume_is_bitwise_the_same(plugin: str, tmp_path: Path):
-    """Rule 6, with dropout: killed at a random moment, started again until it ends."""
-    train(tmp_path / "whole", "--plugin", plugin)
-    for _ in range(8):
-        process = subprocess.Popen(
-            train_command(tmp_path / "killed", "--plugin", plugin),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        )
-        wait_for_a_step(tmp_path / "killed", process)
-        time.sleep(random.random() * 0.5)
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-    train(tmp_path / "killed", "--plugin", plugin)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    final = [[r for r in rows(tmp_path / run) if "valid/loss" in r][-1] for run in ("killed", "whole")]
-    assert final[0] == final[1]
 
 
 def wait_for_a_step(out: Path, process: subprocess.Popen) -> None:

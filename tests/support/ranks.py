@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,23 +26,26 @@ class RankFailed(AssertionError):
     """A rank raised (the message is its traceback), died, or did not finish in time."""
 
 
-def run_on_ranks(function: Callable[..., Any], world_size: int = 2, *args: Any, timeout: float = 60.0) -> list[Any]:
+def run_on_ranks(
+    function: Callable[..., Any], world_size: int = 2, *args: Any, timeout: float = 60.0, joined: bool = True
+) -> list[Any]:
     """`[function(ranks, *args) for every rank]`, each in its own process on the CPU, with gloo and one thread.
 
-    `function` is a top-level function of any file; arguments and results are pickled.  Raises RankFailed with the
-    traceback of the rank that failed first.
+    `function` is a top-level function of any file; arguments and results are pickled.  Without `joined`, it gets the
+    rank's number, and has to join the others itself.  Raises RankFailed with the traceback of the rank that failed
+    first.
     """
     # The parent holds the store, as torchrun's agent does: the system picks a free port, and nobody can take it.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     # Data parallelism imports torch._dynamo, which takes seconds: once is enough.
-    context.set_forkserver_preload(["support.ranks", "torch._dynamo"])
+    context.set_forkserver_preload(["support.ranks", "torch._dynamo", "ltg_mdlm.train"])
     task = pickle.dumps((function.__qualname__, args))
     connections, processes = [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)
         environment = _environment(rank, world_size, store.port)
-        target = (theirs, environment, inspect.getfile(function), function.__module__, task)
+        target = (theirs, environment, inspect.getfile(function), function.__module__, task, joined)
         process = context.Process(target=_work, args=target, daemon=True)
         process.start()
         theirs.close()
@@ -70,10 +73,10 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
-def _work(results: Connection, environment: dict[str, str], file: str, module: str, task: bytes) -> None:
+def _work(results: Connection, environment: dict[str, str], file: str, module: str, task: bytes, joined: bool) -> None:
     """Everything that happens on a rank; sends (True, result) or (False, traceback)."""
     os.environ.update(environment)
-    with Ranks.setup("cpu", threads=1) as ranks:
+    with Ranks.setup("cpu", threads=1) if joined else nullcontext(int(environment["RANK"])) as ranks:
         try:
             _load(file, module)
             name, args = pickle.loads(task)

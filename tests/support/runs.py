@@ -1,10 +1,23 @@
 """Tiny runs of the real trainer, in processes of their own."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+from support.ranks import RankFailed, run_on_ranks
+
+from ltg_mdlm.config import load_settings
+from ltg_mdlm.errors import UserError
+
+FAULTY = Path(__file__).parent / "faulty"
+"""On the import path there, the plugin `faulty` is installed."""
 
 TINY = (
     "data.builtin_words=4000",
@@ -60,3 +73,67 @@ def losses(out: Path) -> dict[int, float]:
     found = [(row["step"], row["loss"]) for row in rows(out) if "loss" in row]
     assert len(found) == len(dict(found)), "a step was logged twice"
     return dict(found)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run in forked processes ended, as the first rank saw it."""
+
+    code: int | None
+    """Exit code; None where a UserError ended it."""
+    output: str
+    """What it printed, warnings and the error included."""
+
+
+def run(
+    out: Path,
+    *sets: str,
+    plugin: str = "uniform_mdlm",
+    processes: int = 1,
+    faults: tuple[dict, ...] = (),
+    resume: str = "auto",
+    sets_of_rank: tuple[tuple[str, ...], ...] = (),
+) -> list[Outcome]:
+    """Train a tiny model in processes that share this one's imports, which spares seconds; an outcome per rank.
+
+    `faults` are those of the plugin `faulty`, which is always selected, beside `plugin`.  Raises RankFailed if a rank
+    raises, or dies.
+    """
+    arguments = (str(out), plugin, (*TINY, *sets), faults, resume, sets_of_rank)
+    return run_on_ranks(launch_quietly, processes, *arguments, joined=False, timeout=120)
+
+
+def killed(out: Path, *sets: str, **options) -> None:
+    """Run, expecting that a fault kills a process."""
+    with pytest.raises(RankFailed, match="died with exit code -9"):
+        run(out, *sets, **options)
+
+
+def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
+    """What `run` does on each rank."""
+    os.environ["FAULTS"] = json.dumps(faults)
+    sys.path.insert(0, str(FAULTY))
+    from ltg_mdlm.train import launch
+
+    mine = sets_of_rank[rank] if sets_of_rank else ()
+    code, printed = None, io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: printed.write(f"warning: {message}\n")
+        try:
+            adapt = f"plugins.faulty.adapt={plugin == 'faulty'}"
+            code = launch(load_settings([], [*sets, *mine, adapt], [plugin], Path(out)), resume)
+        except UserError as error:
+            printed.write(f"error: {error}\n")
+    return Outcome(code, printed.getvalue())
+
+
+def status(out: Path) -> dict:
+    """status.json."""
+    return json.loads((out / "status.json").read_text())
+
+
+def saved_bits(out: Path, step: int) -> dict[str, str]:
+    """Hash of every file of a checkpoint: weights, averages, optimiser and plugins' state."""
+    about = json.loads((out / "checkpoints" / f"step_{step:07d}" / "state.json").read_text())
+    return {name: facts["sha256"] for name, facts in about["files"].items()}

@@ -41,7 +41,9 @@ def test_nothing_gets_its_name_before_it_is_on_disk(order, tmp_path):
     on_disk, named = order
     tensors = {"a": torch.ones(3)}
     state = TrainingState(step=3, words_seen=1_000_000, model=tensors, ema=tensors, optimizer=tensors)
-    Checkpoints(tmp_path, every=1, keep=1).save(state)
+    checkpoints = Checkpoints(tmp_path, every=1, keep=1)
+    checkpoints.save(state)
+    checkpoints.finish()
     assert named == ["state.json", "state.json", "chck_1M", "step_0000003", "latest"]
     assert tmp_path.stat().st_ino in on_disk
 

@@ -1,0 +1,87 @@
+"""Named tensors in safetensors files, written from a thread without holding up the others, and hashed on the way.
+
+The library's own writer keeps the interpreter's lock until the last byte is written (before its version 0.8), which
+would stop training for seconds.  The format: the length of the header (8 bytes, little-endian), the header (JSON: type,
+shape and place of every tensor), the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ltg_mdlm.errors import UserError
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 8
+_BLOCK_BYTES = 1 << 24
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
+    """Write CPU tensors through to the disk; returns the file's `bytes` and `sha256`.  Raises OSError."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb", buffering=0) as file:
+        for block in _blocks(tensors):
+            digest.update(block)
+            _write_all(file.fileno(), block)
+            size += len(block)
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU.  Raises UserError if it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content.  Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The file's content, without a copy of it."""
+    # Large types first, so that every tensor lies at a multiple of its item size.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header, offset = {}, 0
+    for name, tensor in ordered:
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        yield from (content[start : start + _BLOCK_BYTES] for start in range(0, len(content), _BLOCK_BYTES))
+
+
+def _write_all(descriptor: int, block: memoryview) -> None:
+    while block:
+        block = block[os.write(descriptor, block) :]
