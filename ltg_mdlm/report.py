@@ -17,7 +17,7 @@ from ltg_mdlm.config import flatten
 from ltg_mdlm.durable import temporary_name
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.result import read_metrics
-from ltg_mdlm.run_folder import STALE_SECONDS, Lock, RunFolder
+from ltg_mdlm.run_folder import SILENT_SECONDS, Lock, RunFolder
 from ltg_mdlm.sweep import short_names
 
 Cell = str | int | float | bool | None
@@ -91,7 +91,7 @@ def _shows_life(lock: Path) -> bool:
         facts = lock.stat()
     except OSError:
         return False
-    return facts.st_size > 0 and time.time() - facts.st_mtime < STALE_SECONDS
+    return facts.st_size > 0 and time.time() - facts.st_mtime < SILENT_SECONDS
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

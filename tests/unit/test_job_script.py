@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ltg_mdlm.run_folder import STALE_SECONDS, RunFolder, Status
+from ltg_mdlm.run_folder import SILENT_SECONDS, RunFolder, Status
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "job.sh"
 
@@ -41,7 +41,7 @@ def test_a_run_that_never_started_has_no_status(tmp_path):
     [
         ("elsewhere process 1", 20, "1", True),
         ("elsewhere process 1", 20, "", False),
-        ("elsewhere process 1", STALE_SECONDS + 1, "1", False),
+        ("elsewhere process 1", SILENT_SECONDS + 1, "1", False),
         (f"{socket.gethostname()} process 1", 20, "1", False),
         ("", 20, "1", False),
     ],

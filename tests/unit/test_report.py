@@ -11,7 +11,7 @@ import yaml
 
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.report import find_runs, read_run, report_table
-from ltg_mdlm.run_folder import STALE_SECONDS, RunFolder, Status
+from ltg_mdlm.run_folder import SILENT_SECONDS, RunFolder, Status
 
 VALIDATION = {"valid/loss": 2.5, "valid/bound": 3.25, "valid/bound_standard_error": 0.01, "valid/minimal_pairs": None}
 
@@ -101,7 +101,7 @@ def test_unfinished_and_failed_runs_are_shown_with_their_status(tmp_path):
 
 @pytest.mark.parametrize(
     ("owner", "seconds_ago", "status"),
-    [("host process 1", 0, "running"), ("host process 1", STALE_SECONDS + 60, "interrupted"), ("", 0, "interrupted")],
+    [("host process 1", 0, "running"), ("host process 1", SILENT_SECONDS + 60, "interrupted"), ("", 0, "interrupted")],
 )
 def test_a_run_that_shows_no_life_does_not_run(tmp_path, owner, seconds_ago, status):
     run = make_run(tmp_path / "a", "running")
