@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -31,6 +31,8 @@ from ltg_mdlm.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
 EXIT_DONE, EXIT_NON_FINITE, EXIT_PREEMPTED = 0, 3, 75
+CHOICES = ("auto", "never")
+"""Values of `--resume` other than a path."""
 
 
 def launch(settings: Settings, resume: str = "auto") -> int:
@@ -47,6 +49,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             console.print(f"{folder.path} is finished; choose another --out or seed to train again\n", highlight=False)
             on_main(ranks, lambda: console.print(result_text(folder.path), markup=False, highlight=False))
             return EXIT_DONE
+        if resume not in CHOICES:
+            on_main(ranks, lambda: find_checkpoint(Path(resume)))
         if config.training.deterministic:
             make_deterministic()
         run = build_run(host, prepared_corpus(config, ranks), ranks)
@@ -77,7 +81,7 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
 
 def find_beginning(folder: RunFolder, resume: str) -> Path | None:
     """The newest undamaged checkpoint; None to start from the beginning.  Raises UserError if all are damaged."""
-    if resume in ("auto", "never"):
+    if resume in CHOICES:
         return newest_checkpoint(folder.checkpoints)
     checkpoint = find_checkpoint(Path(resume))
     require_undamaged(checkpoint)
@@ -127,7 +131,9 @@ def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
 
     try:
         set_status("running")
-        finished = trainer.train()
+        # Closed before its last status is written: until then its checkpoints report theirs.
+        with closing(trainer):
+            finished = trainer.train()
     except NonFiniteTraining as error:
         set_status("failed", str(error))
         console.print(f"error: {error}", markup=False, soft_wrap=True)
@@ -136,8 +142,6 @@ def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
         with suppress(OSError):  # a full disk may be why
             set_status("failed", f"{type(error).__name__}: {error}")
         raise
-    finally:
-        trainer.close()
     if not finished:
         set_status("preempted", trainer.stop.signal_name or "another process was asked to stop")
         console.print(f"stopped at step {trainer.next_step}; everything is saved, run the same command to go on")

@@ -100,7 +100,7 @@ def run(
     raises, or dies.
     """
     arguments = (str(out), plugin, (*TINY, *sets), faults, resume, sets_of_rank)
-    return run_on_ranks(launch_quietly, processes, *arguments, joined=False, timeout=120)
+    return run_on_ranks(launch_quietly, processes, *arguments, joined=False, timeout=300)
 
 
 def killed(out: Path, *sets: str, **options) -> None:
