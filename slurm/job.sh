@@ -40,7 +40,6 @@ export -f run_on_node
 train_and_requeue() {
     local run_folder=$1 code=0
     shift
-    await_lock "$run_folder/lock"
     [ -z "$stop_signal" ] || requeue
     say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
     srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
@@ -69,19 +68,6 @@ prepare_environment() {
     read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems give out by themselves
     export MASTER_ADDR MASTER_PORT
-}
-
-# A node that died let go of nothing: the trainer respects the lock of another machine until it has been silent for 5
-# minutes.  Slurm starts a job again only after its end, so this start may wait where others should be refused.
-await_lock() {
-    local owner='' end=$((SECONDS + 330))
-    if [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || ! [ -s "$1" ]; then return; fi
-    read -r owner _ <"$1" || true
-    [ "$owner" != "$(hostname)" ] || return 0
-    while [ -s "$1" ] && [ -n "$(find "$1" -newermt '-300 seconds')" ] && [ "$SECONDS" -lt "$end" ] && [ -z "$stop_signal" ]; do
-        say "$owner has not let go of $1"
-        sleep 10
-    done
 }
 
 # srun passes it to the processes on all nodes.  Those that are still importing ignore it, hence again and again.
