@@ -210,8 +210,9 @@ class PhaseClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._now: defaultdict[str, float] = defaultdict(float)
-        self._steps: list[defaultdict[str, float]] = []
+        self.now: dict[str, float] = defaultdict(float)
+        """Seconds by part since the last whole step."""
+        self.steps: list[dict[str, float]] = []
 
     @contextmanager
     def attached(self, trainer: Trainer) -> Iterator[None]:
@@ -238,23 +239,23 @@ class PhaseClock:
             start = time.perf_counter()
             result = function(*arguments, **named)
             synchronise(self._device)
-            self._now[phase] += time.perf_counter() - start
+            self.now[phase] += time.perf_counter() - start
             return result
 
         return call
 
     def time_step(self, trainer: Trainer, step: Step) -> None:
         """Make one step; what belongs to no part is `other`."""
-        self._now = defaultdict(float)
+        self.now = defaultdict(float)
         start = time.perf_counter()
         trainer.train_step(step)
         synchronise(self._device)
-        self._now["other"] = time.perf_counter() - start - sum(self._now.values())
-        self._steps.append(self._now)
+        self.now["other"] = time.perf_counter() - start - sum(self.now.values())
+        self.steps.append(self.now)
 
     def medians(self) -> dict[str, float]:
         """Median seconds by phase."""
-        return {phase: statistics.median(step[phase] for step in self._steps) for phase in self._steps[0]}
+        return {phase: statistics.median(step[phase] for step in self.steps) for phase in self.steps[0]}
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import torch
 from ltg_mdlm.build import batch_schedule, build_model, corpus_statistics, open_corpus, run_context
 from ltg_mdlm.config import RunConfig, Settings
 from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.errors import UserError
 from ltg_mdlm.flops import flops_per_token
 from ltg_mdlm.host import Host
+from ltg_mdlm.sweep import SEED, Point, Sweep
 
 BABYLM_EPOCHS = 10
 BABYLM_WORDS = 1_000_000_000
@@ -97,6 +99,40 @@ def describe_run(settings: Settings) -> RunReport:
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
         warnings=warnings + budget_warnings(totals.epochs, totals.words),
     )
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """The points of a sweep that differ in nothing but the seed."""
+
+    points: tuple[Point, ...]
+    report: RunReport
+    """of the first of them"""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all of them together."""
+        return len(self.points) * self.report.gpu_hours
+
+
+def require_valid(sweep: Sweep) -> None:
+    """Resolve the settings of every point, plugin options included.  Raises UserError that names the first mistake."""
+    for point in sweep.points:
+        settings = sweep.settings(point)
+        try:
+            Host(settings.config, settings.sources).check_config()
+        except UserError as error:
+            raise sweep.blame(point, error) from None
+
+
+def describe_sweep(sweep: Sweep) -> list[SweepCost]:
+    """Resolve every point and count, without training.  Raises UserError as `train` would."""
+    require_valid(sweep)
+    seeds_apart: dict[str, list[Point]] = {}
+    for point in sweep.points:
+        others = {key: value for key, value in point.values.items() if key != SEED}
+        seeds_apart.setdefault(repr(others), []).append(point)
+    return [SweepCost(tuple(points), describe_run(sweep.settings(points[0]))) for points in seeds_apart.values()]
 
 
 def budget_warnings(epochs: float, words: int) -> list[str]:

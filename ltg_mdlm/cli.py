@@ -28,6 +28,8 @@ EXIT_USER_ERROR = 2
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plugins.")
 app.add_typer(plugins_app, name="plugins")
+sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
+app.add_typer(sweep_app, name="sweep")
 
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="NAME", help="Select an installed plugin (repeatable).")
@@ -50,6 +52,12 @@ Resume = Annotated[
         metavar="auto|never|PATH",
         help="auto: go on when the run folder holds a checkpoint; never: refuse to; PATH: go on from that checkpoint.",
     ),
+]
+
+SweepName = Annotated[str, typer.Argument(metavar="FILE", help="Sweep file, or the name of one in configs/sweeps.")]
+PointIndex = Annotated[int, typer.Argument(metavar="INDEX", help="Number of the point, as `sweep list` shows it.")]
+OutRoot = Annotated[
+    Path | None, typer.Option("--out-root", metavar="DIR", help="Where the run folders lie; default runs/<sweep>.")
 ]
 
 
@@ -184,6 +192,106 @@ def prepare(
         workers=workers,
     )
     typer.echo(corpus.describe())
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some, as those of a sweep.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, with every figure.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table, with every figure, to a file, too.")
+    ] = None,
+) -> None:
+    """Put runs in one table: settings that differ, status, last held-out figures; unfinished runs, too."""
+    from ltg_mdlm.report import find_runs, read_run, report_table, text_table, write_csv
+
+    rows = [read_run(folder) for folder in find_runs(runs)]
+    if csv is not None:
+        write_csv(report_table(rows), csv)
+    if as_json:
+        typer.echo(json.dumps(report_table(rows), indent=2))
+    else:
+        _print_table(text_table(rows))
+
+
+@sweep_app.command("list")
+def sweep_list(
+    file: SweepName,
+    set_: Sets = None,
+    out_root: OutRoot = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Show the points of a sweep: index, values, run folder; the settings of every point are validated first."""
+    from ltg_mdlm.check import require_valid
+    from ltg_mdlm.sweep import open_sweep, short_names
+
+    sweep = open_sweep(file, set_ or (), out_root)
+    require_valid(sweep)
+    if as_json:
+        rows = [{"index": p.index, "folder": str(sweep.folder(p)), "settings": p.values} for p in sweep.points]
+        typer.echo(json.dumps(rows, indent=2, default=str))
+        return
+    varying = short_names([*sweep.content.varying, "seed"])
+    table = Table("index", *varying.values(), "run folder", box=None, pad_edge=False)
+    for p in sweep.points:
+        table.add_row(str(p.index), *(escape(str(p.values[key])) for key in varying), escape(str(sweep.folder(p))))
+    _print_table(table)
+
+
+@sweep_app.command("check")
+def sweep_check(
+    file: SweepName,
+    set_: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Estimate the GPU-hours of a sweep, by point and together; trains nothing."""
+    from ltg_mdlm.check import describe_sweep
+    from ltg_mdlm.sweep import open_sweep
+
+    costs = describe_sweep(open_sweep(file, set_ or ()))
+    total = sum(cost.gpu_hours for cost in costs)
+    if as_json:
+        points = [{"points": [p.index for p in c.points], "h200_hours": c.gpu_hours} for c in costs]
+        typer.echo(json.dumps({"points": points, "h200_hours": total}, indent=2))
+        return
+    table = Table("points", "first of them", "runs", "steps", "H200 hours", box=None, pad_edge=False)
+    for cost in costs:
+        first, last = cost.points[0], cost.points[-1]
+        hours = f"{cost.gpu_hours:.2g}"
+        table.add_row(
+            f"{first.index}-{last.index}", escape(first.name), str(len(cost.points)), str(cost.report.max_steps), hours
+        )
+    _print_table(table)
+    for text in dict.fromkeys(text for cost in costs for text in cost.report.warnings):
+        typer.echo(f"warning: {text}")
+    typer.echo(f"{sum(len(c.points) for c in costs)} runs, {total:.2g} H200 hours together (an estimate)")
+
+
+@sweep_app.command("run")
+def sweep_run(
+    file: SweepName, index: PointIndex, set_: Sets = None, out_root: OutRoot = None, resume: Resume = "auto"
+) -> None:
+    """Train one point, or go on with it; `torchrun ... -m ltg_mdlm sweep run FILE INDEX` uses several processes."""
+    from ltg_mdlm.sweep import open_sweep
+    from ltg_mdlm.train import launch
+
+    sweep = open_sweep(file, set_ or (), out_root)
+    raise typer.Exit(launch(sweep.settings(sweep.point(index)), resume))
+
+
+@sweep_app.command("folder")
+def sweep_folder(file: SweepName, index: PointIndex, set_: Sets = None, out_root: OutRoot = None) -> None:
+    """Print the run folder of one point, as job scripts need it."""
+    from ltg_mdlm.sweep import open_sweep
+
+    sweep = open_sweep(file, set_ or (), out_root)
+    typer.echo(sweep.folder(sweep.point(index)))
+
+
+def _print_table(table: Table) -> None:
+    """Folded to a terminal's width; in a file or a pipe, every record is one line."""
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    console.print(table, highlight=False)
 
 
 @plugins_app.command("list")

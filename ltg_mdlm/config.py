@@ -262,22 +262,28 @@ class Settings:
 
 
 def load_settings(
-    configs: Sequence[str] = (), sets: Sequence[str] = (), plugins: Sequence[str] = (), out: Path | None = None
+    configs: Sequence[str] = (),
+    sets: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    out: Path | None = None,
+    *,
+    layers: Sequence[Layer] = (),
 ) -> Settings:
-    """Merge configs (later wins), `--set` (wins over files), `--plugin` (adds) and `--out`, and validate.
+    """Merge configs (later wins), `layers`, `--plugin` (adds), `--set` (wins over files) and `--out`, and validate.
 
     Raises UserError for anything unknown or of the wrong type, naming the place it was set in.
     """
     chosen = list(configs) or [DEFAULT_CONFIG]
-    layers = [layer for name in chosen for layer in read_layers(name)]
-    layers.append(Layer(f"the command line: --config {chosen[-1]}", {"name": Path(chosen[-1]).stem}))
-    layers += [Layer(f"the command line: --plugin {name}", {"plugins": {name: {}}}) for name in plugins]
-    layers += [parse_set(text) for text in sets]
+    stack = [layer for name in chosen for layer in read_layers(name)]
+    stack.append(Layer(f"the command line: --config {chosen[-1]}", {"name": Path(chosen[-1]).stem}))
+    stack += layers
+    stack += [Layer(f"the command line: --plugin {name}", {"plugins": {name: {}}}) for name in plugins]
+    stack += [parse_set(text) for text in sets]
     if out is not None:
-        layers.append(Layer(f"the command line: --out {out}", {"run": {"out": str(out)}}))
+        stack.append(Layer(f"the command line: --out {out}", {"run": {"out": str(out)}}))
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for layer in layers:
+    for layer in stack:
         merge(merged, layer.values, layer.source, sources)
     return Settings(validate(RunConfig, merged, sources), sources)
 
@@ -404,7 +410,7 @@ def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
+    """Nested settings by dotted key; an empty section is a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -42,7 +42,8 @@ def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file."""
+    """The rows of a metrics file; a torn last line, which is being written or never will be, is left out."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            yield json.loads(line)
+            if line.endswith("\n"):
+                yield json.loads(line)

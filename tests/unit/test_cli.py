@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ltg_mdlm import __version__
-from ltg_mdlm.cli import main
 
 SMALL = (
     "--set", "data.builtin_words=4000",
@@ -17,21 +16,6 @@ SMALL = (
     "--set", "model.intermediate_size=64",
     "--set", "model.num_attention_heads=2",
 )  # fmt: skip
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ltg-mdlm", *arguments])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return call
 
 
 def test_version(run):

@@ -1,0 +1,94 @@
+# shellcheck shell=bash
+# What train.sbatch and array.sbatch share.  They source it in the folder that the job was submitted from.
+
+set -euo pipefail
+
+# Where these files lie, as seen from that folder.
+slurm_folder=${LTG_MDLM_SLURM:-slurm}
+stop_signal=
+srun_pid=
+
+say() { printf '%s job %s: %s\n' "$(date +%T)" "$job" "$*"; }
+
+# One task of an array has the number of the whole array as SLURM_JOB_ID, by which all tasks would be requeued.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_TASK_ID-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+trap 'stop_signal=TERM' TERM
+trap 'stop_signal=USR1; forward_usr1 &' USR1
+
+# On one node: torchrun with the given module and arguments, and a process for every GPU.
+run_on_node() {
+    local told_to_stop='' code=0
+    local processes=${LTG_MDLM_PROCESSES:-${SLURM_GPUS_ON_NODE:-0}}
+    local meeting=(--standalone)
+    if [ "$SLURM_NNODES" -gt 1 ]; then
+        meeting=(--nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
+    fi
+    trap '' USR1 # torchrun's agent would die of it; the trainer's processes have handlers of their own
+    trap 'told_to_stop=yes' TERM
+    python3 -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$((processes > 0 ? processes : 1))" "$@" || code=$?
+    # After TERM torchrun ends with 1 although its processes saved; srun would kill the other nodes for it, and with them
+    # the process that still writes.
+    [ -z "$told_to_stop" ] || return 0
+    return "$code"
+}
+export -f run_on_node
+
+# train_and_requeue RUN_FOLDER -m MODULE ARGUMENTS...: train on all nodes of the job.  A run that was stopped before its
+# end goes back to the queue; status.json in its folder says so, since under torchrun the exit code cannot.
+train_and_requeue() {
+    local run_folder=$1 code=0
+    shift
+    [ -z "$stop_signal" ] || requeue
+    say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
+    srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
+    srun_pid=$!
+    await "$srun_pid" || code=$?
+    case $(status_of "$run_folder") in
+        finished) exit "$code" ;;
+        preempted) if [ "$code" = 0 ] || [ -n "$stop_signal" ]; then requeue; fi ;;
+    esac
+    say "$run_folder is not finished: see above${stop_signal:+ (stopped by $stop_signal)}"
+    exit "$((code > 0 ? code : 1))"
+}
+
+prepare_environment() {
+    set +u # modules and conda read variables that are not set
+    if [ -f "$slurm_folder/cluster.env" ]; then
+        # shellcheck source=/dev/null
+        source "$slurm_folder/cluster.env"
+    fi
+    if declare -F activate_environment >/dev/null; then activate_environment; fi
+    set -u
+    # Compute nodes may have no network: wandb writes files, which sync.sh uploads later.
+    export WANDB_MODE=${WANDB_MODE:-offline}
+    # srun does not take this one from sbatch.
+    [ -z "${SLURM_CPUS_PER_TASK-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+    read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems give out by themselves
+    export MASTER_ADDR MASTER_PORT
+}
+
+# srun passes it to the processes on all nodes.  Those that are still importing ignore it, hence again and again.
+forward_usr1() { while [ -n "$srun_pid" ] && kill -USR1 "$srun_pid" 2>/dev/null; do sleep 10; done; }
+
+# A trapped signal ends `wait` early, so wait again until the process is gone; returns its exit code.
+await() {
+    while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+    wait "$1"
+}
+
+status_of() { sed -n 's/.*"status": *"\([a-z]*\)".*/\1/p' "$1/status.json" 2>/dev/null || true; }
+
+# Does not return.
+requeue() {
+    # After scancel or scontrol requeue Slurm ends the job already, and a requeue here would undo a scancel.
+    if [[ $(scontrol show job -o "$job") == *JobState=RUNNING* ]]; then
+        say "stopped${stop_signal:+ by $stop_signal}: back to the queue"
+        scontrol requeue "$job" || say "this job cannot be requeued: submit it again to go on"
+    else
+        say "stopped: Slurm is ending this job"
+    fi
+    exit 75
+}

@@ -1,0 +1,71 @@
+"""Losses of short runs, written down: a change that moves them changes results, and has to say so.
+
+Made by `PYTHONPATH=tests python tests/golden/test_loss_curves.py`; processors round differently, hence the tolerance.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.runs import TINY
+
+from ltg_mdlm.build import build_run, open_corpus
+from ltg_mdlm.checkpoint import Checkpoints
+from ltg_mdlm.config import load_settings
+from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.host import Host
+from ltg_mdlm.preemption import StopRequest
+from ltg_mdlm.trainer import Trainer
+
+CURVES = {
+    "uniform_mdlm": [5.898, 7.704, 5.484, 6.268, 7.067, 7.343, 7.111, 7.705, 6.692, 8.002, 6.130, 7.088],
+    "freq_mdlm": [5.898, 7.704, 5.484, 6.268, 7.067, 7.343, 6.871, 7.706, 7.047, 8.087, 6.330, 7.156],
+    "freq_mdlm exact": [5.888, 7.692, 5.476, 6.257, 7.054, 7.331, 6.860, 7.690, 6.872, 8.068, 6.541, 7.074],
+    "gpt_bert": [6.785, 6.721, 7.107, 6.728, 6.605, 7.251, 6.601, 6.975, 6.475, 6.575, 6.975, 6.625],
+}  # fmt: skip
+EXACT = ("plugins.freq_mdlm.weighting=exact", "plugins.freq_mdlm.statistics=corpus")
+RECIPES = {
+    "uniform_mdlm": ("uniform_mdlm", ()),
+    "freq_mdlm": ("freq_mdlm", ()),
+    "freq_mdlm exact": ("freq_mdlm", EXACT),
+    "gpt_bert": ("gpt_bert", ()),
+}
+
+
+class Losses:
+    """A sink that keeps the training losses."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def write(self, row) -> None:
+        if "loss" in row:
+            self.values.append(row["loss"])
+
+    def close(self) -> None:
+        pass
+
+
+def curve(name: str) -> list[float]:
+    """Losses of twelve steps."""
+    plugin, sets = RECIPES[name]
+    settings = load_settings((), [*TINY, *sets], [plugin])
+    host = Host(settings.config, settings.sources)
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+    run = build_run(host, open_corpus(host.config), ranks)
+    losses = Losses()
+    trainer = Trainer(run, Checkpoints(Path(), every=1, keep=1, writes=False), [losses], StopRequest())
+    for step in trainer.steps():
+        trainer.train_step(step)
+    return losses.values
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_curve_is_the_one_written_down(name):
+    assert curve(name) == pytest.approx(CURVES[name], abs=2e-3)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for recipe in RECIPES:
+        print(f'    "{recipe}": [{", ".join(f"{loss:.3f}" for loss in curve(recipe))}],')

@@ -1,0 +1,133 @@
+"""One table of many runs, made from whatever their folders hold."""
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ltg_mdlm.errors import UserError
+from ltg_mdlm.report import find_runs, read_run, report_table
+from ltg_mdlm.run_folder import SILENT_SECONDS, RunFolder, Status
+
+VALIDATION = {"valid/loss": 2.5, "valid/bound": 3.25, "valid/bound_standard_error": 0.01, "valid/minimal_pairs": None}
+
+
+def make_run(path: Path, status: str | None = "finished", step: int = 10, *, seed: int = 0, **plugins) -> Path:
+    """A run folder with one validation before training and one after."""
+    path.mkdir(parents=True)
+    settings = {"name": "laptop", "seed": seed, "plugins": plugins or {"uniform_mdlm": {}}, "run": {"out": str(path)}}
+    (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    rows = [{"step": 0, **VALIDATION, "valid/bound": 9.0}, {"step": 5, "loss": 3.0}, {"step": step, **VALIDATION}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if status is not None:
+        RunFolder(path).write_status(Status(status, step, "because" if status == "failed" else ""))
+    return path
+
+
+def table(*paths: Path) -> list[dict]:
+    return report_table([read_run(path) for path in find_runs(paths)])
+
+
+def test_runs_are_found_in_the_folders_of_sweeps_and_listed_once(tmp_path):
+    b, a = make_run(tmp_path / "sweep" / "b"), make_run(tmp_path / "sweep" / "a")
+    (tmp_path / "sweep" / "notes").mkdir()
+    assert find_runs([b, tmp_path / "sweep"]) == [b, a]
+
+
+@pytest.mark.parametrize("name", ["empty", "missing", "file"])
+def test_what_holds_no_run_is_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"{name}: neither a run folder"):
+        find_runs([tmp_path / name])
+
+
+def test_only_settings_that_differ_are_shown_and_the_last_validation(tmp_path):
+    make_run(tmp_path / "a", freq_mdlm={"power": 0.02, "curriculum": "linear"})
+    make_run(tmp_path / "b", freq_mdlm={"power": 0.5, "curriculum": "linear"}, seed=1)
+    first, second = table(tmp_path)
+    assert first == {
+        "run": str(tmp_path / "a"),
+        "seed": 0,
+        "power": 0.02,
+        "status": "finished",
+        "step": 10,
+        "validated": 10,
+        "loss": 2.5,
+        "bound": 3.25,
+        "bound_standard_error": 0.01,
+        "minimal_pairs": None,
+        "reason": "",
+    }
+    assert (second["seed"], second["power"]) == (1, 0.5)
+
+
+def test_runs_with_other_plugins_differ_in_these_and_not_in_each_option(tmp_path):
+    make_run(tmp_path / "a", freq_mdlm={"power": 0.02}, uniform_mdlm={})
+    make_run(tmp_path / "b", uniform_mdlm={})
+    assert [{k: v for k, v in row.items() if k not in VALIDATION}["plugins"] for row in table(tmp_path)] == [
+        "freq_mdlm+uniform_mdlm",
+        "uniform_mdlm",
+    ]
+    assert "power" not in table(tmp_path)[0]
+
+
+def test_a_setting_never_takes_the_column_of_a_figure(tmp_path):
+    for name, value in (("a", 1), ("b", 2)):
+        make_run(tmp_path / name, mine={"loss": value})
+    assert [(row["plugins.mine.loss"], row["loss"]) for row in table(tmp_path)] == [(1, 2.5), (2, 2.5)]
+
+
+def test_unfinished_and_failed_runs_are_shown_with_their_status(tmp_path):
+    make_run(tmp_path / "a", "failed", step=7)
+    make_run(tmp_path / "b", "preempted", step=3)
+    make_run(tmp_path / "c", None)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "lock").write_text("host process 1")
+    rows = table(tmp_path)
+    assert [(row["status"], row["step"]) for row in rows] == [
+        ("failed", 7),
+        ("preempted", 3),
+        ("not started", None),
+        ("not started", None),
+    ]
+    assert [row["reason"] for row in rows] == ["because", "", "", ""]
+    assert rows[3]["bound"] is None
+
+
+@pytest.mark.parametrize(
+    ("owner", "seconds_ago", "status"),
+    [("host process 1", 0, "running"), ("host process 1", SILENT_SECONDS + 60, "interrupted"), ("", 0, "interrupted")],
+)
+def test_a_run_that_shows_no_life_does_not_run(tmp_path, owner, seconds_ago, status):
+    run = make_run(tmp_path / "a", "running")
+    (run / "lock").write_text(owner)
+    then = time.time() - seconds_ago
+    os.utime(run / "lock", (then, then))
+    assert read_run(run).status == status
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    run = make_run(tmp_path / "a")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "valid/lo')
+    assert read_run(run).figures["validated"] == 10
+
+
+def test_text_json_and_csv_say_the_same(tmp_path, run):
+    make_run(tmp_path / "runs" / "a", seed=1)
+    make_run(tmp_path / "runs" / "b", "failed", seed=2)
+    code, out, err = run("report", str(tmp_path / "runs"), "--csv", str(tmp_path / "table.csv"))
+    assert code == 0, err
+    heading, first, second = (line.split() for line in out.splitlines())
+    assert heading == ["run", "seed", "status", "step", "validated", "bound", "bound_standard_error", "reason"]
+    assert first == [str(tmp_path / "runs" / "a"), "1", "finished", "10", "10", "3.2500", "0.0100"]
+    assert second[-1] == "because"
+    printed = json.loads(run("report", str(tmp_path / "runs"), "--json")[1])
+    written = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert written == [{k: "" if v is None else str(v) for k, v in row.items()} for row in printed]
+    assert [row["status"] for row in printed] == ["finished", "failed"]
