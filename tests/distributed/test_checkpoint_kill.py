@@ -102,6 +102,12 @@ def save_for_ever(folder, first):
         save(folder, state_at(step, numel=1 << 19))
 
 
+def wait_for_a_save(folder, before):
+    deadline = time.monotonic() + 30
+    while (Path(folder) / "latest").read_text() <= f"step_{before:07d}\n" and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 def kill_at_random_times(ranks, folder, kills):
     """The steps found after each kill of a process that saves one checkpoint after another."""
     times, steps = random.Random(0), [1]
@@ -110,7 +116,8 @@ def kill_at_random_times(ranks, folder, kills):
         pid = os.fork()
         if pid == 0:
             save_for_ever(folder, steps[-1] + 1)
-        time.sleep(times.uniform(0.02, 0.4))
+        wait_for_a_save(folder, steps[-1])
+        time.sleep(times.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         steps.append(require_complete(folder))
@@ -120,8 +127,7 @@ def kill_at_random_times(ranks, folder, kills):
 def test_killed_at_random_times_the_newest_checkpoint_is_complete(tmp_path):
     """Megabytes that are being written are no checkpoint yet."""
     steps = run_on_ranks(kill_at_random_times, 1, str(tmp_path / "checkpoints"), 8)[0]
-    assert steps == sorted(steps)
-    assert len(set(steps)) > 1
+    assert steps == sorted(set(steps))
 
 
 def save_with_little_room(ranks, folder):
