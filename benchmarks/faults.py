@@ -98,7 +98,13 @@ class Bench:
 
 def kills(bench: Bench, count: int) -> None:
     """Kill one training again and again, at random moments, and compare."""
-    sets = ("training.max_steps=120", "checkpoint.every=3", "validation.every=40", "logging.every=1")
+    sets = (
+        "training.max_steps=120",
+        "model.dropout=0.1",
+        "checkpoint.every=3",
+        "validation.every=40",
+        "logging.every=1",
+    )
     out, chance = bench.new("killed"), random.Random()
     done, found = 0, []
     while done < count:

@@ -27,7 +27,7 @@ from ltg_mdlm.train import resume_notes
 
 STEPS = 12
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "faulty")
-NO_DROPOUT = "model.dropout=0"
+DROPOUT, NO_DROPOUT = "model.dropout=0.1", "model.dropout=0"
 
 
 def fault(at, do, **more):
@@ -63,9 +63,9 @@ def require_same(out, expected):
 def test_killed_again_and_again_a_run_ends_in_the_same_bits(plugin, tmp_path, undisturbed):
     """Dropout and plugins' state included: before the first checkpoint, between two, while one is written."""
     for at in ("step 2", "step 7", "step 9"):
-        killed(tmp_path / "run", plugin=plugin, faults=fault(at, "SIGKILL"))
-    assert run(tmp_path / "run", plugin=plugin)[0].code == 0
-    require_same(tmp_path / "run", undisturbed(plugin=plugin))
+        killed(tmp_path / "run", DROPOUT, plugin=plugin, faults=fault(at, "SIGKILL"))
+    assert run(tmp_path / "run", DROPOUT, plugin=plugin)[0].code == 0
+    require_same(tmp_path / "run", undisturbed(DROPOUT, plugin=plugin))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,8 @@ def test_the_status_counts_the_steps_until_training_failed(tmp_path):
 
 def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_no_checkpoint(tmp_path, undisturbed):
     """The save of step 8 fails, is repeated at step 9 and fails again."""
-    outcome = run(tmp_path / "run", faults=fault("step 5", "small files"))[0]
+    saved = tmp_path / "run" / "checkpoints" / "latest"
+    outcome = run(tmp_path / "run", faults=fault("step 5", "small files", after=str(saved)))[0]
     assert outcome.code is None
     assert re.search(r"warning: cannot write .*step_0000008: .*File too large", outcome.output)
     assert re.search(r"error: cannot write .*step_00000(09|1[0-2]): .*\n.*make room, then run the same", outcome.output)

@@ -1,15 +1,18 @@
 """A plugin for tests: masking that adapts to what the model finds hard, and faults at chosen moments.
 
-The environment variable FAULTS lists faults, `{"at": MOMENT, "do": WHAT}`, each with an optional `rank` (default 0) and
-`once`, a file whose presence prevents the fault and which it leaves behind.  Moments: `start-up`, `validation`,
-`step 5` (the end of the fifth step), `loss 5` (while its loss is computed).  What: signals, one after the other
-("SIGUSR1 SIGTERM"); "raise"; "nan"; "small files" (from then on no file may grow beyond 200 kB).
+The environment variable FAULTS lists faults, `{"at": MOMENT, "do": WHAT}`, each with an optional `rank` (default 0),
+`once`, a file whose presence prevents the fault and which it leaves behind, and `after`, a file to wait for.
+
+Moments: `start-up`, `validation`, `step 5` (the end of the fifth step), `loss 5` (while its loss is computed).  What:
+signals, one after the other ("SIGUSR1 SIGTERM"); "raise"; "nan"; "small files" (from then on no file may grow beyond
+200 kB).
 """
 
 import json
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -31,6 +34,8 @@ class Faults:
         for fault in due:
             if "once" in fault:
                 Path(fault["once"]).touch()
+            while "after" in fault and not exists(fault["after"]):
+                time.sleep(0.01)
             self._do(fault["do"])
         return any(fault["do"] == "nan" for fault in due)
 
