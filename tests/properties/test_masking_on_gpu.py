@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 import pytest
@@ -20,6 +18,7 @@ from support.batches import (
     text_batch,
     zipfian_counts,
 )
+from support.host_reads import cuda_waits_are_errors
 
 from ltg_mdlm.api import Corrupted, MaskingStrategy
 
@@ -48,16 +47,6 @@ def masking(name: str, device: torch.device) -> MaskingStrategy:
     return plugin.ltg_mdlm_masking(ctx)
 
 
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Turns every wait for the device into an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def corrupt(name: str, noise: str, device: torch.device) -> Corrupted:
     batch = on(text_batch(32, 64), device)
     step = step_for(batch)
@@ -66,7 +55,7 @@ def corrupt(name: str, noise: str, device: torch.device) -> Corrupted:
     strategy, made = masking(name, device), schedule(noise)
     if device.type == "cpu":
         return strategy.corrupt(batch, causal_R[batch.row_B], made.sample(batch, step), step)
-    with no_waiting():
+    with cuda_waits_are_errors():
         return strategy.corrupt(batch, causal_R[batch.row_B], made.sample(batch, step), step)
 
 

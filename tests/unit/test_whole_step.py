@@ -1,12 +1,11 @@
 """A step of the real trainer from data to moving average: what waits for the device, and what a GPU makes of it."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
-from support.host_reads import NoHostReads
+from support.host_reads import NoHostReads, cuda_waits_are_errors
 from support.runs import TINY
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -31,15 +30,6 @@ def make_trainer(plugin: str, device: str, *sets: str) -> Trainer:
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device(device, 0 if device == "cuda" else None))
     run = build_run(host, open_corpus(host.config), ranks)
     return Trainer(run, Checkpoints(Path(), every=1, keep=1, writes=False), [], StopRequest())
-
-
-@contextmanager
-def cuda_waits_are_errors() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("device", DEVICES)
