@@ -15,7 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from markdown import add_write_option, conditions, publish, table
 
@@ -49,7 +48,7 @@ def small_run(packing: str, arguments: argparse.Namespace) -> Run:
     ]
     settings = load_settings(["freq_cosine_small"], sets)
     host = Host(settings.config, settings.sources)
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+    ranks = Ranks.alone()
     return build_run(host, open_corpus(host.config), ranks)
 
 

@@ -15,5 +15,5 @@ def load_run(folder: Path) -> Run:
     settings = load_settings([str(folder / "config.yaml")], [f"run.init_from={folder}"])
     host = Host(settings.config, settings.sources)
     torch.set_num_threads(1)
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+    ranks = Ranks.alone()
     return build_run(host, open_corpus(host.config), ranks)

@@ -32,6 +32,7 @@ __all__ = [
     "Corrupted",
     "Field",
     "MaskingStrategy",
+    "Mode",
     "Noise",
     "NoiseSchedule",
     "Objective",
@@ -268,8 +269,14 @@ class Component:
         assert not state, f"{type(self).__name__} has state in the checkpoint but no load_state_dict"
 
 
+Mode = Literal["masked", "causal"]
+
+
 class RowMode(Component, ABC):
     """Decides which rows are trained causally instead of being masked."""
+
+    modes: frozenset[Mode] = frozenset({"masked", "causal"})
+    """The modes that rows are trained in: what a trained model may be asked for."""
 
     @abstractmethod
     def causal(self, step: Step, device: torch.device) -> Tensor | None:

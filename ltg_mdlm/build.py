@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltg_mdlm.api import CorpusStatistics, RunContext
+from ltg_mdlm.api import CorpusStatistics, RunContext, TimeConditioning
 from ltg_mdlm.checkpoint import find_checkpoint, load_weights
 from ltg_mdlm.config import RunConfig
 from ltg_mdlm.data.builtin import MINIMAL_PAIRS, builtin_corpus
@@ -19,6 +19,7 @@ from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.loader import RowLoader, validation_batches
 from ltg_mdlm.data.schedule import BatchSchedule
 from ltg_mdlm.data.special_tokens import EOS, MASK, NUM_SPECIAL
+from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.ema import EMA
 from ltg_mdlm.evaluate.minimal_pairs import score_minimal_pairs
@@ -101,20 +102,21 @@ def batch_schedule(config: RunConfig, corpus: Corpus) -> BatchSchedule:
     )
 
 
-def run_context(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> RunContext:
-    """What components may know of the run."""
-    vocab_size = corpus.vocab_size
+def run_context(
+    config: RunConfig, tokenizer: Tokenizer, ranks: Ranks, *, max_steps: int = 0, num_positions: int = 0
+) -> RunContext:
+    """What components may know of the run; without steps and positions when a trained model is opened."""
     return RunContext(
         seed=config.seed,
-        max_steps=schedule.max_steps,
+        max_steps=max_steps,
         seq_len=max(length for _, length in config.training.stages),
-        vocab_size=vocab_size,
+        vocab_size=tokenizer.vocab_size,
         hidden_size=config.model.hidden_size,
         mask_id=MASK,
-        special_V=special_types(config, vocab_size).to(ranks.device),
-        tokens_V=tuple(corpus.tokenizer.tokens),
-        word_start_V=torch.from_numpy(corpus.tokenizer.token_text.opens_word_V).to(ranks.device),
-        num_positions=int(corpus.train.num_tokens),
+        special_V=special_types(config, tokenizer.vocab_size).to(ranks.device),
+        tokens_V=tuple(tokenizer.tokens),
+        word_start_V=torch.from_numpy(tokenizer.token_text.opens_word_V).to(ranks.device),
+        num_positions=num_positions,
         device=ranks.device,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -134,9 +136,15 @@ def model_config(config: RunConfig, vocab_size: int, *, conditioned: bool) -> Mo
     )
 
 
-def build_model(config: RunConfig, vocab_size: int, components: Components) -> Transformer:
+def components_of(host: Host, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> Components:
+    """The plugins' components for a run on this corpus."""
+    positions = int(corpus.train.num_tokens)
+    context = run_context(host.config, corpus.tokenizer, ranks, max_steps=schedule.max_steps, num_positions=positions)
+    return host.build(context, corpus_statistics(host.config, corpus))
+
+
+def build_model(config: RunConfig, vocab_size: int, conditioning: TimeConditioning) -> Transformer:
     """The model with fresh weights, a function of the seed alone."""
-    conditioning = components.time_conditioning
     torch.manual_seed(stream_key(config.seed, "initial weights")[0])
     sizes = model_config(config, vocab_size, conditioned=conditioning.active)
     return Transformer(sizes, conditioning.embedding(config.model.cond_dim) if conditioning.active else None)
@@ -163,9 +171,8 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
     config = host.config
     schedule = batch_schedule(config, corpus)
-    statistics = corpus_statistics(config, corpus)
-    recipe = Recipe(host.build(run_context(config, corpus, schedule, ranks), statistics))
-    model = build_model(config, corpus.vocab_size, recipe.components).to(ranks.device)
+    recipe = Recipe(components_of(host, corpus, schedule, ranks))
+    model = build_model(config, corpus.vocab_size, recipe.components.time_conditioning).to(ranks.device)
     if config.run.init_from is not None:
         copy_named(
             model.state_dict(),
@@ -203,7 +210,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             max_norm=settings.clip,
         ),
         ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
-        validator=build_validator(config, corpus, loss, recipe, statistics, ranks),
+        validator=build_validator(config, corpus, loss, recipe, corpus_statistics(config, corpus), ranks),
         minimal_pairs=build_minimal_pairs(config, corpus, loss, recipe, ranks),
     )
 

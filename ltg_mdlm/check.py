@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ltg_mdlm.build import batch_schedule, build_model, corpus_statistics, open_corpus, run_context
+from ltg_mdlm.build import batch_schedule, build_model, components_of, open_corpus
 from ltg_mdlm.config import RunConfig, Settings
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
@@ -77,10 +77,9 @@ def describe_run(settings: Settings) -> RunReport:
     warnings = host.check_config()
     corpus = open_corpus(config)
     schedule = batch_schedule(config, corpus)
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(config, corpus))
+    components = components_of(host, corpus, schedule, Ranks.alone())
     with torch.device("meta"):
-        model = build_model(config, corpus.vocab_size, components)
+        model = build_model(config, corpus.vocab_size, components.time_conditioning)
     totals = schedule.totals()
     flops = sum(
         tokens * flops_per_token(model.config, length, ASSUMED_SUPERVISED).training

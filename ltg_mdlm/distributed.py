@@ -72,6 +72,11 @@ class Ranks:
                 ranks.barrier()
         return ranks
 
+    @classmethod
+    def alone(cls) -> Ranks:
+        """A process on its own, on the CPU."""
+        return cls(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes files and talks to the user."""

@@ -127,6 +127,8 @@ def ltg_mdlm_objective(ctx: RunContext) -> Objective | None:
 def ltg_mdlm_time_conditioning(ctx: RunContext) -> TimeConditioning | None:
     """Decide what the model is told about a row's noise level.
 
+    Called for training, and again, without corpus statistics, whenever a trained model is evaluated or exported.
+
     >>> from ltg_mdlm.api import Plugin, TimeConditioning, hookimpl
     >>> class Time(TimeConditioning):
     ...     def value(self, corrupted, noise):

@@ -270,7 +270,7 @@ class Host:
         """Hand out the corpus statistics, then fill every slot.  Raises UserError when two plugins want one slot."""
         for _, call in self._implementations("ltg_mdlm_corpus_statistics"):
             call(stats=statistics, ctx=context)
-        filled = {slot: self._fill(slot, context) for slot in SLOTS}
+        filled = {slot: self.fill(slot, context) for slot in SLOTS}
         observers = [
             Filled(name, component)
             for name, call in self._implementations("ltg_mdlm_observers")
@@ -284,7 +284,8 @@ class Host:
             providers=providers,
         )
 
-    def _fill(self, slot: str, context: RunContext) -> Filled:
+    def fill(self, slot: str, context: RunContext) -> Filled:
+        """The component of one slot.  Raises UserError when two plugins want it, or a chosen one does not fill it."""
         offers = self._implementations(f"ltg_mdlm_{slot}")
         wanted = self.config.slots.get(slot)
         offers = [(name, call) for name, call in offers if wanted in (None, name)]

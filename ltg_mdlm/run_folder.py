@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.durable import TEMPORARY, remove_leftovers, sync, temporary_name, write_text
 from ltg_mdlm.errors import UserError
 
@@ -38,6 +39,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_file = path / "config.yaml"
+        self.tokenizer_file = path / "tokenizer.json"
         self.metrics_file = path / "metrics.jsonl"
         self.status_file = path / "status.json"
         self.checkpoints = path / "checkpoints"
@@ -75,6 +77,10 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """Write config.yaml, complete or not at all."""
         write_text(self.config_file, text)
+
+    def write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keep the tokenizer beside the weights: a trained model needs nothing else of its corpus."""
+        write_text(self.tokenizer_file, tokenizer.to_json())
 
     def read_status(self) -> Status | None:
         """The last status; None if there is none that can be read."""

@@ -113,6 +113,7 @@ def train_in(folder: RunFolder, run: Run, console: Console, checkpoint: Path | N
     first_step = state.step if state is not None else 0
     if run.ranks.is_main:
         folder.write_config(run.config.to_yaml())
+        folder.write_tokenizer(run.corpus.tokenizer)
         truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
     sinks = open_sinks(folder, run, console, first_step) if run.ranks.is_main else []
     trainer = Trainer(run, checkpoints, sinks, stop)
@@ -182,6 +183,8 @@ def provenance(run: Run) -> dict[str, Any]:
         "world_size": run.ranks.world_size,
         "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
         "config": config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
+        "modes": sorted(run.recipe.components.row_mode.modes),
+        "predicts": run.recipe.components.masking.predicts,
     }
 
 

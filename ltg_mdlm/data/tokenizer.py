@@ -71,7 +71,11 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer file."""
-        path.write_text(json.dumps(self.definition, ensure_ascii=False, indent=1), "utf-8")
+        path.write_text(self.to_json(), "utf-8")
+
+    def to_json(self) -> str:
+        """The text of the tokenizer file."""
+        return json.dumps(self.definition, ensure_ascii=False, indent=1)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without `<s>`."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ltg_mdlm.api import Step
-from ltg_mdlm.build import batch_schedule, corpus_statistics, open_corpus, run_context
+from ltg_mdlm.build import batch_schedule, components_of, corpus_statistics, open_corpus
 from ltg_mdlm.config import RunConfig, load_settings
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.loader import validation_batches
@@ -41,8 +39,7 @@ def plugin_panels(name: str, host: Host, corpus: Corpus) -> list[Panel]:
     """The panels of the slots that a plugin fills.  Raises UserError if it fills neither schedule nor masking."""
     config = host.config
     schedule = batch_schedule(config, corpus)
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    components = host.build(run_context(config, corpus, schedule, ranks), corpus_statistics(config, corpus))
+    components = components_of(host, corpus, schedule, Ranks.alone())
     panels = []
     if components.providers["noise_schedule"] == name:
         panels += schedule_panels(components.noise_schedule)

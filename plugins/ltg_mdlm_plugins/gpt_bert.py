@@ -6,6 +6,7 @@ Fills row mode, schedule, masking, objective, and conditioning (with none).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 
 import torch
@@ -18,6 +19,7 @@ from ltg_mdlm.api import (
     Corrupted,
     Field,
     MaskingStrategy,
+    Mode,
     NoiseSchedule,
     Objective,
     Plugin,
@@ -71,6 +73,8 @@ class CausalShare(RowMode):
 
     def __init__(self, share: float) -> None:
         self._share = share
+        shares: Mapping[Mode, float] = {"masked": 1 - share, "causal": share}
+        self.modes = frozenset(mode for mode, part in shares.items() if part)
 
     def causal(self, step: Step, device: torch.device) -> Tensor | None:
         count = causal_rows(self._share, step.first_row, step.rows)

@@ -105,6 +105,8 @@ def options_without_effect(options: Options) -> list[str]:
 class NoCausalRows(RowMode):
     """Every row is masked."""
 
+    modes = frozenset({"masked"})
+
     def causal(self, step: Step, device: torch.device) -> None:
         return None
 

@@ -51,7 +51,7 @@ def curve(name: str) -> list[float]:
     plugin, sets = RECIPES[name]
     settings = load_settings((), [*TINY, *sets], [plugin])
     host = Host(settings.config, settings.sources)
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+    ranks = Ranks.alone()
     run = build_run(host, open_corpus(host.config), ranks)
     losses = Losses()
     trainer = Trainer(run, Checkpoints(Path(), every=1, keep=1, writes=False), [losses], StopRequest())
