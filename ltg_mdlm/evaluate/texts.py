@@ -1,0 +1,50 @@
+"""What evaluation asks of a model: how likely texts are, and which of several is the most likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Text(NamedTuple):
+    """A text of which the end is scored, given the beginning: `prefix + completion`, joined as they are."""
+
+    prefix: str
+    completion: str
+
+
+class TextScore(NamedTuple):
+    """What a model makes of a text's completion."""
+
+    log_likelihood: float
+    """Sum over the completion's tokens, in nats; for the diffusion bound, minus the bound."""
+    tokens: int
+    """Tokens of the completion."""
+    standard_error: float = 0.0
+    """Of a Monte Carlo estimate; 0 for scores that are computed exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Candidates of which the model should find one the most likely.
+
+    Attributes:
+        candidates: at least two texts.
+        uid: what the question tests; accuracy is reported for each.
+        right: index of the right candidate.
+    """
+
+    candidates: tuple[Text, ...]
+    uid: str
+    right: int = 0
+
+
+class Scorer(Protocol):
+    """Scores groups of texts; texts of one group are scored under common random numbers.
+
+    Under torchrun every rank must call it with the same groups, and gets all scores.
+    """
+
+    def __call__(self, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
+        """One score per text, in the order given."""
