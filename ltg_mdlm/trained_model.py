@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
-from ltg_mdlm.api import Mode, TimeConditioning
+from ltg_mdlm.api import TimeConditioning
 from ltg_mdlm.build import build_model, run_context
 from ltg_mdlm.checkpoint import find_checkpoint, load_weights, read_about
 from ltg_mdlm.config import RunConfig
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.evaluate.denoiser import Denoiser
 from ltg_mdlm.host import Host
-from ltg_mdlm.model.transformer import Transformer
 from ltg_mdlm.named_tensors import copy_named
 from ltg_mdlm.run_folder import RunFolder
 
@@ -25,17 +23,9 @@ Weights = Literal["ema", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModel:
-    """A denoiser in evaluation mode, and what its training says about how to use it."""
+class TrainedModel(Denoiser):
+    """A denoiser from the disk, and where it comes from."""
 
-    model: Transformer
-    tokenizer: Tokenizer
-    predicts: Literal["same", "next"]
-    """Masked tokens are predicted at their own position, or one position earlier (MNTP)."""
-    modes: frozenset[Mode]
-    """The modes that rows were trained in."""
-    value_for_rate: Callable[[Tensor], Tensor | None]
-    """float32[B] conditioning values for mask rates [B]; None for a model without time conditioning."""
     source: Path
     """The checkpoint or exported folder that the weights come from."""
     weights: Weights
@@ -52,14 +42,6 @@ class TrainedModel:
     def revision(self) -> str:
         """`chck_10M` for a checkpoint by words seen, else `main`, as evaluation pipelines call it."""
         return self.source.name if self.source.name.startswith("chck_") else "main"
-
-    def require_mode(self, mode: Mode, wanted_for: str) -> None:
-        """Raises UserError if no rows were trained in this mode."""
-        if mode not in self.modes:
-            raise UserError(
-                f"{self.source}: {wanted_for} needs a model trained on {mode} rows;"
-                f" this one saw only {' and '.join(sorted(self.modes))} rows"
-            )
 
 
 def open_model(path: Path, ranks: Ranks, *, weights: Weights = "ema") -> TrainedModel:

@@ -14,12 +14,12 @@ from ltg_mdlm.data.aside import check_free_space, written_aside
 from ltg_mdlm.data.boundaries import cut
 from ltg_mdlm.data.corpus import FORMAT, Corpus, read_description
 from ltg_mdlm.data.encode import id_type
-from ltg_mdlm.data.progress import byte_progress
 from ltg_mdlm.data.sources import PIECE_CHARACTERS, Piece, find_sources, read_pieces, sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.data.workers import EncoderPool, available_cores
 from ltg_mdlm.data.writer import SplitWriter
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.progress import byte_progress
 
 SAMPLE_BYTES = 256 << 20
 """Text that a new tokenizer is trained on, at most; a larger corpus is sampled."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -21,8 +23,23 @@ class TextScore(NamedTuple):
     """Sum over the completion's tokens, in nats; for the diffusion bound, minus the bound."""
     tokens: int
     """Tokens of the completion."""
-    standard_error: float = 0.0
-    """Of a Monte Carlo estimate; 0 for scores that are computed exactly."""
+    samples: tuple[float, ...] = ()
+    """Estimates whose mean the score is, aligned between the texts of a group; empty if it is computed exactly."""
+
+    @property
+    def standard_error(self) -> float:
+        """Of the log-likelihood, in nats."""
+        return standard_error(self.samples)
+
+
+def standard_error(samples: Sequence[float]) -> float:
+    """Of the mean of independent estimates; 0 without any, NaN if there is one only.
+
+    Estimates from strata vary less between repetitions than among themselves, so for them it is too large.
+    """
+    if len(samples) < 2:
+        return math.nan if samples else 0.0
+    return statistics.stdev(samples) / math.sqrt(len(samples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +65,6 @@ class Scorer(Protocol):
 
     def __call__(self, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
         """One score per text, in the order given."""
+
+    def surprisals(self, words: Sequence[Text]) -> list[float]:
+        """Surprisal in nats of each completion, a word, as what comes next after its prefix, whatever may follow it."""

@@ -1,0 +1,43 @@
+"""Progress bars on standard error, on terminals only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def byte_progress(title: str, total: int | None, *, show: bool) -> Iterator[Advance]:
+    """A bar that the yielded function moves on by a number of bytes; `total` None if it is not known."""
+    with _bar(title, total, (DownloadColumn(), TransferSpeedColumn()), show) as advance:
+        yield advance
+
+
+@contextmanager
+def count_progress(title: str, total: int, *, show: bool = True) -> Iterator[Advance]:
+    """A bar that the yielded function moves on by a number of things done."""
+    with _bar(title, total, (MofNCompleteColumn(),), show) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int | None, columns: tuple[ProgressColumn, ...], show: bool) -> Iterator[Advance]:
+    layout = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    with Progress(*layout, console=Console(stderr=True), disable=not show) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+        progress.update(task, completed=total)  # blank lines in files are no text, so the sum may stay below
