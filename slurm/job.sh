@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What train.sbatch and array.sbatch share.  They source it in the folder that the job was submitted from.
+# What the job scripts share.  They source it in the folder that the job was submitted from.
 
 set -euo pipefail
 
@@ -42,15 +42,29 @@ train_and_requeue() {
     shift
     [ -z "$stop_signal" ] || requeue
     say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
-    srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
-    srun_pid=$!
-    await "$srun_pid" || code=$?
+    on_all_nodes "$@" || code=$?
     case $(status_of "$run_folder") in
         finished) exit "$code" ;;
         preempted) if [ "$code" = 0 ] || [ -n "$stop_signal" ]; then requeue; fi ;;
     esac
     say "$run_folder is not finished: see above${stop_signal:+ (stopped by $stop_signal)}"
     exit "$((code > 0 ? code : 1))"
+}
+
+# run_once -m MODULE ARGUMENTS...: on all nodes of the job; whatever stops it, it begins again when Slurm requeues the job.
+run_once() {
+    local code=0
+    say "start ${SLURM_RESTART_COUNT:-0} of ${*:2} on $SLURM_JOB_NODELIST"
+    on_all_nodes "$@" || code=$?
+    # A process that was told to stop ends without an error, which is not the same as being done.
+    [ -z "$stop_signal" ] || code=75
+    exit "$code"
+}
+
+on_all_nodes() {
+    srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
+    srun_pid=$!
+    await "$srun_pid"
 }
 
 prepare_environment() {
