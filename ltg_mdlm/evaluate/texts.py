@@ -14,6 +14,13 @@ class Text(NamedTuple):
     completion: str
 
 
+class NextWord(NamedTuple):
+    """A word, and the text that it comes after, without the space between them."""
+
+    context: str
+    word: str
+
+
 class TextScore(NamedTuple):
     """What a model makes of a text's completion."""
 
@@ -33,11 +40,14 @@ class Question:
         candidates: at least two texts.
         uid: what the question tests; accuracy is reported for each.
         right: index of the right candidate.
+        groups: (what divides, group) for all divisions that the official reports list, such as ("field", "syntax"), the
+            uid included; empty if there is nothing but the uid.
     """
 
     candidates: tuple[Text, ...]
     uid: str
     right: int = 0
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 class Scorer(Protocol):
@@ -48,3 +58,11 @@ class Scorer(Protocol):
 
     def __call__(self, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
         """One score per text, in the order given."""
+
+    def surprisals(self, words: Sequence[NextWord]) -> list[float]:
+        """Surprisal in nats of each word as what comes next, whatever may follow it.
+
+        Context and word are tokenised apart, each as the beginning of a text, and the surprisals of the word's tokens
+        are added up.  A causal row predicts each token from the context and the word's tokens before it.  A masked row
+        has those and then three masks, of which the first is predicted; a single one would say that the text ends.
+        """
