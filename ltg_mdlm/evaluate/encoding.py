@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ltg_mdlm.data.special_tokens import BOS, MASK
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.evaluate.texts import Text
+from ltg_mdlm.evaluate.texts import NextWord, Text
 
 
 class Encoded(NamedTuple):
@@ -39,21 +39,21 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[Text], limit: int) -> lis
     ]
 
 
-def encode_next_words(tokenizer: Tokenizer, words: Sequence[Text], limit: int, behind: int) -> list[Encoded]:
-    """The first token of each completion, a word tokenised by itself, after the tokens of its prefix.
+def encode_next_words(tokenizer: Tokenizer, words: Sequence[NextWord], limit: int, behind: int) -> list[Encoded]:
+    """The first token of each word, tokenised by itself, after the tokens of its context.
 
-    `behind` masks follow it.  A prefix that does not fit into `limit` tokens loses its beginning.
+    `behind` masks follow it.  A context that does not fit into `limit` tokens loses its beginning.
 
     Raises UserError for a word without tokens.
     """
-    prefixes = tokenizer.backend.encode_batch([prefix for prefix, _ in words], add_special_tokens=False)
+    contexts = tokenizer.backend.encode_batch([context for context, _ in words], add_special_tokens=False)
     alone = tokenizer.backend.encode_batch([word for _, word in words], add_special_tokens=False)
     encoded = []
-    for text, prefix, word in zip(words, prefixes, alone, strict=True):
+    for text, context, word in zip(words, contexts, alone, strict=True):
         if not word.ids:
-            raise UserError(f"cannot score {text.completion[:80]!r}: it has no tokens")
+            raise UserError(f"cannot score {text.word[:80]!r}: it has no tokens")
         room = limit - 2 - behind
-        before = prefix.ids[max(len(prefix.ids) - room, 0) :]
+        before = context.ids[max(len(context.ids) - room, 0) :]
         encoded.append(Encoded((BOS, *before, word.ids[0], *[MASK] * behind), 1 + len(before)))
     return encoded
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltg_mdlm.errors import UserError
+from ltg_mdlm.evaluate.records import Record, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,7 @@ def read_minimal_pairs(path: Path | str) -> list[MinimalPair]:
     Raises:
         UserError: nothing there, or a row that is not a pair; names the file and the line.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    pairs = [pair for file in files for pair in _read_file(file)]
-    if not pairs:
-        raise UserError(f"{path}: no minimal pairs; expected JSONL with sentence_good and sentence_bad")
-    return pairs
+    return [_pair(record) for record in read_records(Path(path))]
 
 
 def write_minimal_pairs(path: Path, pairs: Iterable[MinimalPair]) -> None:
@@ -56,26 +51,11 @@ def write_minimal_pairs(path: Path, pairs: Iterable[MinimalPair]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _read_file(file: Path) -> list[MinimalPair]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file of minimal pairs") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    return [_read_row(line, f"{file}:{number}", file.stem) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _read_row(line: str, where: str, default_uid: str) -> MinimalPair:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error.msg}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object with sentence_good and sentence_bad")
-    for key in ("sentence_good", "sentence_bad"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise UserError(f"{where}: {key} must be a sentence")
-    texts = {key: str(row.get(key, "")) for key in ("field", "linguistics_term")}
-    uid = str(row.get("UID", default_uid))
-    return MinimalPair(row["sentence_good"], row["sentence_bad"], uid, texts["field"], texts["linguistics_term"])
+def _pair(record: Record) -> MinimalPair:
+    return MinimalPair(
+        good=record.text("sentence_good"),
+        bad=record.text("sentence_bad"),
+        uid=record.label("UID", record.file.stem),
+        field=str(record.values.get("field", "")),
+        term=str(record.values.get("linguistics_term", "")),
+    )

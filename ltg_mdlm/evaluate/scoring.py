@@ -27,7 +27,7 @@ from ltg_mdlm.evaluate.denoiser import Denoiser
 from ltg_mdlm.evaluate.encoding import Encoded, encode_next_words, encode_texts
 from ltg_mdlm.evaluate.mask_draws import draw_masks
 from ltg_mdlm.evaluate.rows import Rows, causal_rows, masked_at_random, masked_from_here, masked_in_turn
-from ltg_mdlm.evaluate.texts import Text, TextScore
+from ltg_mdlm.evaluate.texts import NextWord, Text, TextScore
 from ltg_mdlm.progress import count_progress
 
 Score = Literal["pll", "mntp", "causal", "bound"]
@@ -133,11 +133,11 @@ class LikelihoodScorer:
         scores = iter(self._bounds(members) if self.rule.score == "bound" else self._log_likelihoods(encoded))
         return [[self._normalised(next(scores)) for _ in group] for group in groups]
 
-    def surprisals(self, words: Sequence[Text]) -> list[float]:
-        """Of the first token of each word, tokenised by itself, given the prefix, as the official pipelines measure it.
+    def surprisals(self, words: Sequence[NextWord]) -> list[float]:
+        """Of the first token of each word, tokenised by itself, given its context, as official pipelines measure it.
 
-        A masked row has three masks behind the prefix, of which the first is predicted: a single one would say that the
-        text ends there.
+        A masked row has three masks behind the context, of which the first is predicted: a single one would say that
+        the text ends there.
         """
         behind = 0 if self.rule.causal else 2
         encoded = encode_next_words(self.denoiser.tokenizer, words, self._limit, behind)

@@ -16,6 +16,13 @@ class Text(NamedTuple):
     completion: str
 
 
+class NextWord(NamedTuple):
+    """A word, and the text that it comes after, without the space between them."""
+
+    context: str
+    word: str
+
+
 class TextScore(NamedTuple):
     """What a model makes of a text's completion."""
 
@@ -50,11 +57,14 @@ class Question:
         candidates: at least two texts.
         uid: what the question tests; accuracy is reported for each.
         right: index of the right candidate.
+        groups: (what divides, group) for all divisions that the official reports list, such as ("field", "syntax"), the
+            uid included; empty if there is nothing but the uid.
     """
 
     candidates: tuple[Text, ...]
     uid: str
     right: int = 0
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 class Scorer(Protocol):
@@ -66,5 +76,9 @@ class Scorer(Protocol):
     def __call__(self, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
         """One score per text, in the order given."""
 
-    def surprisals(self, words: Sequence[Text]) -> list[float]:
-        """Surprisal in nats of each completion, a word, as what comes next after its prefix, whatever may follow it."""
+    def surprisals(self, words: Sequence[NextWord]) -> list[float]:
+        """Surprisal in nats of each word as what comes next, whatever may follow it.
+
+        As in the official pipelines, context and word are tokenised apart, each as the beginning of a text, and only
+        the word's first token counts.
+        """

@@ -306,7 +306,7 @@ def test_a_bad_row_is_reported_with_its_file_and_line(tmp_path, row, complaint):
 def test_files_that_hold_no_pairs_are_the_users_error(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "latin.jsonl").write_bytes(b'{"sentence_good": "\xe9"}')
-    for name, complaint in (("empty", "no minimal pairs"), ("gone.jsonl", "no such file"), ("latin.jsonl", "UTF-8")):
+    for name, complaint in (("empty", "no rows"), ("gone.jsonl", "no such file"), ("latin.jsonl", "UTF-8")):
         with pytest.raises(UserError, match=complaint):
             read_minimal_pairs(tmp_path / name)
 

@@ -19,7 +19,7 @@ from ltg_mdlm.evaluate.denoiser import Denoiser
 from ltg_mdlm.evaluate.encoding import Encoded, encode_texts
 from ltg_mdlm.evaluate.mask_draws import draw_masks, order_keys
 from ltg_mdlm.evaluate.scoring import LikelihoodScorer, ScoringRule, default_score
-from ltg_mdlm.evaluate.texts import Text
+from ltg_mdlm.evaluate.texts import NextWord, Text
 
 TOKENIZER = small_tokenizer()
 ALONE = Ranks.alone()
@@ -270,7 +270,7 @@ def test_common_random_numbers_lower_the_error_of_a_difference():
 def test_the_surprisal_of_a_word_is_that_of_its_first_token_behind_the_context(score, predicts):
     parts = denoiser(predicts)
     found = LikelihoodScorer(parts, ScoringRule(score=score), ALONE).surprisals(
-        [Text("the dog", "ran"), Text("", "cats"), Text("the dog", "ran")]
+        [NextWord("the dog", "ran"), NextWord("", "cats"), NextWord("the dog", "ran")]
     )
     for (prefix, word), value in zip([("the dog", "ran"), ("", "cats")], found, strict=False):
         before, label = ids_of(prefix), TOKENIZER.encode(word)[0]
