@@ -18,7 +18,9 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
+from ltg_mdlm.cli_eval import eval_app
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.tables import print_table
 
 if TYPE_CHECKING:
     from ltg_mdlm.host import PluginDescription
@@ -30,6 +32,7 @@ plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plug
 app.add_typer(plugins_app, name="plugins")
 sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
 app.add_typer(sweep_app, name="sweep")
+app.add_typer(eval_app, name="eval")
 
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="NAME", help="Select an installed plugin (repeatable).")
@@ -211,7 +214,7 @@ def report(
     if as_json:
         typer.echo(json.dumps(report_table(rows), indent=2))
     else:
-        _print_table(text_table(rows))
+        print_table(text_table(rows))
 
 
 @sweep_app.command("list")
@@ -235,7 +238,7 @@ def sweep_list(
     table = Table("index", *varying.values(), "run folder", box=None, pad_edge=False)
     for p in sweep.points:
         table.add_row(str(p.index), *(escape(str(p.values[key])) for key in varying), escape(str(sweep.folder(p))))
-    _print_table(table)
+    print_table(table)
 
 
 @sweep_app.command("check")
@@ -261,7 +264,7 @@ def sweep_check(
         table.add_row(
             f"{first.index}-{last.index}", escape(first.name), str(len(cost.points)), str(cost.report.max_steps), hours
         )
-    _print_table(table)
+    print_table(table)
     for text in dict.fromkeys(text for cost in costs for text in cost.report.warnings):
         typer.echo(f"warning: {text}")
     typer.echo(f"{sum(len(c.points) for c in costs)} runs, {total:.2g} H200 hours together (an estimate)")
@@ -286,12 +289,6 @@ def sweep_folder(file: SweepName, index: PointIndex, set_: Sets = None, out_root
 
     sweep = open_sweep(file, set_ or (), out_root)
     typer.echo(sweep.folder(sweep.point(index)))
-
-
-def _print_table(table: Table) -> None:
-    """Folded to a terminal's width; in a file or a pipe, every record is one line."""
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
-    console.print(table, highlight=False)
 
 
 @plugins_app.command("list")

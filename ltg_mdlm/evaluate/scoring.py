@@ -56,6 +56,11 @@ class ScoringRule:
     tokens_per_batch: int | None = None
     """None: what suits the device."""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for an odd number of draws."""
+        if self.draws is not None and self.draws % 2:
+            raise UserError(f"--draws {self.draws}: give an even number, since masks come in complementary pairs")
+
     @property
     def causal(self) -> bool:
         """Whether rows are read from left to right."""

@@ -133,6 +133,17 @@ def suite_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
+def breakdown_table(outcomes: Sequence[Outcome]) -> Table:
+    """One row per group of questions."""
+    table = Table("data", "uid", "result", box=None, pad_edge=False)
+    for outcome in outcomes:
+        if outcome.result is not None:
+            metric = outcome.result.metric
+            for uid, value in outcome.result.breakdown.get("UID", {}).items():
+                table.add_row(escape(outcome.data), escape(uid), _figure(metric, value))
+    return table
+
+
 def _cells(outcome: Outcome) -> tuple[str, str, str, str, str]:
     result = outcome.result
     if result is None:

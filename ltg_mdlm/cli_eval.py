@@ -1,0 +1,133 @@
+"""`ltg-mdlm eval`: what is measured of trained models, and on what data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+eval_app = typer.Typer(no_args_is_help=True, help="Measure a trained model.")
+
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Run folder (its newest checkpoint), checkpoint, or exported folder.")
+]
+Data = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Evaluation data, as the official pipelines have them.")
+]
+Score = Annotated[
+    Literal["auto", "pll", "mntp", "causal", "bound"],
+    typer.Option(
+        "--score",
+        help="Masked pseudo-log-likelihood (pll; mntp for models that predict the next token), causal log-likelihood,"
+        " or the diffusion bound; auto: what fits the model's training.",
+    ),
+]
+Time = Annotated[
+    Literal["zero", "constant", "fraction"],
+    typer.Option(
+        "--time",
+        help="The mask rate that a conditioned model is told: 0, --rate, or the masked share of the row.",
+    ),
+]
+Rate = Annotated[float, typer.Option("--rate", min=0, max=1, help="With --time constant.")]
+Draws = Annotated[
+    int | None,
+    typer.Option("--draws", min=2, help="Masks per text for --score bound, an even number; default: what pll costs."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of these masks.")]
+Normalise = Annotated[Literal["none", "tokens"], typer.Option("--normalise", help="tokens: compare scores per token.")]
+WeightsOption = Annotated[
+    Literal["ema", "raw"], typer.Option("--weights", help="Averaged weights, or those of the last step.")
+]
+TokensPerBatch = Annotated[
+    int | None, typer.Option("--tokens-per-batch", min=1, help="Changes speed and memory only; default: by device.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results lie.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")]
+
+
+@eval_app.command()
+def pairs(
+    model: ModelPath,
+    data: Data,
+    score: Score = "auto",
+    time: Time = "fraction",
+    rate: Rate = 0.15,
+    draws: Draws = None,
+    seed: Seed = 0,
+    normalise: Normalise = "none",
+    weights: WeightsOption = "ema",
+    tokens_per_batch: TokensPerBatch = None,
+    out: Out = Path("results"),
+    by_uid: Annotated[bool, typer.Option("--by-uid", help="Show every paradigm, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score minimal pairs and multiple choice: BLiMP and its supplement, EWoK, entity tracking, COMPS.
+
+    Writes the official predictions and every score. Under torchrun, the processes share the texts:
+    `torchrun --nproc-per-node 4 -m ltg_mdlm eval pairs ...`.
+    """
+    rule = {"score": score, "time": time, "rate": rate, "draws": draws, "seed": seed, "normalise": normalise}
+    _measure(model, data, rule | {"tokens_per_batch": tokens_per_batch}, weights, out, as_json, by_uid=by_uid)
+
+
+@eval_app.command()
+def suite(
+    model: ModelPath,
+    data: Data,
+    score: Score = "auto",
+    time: Time = "fraction",
+    rate: Rate = 0.15,
+    draws: Draws = None,
+    seed: Seed = 0,
+    normalise: Normalise = "none",
+    weights: WeightsOption = "ema",
+    tokens_per_batch: TokensPerBatch = None,
+    out: Out = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Run every task that there is data for, and say what was skipped and why: one table, one JSON file.
+
+    Under torchrun, the processes share the texts of every task:
+    `torchrun --nproc-per-node 4 -m ltg_mdlm eval suite ...`.
+    """
+    rule = {"score": score, "time": time, "rate": rate, "draws": draws, "seed": seed, "normalise": normalise}
+    _measure(model, data, rule | {"tokens_per_batch": tokens_per_batch}, weights, out, as_json, whole_suite=True)
+
+
+def _measure(
+    model: Path,
+    data: Path,
+    rule: dict[str, Any],
+    weights: Literal["ema", "raw"],
+    out: Path,
+    as_json: bool,
+    *,
+    by_uid: bool = False,
+    whole_suite: bool = False,
+) -> None:
+    from ltg_mdlm.distributed import Ranks
+    from ltg_mdlm.evaluate.measure import all_tasks, measure, multiple_choice_tasks, summarise
+    from ltg_mdlm.evaluate.scoring import ScoringRule, default_score
+    from ltg_mdlm.evaluate.suite import breakdown_table, require_success, suite_table
+    from ltg_mdlm.tables import print_table
+    from ltg_mdlm.trained_model import open_model
+
+    with Ranks.setup() as ranks:
+        trained = open_model(model, ranks, weights=weights)
+        chosen = ScoringRule(**rule | ({"score": default_score(trained)} if rule["score"] == "auto" else {}))
+        tasks = all_tasks(trained, chosen, ranks, None) if whole_suite else multiple_choice_tasks()
+        outcomes = measure(trained, tasks, data, chosen, ranks, out)
+        if whole_suite:
+            summarise(trained, chosen, outcomes, ranks, out)
+        else:
+            outcomes = [outcome for outcome in outcomes if outcome.status != "skipped"]
+        if ranks.is_main and as_json:
+            typer.echo(json.dumps([outcome.to_json() for outcome in outcomes], indent=2))
+        elif ranks.is_main:
+            if by_uid:
+                print_table(breakdown_table(outcomes))
+            print_table(suite_table(outcomes))
+        require_success(outcomes)

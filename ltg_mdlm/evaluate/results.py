@@ -1,0 +1,94 @@
+"""Result folders: the predictions that the official pipelines collect, and beside them every score.
+
+results/<model>/<revision>/zero_shot/<backend>/<task>/<data>/
+    predictions.json              official
+    best_temperature_report.txt   official
+    items.jsonl                   one question per line: what every candidate scored
+    summary.json                  figures, and how they were made
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ltg_mdlm.durable import publish_folder, temporary_name
+from ltg_mdlm.evaluate.scoring import ScoringRule
+from ltg_mdlm.evaluate.tasks import TaskResult
+from ltg_mdlm.trained_model import TrainedModel
+
+BACKENDS = {"pll": "mlm", "mntp": "mntp", "causal": "causal", "bound": "bound"}
+"""What official pipelines call a score; they know no bound."""
+
+
+def describe(trained: TrainedModel, rule: ScoringRule) -> dict[str, Any]:
+    """Which model was measured, and how."""
+    settings = asdict(rule)
+    del settings["tokens_per_batch"]  # changes nothing but speed
+    return {
+        "model": trained.name,
+        "revision": trained.revision,
+        "weights": trained.weights,
+        "step": trained.about.get("step"),
+        "words_seen": trained.about.get("words_seen"),
+        **settings,
+    }
+
+
+def result_folder(out: Path, trained: TrainedModel, rule: ScoringRule, result: TaskResult) -> Path:
+    """Where the results of a task belong."""
+    return out / trained.name / trained.revision / "zero_shot" / BACKENDS[rule.score] / result.place
+
+
+def write_result(folder: Path, result: TaskResult, about: Mapping[str, Any], seconds: float) -> None:
+    """Write a result folder, in place of an older one, complete or not at all.  Raises OSError."""
+    aside = temporary_name(folder)
+    aside.mkdir()
+    summary = {
+        **about,
+        "task": result.task,
+        "data": result.data,
+        "metric": result.metric,
+        **result.figures,
+        "accuracy_by_uid": result.breakdown.get("UID", {}),
+        "questions": result.questions,
+        "validated": result.validated,
+        "seconds": round(seconds, 3),
+    }
+    (aside / result.predictions_file).write_text(as_json(result.predictions), encoding="utf-8")
+    (aside / "best_temperature_report.txt").write_text(temperature_report(result), encoding="utf-8")
+    (aside / "items.jsonl").write_text("".join(as_json(item) for item in result.items), encoding="utf-8")
+    (aside / "summary.json").write_text(as_json(summary, indent=2), encoding="utf-8")
+    publish_folder(aside, folder)
+
+
+def temperature_report(result: TaskResult) -> str:
+    """Figures as the official report lists them; this program scores at temperature 1 only."""
+    lines = ["TEMPERATURE: 1.00", ""]
+    for divides, groups in result.breakdown.items():
+        lines += [f"### {divides.upper()} {result.metric.upper()}", *_percentages(groups.items()), ""]
+    lines += [f"### AVERAGE {result.metric.upper()}", *_percentages(result.figures.items()), ""]
+    return "\n".join(lines)
+
+
+def _percentages(figures: Iterable[tuple[str, float]]) -> list[str]:
+    return [f"{name}: {value if isinstance(value, int) else round(100 * value, 2)}" for name, value in figures]
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """One JSON document and a line break; what is not a number becomes null."""
+    return json.dumps(_defined(value), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _defined(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(inner) for inner in value]
+    return value
