@@ -38,7 +38,7 @@ def bench(length: int, compiled: bool, checkpointing: bool, arguments: argparse.
         f"training.seq_len={length}",
         f"training.compile={compiled}",
         f"training.activation_checkpointing={checkpointing}",
-        "validation.minimal_pairs=null",
+        "validation.pairs=null",
     )
     options = [part for text in sets for part in ("--set", text)]
     command = [sys.executable, "-m", "ltg_mdlm", "bench", "--config", arguments.config, "--json"]

@@ -166,7 +166,7 @@ def bench(name: str, checkpointing: bool, processes: int = 1) -> dict[str, Any]:
         "model.num_attention_heads": config.num_attention_heads,
         "training.activation_checkpointing": checkpointing,
         "training.precision": "fp32",
-        "validation.minimal_pairs": "null",
+        "validation.pairs": "null",
     }
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     options = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

@@ -44,7 +44,7 @@ def small_run(packing: str, arguments: argparse.Namespace) -> Run:
         "training.precision=fp32",
         "training.max_steps=100",
         "training.epochs=null",
-        "validation.minimal_pairs=null",
+        "validation.pairs=null",
     ]
     settings = load_settings(["freq_cosine_small"], sets)
     host = Host(settings.config, settings.sources)

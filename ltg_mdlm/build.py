@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +22,16 @@ from ltg_mdlm.data.special_tokens import EOS, MASK, NUM_SPECIAL
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.ema import EMA
-from ltg_mdlm.evaluate.minimal_pairs import score_minimal_pairs
+from ltg_mdlm.evaluate.denoiser import Denoiser
 from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
+from ltg_mdlm.evaluate.scoring import LikelihoodScorer, ScoringRule, default_score
 from ltg_mdlm.host import Components, Host
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.named_tensors import copy_named
 from ltg_mdlm.optim import AdamW, build_optimizer
 from ltg_mdlm.random import stream_key
 from ltg_mdlm.recipe import DenoisingLoss, Recipe
-from ltg_mdlm.validation import Validator, evaluating
+from ltg_mdlm.validation import PairValidator, Validator
 
 TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
 """Tokens per forward pass when `training.micro_batch_rows` is null."""
@@ -50,8 +51,7 @@ class Run:
     optimizer: AdamW
     ema: EMA
     validator: Validator | None
-    minimal_pairs: Callable[[], float] | None
-    """Scores the minimal pairs of `validation.minimal_pairs`: the share that is judged right."""
+    pairs: PairValidator | None
 
     @property
     def parameters(self) -> int:
@@ -211,7 +211,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
         ),
         ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
         validator=build_validator(config, corpus, loss, recipe, corpus_statistics(config, corpus), ranks),
-        minimal_pairs=build_minimal_pairs(config, corpus, loss, recipe, ranks),
+        pairs=build_pairs(config, corpus, loss, recipe.components, ranks),
     )
 
 
@@ -249,33 +249,23 @@ def build_validator(
     )
 
 
-def build_minimal_pairs(
-    config: RunConfig, corpus: Corpus, loss: DenoisingLoss, recipe: Recipe, ranks: Ranks
-) -> Callable[[], float] | None:
-    """A function that scores minimal pairs, or None when there are none.  Raises UserError for an unreadable file."""
-    wanted = config.validation.minimal_pairs
+def build_pairs(
+    config: RunConfig, corpus: Corpus, loss: DenoisingLoss, components: Components, ranks: Ranks
+) -> PairValidator | None:
+    """What scores minimal pairs, or None when there are none.  Raises UserError for an unreadable file."""
+    wanted = config.validation.pairs
     path = corpus.path / MINIMAL_PAIRS if wanted == "corpus" else Path(wanted) if wanted else None
     if path is None or (wanted == "corpus" and not path.exists()):
         return None
+    denoiser = Denoiser(
+        model=loss.model,
+        tokenizer=corpus.tokenizer,
+        predicts=components.masking.predicts,
+        modes=components.row_mode.modes,
+        value_for_rate=components.time_conditioning.value_for_rate,
+    )
     pairs = first_of_each(read_minimal_pairs(path), config.validation.pairs_per_phenomenon)
-    # As released models are evaluated: told that nothing is masked.
-    value = recipe.components.time_conditioning.value_for_rate(torch.zeros(1))
-
-    def score() -> float:
-        with evaluating(loss), loss.autocast(ranks.device):
-            return score_minimal_pairs(
-                loss.model,
-                corpus.tokenizer,
-                pairs,
-                device=ranks.device,
-                predicts=recipe.components.masking.predicts,
-                value=None if value is None else float(value),
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                sum_over_ranks=ranks.sum_over_ranks,
-            ).accuracy
-
-    return score
+    return PairValidator(loss, pairs, LikelihoodScorer(denoiser, ScoringRule(score=default_score(denoiser)), ranks))
 
 
 def first_of_each(pairs: Iterable[MinimalPair], limit: int) -> list[MinimalPair]:

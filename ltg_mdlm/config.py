@@ -164,9 +164,11 @@ class ValidationConfig(Section):
     draws: int = Field(
         2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs"
     )
-    minimal_pairs: str | None = Field(
-        "corpus",
-        description="BLiMP-style file or folder to score before and after; 'corpus': what comes with the corpus",
+    pairs: str | None = Field(
+        "corpus", description="BLiMP-style file or folder of minimal pairs; 'corpus': those that come with the corpus"
+    )
+    pairs_every: int | None = Field(
+        None, ge=1, description="steps between scoring them; null: only before and after training"
     )
     pairs_per_phenomenon: int = Field(
         50,

@@ -85,13 +85,18 @@ class ConsoleSink:
             self._progress.start()
 
     def write(self, row: Row) -> None:
-        """Show a training row, or print a validation row."""
-        if "valid/loss" in row:
-            self._console.print(_validation_line(row), highlight=False, soft_wrap=True)
+        """Show a training row; print an event, or what was measured."""
+        if "event" in row:
+            self._print(f"step {row['step']}: {str(row['event']).replace('_', ' ')}, see metrics.jsonl")
+        elif "loss" not in row:
+            self._print(_validation_line(row))
         elif self._progress is not None:
             self._progress.update(self._task, completed=float(row["step"]), status=_training_text(row))
         elif self._due(int(row["step"])):
-            self._console.print(self._line(row), highlight=False, soft_wrap=True)
+            self._print(self._line(row))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _due(self, step: int) -> bool:
         now = time.monotonic()
@@ -120,13 +125,18 @@ def _training_text(row: Row) -> str:
 
 
 def _validation_line(row: Row) -> str:
-    text = (
-        f"validation at step {row['step']}: loss {row['valid/loss']:.4f}, bound {row['valid/bound']:.4f}"
-        f" ± {row['valid/bound_standard_error']:.4f} nats per token, accuracy {float(row['valid/accuracy']):.1%}"
-    )
+    parts = []
+    if "valid/loss" in row:
+        parts += [
+            f"loss {row['valid/loss']:.4f}",
+            f"bound {row['valid/bound']:.4f} ± {row['valid/bound_standard_error']:.4f} nats per token",
+            f"accuracy {float(row['valid/accuracy']):.1%}",
+        ]
     if "valid/causal_nll" in row:
-        text += f", causal {row['valid/causal_nll']:.4f}"
-    return text
+        parts.append(f"causal {row['valid/causal_nll']:.4f}")
+    if "valid/minimal_pairs" in row:
+        parts.append(f"minimal pairs {float(row['valid/minimal_pairs']):.1%}")
+    return f"validation at step {row['step']}: {', '.join(parts)}"
 
 
 def clock(seconds: float) -> str:

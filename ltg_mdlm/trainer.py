@@ -68,8 +68,7 @@ class Trainer:
         self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
         for step in self.steps():
             self.train_step(step)
-            if self.is_due(self.config.validation.every):
-                self.validate()
+            self.validate()
             stopping = self.stop_agreed()
             words_seen = self.run.loader.words_seen(step.step)
             if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
@@ -107,9 +106,9 @@ class Trainer:
         """No step is left."""
         return self.next_step == self.run.schedule.max_steps
 
-    def is_due(self, every: int) -> bool:
-        """Every so many steps, and after the last one."""
-        return self.next_step % every == 0 or self.is_last
+    def is_due(self, every: int | None) -> bool:
+        """Before the first step, every so many (None: never in between), and after the last one."""
+        return self.is_last or self.next_step % (every or self.run.schedule.max_steps) == 0
 
     def steps(self) -> Iterator[Step]:
         """The steps that are left."""
@@ -220,16 +219,20 @@ class Trainer:
             )
 
     def validate(self) -> None:
-        """Evaluate the averaged weights on held-out text; leaves the training curve as it is."""
-        if self.run.validator is None:
+        """Evaluate the averaged weights on what is due; leaves the training curve as it is."""
+        run, settings = self.run, self.config.validation
+        validator = run.validator if self.is_due(settings.every) else None
+        pairs = run.pairs if self.is_due(settings.pairs_every) else None
+        if validator is None and pairs is None:
             return
         started = time.monotonic()
-        with self.run.ema.swap():
-            progress = self.next_step / self.run.schedule.max_steps
-            measured = self.run.validator(progress, self.run.loader.epoch(self.next_step))
-            if self.run.minimal_pairs is not None and progress in (0, 1):
-                measured["valid/minimal_pairs"] = self.run.minimal_pairs()
-        words = self.run.loader.words_seen(self.next_step - 1)
+        measured: dict[str, float] = {}
+        with run.ema.swap():
+            if validator is not None:
+                measured |= validator(self.next_step / run.schedule.max_steps, run.loader.epoch(self.next_step))
+            if pairs is not None:
+                measured |= pairs()
+        words = run.loader.words_seen(self.next_step - 1)
         self.write({"step": self.next_step, "words_seen": words, **measured})
         # Time spent here does not count as training time.
         self._clock = (self._clock[0] + time.monotonic() - started, self._clock[1])

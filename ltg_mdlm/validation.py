@@ -16,6 +16,9 @@ from torch import Tensor
 from ltg_mdlm.api import IGNORE, Batch, CorpusStatistics, Step, labels_for
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.evaluate.likelihood import estimate_bound
+from ltg_mdlm.evaluate.multiple_choice import accuracy_of, pair_questions
+from ltg_mdlm.evaluate.pair_files import MinimalPair
+from ltg_mdlm.evaluate.texts import Scorer
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.recipe import DenoisingLoss, Recipe
 
@@ -76,6 +79,7 @@ class Validator:
         ranks: Ranks,
     ) -> None:
         self._loss, self._recipe, self._device = loss, recipe, ranks.device
+        self._conditioned = recipe.components.time_conditioning.active
         # Corpus positions belong to the training split; held-out tokens have no history.
         self._batches = [replace(b, position_BT=torch.full_like(b.position_BT, -1)) for b in batches]
         self._classes = FrequencyClasses.of(statistics, ranks.device)
@@ -152,7 +156,7 @@ class Validator:
         for batch in self._batches:
             causal_B = torch.ones_like(batch.row_B, dtype=torch.bool)
             labels_BT = labels_for(batch, torch.zeros_like(batch.maskable_BT), causal_B, "same")
-            value_B = self._recipe.components.time_conditioning.value_for_rate(torch.zeros_like(batch.row_B).float())
+            value_B = torch.zeros_like(batch.row_B).float() if self._conditioned else None
             nll_B = self._nll(batch.ids_BT, batch, labels_BT, causal_B, value_B)
             sums += torch.stack([nll_B.sum(), batch.maskable_BT.sum().double()])
         nll, tokens = self._sum(sums)
@@ -183,6 +187,23 @@ class Validator:
             )
         nll_B = torch.zeros(input_BT.shape[0], dtype=torch.float64, device=input_BT.device)
         return nll_B.index_add_(0, row_N, result.nll_N.double())
+
+
+class PairValidator:
+    """The share of minimal pairs in which the acceptable sentence is the likelier one, on average over phenomena.
+
+    In float32, whatever the training's precision: coarser numbers make ties.
+    """
+
+    def __init__(self, loss: DenoisingLoss, pairs: Sequence[MinimalPair], scorer: Scorer) -> None:
+        self._loss, self._scorer = loss, scorer
+        self._questions = pair_questions(pairs)
+
+    def __call__(self) -> dict[str, float]:
+        """`valid/minimal_pairs`; every rank must call it, and gets the same value."""
+        with evaluating(self._loss):
+            scores = self._scorer([question.candidates for question in self._questions])
+        return {"valid/minimal_pairs": accuracy_of(self._questions, scores)}
 
 
 def _hits(correct_N: Tensor, among_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
-from ltg_mdlm.evaluate.pair_files import read_minimal_pairs
+from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
 from ltg_mdlm.evaluate.records import Record, read_records
 from ltg_mdlm.evaluate.tasks import Task, TaskResult, ask, data_name
 from ltg_mdlm.evaluate.texts import Question, Scorer, Text, TextScore
@@ -87,6 +87,12 @@ def accuracy_by_group(questions: Sequence[Question], answers: Sequence[Answer]) 
     return {divides: {group: fmean(values) for group, values in groups.items()} for divides, groups in correct.items()}
 
 
+def accuracy_of(questions: Sequence[Question], scores: Sequence[Sequence[TextScore]]) -> float:
+    """The mean over uids, each counting the same; ties count what guessing among them would."""
+    answers = [answer(question, scored) for question, scored in zip(questions, scores, strict=True)]
+    return fmean(accuracy_by_group(questions, answers)["UID"].values())
+
+
 def numbered(uids: Iterable[str]) -> list[str]:
     """Ids of questions: each group's name and the number within the group, from 0."""
     seen: dict[str, int] = defaultdict(int)
@@ -127,18 +133,23 @@ class Blimp(MultipleChoice):
 
     def read(self, path: Path) -> list[Question]:
         """The two sentences, whole."""
-        return [
-            Question(
-                (Text("", pair.good), Text("", pair.bad)),
-                pair.uid,
-                groups=(
-                    ("field", pair.field.replace("syntax_semantics", "syntax/semantics") or "supplement"),
-                    ("UID", pair.uid),
-                    ("linguistics_term", pair.term or "supplement"),
-                ),
-            )
-            for pair in read_minimal_pairs(path)
-        ]
+        return pair_questions(read_minimal_pairs(path))
+
+
+def pair_questions(pairs: Iterable[MinimalPair]) -> list[Question]:
+    """Which of the two sentences, whole, is the likelier one."""
+    return [
+        Question(
+            (Text("", pair.good), Text("", pair.bad)),
+            pair.uid,
+            groups=(
+                ("field", pair.field.replace("syntax_semantics", "syntax/semantics") or "supplement"),
+                ("UID", pair.uid),
+                ("linguistics_term", pair.term or "supplement"),
+            ),
+        )
+        for pair in pairs
+    ]
 
 
 class _Rows(MultipleChoice):

@@ -48,6 +48,19 @@ def test_the_last_step_is_always_shown():
     assert "step 2/2" in out.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"valid/minimal_pairs": 0.625}, "validation at step 3: minimal pairs 62.5%"),
+        ({"event": "refused_update", "first_row": 0, "end_row": 6}, "step 3: refused update, see metrics.jsonl"),
+    ],
+)
+def test_rows_other_than_those_of_training_are_printed_at_once(row, text):
+    out = io.StringIO()
+    ConsoleSink(0, 100, Console(file=out, width=200)).write({"step": 3, **row})
+    assert out.getvalue() == f"{text}\n"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3600, "1:00:00"), (-5, "0:00")])
 def test_clock(seconds, text):
     assert clock(seconds) == text

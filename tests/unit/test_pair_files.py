@@ -1,58 +1,34 @@
-"""Reading minimal pairs, and scoring them, against models whose log-probabilities are known."""
+"""Files of minimal pairs, and those of the built-in corpus."""
 
 import json
 import math
 import re
 from collections import Counter, defaultdict
-from unittest import mock
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.corpora import real_data, small_tokenizer
-from support.models import VOCAB, disturbed_model, small_config
+from support.corpora import real_data
 
 from ltg_mdlm.data.builtin import write_builtin_text
 from ltg_mdlm.data.grammar_lexicon import Lexicon
-from ltg_mdlm.data.special_tokens import BOS, MASK
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.evaluate import minimal_pairs
-from ltg_mdlm.evaluate.minimal_pairs import score_minimal_pairs, sentence_log_likelihoods
+from ltg_mdlm.evaluate.denoiser import Denoiser
+from ltg_mdlm.evaluate.multiple_choice import accuracy_by_group, accuracy_of, answer, pair_questions
 from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs, write_minimal_pairs
+from ltg_mdlm.evaluate.scoring import LikelihoodScorer, ScoringRule
 
 DOGS = {"sentence_good": "The dogs run.", "sentence_bad": "The dogs runs.", "UID": "agreement", "field": "morphology"}
 
 
-class TableModel:
-    """Logits from a table that the token left, here and right of a position select, plus the conditioning value."""
-
-    def __init__(self, vocab_size, seed=0):
-        self.table_KVV = torch.randn(3, vocab_size, vocab_size, generator=torch.Generator().manual_seed(seed))
-        self.tokens_per_call = []
-
-    def __call__(self, ids_BT, document_BT=None, causal_B=None, value_B=None):
-        self.tokens_per_call.append(ids_BT.numel())
-        padded_BT = torch.nn.functional.pad(ids_BT, (1, 1), value=BOS)
-        causal = causal_B is not None and bool(causal_B.all())
-        parts = [self.table_KVV[0, padded_BT[:, :-2]], self.table_KVV[1, ids_BT]]
-        if not causal:
-            parts.append(self.table_KVV[2, padded_BT[:, 2:]])
-        if value_B is not None:
-            parts.append(value_B[:, None, None] * self.table_KVV[0, 0])
-        return sum(parts)
-
-    def head(self, hidden_ND):
-        return 2 * hidden_ND
-
-    def logits(self, features_ND):
-        return features_ND / 2
-
-
-class UnigramModel(TableModel):
+class UnigramModel:
     """Predicts the same distribution everywhere."""
+
+    config = SimpleNamespace(max_position_embeddings=512, cond_dim=None)
+    output_weight_VD = torch.zeros(1)
 
     def __init__(self, count_V):
         self.logits_V = torch.tensor(count_V, dtype=torch.float64).add(0.5).log()
@@ -60,100 +36,11 @@ class UnigramModel(TableModel):
     def __call__(self, ids_BT, document_BT=None, causal_B=None, value_B=None):
         return self.logits_V.expand(*ids_BT.shape, -1)
 
+    def head(self, hidden_ND):
+        return hidden_ND
 
-def literal_score(model, ids, *, mode, predicts, value):
-    """One sentence, one row, one position at a time, in plain arithmetic."""
-    row = [BOS, *ids]
-    total = 0.0
-    value_B = None if value is None else torch.tensor([value])
-    for i in range(1, len(row)):
-        masked = list(row)
-        if mode == "masked":
-            masked[i] = MASK
-        causal_B = torch.tensor([True]) if mode == "causal" else None
-        hidden_BTD = model(torch.tensor([masked]), causal_B=causal_B, value_B=value_B)
-        read_at = i - 1 if mode == "causal" or predicts == "next" else i
-        logits_V = model.logits(model.head(hidden_BTD))[0, read_at].detach().double().numpy()
-        total += logits_V[row[i]] - np.log(np.exp(logits_V - logits_V.max()).sum()) - logits_V.max()
-    return total
-
-
-sentences = st.lists(st.lists(st.integers(16, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=8)
-modes = st.sampled_from([("masked", "same"), ("masked", "next"), ("causal", "same"), ("causal", "next")])
-
-
-@settings(max_examples=30, deadline=None)
-@given(sentences, modes, st.sampled_from([None, 0.0, 0.3]), st.integers(1, 200))
-def test_batched_scores_are_those_of_one_row_at_a_time(sentences, mode_predicts, value, token_budget):
-    mode, predicts = mode_predicts
-    model = TableModel(VOCAB)
-    expected = [literal_score(model, ids, mode=mode, predicts=predicts, value=value) for ids in sentences]
-    settings = {"predicts": predicts, "value": value, "mode": mode, "token_budget": token_budget}
-    with mock.patch.object(minimal_pairs, "_SCORED_AT_ONCE", 7):
-        scores = sentence_log_likelihoods(model, sentences, device="cpu", **settings)
-    assert scores.tolist() == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize(("mode", "predicts"), [("masked", "same"), ("masked", "next"), ("causal", "next")])
-def test_transformer_scores_are_those_of_one_row_at_a_time(mode, predicts):
-    model = disturbed_model(small_config(), dtype=torch.float32).eval()
-    sentences = [[20, 30, 40], [21, 31], [22, 32, 42, 45], [33]]
-    expected = [literal_score(model, ids, mode=mode, predicts=predicts, value=0.2) for ids in sentences]
-    scores = sentence_log_likelihoods(model, sentences, device="cpu", predicts=predicts, value=0.2, mode=mode)
-    assert scores.tolist() == pytest.approx(expected, abs=1e-4)
-
-
-@given(sentences, st.integers(12, 100))
-@settings(max_examples=20, deadline=None)
-def test_no_batch_exceeds_its_token_budget(sentences, token_budget):
-    """Rows have at most 10 tokens here, so one always fits."""
-    model = TableModel(VOCAB)
-    sentence_log_likelihoods(model, sentences, device="cpu", token_budget=token_budget)
-    assert max(model.tokens_per_call) <= token_budget
-    assert sum(model.tokens_per_call) == sum(len(ids) * (len(ids) + 1) for ids in sentences)
-
-
-def test_accuracy_is_the_mean_over_phenomena_and_a_tie_counts_one_half():
-    """With a unigram model that prefers "a" to "e": won, lost, tie in one phenomenon; won in the other."""
-    tokenizer = small_tokenizer()
-    count_V = np.ones(tokenizer.vocab_size)
-    count_V[tokenizer.backend.encode("a", add_special_tokens=False).ids[-1]] = 50
-    pairs = [MinimalPair("a", "e", "mixed"), MinimalPair("e", "a", "mixed"), MinimalPair("a", "a", "mixed")]
-    pairs.append(MinimalPair("a", "e", "won"))
-    scores = score_minimal_pairs(UnigramModel(count_V), tokenizer, pairs, device="cpu")
-    assert scores.accuracy_by_uid == {"mixed": 0.5, "won": 1.0}
-    assert (scores.accuracy, scores.pairs, scores.tie_rate) == (0.75, 4, 0.25)
-
-
-def test_a_model_that_ties_everything_scores_one_half():
-    pairs = [MinimalPair("the dog ran", "the ran dog", "order"), MinimalPair("one cat", "cat one", "order")]
-    tokenizer = small_tokenizer()
-    scores = score_minimal_pairs(UnigramModel(np.zeros(tokenizer.vocab_size)), tokenizer, pairs, device="cpu")
-    assert (scores.accuracy, scores.tie_rate) == (0.5, 1.0)
-
-
-def test_ranks_share_the_work_and_agree_with_one_process():
-    tokenizer = small_tokenizer()
-    model = TableModel(tokenizer.vocab_size)
-    pairs = [MinimalPair(f"the dog {i} ran", f"cats {i} saw", f"uid{i % 3}") for i in range(7)]
-    whole = score_minimal_pairs(model, tokenizer, pairs, device="cpu")
-    parts = []
-    for rank in range(3):
-        score_minimal_pairs(
-            model,
-            tokenizer,
-            pairs,
-            device="cpu",
-            rank=rank,
-            world_size=3,
-            sum_over_ranks=lambda t: parts.append(t) or t,
-        )
-    assert all((part != 0).sum() < 2 * len(pairs) for part in parts)
-    total = sum(parts)
-    shared = score_minimal_pairs(
-        model, tokenizer, pairs, device="cpu", rank=1, world_size=3, sum_over_ranks=lambda _: total
-    )
-    assert shared == whole
+    def logits(self, features_ND):
+        return features_ND
 
 
 # The pairs of the built-in corpus.
@@ -215,10 +102,18 @@ def test_a_model_of_token_frequencies_is_at_chance(builtin, by_uid):
     text = builtin.train.read_text("utf-8")
     tokenizer = Tokenizer.train([text], 1024)
     count_V = np.bincount(tokenizer.backend.encode(text, add_special_tokens=False).ids, minlength=tokenizer.vocab_size)
-    pairs = [pair for group in by_uid.values() for pair in group]
-    scores = score_minimal_pairs(UnigramModel(count_V), tokenizer, pairs, device="cpu")
-    assert 0.45 <= scores.accuracy <= 0.55
-    for uid, accuracy in scores.accuracy_by_uid.items():
+    questions = pair_questions(pair for group in by_uid.values() for pair in group)
+    denoiser = Denoiser(
+        model=UnigramModel(count_V),
+        tokenizer=tokenizer,
+        predicts="same",
+        modes=frozenset({"masked"}),
+        value_for_rate=lambda rate_B: None,
+    )
+    scores = LikelihoodScorer(denoiser, ScoringRule(), Ranks.alone())([question.candidates for question in questions])
+    assert 0.45 <= accuracy_of(questions, scores) <= 0.55
+    found = [answer(question, scored) for question, scored in zip(questions, scores, strict=True)]
+    for uid, accuracy in accuracy_by_group(questions, found)["UID"].items():
         assert 0.4 <= accuracy <= 0.6, uid
 
 
