@@ -40,8 +40,8 @@ class TaskResult:
     """One JSON object per question, in the order of the files."""
     predictions: Any = None
     """Content of the official predictions file."""
-    place: str
-    """Folder of the official predictions below `zero_shot/<backend>`."""
+    place: str | None = None
+    """Folder of the official predictions below `zero_shot/<backend>`; None for a task that writes its own results."""
     predictions_file: str = "predictions.json"
     validated: bool = True
     """Whether the figures were checked on the published data; if not, on small files of the same format only."""

@@ -11,7 +11,7 @@ from support.scorers import TableScorer
 
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.suite import Outcome, require_success, run_suite, suite_table, suite_tasks, write_suite
-from ltg_mdlm.evaluate.tasks import TaskResult, find_data, task_of
+from ltg_mdlm.evaluate.tasks import find_data, task_of
 
 PAIR = {"sentence_good": "A dog runs.", "sentence_bad": "A dog run."}
 EWOK = {"Context1": "Hot.", "Context2": "Cold.", "Target1": "A.", "Target2": "B.", "Domain": "d"}
@@ -138,13 +138,19 @@ def test_a_folder_without_data_of_any_task_is_the_users_error(tmp_path, folder):
         list(run_suite(TASKS, TableScorer(), path))
 
 
-def test_fine_tuning_runs_where_it_is_asked_for(tmp_path):
+def test_fine_tuning_runs_where_it_is_asked_for_and_counts_its_tasks_alike(tmp_path):
     folder = write(tmp_path / "glue_filtered" / "rte.train.jsonl", {"label": 0})
-    result = TaskResult(task="glue", data="glue_filtered", metric="mean", figures={"mean": 0.5}, questions=9, place="")
+    summaries = [
+        {"task": "rte", "mean": {"accuracy": 0.5, "f1": 0.1}, "valid": {"rows": 139}},
+        {"task": "mnli", "mean": {"accuracy": 0.7}, "valid": {"rows": 4908}},
+    ]
     asked = []
-    tasks = suite_tasks([], "my_model", finetune=lambda path: asked.append(path) or result)
-    outcomes = list(run_suite(tasks, TableScorer(), tmp_path))
-    assert (asked, outcomes[0].result) == ([folder], result)
+    tasks = suite_tasks([], "my_model", finetune=lambda path: asked.append(path) or summaries)
+    result = next(run_suite(tasks, TableScorer(), tmp_path)).result
+    assert asked == [folder]
+    assert (result.task, result.value, result.questions) == ("glue", pytest.approx(0.6), 139 + 4908)
+    assert result.breakdown == {"UID": {"rte": 0.5, "mnli": 0.7}}
+    assert result.place is None
 
 
 def test_the_json_file_holds_all_figures_and_null_for_undefined_ones(tmp_path):
