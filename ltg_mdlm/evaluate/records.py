@@ -139,7 +139,7 @@ def read_table(file: Path) -> list[Record]:
     try:
         records = [Record(row, file, reader.line_num) for row in reader]
     except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num}: not CSV: {error}") from None
+        raise UserError(f"{file}:{reader.reader.line_num}: not CSV: {error}") from None
     for record in records:
         if None in record.values or None in record.values.values():
             raise UserError(f"{record.where}: a row of another length than the heading")

@@ -71,7 +71,9 @@ def _refine(parameters_4: Floats, x_N: Floats, y_N: Floats, free: bool) -> Float
             parameters_4, error_N, slope_N4 = tried_4, tried_error_N, tried_slope_N4
             damping = max(damping / 5, 1e-12)
         else:
-            damping = min(damping * 5, 1e12)
+            damping *= 5
+            if damping > 1e9:  # steps no longer change a float
+                break
     return parameters_4
 
 

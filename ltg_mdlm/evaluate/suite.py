@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from rich.table import Table
 from ltg_mdlm.durable import write_text
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.age_of_acquisition import AgeOfAcquisition, Milestone
+from ltg_mdlm.evaluate.fine_tuning import Finetune, FineTuning
 from ltg_mdlm.evaluate.multiple_choice import Blimp, Comps, EntityTracking, Ewok
 from ltg_mdlm.evaluate.reading import Reading
 from ltg_mdlm.evaluate.tasks import Skip, Task, TaskResult, data_name, find_data
@@ -22,26 +23,7 @@ from ltg_mdlm.evaluate.texts import Scorer
 from ltg_mdlm.evaluate.wug import WugAdjectives, WugPastTenses
 
 
-class FineTuning(Task):
-    """Classification tasks of (Super)GLUE, for which a copy of the model is trained."""
-
-    name = "glue"
-    prefixes = ("glue",)
-    fields = frozenset({"label"})
-
-    def __init__(self, finetune: Callable[[Path], TaskResult] | None) -> None:
-        self.finetune = finetune
-
-    def run(self, path: Path, scorer: Scorer) -> TaskResult:
-        """Fine-tune on a folder of tasks; `scorer` is not asked."""
-        if self.finetune is None:
-            raise Skip("takes training; add --finetune")
-        return self.finetune(path)
-
-
-def suite_tasks(
-    milestones: Sequence[Milestone], model_name: str, finetune: Callable[[Path], TaskResult] | None = None
-) -> list[Task]:
+def suite_tasks(milestones: Sequence[Milestone], model_name: str, finetune: Finetune | None = None) -> list[Task]:
     """All tasks, for a model whose training left these checkpoints behind; `finetune` measures it on a GLUE folder."""
     zero_shot = [Blimp(), Ewok(), EntityTracking(), Comps(), WugAdjectives(), WugPastTenses(), Reading()]
     return [*zero_shot, AgeOfAcquisition(milestones, model_name), FineTuning(finetune)]

@@ -40,8 +40,8 @@ class TaskResult:
     """One JSON object per question, in the order of the files."""
     predictions: Any = None
     """Content of the official predictions file."""
-    place: str
-    """Folder of the official predictions below `zero_shot/<backend>`."""
+    place: str | None = None
+    """Folder of the official predictions below `zero_shot/<backend>`; None for a task that writes its own results."""
     predictions_file: str = "predictions.json"
     validated: bool = True
     """Whether the figures were checked on the published data; if not, on small files of the same format only."""
@@ -115,24 +115,24 @@ def find_data(path: Path, tasks: Sequence[Task], depth: int = 0) -> Iterator[tup
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder of evaluation data")
-    task = task_of(path, tasks)
-    if task is not None or _data_files(path):
+    inner = sorted(path.glob("[!.]*/")) if path.is_dir() and depth < _DEEPEST else []
+    rows = _row_files(path)
+    # The root of all data may have a name that begins like that of a task.
+    task = task_of(path, tasks) if rows or any(path.glob("*.json")) or not inner else None
+    if task is not None or rows:
         yield path, task
-        return
-    if depth < _DEEPEST and path.is_dir():
-        for folder in sorted(inner for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith(".")):
+    if task is None:
+        for folder in inner:
             yield from find_data(folder, tasks, depth + 1)
 
 
-def _data_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(path.glob("*.jsonl")) + sorted(path.glob("*.csv"))
+def _row_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [*sorted(path.glob("*.jsonl")), *sorted(path.glob("*.csv"))]
 
 
 def _first_fields(path: Path) -> frozenset[str]:
     """Empty if there is no readable row."""
-    for file in _data_files(path)[:1]:
+    for file in _row_files(path)[:1]:
         try:
             records = read_table(file) if file.suffix == ".csv" else read_records(file)
         except UserError:

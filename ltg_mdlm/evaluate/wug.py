@@ -92,4 +92,5 @@ class WugPastTenses(Wug):
 def share_of_first(scores: Sequence[TextScore]) -> float:
     """Probability of the first text among the texts (softmax of the log-likelihoods)."""
     values = np.array([score.log_likelihood for score in scores])
-    return float(1 / np.exp(values - values[0]).sum())
+    likelihood = np.exp(values - values.max())
+    return float(likelihood[0] / likelihood.sum())
