@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.age_of_acquisition import Milestone, milestones
+from ltg_mdlm.evaluate.fine_tuning import Finetune
 from ltg_mdlm.evaluate.multiple_choice import Blimp, Comps, EntityTracking, Ewok
 from ltg_mdlm.evaluate.results import describe, result_folder, write_result
 from ltg_mdlm.evaluate.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.evaluate.suite import Outcome, run_suite, suite_tasks, write_suite
-from ltg_mdlm.evaluate.tasks import Task, TaskResult
+from ltg_mdlm.evaluate.tasks import Task
 from ltg_mdlm.trained_model import TrainedModel, Weights, open_model
 
 SUITE_FILE = "suite.json"
@@ -25,9 +26,7 @@ def multiple_choice_tasks() -> list[Task]:
     return [Blimp(), Ewok(), EntityTracking(), Comps()]
 
 
-def all_tasks(
-    trained: TrainedModel, rule: ScoringRule, ranks: Ranks, finetune: Callable[[Path], TaskResult] | None
-) -> list[Task]:
+def all_tasks(trained: TrainedModel, rule: ScoringRule, ranks: Ranks, finetune: Finetune | None) -> list[Task]:
     """Every task; those over training time look at the `chck_*` checkpoints beside the model's."""
     kept = kept_checkpoints(trained.source.parent, trained.weights, rule, ranks)
     return suite_tasks(kept, trained.name, finetune)
@@ -53,9 +52,10 @@ def measure(
     for outcome in run_suite(tasks, scorer, data):
         outcomes.append(outcome)
         seconds, started = time.monotonic() - started, time.monotonic()
-        if ranks.is_main and outcome.result is not None:
-            with _writing(result_folder(out, trained, rule, outcome.result)) as folder:
-                write_result(folder, outcome.result, about, seconds)
+        result = outcome.result
+        if ranks.is_main and result is not None and result.place is not None:
+            with _writing(result_folder(out, trained, rule, result.place)) as folder:
+                write_result(folder, result, about, seconds)
     return outcomes
 
 

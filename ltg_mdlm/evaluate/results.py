@@ -39,9 +39,9 @@ def describe(trained: TrainedModel, rule: ScoringRule) -> dict[str, Any]:
     }
 
 
-def result_folder(out: Path, trained: TrainedModel, rule: ScoringRule, result: TaskResult) -> Path:
-    """Where the results of a task belong."""
-    return out / trained.name / trained.revision / "zero_shot" / BACKENDS[rule.score] / result.place
+def result_folder(out: Path, trained: TrainedModel, rule: ScoringRule, place: str) -> Path:
+    """Where the results of a task with this `TaskResult.place` belong."""
+    return out / trained.name / trained.revision / "zero_shot" / BACKENDS[rule.score] / place
 
 
 def write_result(folder: Path, result: TaskResult, about: Mapping[str, Any], seconds: float) -> None:
