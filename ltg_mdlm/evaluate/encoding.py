@@ -39,6 +39,18 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[Text], limit: int) -> lis
     ]
 
 
+def pieces(tokenizer: Tokenizer, word: NextWord) -> list[NextWord]:
+    """A word in as many parts as it has tokens, of each of which the first token is what official pipelines score.
+
+    They join the text of the tokens before to the context and tokenise the text of the next by itself.  Where decoding
+    drops a leading space, "not just the" + "kid." becomes "kid" after "not just the", and "." after "not just thekid",
+    of which the first token is that of " .".
+    """
+    texts = [tokenizer.decode([token]) for token in tokenizer.encode(word.word)]
+    behind = (NextWord(word.context + "".join(texts[:place]), texts[place]) for place in range(1, len(texts)))
+    return [word, *behind]
+
+
 def encode_next_words(tokenizer: Tokenizer, words: Sequence[NextWord], limit: int, behind: int) -> list[Encoded]:
     """The first token of each word, tokenised by itself, after the tokens of its context.
 

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.denoiser import Denoiser
-from ltg_mdlm.evaluate.encoding import Encoded, encode_next_words, encode_texts
+from ltg_mdlm.evaluate.encoding import Encoded, encode_next_words, encode_texts, pieces
 from ltg_mdlm.evaluate.mask_draws import draw_masks
 from ltg_mdlm.evaluate.rows import Rows, causal_rows, masked_at_random, masked_from_here, masked_in_turn
 from ltg_mdlm.evaluate.texts import NextWord, Text, TextScore
@@ -139,14 +139,17 @@ class LikelihoodScorer:
         return [[self._normalised(next(scores)) for _ in group] for group in groups]
 
     def surprisals(self, words: Sequence[NextWord]) -> list[float]:
-        """Of the first token of each word, tokenised by itself, given its context, as official pipelines measure it.
+        """Of the tokens of each word given its context, added up, as official pipelines measure it (see `pieces`).
 
         A masked row has three masks behind the context, of which the first is predicted: a single one would say that
         the text ends there.
         """
         behind = 0 if self.rule.causal else 2
-        encoded = encode_next_words(self.denoiser.tokenizer, words, self._limit, behind)
-        return [-value for value in self._sum_each(encoded, causal_rows if self.rule.causal else masked_from_here)]
+        parts = [pieces(self.denoiser.tokenizer, word) for word in words]
+        flat = [part for parts_of_word in parts for part in parts_of_word]
+        encoded = encode_next_words(self.denoiser.tokenizer, flat, self._limit, behind)
+        values = iter(self._sum_each(encoded, causal_rows if self.rule.causal else masked_from_here))
+        return [-sum(next(values) for _ in parts_of_word) for parts_of_word in parts]
 
     def _normalised(self, score: TextScore) -> TextScore:
         if self.rule.normalise == "none":

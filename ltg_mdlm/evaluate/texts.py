@@ -79,6 +79,6 @@ class Scorer(Protocol):
     def surprisals(self, words: Sequence[NextWord]) -> list[float]:
         """Surprisal in nats of each word as what comes next, whatever may follow it.
 
-        As in the official pipelines, context and word are tokenised apart, each as the beginning of a text, and only
-        the word's first token counts.
+        As in the official pipelines, context and word are tokenised apart, each as the beginning of a text; of a word
+        of several tokens, each is tokenised again as a word by itself, behind the context and those before it.
         """
