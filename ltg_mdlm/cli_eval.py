@@ -109,7 +109,7 @@ def _measure(
     whole_suite: bool = False,
 ) -> None:
     from ltg_mdlm.distributed import Ranks
-    from ltg_mdlm.evaluate.measure import all_tasks, measure, multiple_choice_tasks, summarise
+    from ltg_mdlm.evaluate.measure import all_tasks, measure, multiple_choice_tasks
     from ltg_mdlm.evaluate.scoring import ScoringRule, default_score
     from ltg_mdlm.evaluate.suite import breakdown_table, require_success, suite_table
     from ltg_mdlm.tables import print_table
@@ -119,10 +119,8 @@ def _measure(
         trained = open_model(model, ranks, weights=weights)
         chosen = ScoringRule(**rule | ({"score": default_score(trained)} if rule["score"] == "auto" else {}))
         tasks = all_tasks(trained, chosen, ranks, None) if whole_suite else multiple_choice_tasks()
-        outcomes = measure(trained, tasks, data, chosen, ranks, out)
-        if whole_suite:
-            summarise(trained, chosen, outcomes, ranks, out)
-        else:
+        outcomes = measure(trained, tasks, data, chosen, ranks, out, suite_file=whole_suite)
+        if not whole_suite:
             outcomes = [outcome for outcome in outcomes if outcome.status != "skipped"]
         if ranks.is_main and as_json:
             typer.echo(json.dumps([outcome.to_json() for outcome in outcomes], indent=2))

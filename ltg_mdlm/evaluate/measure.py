@@ -38,11 +38,19 @@ def kept_checkpoints(folder: Path, weights: Weights, rule: ScoringRule, ranks: R
 
 
 def measure(
-    trained: TrainedModel, tasks: Sequence[Task], data: Path, rule: ScoringRule, ranks: Ranks, out: Path
+    trained: TrainedModel,
+    tasks: Sequence[Task],
+    data: Path,
+    rule: ScoringRule,
+    ranks: Ranks,
+    out: Path,
+    *,
+    suite_file: bool = False,
 ) -> list[Outcome]:
     """Run all tasks, writing the results of each as soon as it is done; every rank must call it.
 
-    A task with malformed data fails alone, and its outcome says so.
+    A task with malformed data fails alone, and its outcome says so.  `suite_file` keeps what became of all tasks in one
+    JSON file, too.
 
     Raises UserError for a score that the model cannot give, a folder without data, and results that cannot be written.
     """
@@ -56,14 +64,10 @@ def measure(
         if ranks.is_main and result is not None and result.place is not None:
             with _writing(result_folder(out, trained, rule, result.place)) as folder:
                 write_result(folder, result, about, seconds)
+        if ranks.is_main and suite_file:
+            with _writing(out / trained.name / trained.revision / SUITE_FILE) as file:
+                write_suite(file, about, outcomes)
     return outcomes
-
-
-def summarise(trained: TrainedModel, rule: ScoringRule, outcomes: Sequence[Outcome], ranks: Ranks, out: Path) -> None:
-    """Write what became of all tasks into one JSON file.  Raises UserError if it cannot be written."""
-    if ranks.is_main:
-        with _writing(out / trained.name / trained.revision / SUITE_FILE) as file:
-            write_suite(file, describe(trained, rule), outcomes)
 
 
 @contextmanager

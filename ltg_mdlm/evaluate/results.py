@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,16 +67,14 @@ def write_result(folder: Path, result: TaskResult, about: Mapping[str, Any], sec
 
 
 def temperature_report(result: TaskResult) -> str:
-    """Figures as the official report lists them; this program scores at temperature 1 only."""
+    """Figures as the official report lists them, in per cent; this program scores at temperature 1 only."""
     lines = ["TEMPERATURE: 1.00", ""]
     for divides, groups in result.breakdown.items():
-        lines += [f"### {divides.upper()} {result.metric.upper()}", *_percentages(groups.items()), ""]
-    lines += [f"### AVERAGE {result.metric.upper()}", *_percentages(result.figures.items()), ""]
+        shown = [f"{group}: {100 * value:.2f}" for group, value in groups.items()]
+        lines += [f"### {divides.upper()} {result.metric.upper()}", *shown, ""]
+    value = result.value if result.metric.endswith("_percent") else 100 * result.value
+    lines += [f"### AVERAGE {result.metric.upper()}", f"{value:.2f}", ""]
     return "\n".join(lines)
-
-
-def _percentages(figures: Iterable[tuple[str, float]]) -> list[str]:
-    return [f"{name}: {value if isinstance(value, int) else round(100 * value, 2)}" for name, value in figures]
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
