@@ -151,9 +151,14 @@ def build_model(config: RunConfig, vocab_size: int, conditioning: TimeConditioni
 
 
 def use_bf16(config: RunConfig, device: torch.device) -> bool:
-    """Resolve `training.precision`; auto is bf16 where matrix products in it are native."""
-    if config.training.precision != "auto":
-        return config.training.precision == "bf16"
+    """Resolve `training.precision`."""
+    return bf16_for(config.training.precision, device)
+
+
+def bf16_for(precision: str, device: torch.device) -> bool:
+    """Resolve auto, fp32 or bf16: auto is bf16 where matrix products in it are native."""
+    if precision != "auto":
+        return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # The only question torch answers about bf16 arithmetic of the CPU is behind a leading underscore.

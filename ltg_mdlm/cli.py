@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
 from ltg_mdlm.cli_eval import eval_app
+from ltg_mdlm.cli_models import finetune
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.tables import print_table
 
@@ -33,6 +34,7 @@ app.add_typer(plugins_app, name="plugins")
 sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(eval_app, name="eval")
+app.command()(finetune)
 
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="NAME", help="Select an installed plugin (repeatable).")
