@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,6 +87,9 @@ def suite(
     weights: WeightsOption = "ema",
     tokens_per_batch: TokensPerBatch = None,
     out: Out = Path("results"),
+    with_finetuning: Annotated[
+        bool, typer.Option("--finetune", help="Fine-tune on the classification tasks, too; takes hours.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every task that there is data for, and say what was skipped and why: one table, one JSON file.
@@ -94,7 +98,16 @@ def suite(
     `torchrun --nproc-per-node 4 -m ltg_mdlm eval suite ...`.
     """
     rule = {"score": score, "time": time, "rate": rate, "draws": draws, "seed": seed, "normalise": normalise}
-    _measure(model, data, rule | {"tokens_per_batch": tokens_per_batch}, weights, out, as_json, whole_suite=True)
+    _measure(
+        model,
+        data,
+        rule | {"tokens_per_batch": tokens_per_batch},
+        weights,
+        out,
+        as_json,
+        whole_suite=True,
+        with_finetuning=with_finetuning,
+    )
 
 
 def _measure(
@@ -107,18 +120,21 @@ def _measure(
     *,
     by_uid: bool = False,
     whole_suite: bool = False,
+    with_finetuning: bool = False,
 ) -> None:
     from ltg_mdlm.distributed import Ranks
     from ltg_mdlm.evaluate.measure import all_tasks, measure, multiple_choice_tasks
     from ltg_mdlm.evaluate.scoring import ScoringRule, default_score
     from ltg_mdlm.evaluate.suite import breakdown_table, require_success, suite_table
+    from ltg_mdlm.finetune.suite import TIMEOUT, finetune_suite
     from ltg_mdlm.tables import print_table
     from ltg_mdlm.trained_model import open_model
 
-    with Ranks.setup() as ranks:
+    with Ranks.setup(timeout=TIMEOUT) as ranks:
         trained = open_model(model, ranks, weights=weights)
         chosen = ScoringRule(**rule | ({"score": default_score(trained)} if rule["score"] == "auto" else {}))
-        tasks = all_tasks(trained, chosen, ranks, None) if whole_suite else multiple_choice_tasks()
+        finetune = partial(finetune_suite, trained, ranks=ranks, out=out) if with_finetuning else None
+        tasks = all_tasks(trained, chosen, ranks, finetune) if whole_suite else multiple_choice_tasks()
         outcomes = measure(trained, tasks, data, chosen, ranks, out, suite_file=whole_suite)
         if not whole_suite:
             outcomes = [outcome for outcome in outcomes if outcome.status != "skipped"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,12 +45,11 @@ def finetune(
     """
     from ltg_mdlm.distributed import Ranks
     from ltg_mdlm.finetune.results import result_table
-    from ltg_mdlm.finetune.suite import PUBLISHED_SEED, finetune_suite
+    from ltg_mdlm.finetune.suite import PUBLISHED_SEED, TIMEOUT, finetune_suite
     from ltg_mdlm.tables import print_table
     from ltg_mdlm.trained_model import open_model
 
-    # Ranks wait for each other at the end only, and one task may take hours longer than another.
-    with Ranks.setup(timeout=timedelta(days=2)) as ranks:
+    with Ranks.setup(timeout=TIMEOUT) as ranks:
         summaries = finetune_suite(
             open_model(model, ranks, weights=weights),
             data,

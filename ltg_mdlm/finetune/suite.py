@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ltg_mdlm.progress import count_progress
 from ltg_mdlm.trained_model import TrainedModel
 
 PUBLISHED_SEED = 42
+TIMEOUT = timedelta(days=2)
+"""Ranks wait for each other at the end only, and one task may take hours longer than another."""
 
 
 @dataclass(frozen=True)
