@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from ltg_mdlm.evaluate.suite import Outcome
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a trained model.")
 
@@ -70,8 +74,20 @@ def pairs(
     Writes the official predictions and every score. Under torchrun, the processes share the texts:
     `torchrun --nproc-per-node 4 -m ltg_mdlm eval pairs ...`.
     """
-    rule = {"score": score, "time": time, "rate": rate, "draws": draws, "seed": seed, "normalise": normalise}
-    _measure(model, data, rule | {"tokens_per_batch": tokens_per_batch}, weights, out, as_json, by_uid=by_uid)
+    from ltg_mdlm.distributed import Ranks
+    from ltg_mdlm.evaluate.measure import measure, multiple_choice_tasks
+    from ltg_mdlm.evaluate.scoring import scoring_rule
+    from ltg_mdlm.evaluate.suite import require_success
+    from ltg_mdlm.trained_model import open_model
+
+    settings: dict[str, Any] = {"time": time, "rate": rate, "draws": draws, "seed": seed, "normalise": normalise}
+    with Ranks.setup() as ranks:
+        trained = open_model(model, ranks, weights=weights)
+        rule = scoring_rule(trained, score, tokens_per_batch=tokens_per_batch, **settings)
+        outcomes = measure(trained, multiple_choice_tasks(), data, rule, ranks, out)
+        if ranks.is_main:
+            _show([outcome for outcome in outcomes if outcome.status != "skipped"], as_json, by_uid)
+    require_success(outcomes)
 
 
 @eval_app.command()
@@ -97,51 +113,32 @@ def suite(
     Under torchrun, the processes share the texts of every task:
     `torchrun --nproc-per-node 4 -m ltg_mdlm eval suite ...`.
     """
-    rule = {"score": score, "time": time, "rate": rate, "draws": draws, "seed": seed, "normalise": normalise}
-    _measure(
-        model,
-        data,
-        rule | {"tokens_per_batch": tokens_per_batch},
-        weights,
-        out,
-        as_json,
-        whole_suite=True,
-        with_finetuning=with_finetuning,
-    )
-
-
-def _measure(
-    model: Path,
-    data: Path,
-    rule: dict[str, Any],
-    weights: Literal["ema", "raw"],
-    out: Path,
-    as_json: bool,
-    *,
-    by_uid: bool = False,
-    whole_suite: bool = False,
-    with_finetuning: bool = False,
-) -> None:
-    from ltg_mdlm.distributed import Ranks
-    from ltg_mdlm.evaluate.measure import all_tasks, measure, multiple_choice_tasks
-    from ltg_mdlm.evaluate.scoring import ScoringRule, default_score
-    from ltg_mdlm.evaluate.suite import breakdown_table, require_success, suite_table
-    from ltg_mdlm.finetune.suite import TIMEOUT, finetune_suite
-    from ltg_mdlm.tables import print_table
+    from ltg_mdlm.distributed import TIMEOUT, Ranks
+    from ltg_mdlm.evaluate.measure import all_tasks, measure
+    from ltg_mdlm.evaluate.scoring import scoring_rule
+    from ltg_mdlm.evaluate.suite import require_success
+    from ltg_mdlm.finetune.suite import TIMEOUT as FINETUNING_TIMEOUT
+    from ltg_mdlm.finetune.suite import finetune_suite
     from ltg_mdlm.trained_model import open_model
 
-    with Ranks.setup(timeout=TIMEOUT) as ranks:
+    settings: dict[str, Any] = {"time": time, "rate": rate, "draws": draws, "seed": seed, "normalise": normalise}
+    with Ranks.setup(timeout=FINETUNING_TIMEOUT if with_finetuning else TIMEOUT) as ranks:
         trained = open_model(model, ranks, weights=weights)
-        chosen = ScoringRule(**rule | ({"score": default_score(trained)} if rule["score"] == "auto" else {}))
+        rule = scoring_rule(trained, score, tokens_per_batch=tokens_per_batch, **settings)
         finetune = partial(finetune_suite, trained, ranks=ranks, out=out) if with_finetuning else None
-        tasks = all_tasks(trained, chosen, ranks, finetune) if whole_suite else multiple_choice_tasks()
-        outcomes = measure(trained, tasks, data, chosen, ranks, out, suite_file=whole_suite)
-        if not whole_suite:
-            outcomes = [outcome for outcome in outcomes if outcome.status != "skipped"]
-        if ranks.is_main and as_json:
-            typer.echo(json.dumps([outcome.to_json() for outcome in outcomes], indent=2))
-        elif ranks.is_main:
-            if by_uid:
-                print_table(breakdown_table(outcomes))
-            print_table(suite_table(outcomes))
-        require_success(outcomes)
+        outcomes = measure(trained, all_tasks(trained, rule, ranks, finetune), data, rule, ranks, out, suite_file=True)
+        if ranks.is_main:
+            _show(outcomes, as_json)
+    require_success(outcomes)
+
+
+def _show(outcomes: Sequence[Outcome], as_json: bool, by_uid: bool = False) -> None:
+    from ltg_mdlm.evaluate.suite import breakdown_table, suite_table
+    from ltg_mdlm.tables import print_table
+
+    if as_json:
+        typer.echo(json.dumps([outcome.to_json() for outcome in outcomes], indent=2))
+        return
+    if by_uid:
+        print_table(breakdown_table(outcomes))
+    print_table(suite_table(outcomes))

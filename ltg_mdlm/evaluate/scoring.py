@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -78,6 +78,11 @@ def default_score(denoiser: Denoiser) -> Score:
     if "masked" not in denoiser.modes:
         return "causal"
     return "mntp" if denoiser.predicts == "next" else "pll"
+
+
+def scoring_rule(denoiser: Denoiser, score: Score | Literal["auto"], **settings: Any) -> ScoringRule:
+    """The rule with these settings; `auto` is the exact score that fits the model."""
+    return ScoringRule(score=default_score(denoiser) if score == "auto" else score, **settings)
 
 
 def require_fit(denoiser: Denoiser, rule: ScoringRule) -> None:
