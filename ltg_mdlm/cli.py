@@ -18,6 +18,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
+from ltg_mdlm.cli_models import export
 from ltg_mdlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plug
 app.add_typer(plugins_app, name="plugins")
 sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
 app.add_typer(sweep_app, name="sweep")
+app.command()(export)
 
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="NAME", help="Select an installed plugin (repeatable).")
