@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import ltg_mdlm.model
@@ -49,6 +48,7 @@ from ltg_mdlm.exported import (
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
 from ltg_mdlm.model.transformer import TimeEmbedding
 from ltg_mdlm.model_card import model_card
+from ltg_mdlm.tensor_file import write_tensors
 from ltg_mdlm.trained_model import TrainedModel, Weights, open_model
 from ltg_mdlm.travelling import EMBEDDING_FILE, write_embedding
 
@@ -199,7 +199,7 @@ def model_config(trained: TrainedModel, told: ToldRate | None, table: RateTable 
 def training_facts(trained: TrainedModel) -> dict[str, Any]:
     """The content of training.json: what the checkpoint says of its training, without the places of files."""
     about = {key: value for key, value in trained.about.items() if key not in ("files", "format_version")}
-    return _names_for_paths({**about, "weights": trained.weights})
+    return {key: _names_for_paths(value) for key, value in about.items()} | {"weights": trained.weights}
 
 
 def _names_for_paths(value: Any) -> Any:
@@ -248,15 +248,15 @@ def _rate_table(trained: TrainedModel) -> RateTable | None:
         table = RateTable.of(value_for_rate)
     except ValueError as error:
         raise UserError(f"{trained.source}: its time conditioning cannot be exported: {error}") from None
-    error = table.largest_error(value_for_rate)
-    if error > ROUGH_TABLE:
+    largest_error = table.largest_error(value_for_rate)
+    if largest_error > ROUGH_TABLE:
         warnings.warn(
-            f"{trained.source}: the exported table of conditioning values is off by up to {error:.2g} between its"
-            f" {INTERVALS + 1} nodes",
+            f"{trained.source}: the exported table of conditioning values is off by up to {largest_error:.2g} between"
+            f" its {INTERVALS + 1} nodes",
             stacklevel=2,
         )
     nodes = torch.arange(INTERVALS + 1) / INTERVALS
-    return None if error == 0 and torch.equal(table.value_at_node, nodes) else table
+    return None if largest_error == 0 and torch.equal(table.value_at_node, nodes) else table
 
 
 def _write_code(trained: TrainedModel, folder: Path) -> None:
@@ -269,10 +269,10 @@ def _write_code(trained: TrainedModel, folder: Path) -> None:
 
 
 def _write_weights(trained: TrainedModel, table: RateTable | None, file: Path) -> None:
-    tensors = {MODEL_PREFIX + name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    tensors = {MODEL_PREFIX + name: tensor for name, tensor in trained.model.state_dict().items()}
     if table is not None:
         tensors[TABLE_NAME] = table.value_at_node
-    save_file(tensors, file, metadata={"format": "pt"})
+    write_tensors(file, tensors, metadata={"format": "pt"})
 
 
 def _write_tokenizer(tokenizer: Tokenizer, longest: int, folder: Path) -> None:

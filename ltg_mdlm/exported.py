@@ -82,9 +82,7 @@ class ExportedFolder:
             return lambda rate_B: rate_B.float()
         values = tensors.get(TABLE_NAME)
         if values is None or len(values) != intervals + 1:
-            raise UserError(
-                f"{self.path / WEIGHTS_FILE}: {TABLE_NAME} is not there, or has another length than it must"
-            )
+            raise UserError(f"{self.path / WEIGHTS_FILE}: {TABLE_NAME} is missing, or not of the length it must have")
         table = RateTable(intervals)
         table.value_at_node.copy_(values)
         return table.to(device)

@@ -115,7 +115,7 @@ def _embedding_of(folder: ExportedFolder, tokenizer: Tokenizer, ranks: Ranks) ->
         return None
     if "config" not in folder.about:
         raise UserError(
-            f"{folder.path}: its time embedding {name} comes from a plugin, and there is no {TRAINING_FILE} to say which"
+            f"{folder.path}: its time embedding {name} comes from a plugin, and no {TRAINING_FILE} says which"
         )
     return conditioning_of(RunConfig.model_validate(folder.about["config"]), tokenizer, ranks).embedding(cond_dim)
 

@@ -1,10 +1,10 @@
 """An exported model for Hugging Face `transformers` (4.51 to 5.x); travels with it as it is.
 
-The model itself is `transformer.py` beside this file, the one that was trained.  Here are its faces: the attention masks
-that evaluation passes, the mask rate that nobody passes, and the heads.
+The model itself is `transformer.py` beside this file, the one that was trained.  Here are its faces: the attention
+masks that evaluation passes, the mask rate that nobody passes, and the heads.
 
-Every tensor is a parameter or a persistent buffer: `transformers` 5 builds models without memory, and whatever is not in
-the checkpoint holds garbage afterwards.
+Every tensor is a parameter or a persistent buffer: `transformers` 5 builds models without memory, and whatever is not
+in the checkpoint holds garbage afterwards.
 
 Shapes are suffixes: B rows, T tokens per row, D width, V vocabulary.
 """
@@ -64,17 +64,16 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
     def __init__(self, config: LtgMdlmConfig) -> None:
         super().__init__(config)
         sizes = config.sizes()
-        conditioned = sizes.cond_dim is not None
-        self.denoiser = Transformer(sizes, EMBEDDING(sizes.cond_dim) if conditioned else None)
+        self.denoiser = Transformer(sizes, None if sizes.cond_dim is None else EMBEDDING(sizes.cond_dim))
         if not self.with_head:
             del self.denoiser.classifier
         if config.rate_intervals is not None:
             self.rate_table = RateTable(config.rate_intervals)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.denoiser.embedding.word_embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.denoiser.embedding.word_embedding = value
 
     def head(self) -> nn.Module | None:
@@ -104,7 +103,8 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
         document_BT, allowed_BTT = visible(attention_mask)
         causal_B = torch.ones_like(input_ids[:, 0], dtype=torch.bool) if causal else None
         value_B = self.conditioning_value(input_ids, attention_mask, mask_rate, causal=causal)
-        return self.denoiser(input_ids, document_BT, causal_B, value_B, allowed_BTT)
+        hidden: Tensor = self.denoiser(input_ids, document_BT, causal_B, value_B, allowed_BTT)
+        return hidden
 
     def conditioning_value(
         self, input_ids: Tensor, attention_mask: Tensor | None, mask_rate: float | Tensor | None, *, causal: bool
@@ -159,8 +159,8 @@ class LtgMdlmModel(LtgMdlmPreTrainedModel):
 class LtgMdlmForMaskedLM(LtgMdlmPreTrainedModel):
     """Token ids to logits, bidirectional.
 
-    They are aligned with the masked token if `config.predicts` is "same"; if it is "next", those of token i + 1 stand at
-    position i, as the evaluation backend `mntp` reads them.
+    They are aligned with the masked token if `config.predicts` is "same"; if it is "next", those of token i + 1 stand
+    at position i, as the evaluation backend `mntp` reads them.
     """
 
     def __init__(self, config: LtgMdlmConfig) -> None:
