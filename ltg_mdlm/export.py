@@ -28,7 +28,6 @@ import ltg_mdlm.model
 from ltg_mdlm.checkpoint import damage, find_checkpoint
 from ltg_mdlm.config import did_you_mean
 from ltg_mdlm.data.aside import check_free_space, written_aside
-from ltg_mdlm.data.progress import byte_progress
 from ltg_mdlm.data.special_tokens import BOS, EOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS, UNK
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.data.tokenizer_recipe import untrained_tokenizer
@@ -48,6 +47,7 @@ from ltg_mdlm.exported import (
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
 from ltg_mdlm.model.transformer import TimeEmbedding
 from ltg_mdlm.model_card import model_card
+from ltg_mdlm.progress import byte_progress
 from ltg_mdlm.tensor_file import write_tensors
 from ltg_mdlm.trained_model import TrainedModel, Weights, open_model
 from ltg_mdlm.travelling import EMBEDDING_FILE, write_embedding
@@ -88,7 +88,7 @@ class ToldRate:
             )
         if (mask_rate == "constant") != (constant_rate is not None):
             raise UserError(
-                f"--mask-rate {mask_rate}: --constant-rate X goes with --mask-rate constant, and only with it"
+                f"--mask-rate {mask_rate}: --constant-rate goes with --mask-rate constant, and only with it"
             )
         if constant_rate is not None and not 0 <= constant_rate <= 1:
             raise UserError(f"--constant-rate {constant_rate:g}: a mask rate is between 0 and 1")
@@ -154,15 +154,14 @@ def find_revisions(run: Path) -> dict[str, Path]:
 
 def write_export(trained: TrainedModel, told: ToldRate | None, folder: Path) -> None:
     """Fill an empty folder.  Raises UserError if the model's time embedding cannot travel, or there is none to tell."""
-    conditioned = trained.model.config.cond_dim is not None
-    if told is not None and not conditioned:
+    if told is not None and not trained.is_conditioned:
         raise UserError(
             f"{trained.source}: this model has no time conditioning, so there is no mask rate to tell it"
             "\n  leave out --mask-rate and --constant-rate"
         )
     _write_code(trained, folder)
-    table = _rate_table(trained) if conditioned else None
-    config = model_config(trained, (told or ToldRate()) if conditioned else None, table)
+    table = _rate_table(trained) if trained.is_conditioned else None
+    config = model_config(trained, (told or ToldRate()) if trained.is_conditioned else None, table)
     _write_json(folder / CONFIG_FILE, config)
     _write_weights(trained, table, folder / WEIGHTS_FILE)
     _write_tokenizer(trained.tokenizer, trained.model.config.max_position_embeddings, folder)
@@ -217,10 +216,9 @@ def _require_usable(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder with --out, or delete this one")
     if "." in out.resolve().name:
-        warnings.warn(
-            f"{out.name}: evaluation pipelines cut a folder's name at its last dot, and some versions of transformers"
-            " load no model from such a folder; better choose a name without dots",
-            stacklevel=3,
+        raise UserError(
+            f"{out}: transformers 4.51 loads no model from a folder with a dot in its name, and evaluation pipelines"
+            " cut the name there\n  choose a name without dots with --out"
         )
 
 
