@@ -177,7 +177,6 @@ def backends(trained: TrainedModel) -> list[str]:
 
 def model_config(trained: TrainedModel, told: ToldRate | None, table: RateTable | None) -> dict[str, Any]:
     """The content of config.json."""
-    embedding = None if told is None else _own_embedding(trained)
     return {
         "model_type": MODEL_TYPE,
         "architectures": [CLASSES["AutoModelForMaskedLM"].partition(".")[2]],
@@ -185,9 +184,8 @@ def model_config(trained: TrainedModel, told: ToldRate | None, table: RateTable 
         **asdict(trained.model.config),
         "predicts": trained.predicts,
         "backends": backends(trained),
-        **({} if told is None else asdict(told)),
+        **({} if told is None else asdict(told) | {"time_embedding": type(trained.model.sigma_map).__name__}),
         **({} if table is None else {"rate_intervals": INTERVALS}),
-        **({} if embedding is None else {"time_embedding": type(embedding).__qualname__}),
         "num_special_tokens": NUM_SPECIAL,
         **{f"{role}_token_id": token for role, token in ROLES.items()},
         "tie_word_embeddings": False,  # the tying is in the forward pass: there is no second matrix to be tied
@@ -228,12 +226,6 @@ def _opened(checkpoint: Path, weights: Weights) -> TrainedModel:
     return open_model(checkpoint, Ranks.alone(), weights=weights)
 
 
-def _own_embedding(trained: TrainedModel) -> torch.nn.Module | None:
-    """The time embedding that a plugin brings; None for the usual one."""
-    embedding = trained.model.sigma_map
-    return None if type(embedding) is TimeEmbedding else embedding
-
-
 def _rate_table(trained: TrainedModel) -> RateTable | None:
     """The map from mask rates to conditioning values; None where the value is the rate.  Warns of a rough table."""
 
@@ -262,8 +254,8 @@ def _write_code(trained: TrainedModel, folder: Path) -> None:
     for name in CODE_FILES:
         shutil.copyfile(package / name, folder / name)
     cond_dim = trained.model.config.cond_dim
-    if cond_dim is not None and (embedding := _own_embedding(trained)) is not None:
-        write_embedding(embedding, cond_dim, folder)
+    if cond_dim is not None and type(trained.model.sigma_map) is not TimeEmbedding:
+        write_embedding(trained.model.sigma_map, cond_dim, folder)
 
 
 def _write_weights(trained: TrainedModel, table: RateTable | None, file: Path) -> None:

@@ -27,7 +27,7 @@ from ltg_mdlm.exported import (
     is_exported,
 )
 from ltg_mdlm.host import Host
-from ltg_mdlm.model.transformer import Transformer
+from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
 from ltg_mdlm.named_tensors import copy_named
 from ltg_mdlm.run_folder import RunFolder
 
@@ -111,7 +111,7 @@ def _open_exported(folder: ExportedFolder, ranks: Ranks) -> TrainedModel:
 def _embedding_of(folder: ExportedFolder, tokenizer: Tokenizer, ranks: Ranks) -> nn.Module | None:
     """The time embedding that a plugin brought; None for the usual one.  Raises UserError if it cannot be had."""
     name, cond_dim = folder.config.get("time_embedding"), folder.sizes.cond_dim
-    if name is None or cond_dim is None:
+    if name in (None, TimeEmbedding.__name__) or cond_dim is None:
         return None
     if "config" not in folder.about:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .transformer import ModelConfig
+from .transformer import ModelConfig, TimeEmbedding
 
 
 class LtgMdlmConfig(PretrainedConfig):
@@ -22,10 +22,11 @@ class LtgMdlmConfig(PretrainedConfig):
             ("zero"), `constant_rate` ("constant"), or the share of the row's tokens that are ("fraction")
         constant_rate: the rate of mask_rate "constant"
         rate_intervals: intervals of the table of conditioning values; None where the value is the rate
-        time_embedding: the class of a plugin that time_embedding.py holds; None for the usual one
+        time_embedding: the class in time_embedding.py that embeds conditioning values, if there are any
     """
 
     model_type = "ltg_mdlm"
+    _auto_class = "AutoConfig"  # `save_pretrained` takes the code along
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class LtgMdlmConfig(PretrainedConfig):
         mask_rate: str | None = None,
         constant_rate: float | None = None,
         rate_intervals: int | None = None,
-        time_embedding: str | None = None,
+        time_embedding: str = TimeEmbedding.__name__,
         **kwargs: Any,
     ) -> None:
         for field in fields(ModelConfig):

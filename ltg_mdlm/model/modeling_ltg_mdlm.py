@@ -58,11 +58,18 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
     """The transformer, and the choice of its conditioning value."""
 
     config_class = LtgMdlmConfig
+    # `_auto_class` of the classes below: `save_pretrained` takes the code along, which 4.51 does for no other reason
     with_head = True
     """Whether `denoiser` keeps what stands before the vocabulary matrix."""
 
     def __init__(self, config: LtgMdlmConfig) -> None:
+        """Raises ValueError if time_embedding.py is another model's."""
         super().__init__(config)
+        if config.cond_dim is not None and EMBEDDING.__name__ != config.time_embedding:
+            raise ValueError(
+                f"this model's time embedding is {config.time_embedding}, but time_embedding.py brings"
+                f" {EMBEDDING.__name__}: transformers takes folders of one name for one model; rename one of them"
+            )
         sizes = config.sizes()
         self.denoiser = Transformer(sizes, None if sizes.cond_dim is None else EMBEDDING(sizes.cond_dim))
         if not self.with_head:
@@ -131,6 +138,7 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
 class LtgMdlmModel(LtgMdlmPreTrainedModel):
     """Token ids to hidden states; bidirectional."""
 
+    _auto_class = "AutoModel"
     with_head = False
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"denoiser\.classifier\."]
 
@@ -163,6 +171,8 @@ class LtgMdlmForMaskedLM(LtgMdlmPreTrainedModel):
     at position i, as the evaluation backend `mntp` reads them.
     """
 
+    _auto_class = "AutoModelForMaskedLM"
+
     def __init__(self, config: LtgMdlmConfig) -> None:
         super().__init__(config)
         self.post_init()
@@ -188,6 +198,8 @@ class LtgMdlmForMaskedLM(LtgMdlmPreTrainedModel):
 
 class LtgMdlmForCausalLM(LtgMdlmPreTrainedModel):
     """Token ids to logits of the next token; every token sees itself and the past."""
+
+    _auto_class = "AutoModelForCausalLM"
 
     def __init__(self, config: LtgMdlmConfig) -> None:
         super().__init__(config)
@@ -225,6 +237,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
 class LtgMdlmForSequenceClassification(LtgMdlmPreTrainedModel):
     """The hidden state of the first token to `config.num_labels` logits, by a head like that of the vocabulary."""
 
+    _auto_class = "AutoModelForSequenceClassification"
     with_head = False
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"denoiser\.classifier\."]
 

@@ -121,7 +121,7 @@ def write_exports(folder: Path) -> None:
             path = write_run(folder / "runs" / name, *run, seed=number)
             export_model(path, folder / "exports" / name, **options)
             cases = cases_of(Oracle(open_model(path, Ranks.alone()), options))
-            tensors = {f"{title}/{part}": t.contiguous() for title, case in cases.items() for part, t in case.items()}
+            tensors = {f"{title}/{part}": t.clone() for title, case in cases.items() for part, t in case.items()}
             save_file(tensors, folder / "exports" / f"{name}.safetensors")
 
 
@@ -188,13 +188,13 @@ def test_a_classifier_trains_and_loads_what_it_saved(model):
     assert result["labels"] == 3
     assert 0.3 < result["loss"] < 4
     assert result["std"] == pytest.approx((2 / (5 * 24)) ** 0.5, rel=0.3)
-    assert result["same"]
+    assert result["off"] <= TOLERANCE
     assert {"modeling_ltg_mdlm.py", "transformer.py", "time_embedding.py", "rate_table.py"} <= set(result["saved"])
 
 
 def test_a_language_model_loads_what_it_saved_and_a_missing_head_is_a_fresh_one(model):
     result = model["round_trip"]
-    assert result["same"]
+    assert result["off"] <= TOLERANCE
     mean, std = result["fresh_head"]["nonlinearity.1.weight"]
     assert abs(mean) < 0.02
     assert std == pytest.approx((2 / (5 * 24)) ** 0.5, rel=0.2)
@@ -219,9 +219,12 @@ def test_the_tokenizer_is_the_trainers_and_suits_the_pipelines(model, exports):
     assert found["pair"] == [BOS, *own.encode("cats"), BOS, *own.encode("ran")]
     assert found["special"] == {"bos": 1, "cls": 1, "eos": 2, "sep": 2, "pad": 3, "mask": 4, "unk": 0}
     assert found["inputs"] == found["keys"][::-1] == ["input_ids", "attention_mask"]
-    assert [len(row) for row in found["padded"]] == [len(found["padded"][0])] * 2
-    assert found["padded"][1][-1] == PAD
+    longer, shorter = ([BOS, *own.encode(text)] for text in ("one, two. cats ran", "a"))
+    assert found["padded"] == [longer, [*shorter, *[PAD] * (len(longer) - len(shorter))]]
     assert found["mask"] == [[int(token != PAD) for token in row] for row in found["padded"]]
-    assert found["offsets"][-1] == [5, 8]
+    assert [tuple(span) for span in found["offsets"]] == [
+        (0, 0),
+        *own.backend.encode("cats ran", add_special_tokens=False).offsets,
+    ]
     assert found["longest"] == 512
     assert found["decoded"] == "The dog ran."
