@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,11 +37,13 @@ _ALIGNMENT = 8
 _BLOCK_BYTES = 1 << 24
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, int | str]:
     """Write CPU tensors through to the disk; returns the file's `bytes` and `sha256`.  Raises OSError."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
-        for block in _blocks(tensors):
+        for block in _blocks(tensors, metadata):
             digest.update(block)
             _write_all(file.fileno(), block)
             size += len(block)
@@ -65,11 +68,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+def _blocks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
     """The file's content, without a copy of it."""
     # Large types first, so that every tensor lies at a multiple of its item size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header, offset = {}, 0
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
     for name, tensor in ordered:
         end = offset + tensor.nbytes
         header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from ltg_mdlm.api import TimeConditioning
 from ltg_mdlm.build import build_model, run_context
 from ltg_mdlm.checkpoint import find_checkpoint, load_weights, read_about
@@ -15,7 +17,17 @@ from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.denoiser import Denoiser
+from ltg_mdlm.exported import (
+    MAIN,
+    MODEL_PREFIX,
+    TOKENIZER_FILE,
+    TRAINING_FILE,
+    ExportedFolder,
+    has_revisions,
+    is_exported,
+)
 from ltg_mdlm.host import Host
+from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
 from ltg_mdlm.named_tensors import copy_named
 from ltg_mdlm.run_folder import RunFolder
 
@@ -34,9 +46,11 @@ class TrainedModel(Denoiser):
 
     @property
     def name(self) -> str:
-        """The name of its run, or of its exported folder."""
-        is_checkpoint = self.source.parent.name == "checkpoints"
-        return (self.source.parent.parent if is_checkpoint else self.source).resolve().name
+        """The name of its run, or of its exported folder, of which it may be a revision."""
+        folder = self.source.resolve()
+        if folder.parent.name == "checkpoints":
+            return folder.parent.parent.name
+        return folder.parent.name if has_revisions(folder.parent) else folder.name
 
     @property
     def revision(self) -> str:
@@ -45,12 +59,17 @@ class TrainedModel(Denoiser):
 
 
 def open_model(path: Path, ranks: Ranks, *, weights: Weights = "ema") -> TrainedModel:
-    """Open a run folder (its newest checkpoint) or a checkpoint on the device of this rank.
+    """Open a run folder (its newest checkpoint), a checkpoint or an exported folder on the device of this rank.
 
-    `weights`: the averages, which are what training evaluates, or the weights of the last step.
+    `weights`: the averages, which are what training evaluates, or the weights of the last step; of an exported folder,
+    those that it holds.
 
     Raises UserError if there is none, a part is missing, or the plugin behind its time conditioning is not installed.
     """
+    if has_revisions(path):
+        path = path / MAIN
+    if is_exported(path):
+        return _open_exported(ExportedFolder.read(path), ranks)
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
     config = RunConfig.model_validate(about["config"])
@@ -68,6 +87,37 @@ def open_model(path: Path, ranks: Ranks, *, weights: Weights = "ema") -> Trained
         weights=weights,
         about=about,
     )
+
+
+def _open_exported(folder: ExportedFolder, ranks: Ranks) -> TrainedModel:
+    """Of its code nothing is run: the model is the package's own, and a plugin's time embedding the installed one."""
+    tokenizer = Tokenizer.read(folder.path / TOKENIZER_FILE)
+    sizes, tensors = folder.sizes, folder.load()
+    model = Transformer(sizes, _embedding_of(folder, tokenizer, ranks))
+    weights = {name.removeprefix(MODEL_PREFIX): t for name, t in tensors.items() if name.startswith(MODEL_PREFIX)}
+    copy_named(model.state_dict(), weights, f"the model of {folder.path}")
+    return TrainedModel(
+        model=model.to(ranks.device).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        predicts=folder.predicts,
+        modes=folder.modes,
+        value_for_rate=folder.value_for_rate(tensors, ranks.device),
+        source=folder.path,
+        weights=folder.about.get("weights", "ema"),
+        about=folder.about,
+    )
+
+
+def _embedding_of(folder: ExportedFolder, tokenizer: Tokenizer, ranks: Ranks) -> nn.Module | None:
+    """The time embedding that a plugin brought; None for the usual one.  Raises UserError if it cannot be had."""
+    name, cond_dim = folder.config.get("time_embedding"), folder.sizes.cond_dim
+    if name in (None, TimeEmbedding.__name__) or cond_dim is None:
+        return None
+    if "config" not in folder.about:
+        raise UserError(
+            f"{folder.path}: its time embedding {name} comes from a plugin, and no {TRAINING_FILE} says which"
+        )
+    return conditioning_of(RunConfig.model_validate(folder.about["config"]), tokenizer, ranks).embedding(cond_dim)
 
 
 def conditioning_of(config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> TimeConditioning:

@@ -137,15 +137,20 @@ def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
 
 
 def attention_mask(
-    document_BT: Tensor | None, causal_B: Tensor | None, length: int, dtype: torch.dtype
+    document_BT: Tensor | None,
+    causal_B: Tensor | None,
+    length: int,
+    dtype: torch.dtype,
+    allowed_BTT: Tensor | None = None,
 ) -> Tensor | None:
     """Additive mask [B, 1, T, T]: 0 where the query may see the key, else -inf; None where all see all.
 
-    Padding (document -1) sees padding, so that no row of scores is empty.
+    Padding (document -1) sees padding, so that no row of scores is empty; `allowed_BTT` must see to that itself.
     """
-    allowed = None
+    allowed = allowed_BTT
     if document_BT is not None:
-        allowed = document_BT[:, :, None] == document_BT[:, None, :]
+        together = document_BT[:, :, None] == document_BT[:, None, :]
+        allowed = together if allowed is None else allowed & together
     if causal_B is not None:
         place = torch.arange(length, device=causal_B.device)
         past = (place[:, None] >= place) | ~causal_B[:, None, None]
@@ -168,7 +173,12 @@ class Geometry(NamedTuple):
 
 
 def geometry_of(
-    config: ModelConfig, length: int, document_BT: Tensor | None, causal_B: Tensor | None, like: Tensor
+    config: ModelConfig,
+    length: int,
+    document_BT: Tensor | None,
+    causal_B: Tensor | None,
+    like: Tensor,
+    allowed_BTT: Tensor | None = None,
 ) -> Geometry:
     """For rows of T = `length` tokens, on the device of `like` and in the dtype of its matrix products."""
     device, dtype = like.device, product_dtype(like)
@@ -178,7 +188,7 @@ def geometry_of(
     place_T = torch.arange(length, device=device)
     bucket_TT = bucket_U[place_T - place_T[:, None] + length - 1]
     one_hot_UR = (bucket_U[:, None] == torch.arange(config.num_buckets, device=device)).to(dtype)
-    return Geometry(bucket_TT, one_hot_UR, attention_mask(document_BT, causal_B, length, dtype))
+    return Geometry(bucket_TT, one_hot_UR, attention_mask(document_BT, causal_B, length, dtype, allowed_BTT))
 
 
 # ---- attention ----
@@ -600,19 +610,21 @@ class Transformer(nn.Module):
         document_BT: Tensor | None = None,
         causal_B: Tensor | None = None,
         value_B: Tensor | None = None,
+        allowed_BTT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D].
 
         `document_BT`: integer document within the row, -1 for padding; attention stays within a document.  None: every
         row is one document.  `causal_B`: bool, rows in which a token sees only itself and the past.  `value_B`: float
-        conditioning value, wanted if and only if the config has a `cond_dim`.
+        conditioning value, wanted if and only if the config has a `cond_dim`.  `allowed_BTT`: bool, the keys that a
+        query may see at most, at least one for each query.
 
         Raises ValueError for rows longer than `max_position_embeddings`, and for a missing or surplus `value_B`.
         """
         length = ids_BT.shape[1]
         self.refuse_unfit(length, value_B)
         words_BTD, relative_RD = self.embedding(ids_BT)
-        geometry = geometry_of(self.config, length, document_BT, causal_B, like=words_BTD)
+        geometry = geometry_of(self.config, length, document_BT, causal_B, words_BTD, allowed_BTT)
         time_BC = None if value_B is None else F.silu(self.sigma_map(value_B))
         return cast(Tensor, self.transformer(words_BTD, time_BC, relative_RD, geometry))
 
