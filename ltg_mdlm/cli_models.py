@@ -1,12 +1,14 @@
-"""`ltg-mdlm finetune`: commands that take a trained model elsewhere."""
+"""The commands that bring trained models in and take them elsewhere."""
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 
 def finetune(
@@ -65,3 +67,52 @@ def finetune(
             typer.echo(json.dumps(summaries, indent=2))
         elif ranks.is_main:
             print_table(result_table(summaries))
+
+
+def import_(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Training checkpoint, state dict, or folder as model hubs have it.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder to make.")],
+    model_config: Annotated[
+        Path | None,
+        typer.Option("--model-config", metavar="FILE", help="JSON file with the sizes; in a folder: config.json."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Tokenizer JSON; in a folder: tokenizer.json.")
+    ] = None,
+    weights: Annotated[
+        Literal["ema", "raw"],
+        typer.Option("--weights", help="ema: take over averaged weights, if the file has some; raw: leave them out."),
+    ] = "ema",
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            metavar="NAME_OR_PATH",
+            help="Recipe it was trained with (repeatable); default: what the layout of its weights tells.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting of the recipe (repeatable)."),
+    ] = None,
+) -> None:
+    """Make a run folder of a checkpoint of the published code bases: to evaluate, export, and train on from.
+
+    No code in the file is run. To train on: `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN ...`.
+    """
+    from ltg_mdlm.importing import import_checkpoint
+
+    console = Console(stderr=True)
+    with console.status(f"importing {path}") if console.is_terminal else nullcontext():
+        imported = import_checkpoint(
+            path,
+            model_config=model_config,
+            tokenizer=tokenizer,
+            out=out,
+            weights=weights,
+            configs=config or (),
+            sets=set_ or (),
+        )
+    typer.echo(imported.describe())
