@@ -116,3 +116,33 @@ def import_(
             sets=set_ or (),
         )
     typer.echo(imported.describe())
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder made by `ltg-mdlm export`.")],
+    repo: Annotated[str, typer.Option("--repo", metavar="OWNER/NAME", help="Repository on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revisions: Annotated[
+        bool,
+        typer.Option("--revisions", help="DIR was made by `export --revisions`: every folder in it becomes a branch."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the folders, and list what would be uploaded where.")
+    ] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face Hub; log in first with `hf auth login`.
+
+    The repository and its branches are made where they do not exist; to those that do, a commit is added.
+    """
+    from ltg_mdlm.push import open_hub, plan_uploads, require_repo_name
+    from ltg_mdlm.push import push as upload_all
+
+    require_repo_name(repo)
+    uploads = plan_uploads(folder, revisions=revisions)
+    if dry_run:
+        typer.echo(f"would upload to {repo}:")
+        for upload in uploads:
+            typer.echo("\n  ".join([upload.describe(), *map(str, upload.files)]))
+        return
+    upload_all(open_hub(), uploads, repo, private=private, done=lambda upload: typer.echo(upload.describe()))
+    typer.echo(f"https://huggingface.co/{repo}")
