@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ltg_mdlm import __version__
 from ltg_mdlm.api import CorpusStatistics, RunContext, TimeConditioning
 from ltg_mdlm.checkpoint import find_checkpoint, load_weights
 from ltg_mdlm.config import RunConfig
@@ -22,6 +24,7 @@ from ltg_mdlm.data.special_tokens import EOS, MASK, NUM_SPECIAL
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.ema import EMA
+from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.denoiser import Denoiser
 from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
 from ltg_mdlm.evaluate.scoring import LikelihoodScorer, ScoringRule, default_score
@@ -31,6 +34,7 @@ from ltg_mdlm.named_tensors import copy_named
 from ltg_mdlm.optim import AdamW, build_optimizer
 from ltg_mdlm.random import stream_key
 from ltg_mdlm.recipe import DenoisingLoss, Recipe
+from ltg_mdlm.run_folder import RunFolder
 from ltg_mdlm.validation import PairValidator, Validator
 
 TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
@@ -143,6 +147,18 @@ def components_of(host: Host, corpus: Corpus, schedule: BatchSchedule, ranks: Ra
     return host.build(context, corpus_statistics(host.config, corpus))
 
 
+def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint should tell about the run it comes from."""
+    return {
+        "seed": config.seed,
+        "world_size": ranks.world_size,
+        "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
+        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
+        "modes": sorted(components.row_mode.modes),
+        "predicts": components.masking.predicts,
+    }
+
+
 def build_model(config: RunConfig, vocab_size: int, conditioning: TimeConditioning) -> Transformer:
     """The model with fresh weights, a function of the seed alone."""
     torch.manual_seed(stream_key(config.seed, "initial weights")[0])
@@ -179,11 +195,9 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     recipe = Recipe(components_of(host, corpus, schedule, ranks))
     model = build_model(config, corpus.vocab_size, recipe.components.time_conditioning).to(ranks.device)
     if config.run.init_from is not None:
-        copy_named(
-            model.state_dict(),
-            load_weights(find_checkpoint(config.run.init_from)),
-            f"run.init_from={config.run.init_from}",
-        )
+        checkpoint = find_checkpoint(config.run.init_from)
+        require_same_tokens(checkpoint, corpus.tokenizer)
+        copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
     model.transformer.activation_checkpointing = config.training.activation_checkpointing
     loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
     if config.training.compile and ranks.device.type == "cuda":
@@ -218,6 +232,20 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
         validator=build_validator(config, corpus, loss, recipe, corpus_statistics(config, corpus), ranks),
         pairs=build_pairs(config, corpus, loss, recipe.components, ranks),
     )
+
+
+def require_same_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the run of `checkpoint` kept a tokenizer that cuts text differently: other ids, other words.
+
+    Runs of older versions kept none.
+    """
+    kept = RunFolder(checkpoint.absolute().parent.parent).tokenizer_file
+    if kept.is_file() and Tokenizer.read(kept).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"run.init_from: {checkpoint} was trained with another tokenizer ({kept}) than this run's corpus was made"
+            " with, so that its weights belong to other tokens"
+            f"\n  prepare the corpus with that one: ltg-mdlm prepare ... --tokenizer {kept}"
+        )
 
 
 def build_validator(

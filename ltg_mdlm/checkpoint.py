@@ -299,6 +299,25 @@ def load_weights(path: Path, *, averaged: bool = True) -> dict[str, Tensor]:
     return weights
 
 
+def write_weights(
+    folder: Path,
+    *,
+    step: int,
+    words_seen: int | None,
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+) -> None:
+    """Make a run's folder of checkpoints with a single one, of weights only, as imported runs have it.
+
+    `words_seen` is None where nobody knows.  Raises OSError.
+    """
+    folder.mkdir()
+    checkpoint = folder / f"step_{step:07d}"
+    _write_parts(checkpoint, {"model": model, "ema": ema}, {"step": step, "words_seen": words_seen, **about})
+    write_text(folder / "latest", checkpoint.name + "\n")
+
+
 def _not_written(path: Path, reason: str) -> UserError:
     return UserError(
         f"cannot write the checkpoint {path}: {reason}"
@@ -307,18 +326,17 @@ def _not_written(path: Path, reason: str) -> UserError:
 
 
 def _write_state(folder: Path, state: TrainingState, about: Mapping[str, Any]) -> None:
+    parts = {part: getattr(state, part) for part in _PARTS}
+    _write_parts(folder, parts, {"step": state.step, "words_seen": state.words_seen, **about})
+
+
+def _write_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
     folder.mkdir()
-    with ThreadPoolExecutor(len(_PARTS)) as pool:
-        paths = [folder / f"{part}.safetensors" for part in _PARTS]
-        files = pool.map(write_tensors, paths, [getattr(state, part) for part in _PARTS])
+    with ThreadPoolExecutor(len(parts)) as pool:
+        paths = [folder / f"{part}.safetensors" for part in parts]
+        files = pool.map(write_tensors, paths, parts.values())
         written = {path.name: facts for path, facts in zip(paths, files, strict=True)}
-    content = {
-        "format_version": FORMAT_VERSION,
-        "step": state.step,
-        "words_seen": state.words_seen,
-        **about,
-        "files": written,
-    }
+    content = {"format_version": FORMAT_VERSION, **about, "files": written}
     write_text(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
 
 

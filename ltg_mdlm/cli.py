@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
 from ltg_mdlm.cli_eval import eval_app
-from ltg_mdlm.cli_models import export, finetune
+from ltg_mdlm.cli_models import export, finetune, import_, push
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.tables import print_table
 
@@ -36,6 +36,8 @@ app.add_typer(sweep_app, name="sweep")
 app.add_typer(eval_app, name="eval")
 app.command()(finetune)
 app.command()(export)
+app.command()(push)
+app.command("import")(import_)
 
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="NAME", help="Select an installed plugin (repeatable).")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from ltg_mdlm.errors import UserError
 
 _SHOWN = 8
+_NUMBER = re.compile(r"\.(\d+)(?=\.|\s|$)")
+"""A layer's place in the name of a tensor."""
 
 
 def copy_named(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> None:
@@ -26,6 +29,24 @@ def copy_named(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what:
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with `prefix/` before their names."""
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def folded(names: Iterable[str]) -> str:
+    """All of the names, those that differ in their first number alone as one: `layers.{0-11}.weight (12)`."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        number = _NUMBER.search(name)
+        group = groups.setdefault(_NUMBER.sub(".{}", name, count=1), [])
+        group += [int(number[1])] if number else []
+    return ", ".join(_unfolded(pattern, sorted(numbers)) for pattern, numbers in groups.items())
+
+
+def _unfolded(pattern: str, numbers: Sequence[int]) -> str:
+    if len(numbers) < 2:
+        return pattern.replace("{}", "".join(map(str, numbers)), 1)
+    is_range = numbers[-1] - numbers[0] + 1 == len(numbers)
+    listing = f"{numbers[0]}-{numbers[-1]}" if is_range else ",".join(map(str, numbers))
+    return f"{pattern.replace('{}', f'{{{listing}}}', 1)} ({len(numbers)})"
 
 
 def _require_match(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> None:

@@ -13,9 +13,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from ltg_mdlm import __version__
 from ltg_mdlm.agreement import require_same_program
-from ltg_mdlm.build import Run, build_run, open_corpus
+from ltg_mdlm.build import Run, build_run, open_corpus, provenance
 from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
 from ltg_mdlm.cli import Configs, Out, Plugins, Resume, Sets, report_errors
 from ltg_mdlm.config import RunConfig, Settings, differing_keys, load_settings
@@ -108,7 +107,7 @@ def train_in(folder: RunFolder, run: Run, console: Console, checkpoint: Path | N
     state = checkpoints.load(checkpoint, verify=False) if checkpoint is not None else None
     console.print(describe(run), markup=False, highlight=False, soft_wrap=True)
     if checkpoint is not None:
-        for text in resume_notes(read_about(checkpoint), provenance(run)):
+        for text in resume_notes(read_about(checkpoint), provenance(run.config, run.recipe.components, run.ranks)):
             console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
     first_step = state.step if state is not None else 0
     if run.ranks.is_main:
@@ -162,7 +161,7 @@ def open_checkpoints(folder: RunFolder, run: Run) -> Checkpoints:
         every=settings.every,
         keep=settings.keep,
         by_words=settings.by_words,
-        about=provenance(run),
+        about=provenance(run.config, run.recipe.components, run.ranks),
         writes=run.ranks.is_main,
         journal=folder.metrics_file,
         saved=lambda step: folder.write_status(Status("running", step)),
@@ -173,19 +172,6 @@ def prepared_corpus(config: RunConfig, ranks: Ranks) -> Corpus:
     """Open the corpus; the first rank makes the generated one before the others look for it."""
     on_main(ranks, lambda: open_corpus(config), share=False)
     return open_corpus(config)
-
-
-def provenance(run: Run) -> dict[str, Any]:
-    """What a checkpoint should tell about the run it comes from."""
-    config = run.config
-    return {
-        "seed": config.seed,
-        "world_size": run.ranks.world_size,
-        "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
-        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
-        "modes": sorted(run.recipe.components.row_mode.modes),
-        "predicts": run.recipe.components.masking.predicts,
-    }
 
 
 def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
