@@ -20,6 +20,7 @@ class Effect(NamedTuple):
 
     model: str
     revision: str
+    score: str
     data: str
     clean: int
     contaminated: int
@@ -54,6 +55,7 @@ def effect_on(data: str, answers: Answers, contamination: Contamination) -> Effe
     return Effect(
         answers.model,
         answers.revision,
+        str(answers.settings.get("score", "")),
         data,
         int(np.count_nonzero(~contaminated_I)),
         int(np.count_nonzero(contaminated_I)),

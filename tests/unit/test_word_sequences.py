@@ -64,6 +64,14 @@ def test_exactly_the_sequences_within_a_document_are_found(sequences, text, at_o
     assert words_read == sum(map(len, whole))
 
 
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_the_longest_sequence_is_found_across_parts(monkeypatch, cut):
+    monkeypatch.setattr(word_sequences, "_WORDS_AT_ONCE", 1)
+    words = list("xabcde")
+    pieces = [Piece(" ".join(words[:cut]), True), Piece(" ".join(words[cut:]), False)]
+    assert searched([list("abcde"), list("abced")], pieces)[0] == [True, False]
+
+
 def test_words_that_are_in_no_sequence_stand_between_the_others():
     assert searched([["a", "b"], ["c"]], [Piece("a x b c", True)]) == ([False, True], 4)
 
