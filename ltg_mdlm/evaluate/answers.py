@@ -46,6 +46,11 @@ class Answers:
     correct_I: NDArray[np.float64]
     """1 right, 0 wrong, between them for a tie"""
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether texts were scored, as they are not after fine-tuning."""
+        return "score" in self.settings
+
     def in_order_of(self, other: Answers) -> NDArray[np.float64]:
         """float64[I]: `correct_I` in the other's order.  Raises UserError if these are not the same questions."""
         if self.ids == other.ids and self.uids == other.uids:

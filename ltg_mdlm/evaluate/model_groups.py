@@ -69,15 +69,26 @@ def _parse(option: str) -> tuple[str, list[Path]]:
 def group_by_recipe(results: Iterable[Answers]) -> list[Group]:
     """Models in order of appearance; those whose names are equal up to `-s<seed>` are one group.
 
-    They must be of the same revision and scored in the same way, or they are groups of their own.  Raises UserError
-    if a model has two results of one task that were scored in the same way.
+    They must be of the same revision and scored in the same way, or they are groups of their own; fine-tuned results
+    are not scored, and belong to the first group of their recipe.  Raises UserError if a model has two results of one
+    task that were scored in the same way.
     """
-    recipes: dict[tuple[str, str], list[Answers]] = defaultdict(list)
+    recipes: dict[str, list[Answers]] = defaultdict(list)
     for answers in results:
-        recipes[_recipe(answers), _scoring(answers)].append(answers)
+        recipes[_recipe(answers)].append(answers)
     return [
-        Group(recipe, _members((answers.model, answers) for answers in some)) for (recipe, _), some in recipes.items()
+        Group(recipe, _members((answers.model, answers) for answers in alike))
+        for recipe, some in recipes.items()
+        for alike in _scored_alike(some)
     ]
+
+
+def _scored_alike(results: Sequence[Answers]) -> Iterable[list[Answers]]:
+    variants: dict[str, list[Answers]] = defaultdict(list)
+    for answers in sorted(results, key=lambda answers: not answers.is_scored):
+        scoring = json.dumps(answers.settings, sort_keys=True)
+        variants[scoring if answers.is_scored else next(iter(variants), scoring)].append(answers)
+    return variants.values()
 
 
 def group_of(name: str, results: Iterable[tuple[Path, Results]]) -> Group:
@@ -88,12 +99,13 @@ def group_of(name: str, results: Iterable[tuple[Path, Results]]) -> Group:
     keyed = [((path, one.model, one.revision), one) for path, some in results for one in some.answers]
     if not keyed:
         raise UserError(f"group {name}: no results of right-or-wrong tasks")
-    first, *others = (answers for _, answers in keyed)
-    for other in others:
-        if other.settings != first.settings:
+    of_task: dict[TaskName, Answers] = {}
+    for _, answers in keyed:
+        first = of_task.setdefault(answers.name, answers)
+        if first.settings != answers.settings:
             raise UserError(
                 f"group {name}: its models were not scored in the same way\n"
-                f"  {first.folder}: {_shown(first.settings)}\n  {other.folder}: {_shown(other.settings)}"
+                f"  {first.folder}: {_shown(first.settings)}\n  {answers.folder}: {_shown(answers.settings)}"
             )
     return Group(name, _members(keyed))
 
@@ -135,16 +147,15 @@ def _recipe(answers: Answers) -> str:
     return name if answers.revision == "main" else f"{name}@{answers.revision}"
 
 
-def _scoring(answers: Answers) -> str:
-    return json.dumps(answers.settings, sort_keys=True)
-
-
 def _telling(group: Group, groups: Iterable[Group]) -> str:
     """How its models were scored, as far as that tells it apart from any other group."""
-    settings = [_any_of(other.members[0]).settings for other in groups]
-    own = _any_of(group.members[0]).settings
-    telling = {key: value for key, value in own.items() if any(other.get(key) != value for other in settings)}
+    others = [_settings(other) for other in groups]
+    telling = {key: value for key, value in _settings(group).items() if any(o.get(key) != value for o in others)}
     return f" ({_shown(telling)})" if telling else ""
+
+
+def _settings(group: Group) -> dict[str, object]:
+    return {key: value for answers in group.members[0].values() for key, value in answers.settings.items()}
 
 
 def _shown(settings: Mapping[str, object]) -> str:

@@ -89,6 +89,20 @@ def test_one_model_scored_in_two_ways_is_two_groups(tmp_path):
     assert {record["model"] for record in compared([tmp_path])} == {"a (score=pll)", "a (score=bound)"}
 
 
+def test_fine_tuned_results_belong_to_the_model_however_it_was_scored(tmp_path):
+    for model, score in (("a", "pll"), ("b", "mntp")):
+        write_result(tmp_path, model, FIRST, score=score)
+        fine_tuned = write_result(tmp_path, model, FIRST, task="rte", data="glue")
+        summary = json.loads((fine_tuned / "summary.json").read_text())
+        (fine_tuned / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "score"}))
+    assert [(r["model"], r["task"]) for r in compared([tmp_path])] == [
+        ("a (score=pll)", "blimp"),
+        ("b (score=mntp)", "blimp"),
+        ("a (score=pll)", "rte"),
+        ("b (score=mntp)", "rte"),
+    ]
+
+
 def test_models_scored_in_different_ways_say_so(tmp_path):
     write_result(tmp_path, "a", FIRST, time="zero", rate=0.15)
     write_result(tmp_path, "b", FIRST, time="constant", rate=0.3)
