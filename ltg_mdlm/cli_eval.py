@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,9 @@ TokensPerBatch = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results lie.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")]
+Csv = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Write the table, with every figure, to a file, too.")
+]
 
 
 @eval_app.command()
@@ -142,3 +146,103 @@ def _show(outcomes: Sequence[Outcome], as_json: bool, by_uid: bool = False) -> N
     if by_uid:
         print_table(breakdown_table(outcomes))
     print_table(suite_table(outcomes))
+
+
+@eval_app.command()
+def compare(
+    results: Annotated[
+        list[Path] | None, typer.Argument(metavar="RESULTS...", help="Folders of results, or folders above some.")
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", metavar="NAME=PATH,PATH", help="Average the models in these folders (repeatable)."),
+    ] = None,
+    by_uid: Annotated[bool, typer.Option("--by-uid", help="Compare each uid (paradigm), too.")] = False,
+    draws: Annotated[int, typer.Option("--draws", min=100, help="Of the bootstrap and of the permutations.")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of these draws.")] = 0,
+    as_json: AsJson = False,
+    csv: Csv = None,
+) -> None:
+    """Compare models on the same questions with the first one: differences, intervals, paired tests.
+
+    Models whose names are equal up to -s<seed> are averaged. With several comparisons, p-values are also
+    corrected for their number (Holm).
+    """
+    from ltg_mdlm.evaluate import comparison
+    from ltg_mdlm.evaluate.comparison_table import comparison_table, explanation
+    from ltg_mdlm.evaluate.model_groups import collect_groups
+    from ltg_mdlm.report import write_csv
+    from ltg_mdlm.tables import print_table
+
+    groups, others = collect_groups(results or (), group or ())
+    rows = comparison.compare(groups, by_uid=by_uid, draws=draws, seed=seed)
+    records = [row.record() for row in rows]
+    _note("no right or wrong answers, not compared", others)
+    _note("not compared, since not all models have results", comparison.left_out(groups))
+    if csv is not None:
+        write_csv(records, csv)
+    if as_json:
+        typer.echo(json.dumps(records, indent=2))
+    else:
+        print_table(comparison_table(rows))
+        typer.echo(f"\n{explanation(rows)}")
+
+
+def _note(text: str, what: Sequence[object]) -> None:
+    if what:
+        print(f"note: {text}: {', '.join(map(str, what))}", file=sys.stderr)
+
+
+@eval_app.command()
+def contamination(
+    data: Annotated[Path, typer.Option("--data", metavar="PATH", help="Evaluation files: a file, or a folder above.")],
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus folder; its training split is searched.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="PATH", help="Text file or folder to search (repeatable).")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Words of an n-gram.")] = 8,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="NAME", help="Field of the files that holds text (repeatable)."),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", metavar="DIR", help="Compare accuracy on clean and contaminated questions."),
+    ] = None,
+    list_: Annotated[
+        Path | None, typer.Option("--list", metavar="FILE.jsonl", help="Write the contaminated texts, worst first.")
+    ] = None,
+    as_json: AsJson = False,
+    csv: Csv = None,
+) -> None:
+    """Find evaluation texts in the training corpus: whole, or n words that stand there one after another."""
+    from ltg_mdlm.evaluate.contamination import find_contamination
+    from ltg_mdlm.evaluate.contamination_effect import effect_on, results_on
+    from ltg_mdlm.evaluate.contamination_report import explanation, summary, text_table, write_worst
+    from ltg_mdlm.evaluate.task_texts import read_task_texts
+    from ltg_mdlm.evaluate.training_text import training_text
+    from ltg_mdlm.report import write_csv
+    from ltg_mdlm.tables import print_table
+
+    found = read_task_texts(data, field or ())
+    answered = results_on(found, results or ())
+    with training_text(corpus, text or ()) as pieces:
+        searched = find_contamination(found, pieces, n)
+    _note("no text in these files, not searched", found.skipped)
+    records = summary(searched)
+    effects = [effect_on(name, answers, searched)._asdict() for name, answers in answered]
+    if list_ is not None:
+        write_worst(searched, list_)
+    if csv is not None:
+        write_csv(records, csv)
+    if as_json:
+        facts = {"n": n, "corpus_words": searched.corpus_words, "texts": records, "effects": effects}
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    print_table(text_table(records))
+    typer.echo(f"\n{explanation(searched)}")
+    if effects:
+        typer.echo()
+        print_table(text_table(effects))
