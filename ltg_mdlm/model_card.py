@@ -88,8 +88,11 @@ def _use(trained: TrainedModel, config: Mapping[str, Any]) -> list[str]:
 
 def _recipe(trained: TrainedModel) -> list[str]:
     about = trained.about
-    settings = flatten(about["config"])
     averaged = "averaged weights" if trained.weights == "ema" else "weights of the last step"
+    if about["words_seen"] is None:  # imported: its settings are a guess from the layout of its weights
+        file = about["imported_from"]["file"]
+        return ["## Training", "", f"Imported from `{file}`, which does not say how it was trained; {averaged}."]
+    settings = flatten(about["config"])
     chosen = {key: settings[key] for key in _TRAINING_KEYS if settings.get(key) is not None}
     plugins = {key: value for key, value in settings.items() if key.startswith("plugins.")}
     return [
