@@ -26,100 +26,97 @@ from transformers import (
 )
 
 torch.set_num_threads(1)
+torch.manual_seed(0)
 CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "hidden": AutoModel}
 TEXTS = ["The dog ran.", "cats", "text<mask><mask><mask>", "Ω-level naïve\nline two", ""]
+IDS = torch.randint(16, 300, (4, 9))
 
 
 def load(cls, path, **options):
     return cls.from_pretrained(path, trust_remote_code=True, revision="main", **options).eval()
 
 
+def saved(model, path):
+    """The folder of a saved model; `transformers` keeps the code of folders apart by their names."""
+    model.save_pretrained(path)
+    return path
+
+
 def difference(got, expected):
+    """The largest, relative to what is expected where that is beyond 1."""
     assert expected.abs().max() > 0.1, "nothing to compare"
     return float(((got - expected).abs() / expected.abs().clamp(min=1)).max())
 
 
-def differences(path):
-    """Largest difference of each case to the outputs of the trainer's model, relative to them if they are beyond 1."""
+@torch.no_grad()
+def differences(models, path):
+    """Difference of each case to the outputs of the trainer's model."""
     tensors = load_file(path.with_suffix(".safetensors"))
-    cases = sorted({name.rpartition("/")[0] for name in tensors})
     found = {}
-    for kind, cls in CLASSES.items():
-        model = load(cls, path)
-        for case in (case for case in cases if case.startswith(kind)):
-            arguments = {k: tensors.get(f"{case}/{k}") for k in ("input_ids", "attention_mask")}
-            if f"{case}/mask_rate" in tensors:
-                arguments["mask_rate"] = tensors[f"{case}/mask_rate"]
-            with torch.no_grad():
-                output = model(**arguments, token_type_ids=None)
-            got = output.last_hidden_state if kind == "hidden" else output.logits
-            real = tensors[f"{case}/real"].bool()
-            assert got.dtype == torch.float32
-            found[case] = difference(got[real], tensors[f"{case}/expected"][real])
+    for case in sorted({name.rpartition("/")[0] for name in tensors}):
+        names = ("input_ids", "attention_mask", "mask_rate")
+        arguments = {name: tensors.get(f"{case}/{name}") for name in names}
+        output = models[case.partition("/")[0]](**arguments, token_type_ids=None)
+        assert ("last_hidden_state" in output) != ("logits" in output)
+        got = output[0]
+        assert got.dtype == torch.float32
+        real = tensors[f"{case}/real"].bool()
+        found[case] = difference(got[real], tensors[f"{case}/expected"][real])
     return found
 
 
-def gradients_flow(path):
-    """Names of parameters of AutoModel that a loss does not reach, for each kind of attention mask."""
-    unreached = {}
-    ids = torch.randint(16, 300, (2, 9))
-    square = torch.ones(2, 9, 9).tril()
-    for name, mask in {"none": None, "row": torch.ones(2, 9), "square": square}.items():
-        model = load(AutoModel, path).train()
-        model(input_ids=ids, attention_mask=mask).last_hidden_state.square().sum().backward()
-        dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-        unreached[name] = dead
-    return unreached
+def unreached(model):
+    """Names of parameters that get no gradient, for each kind of attention mask."""
+    found = {}
+    for name, mask in {"none": None, "row": torch.ones(4, 9), "square": torch.ones(4, 9, 9).tril()}.items():
+        model.zero_grad(set_to_none=True)
+        model(input_ids=IDS, attention_mask=mask).last_hidden_state.square().sum().backward()
+        found[name] = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    return found
 
 
-def fine_tuning(path):
+def fine_tuning(path, folder):
     """A classifier's step, and whether what it saves is what it loads."""
-    torch.manual_seed(0)
     model = load(AutoModelForSequenceClassification, path, num_labels=3).train()
     std = float(model.score[5].weight.detach().std())
-    ids = torch.randint(16, 300, (4, 9))
-    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.tensor([0, 1, 2, 0]))
+    output = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=torch.tensor([0, 1, 2, 0]))
     output.loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / f"{path.name}_classifier"
-        model.eval().save_pretrained(place)
-        again = load(AutoModelForSequenceClassification, place)
-        saved = sorted(os.listdir(place))
+    place = saved(model.eval(), folder / f"{path.name}_classifier")
     with torch.no_grad():
-        off = difference(again(input_ids=ids).logits, model(input_ids=ids).logits)
-    return {"loss": float(output.loss), "labels": output.logits.shape[1], "std": std, "off": off, "saved": saved}
+        again = load(AutoModelForSequenceClassification, place)
+        off = difference(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    files = sorted(os.listdir(place))
+    return {"loss": float(output.loss), "labels": output.logits.shape[1], "std": std, "off": off, "saved": files}
 
 
-def round_trip(path):
+@torch.no_grad()
+def round_trip(models, path, folder):
     """Whether a language model loads what it saved; mean and deviation of a head that was not saved."""
-    ids = torch.randint(16, 300, (2, 9))
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        model = load(AutoModelForMaskedLM, path)
-        model.save_pretrained(Path(folder) / f"{path.name}_lm")
-        again = load(AutoModelForMaskedLM, Path(folder) / f"{path.name}_lm")
-        off = difference(again(input_ids=ids).logits, model(input_ids=ids).logits)
-        load(AutoModel, path).save_pretrained(Path(folder) / f"{path.name}_base")
-        head = load(AutoModelForMaskedLM, Path(folder) / f"{path.name}_base").denoiser.classifier
-        fresh = {name: [float(p.mean()), float(p.std())] for name, p in head.named_parameters()}
-    return {"off": off, "fresh_head": fresh}
+    again = load(AutoModelForMaskedLM, saved(models["masked"], folder / f"{path.name}_lm"))
+    headless = saved(models["hidden"], folder / f"{path.name}_base")
+    head = load(AutoModelForMaskedLM, headless).denoiser.classifier
+    return {
+        "off": difference(again(input_ids=IDS).logits, models["masked"](input_ids=IDS).logits),
+        "fresh_head": {name: [float(p.mean()), float(p.std())] for name, p in head.named_parameters()},
+    }
 
 
-def losses(path):
+@torch.no_grad()
+def losses(models):
     """Loss of both language models with the tokens themselves as labels; by hand, unshifted and shifted."""
-    ids = torch.randint(16, 300, (2, 9))
     found = {}
     for name in ("masked", "causal"):
-        with torch.no_grad():
-            output = load(CLASSES[name], path)(input_ids=ids, labels=ids)
-        found[name] = float(output.loss)
+        output = models[name](input_ids=IDS, labels=IDS)
         log_p = output.logits.log_softmax(-1)
-        found[f"{name}_here"] = float(-log_p.gather(-1, ids[..., None]).mean())
-        found[f"{name}_next"] = float(-log_p[:, :-1].gather(-1, ids[:, 1:, None]).mean())
+        found[name] = float(output.loss)
+        found[f"{name}_here"] = float(-log_p.gather(-1, IDS[..., None]).mean())
+        found[f"{name}_next"] = float(-log_p[:, :-1].gather(-1, IDS[:, 1:, None]).mean())
     return found
 
 
 def tokenizer_facts(path):
+    """What evaluation pipelines ask a tokenizer."""
     tokenizer = AutoProcessor.from_pretrained(path, trust_remote_code=True)
     names = ("bos", "cls", "eos", "sep", "pad", "mask", "unk")
     batch = tokenizer(["one, two. cats ran", "a"], padding=True, return_tensors="pt")
@@ -138,22 +135,26 @@ def tokenizer_facts(path):
     }
 
 
-def facts(path):
+def facts(path, folder):
     """All that is asked of one model."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    models = {name: load(cls, path) for name, cls in CLASSES.items()}
     return {
-        "differences": differences(path),
+        "differences": differences(models, path),
         "config": {name: getattr(config, name) for name in ("hidden_size", "backends", "predicts", "vocab_size")},
-        "unreached": gradients_flow(path),
-        "fine_tuning": fine_tuning(path),
-        "round_trip": round_trip(path),
-        "losses": losses(path),
+        "unreached": unreached(models["hidden"]),
+        "fine_tuning": fine_tuning(path, folder),
+        "round_trip": round_trip(models, path, folder),
+        "losses": losses(models),
         "tokenizer": tokenizer_facts(path),
     }
 
 
 def main(exports, results):
-    found = {path.name: facts(path) for path in sorted(Path(exports).iterdir()) if path.is_dir()}
+    """Look at all models, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = sorted(path for path in Path(exports).iterdir() if path.is_dir())
+        found = {path.name: facts(path, Path(folder)) for path in paths}
     assert "ltg_mdlm" not in sys.modules
     Path(results).write_text(json.dumps({"version": transformers.__version__, "models": found}))
 

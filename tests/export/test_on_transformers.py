@@ -29,9 +29,8 @@ MODELS = {
     "sigma": (("uniform_mdlm", "plugins.uniform_mdlm.conditioning=sigma"), {}),
     "untold": (("uniform_mdlm", "plugins.uniform_mdlm.conditioning=none"), {}),
     "frequency": (("freq_mdlm",), {"mask_rate": "constant", "constant_rate": 0.15}),
-    "frequency_zero": (("freq_mdlm",), {"mask_rate": "zero"}),
     "hybrid": (("gpt_bert", "model.depth_weighted_averaging=true"), {}),
-    "embedding": (("embedding",), {}),
+    "embedding": (("embedding",), {"mask_rate": "zero"}),
 }
 """Plugin and settings of the run, options of the export."""
 BOS, PAD, MASK = 1, 3, 4

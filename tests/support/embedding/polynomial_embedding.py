@@ -21,7 +21,7 @@ class Polynomial(nn.Module):
 
     def forward(self, value_B: Tensor) -> Tensor:
         """[B] to [B, C]."""
-        return self.usual(value_B) + self.matrix(value_B[:, None] ** self.power)
+        return self.usual(value_B) + self.matrix((value_B[:, None] / 8) ** self.power)
 
 
 class Forgetful(Polynomial):
