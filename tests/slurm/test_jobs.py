@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.runs import TINY, losses, train
 from support.slurm import Cluster, wait_until
+from support.trained import write_run
 
 from ltg_mdlm.report import find_runs, read_run, report_table
 
@@ -146,3 +147,23 @@ def test_an_array_trains_every_point_of_a_sweep_and_a_killed_task_goes_on(jobs: 
     assert jobs.output().count("going on from step") == 1
     assert jobs.output().count(" start 0 of ") == 6
     assert jobs.output().count(" start 1 of ") == 1
+
+
+def test_an_array_evaluates_every_run_of_a_folder(jobs: Jobs, tmp_path: Path):
+    for plugin in ("freq_mdlm", "gpt_bert"):
+        write_run(tmp_path / "runs" / plugin, plugin)
+    (tmp_path / "runs" / "notes").mkdir()
+    pairs = tmp_path / "data" / "blimp_fast" / "pairs.jsonl"
+    pairs.parent.mkdir(parents=True)
+    pairs.write_text(
+        json.dumps({"sentence_good": "The dogs run.", "sentence_bad": "The dogs runs.", "UID": "a"}) + "\n"
+    )
+    data = ("--data", str(tmp_path / "data"))
+    job = jobs.submit("eval.sbatch", "runs", *data, options=("--array=0-2",))
+    jobs.await_end(job)
+
+    results = tmp_path / "results"
+    models = {json.loads(path.read_text())["model"] for path in results.glob("*/main/suite.json")}
+    assert models == {"freq_mdlm", "gpt_bert"}, jobs.output()
+    assert {path.parts[-4] for path in results.glob("**/blimp_fast/items.jsonl")} == {"mlm", "mntp"}
+    assert "runs has no run number 2" in jobs.output()
