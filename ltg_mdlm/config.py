@@ -364,6 +364,17 @@ def validate(
         raise UserError("\n".join(paragraphs)) from None
 
 
+def stored_config(values: Mapping[str, Any], file: Path) -> RunConfig:
+    """The settings that a run wrote down.  Raises UserError for those of a version with other settings."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        paragraphs = [_explain(item, RunConfig, {}, "", "") for item in error.errors(include_url=False)]
+        raise UserError(
+            "\n".join([f"{file} was written by a version of ltg-mdlm with other settings, or changed", *paragraphs])
+        ) from None
+
+
 def _explain(
     item: Mapping[str, Any], model: type[BaseModel], sources: Mapping[str, str], prefix: str, hint: str
 ) -> str:

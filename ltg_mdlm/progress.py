@@ -37,7 +37,8 @@ def count_progress(title: str, total: int, *, show: bool = True) -> Iterator[Adv
 @contextmanager
 def _bar(title: str, total: int | None, columns: tuple[ProgressColumn, ...], show: bool) -> Iterator[Advance]:
     layout = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*layout, console=Console(stderr=True), disable=not show) as progress:
+    console = Console(stderr=True)
+    with Progress(*layout, console=console, disable=not (show and console.is_terminal)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
         progress.update(task, completed=total)  # blank lines in files are no text, so the sum may stay below

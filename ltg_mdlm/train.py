@@ -17,7 +17,7 @@ from ltg_mdlm.agreement import require_same_program
 from ltg_mdlm.build import Run, build_run, open_corpus, provenance
 from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
 from ltg_mdlm.cli import Configs, Out, Plugins, Resume, Sets, report_errors
-from ltg_mdlm.config import RunConfig, Settings, differing_keys, load_settings
+from ltg_mdlm.config import RunConfig, Settings, differing_keys, load_settings, stored_config
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
@@ -66,7 +66,7 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
     text = folder.read_config()
     if text is None:
         return False
-    old = RunConfig.model_validate(yaml.safe_load(text))
+    old = stored_config(yaml.safe_load(text), folder.config_file)
     if keys := differing_keys(old, config):
         raise UserError(
             f"{folder.path} belongs to a run with other settings: {', '.join(keys)}"

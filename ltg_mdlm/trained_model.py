@@ -11,8 +11,8 @@ from torch import nn
 
 from ltg_mdlm.api import TimeConditioning
 from ltg_mdlm.build import build_model, run_context
-from ltg_mdlm.checkpoint import find_checkpoint, load_weights, read_about
-from ltg_mdlm.config import RunConfig
+from ltg_mdlm.checkpoint import STATE_FILE, find_checkpoint, load_weights, read_about
+from ltg_mdlm.config import RunConfig, stored_config
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
@@ -72,7 +72,7 @@ def open_model(path: Path, ranks: Ranks, *, weights: Weights = "ema") -> Trained
         return _open_exported(ExportedFolder.read(path), ranks)
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
-    config = RunConfig.model_validate(about["config"])
+    config = stored_config(about["config"], checkpoint / STATE_FILE)
     tokenizer = _tokenizer_of(checkpoint)
     conditioning = conditioning_of(config, tokenizer, ranks)
     model = build_model(config, tokenizer.vocab_size, conditioning)
@@ -117,7 +117,8 @@ def _embedding_of(folder: ExportedFolder, tokenizer: Tokenizer, ranks: Ranks) ->
         raise UserError(
             f"{folder.path}: its time embedding {name} comes from a plugin, and no {TRAINING_FILE} says which"
         )
-    return conditioning_of(RunConfig.model_validate(folder.about["config"]), tokenizer, ranks).embedding(cond_dim)
+    config = stored_config(folder.about["config"], folder.path / TRAINING_FILE)
+    return conditioning_of(config, tokenizer, ranks).embedding(cond_dim)
 
 
 def conditioning_of(config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> TimeConditioning:

@@ -138,3 +138,13 @@ def test_a_run_whose_tokenizer_is_gone_is_the_users_error(run, data, tmp_path):
     (model / "tokenizer.json").unlink()
     code, _, err = run("eval", "pairs", str(model), "--data", str(data), "--out", str(tmp_path / "out"))
     assert (code, "no tokenizer" in err) == (2, True), err
+
+
+def test_settings_of_another_version_are_named(run, data, tmp_path):
+    model = write_run(tmp_path / "run")
+    (state,) = model.glob("checkpoints/*/state.json")
+    about = json.loads(state.read_text())
+    about["config"]["validation"]["old_name"] = 3
+    state.write_text(json.dumps(about))
+    code, _, err = run("eval", "pairs", str(model), "--data", str(data), "--out", str(tmp_path / "out"))
+    assert (code, "other settings" in err, "validation.old_name: no such setting" in err) == (2, True, True), err
