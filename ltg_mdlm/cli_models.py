@@ -32,7 +32,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model that Hugging Face transformers loads: for evaluation pipelines, fine-tuning and a model hub."""
-    from ltg_mdlm.export import export_model
+    from ltg_mdlm.export.write import export_model
 
     folders = export_model(
         model,

@@ -17,7 +17,7 @@ from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.denoiser import Denoiser
-from ltg_mdlm.exported import (
+from ltg_mdlm.export.folder import (
     MAIN,
     MODEL_PREFIX,
     TOKENIZER_FILE,

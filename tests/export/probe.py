@@ -117,7 +117,7 @@ def losses(models):
 
 def tokenizer_facts(path):
     """What evaluation pipelines ask a tokenizer."""
-    tokenizer = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    tokenizer = AutoProcessor.from_pretrained(path, padding_side="right", revision="main", trust_remote_code=True)
     names = ("bos", "cls", "eos", "sep", "pad", "mask", "unk")
     batch = tokenizer(["one, two. cats ran", "a"], padding=True, return_tensors="pt")
     return {
@@ -129,7 +129,7 @@ def tokenizer_facts(path):
         "keys": sorted(batch.keys()),
         "padded": batch.input_ids.tolist(),
         "mask": batch.attention_mask.tolist(),
-        "offsets": tokenizer("cats ran", return_offsets_mapping=True).offset_mapping,
+        "offsets": tokenizer(text="cats ran", return_offsets_mapping=True).offset_mapping,
         "longest": tokenizer.model_max_length,
         "decoded": tokenizer.decode(tokenizer("The dog ran.").input_ids, skip_special_tokens=True),
     }

@@ -19,7 +19,7 @@ from support.trained import embedding_plugin_installed, write_run
 from ltg_mdlm.data.builtin import default_cache_dir
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.export import export_model
+from ltg_mdlm.export.write import export_model
 from ltg_mdlm.trained_model import TrainedModel, open_model
 
 PROBE = Path(__file__).parent / "probe.py"

@@ -11,7 +11,7 @@ from support.trained import EMBEDDING_PLUGIN, embedding_plugin_installed, write_
 
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.export import export_model
+from ltg_mdlm.export.write import export_model
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
 from ltg_mdlm.trained_model import open_model
 
@@ -254,6 +254,15 @@ def test_an_output_folder_with_something_in_it_is_left_alone(uniform, tmp_path):
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def test_the_command_prints_the_folders_to_load_models_from(uniform, run, tmp_path):
+    code, out, _ = run("export", str(uniform), "--out", str(tmp_path / "out"), "--constant-rate", "0.2")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n")
+    assert config_of(tmp_path / "out")["mask_rate"] == "constant"
+    code, _, err = run("export", str(uniform), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "is not empty" in err
+
+
 def test_an_empty_output_folder_is_filled(uniform, tmp_path):
     assert export_model(uniform, tmp_path)[0] == tmp_path
     assert {path.name for path in tmp_path.iterdir()} == FILES
@@ -264,10 +273,11 @@ def test_a_folder_name_with_a_dot_is_refused(uniform, tmp_path):
         export_model(uniform, tmp_path / "model-v1.0")
 
 
-def test_a_damaged_checkpoint_is_not_exported(tmp_path):
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_a_damaged_checkpoint_is_not_exported(part, tmp_path):
     run = write_run(tmp_path / "run")
-    (run / "checkpoints" / "step_0000001" / "ema.safetensors").unlink()
-    with pytest.raises(UserError, match=r"ema.safetensors is missing"):
+    (run / "checkpoints" / "step_0000001" / f"{part}.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"{part}\.safetensors is missing"):
         export_model(run / "checkpoints" / "step_0000001", tmp_path / "out")
     assert os.listdir(tmp_path) == ["run"]
 

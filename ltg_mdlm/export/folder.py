@@ -98,6 +98,11 @@ def has_revisions(path: Path) -> bool:
     return (path / REVISIONS_FILE).is_file()
 
 
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as people read it."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _read_json(file: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -12,11 +12,10 @@ With revisions, DIR holds such a folder for each: main, chck_1M, chck_2M, ..., a
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -28,29 +27,28 @@ import ltg_mdlm.model
 from ltg_mdlm.checkpoint import damage, find_checkpoint
 from ltg_mdlm.config import did_you_mean
 from ltg_mdlm.data.aside import check_free_space, written_aside
-from ltg_mdlm.data.special_tokens import BOS, EOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS, UNK
-from ltg_mdlm.data.tokenizer import Tokenizer
-from ltg_mdlm.data.tokenizer_recipe import untrained_tokenizer
+from ltg_mdlm.data.special_tokens import NUM_SPECIAL
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.exported import (
+from ltg_mdlm.export.card import model_card
+from ltg_mdlm.export.embedding import EMBEDDING_FILE, write_embedding
+from ltg_mdlm.export.folder import (
     CONFIG_FILE,
     MAIN,
     MODEL_PREFIX,
     MODEL_TYPE,
     REVISIONS_FILE,
     TABLE_NAME,
-    TOKENIZER_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
+    write_json,
 )
+from ltg_mdlm.export.tokenizer import ROLES, write_tokenizer
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
 from ltg_mdlm.model.transformer import TimeEmbedding
-from ltg_mdlm.model_card import model_card
 from ltg_mdlm.progress import byte_progress
 from ltg_mdlm.tensor_file import write_tensors
 from ltg_mdlm.trained_model import TrainedModel, Weights, open_model
-from ltg_mdlm.travelling import EMBEDDING_FILE, write_embedding
 
 CODE_FILES = ("configuration_ltg_mdlm.py", "modeling_ltg_mdlm.py", "transformer.py", "rate_table.py", EMBEDDING_FILE)
 """Files of `ltg_mdlm.model` that travel as they are."""
@@ -61,8 +59,6 @@ CLASSES = {
     "AutoModelForCausalLM": "modeling_ltg_mdlm.LtgMdlmForCausalLM",
     "AutoModelForSequenceClassification": "modeling_ltg_mdlm.LtgMdlmForSequenceClassification",
 }
-ROLES = {"bos": BOS, "cls": BOS, "eos": EOS, "sep": EOS, "pad": PAD, "mask": MASK, "unk": UNK}
-"""Ids of the special tokens that `transformers` knows by name."""
 MASK_RATES = ("fraction", "zero", "constant")
 ROUGH_TABLE = 1e-3
 """An error of a table's interpolation that is worth a warning: the map has a jump, or nearly so."""
@@ -122,6 +118,8 @@ def export_model(
         raise UserError(f"--weights {weights}: no such choice; choices: {', '.join(get_args(Weights))}")
     _require_usable(out)
     checkpoints = find_revisions(path) if revisions else {MAIN: find_checkpoint(path)}
+    for checkpoint in checkpoints.values():
+        _require_undamaged(checkpoint)
     with written_aside(out) as aside:
         sizes = {name: (checkpoint / "model.safetensors").stat().st_size for name, checkpoint in checkpoints.items()}
         total = sum(sizes.values())
@@ -130,10 +128,10 @@ def export_model(
             for name, checkpoint in checkpoints.items():
                 folder = aside / name if revisions else aside
                 folder.mkdir(exist_ok=True)
-                write_export(_opened(checkpoint, weights), told, folder)
+                write_export(open_model(checkpoint, Ranks.alone(), weights=weights), told, folder)
                 advance(sizes[name])
         if revisions:
-            _write_json(aside / REVISIONS_FILE, {"revisions": list(checkpoints)})
+            write_json(aside / REVISIONS_FILE, {"revisions": list(checkpoints)})
     return [out / name for name in checkpoints] if revisions else [out]
 
 
@@ -162,10 +160,10 @@ def write_export(trained: TrainedModel, told: ToldRate | None, folder: Path) -> 
     _write_code(trained, folder)
     table = _rate_table(trained) if trained.is_conditioned else None
     config = model_config(trained, (told or ToldRate()) if trained.is_conditioned else None, table)
-    _write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, config)
     _write_weights(trained, table, folder / WEIGHTS_FILE)
-    _write_tokenizer(trained.tokenizer, trained.model.config.max_position_embeddings, folder)
-    _write_json(folder / TRAINING_FILE, training_facts(trained))
+    write_tokenizer(trained.tokenizer, trained.model.config.max_position_embeddings, folder)
+    write_json(folder / TRAINING_FILE, training_facts(trained))
     (folder / "README.md").write_text(model_card(trained, config), encoding="utf-8")
 
 
@@ -220,10 +218,9 @@ def _require_usable(out: Path) -> None:
         )
 
 
-def _opened(checkpoint: Path, weights: Weights) -> TrainedModel:
+def _require_undamaged(checkpoint: Path) -> None:
     if (problem := damage(checkpoint)) is not None:
         raise UserError(f"the checkpoint {checkpoint} is damaged: {problem}")
-    return open_model(checkpoint, Ranks.alone(), weights=weights)
 
 
 def _rate_table(trained: TrainedModel) -> RateTable | None:
@@ -263,30 +260,3 @@ def _write_weights(trained: TrainedModel, table: RateTable | None, file: Path) -
     if table is not None:
         tensors[TABLE_NAME] = table.value_at_node
     write_tensors(file, tensors, metadata={"format": "pt"})
-
-
-def _write_tokenizer(tokenizer: Tokenizer, longest: int, folder: Path) -> None:
-    """The three files from which `transformers` makes a fast tokenizer that puts `<s>` before a text."""
-    template = json.loads(untrained_tokenizer().to_str())["post_processor"]
-    definition = tokenizer.definition | {"post_processor": template, "truncation": None, "padding": None}
-    text = json.dumps(definition, ensure_ascii=False, indent=1)
-    (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
-    special = {f"{role}_token": SPECIAL_TOKENS[token] for role, token in ROLES.items()}
-    _write_json(folder / "special_tokens_map.json", special)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": longest,
-        "padding_side": "right",
-        "clean_up_tokenization_spaces": False,
-        "added_tokens_decoder": _added_tokens(definition["added_tokens"]),
-    }
-    _write_json(folder / "tokenizer_config.json", settings | special)
-
-
-def _added_tokens(tokens: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens}
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
