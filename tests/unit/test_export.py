@@ -227,11 +227,9 @@ def test_folders_of_the_machine_stay_out_of_an_export(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mask_rate": "fractoin"}, "did you mean 'fraction'"),
         ({"mask_rate": "constant"}, "--constant-rate goes with"),
         ({"mask_rate": "zero", "constant_rate": 0.1}, "--constant-rate goes with"),
         ({"mask_rate": "constant", "constant_rate": 1.5}, "between 0 and 1"),
-        ({"weights": "emma"}, "choices: ema, raw"),
         ({"revisions": True}, "no checkpoints by words seen"),
     ],
 )

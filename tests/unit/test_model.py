@@ -117,6 +117,17 @@ def test_causal_rows_ignore_the_future_and_other_rows_do_not():
     assert difference_BT[1, :12].min() > 1e-6
 
 
+def test_queries_see_only_the_keys_that_are_allowed_to_them():
+    """A lower triangle makes any row causal, and it combines with documents."""
+    model = disturbed_model(small_config(cond_dim=None))
+    ids_BT = torch.randint(VOCAB, (2, 7))
+    document_BT = torch.stack([packed(7), packed(4, pad=3)])
+    triangle_BTT = torch.ones(2, 7, 7, dtype=torch.bool).tril()
+    causal_BTD = model(ids_BT, document_BT, torch.tensor([True, True]))
+    torch.testing.assert_close(model(ids_BT, document_BT, allowed_BTT=triangle_BTT), causal_BTD)
+    assert not torch.allclose(model(ids_BT, document_BT), causal_BTD)
+
+
 def test_rows_of_padding_alone_are_finite_with_finite_gradients():
     model = disturbed_model(small_config(cond_dim=None))
     hidden_BTD = model(torch.full((2, 7), 3), torch.full((2, 7), -1), torch.tensor([True, False]))
