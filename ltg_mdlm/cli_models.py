@@ -62,8 +62,8 @@ def push(
 
     The repository and its branches are made where they do not exist; to those that do, a commit is added.
     """
-    from ltg_mdlm.push import open_hub, plan_uploads, require_repo_name
-    from ltg_mdlm.push import push as upload_all
+    from ltg_mdlm.export.push import open_hub, plan_uploads, require_repo_name
+    from ltg_mdlm.export.push import push as upload_all
 
     require_repo_name(repo)
     uploads = plan_uploads(folder, revisions=revisions)
@@ -109,7 +109,7 @@ def import_(
 
     No code in the file is run. To train on: `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN ...`.
     """
-    from ltg_mdlm.importing import import_checkpoint
+    from ltg_mdlm.importing.write import import_checkpoint
 
     console = Console(stderr=True)
     with console.status(f"importing {path}") if console.is_terminal else nullcontext():

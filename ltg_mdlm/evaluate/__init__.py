@@ -1,1 +1,1 @@
-"""Measuring a model: minimal pairs and likelihood bounds."""
+"""Measuring a trained model: scores of texts, the tasks that ask for them, comparisons, likelihood bounds."""

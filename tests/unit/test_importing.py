@@ -35,10 +35,10 @@ from ltg_mdlm.config import RunConfig
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.importing import import_checkpoint
+from ltg_mdlm.importing.file import read_checkpoint_file
+from ltg_mdlm.importing.published import parameter_order
+from ltg_mdlm.importing.write import import_checkpoint
 from ltg_mdlm.model.transformer import distance_buckets
-from ltg_mdlm.published import parameter_order
-from ltg_mdlm.published_file import read_checkpoint_file
 from ltg_mdlm.trained_model import open_model
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from support.hub import ConnectError, FakeHub, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.push import open_hub, plan_uploads, require_repo_name
+from ltg_mdlm.export.push import open_hub, plan_uploads, require_repo_name
 
 REPO = "my-lab/freq-mdlm"
 CODE = {
@@ -47,7 +47,7 @@ def with_revisions(tmp_path):
 def hub(monkeypatch):
     """What the command finds in place of the Hub."""
     fake = FakeHub()
-    monkeypatch.setattr("ltg_mdlm.push.open_hub", lambda: fake)
+    monkeypatch.setattr("ltg_mdlm.export.push.open_hub", lambda: fake)
     return fake
 
 
@@ -142,7 +142,7 @@ def test_what_the_hub_says_becomes_a_message(with_revisions, run, hub, method, e
 
 
 def test_a_mistake_of_the_program_is_not_explained_away(tmp_path, monkeypatch, hub):
-    from ltg_mdlm.push import push
+    from ltg_mdlm.export.push import push
 
     hub.failures["whoami"] = KeyError("name")
     with pytest.raises(KeyError):

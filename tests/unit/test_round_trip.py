@@ -16,7 +16,7 @@ from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.evaluate.scoring import LikelihoodScorer, scoring_rule
 from ltg_mdlm.evaluate.texts import Text
 from ltg_mdlm.export.write import export_model
-from ltg_mdlm.importing import import_checkpoint
+from ltg_mdlm.importing.write import import_checkpoint
 from ltg_mdlm.trained_model import open_model
 
 FORMS = {

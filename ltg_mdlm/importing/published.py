@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.importing.file import read_checkpoint_file
 from ltg_mdlm.named_tensors import folded
-from ltg_mdlm.published_file import read_checkpoint_file
 
 CodeBase = Literal["frequency-informed MDLM", "GPT-BERT", "ltg-mdlm"]
 

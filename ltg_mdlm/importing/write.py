@@ -14,7 +14,6 @@ from torch import Tensor
 from ltg_mdlm.api import CorpusStatistics
 from ltg_mdlm.build import build_model, provenance, run_context
 from ltg_mdlm.checkpoint import write_weights
-from ltg_mdlm.completeness import weights_for
 from ltg_mdlm.config import Layer, RunConfig, load_settings
 from ltg_mdlm.data.aside import written_aside
 from ltg_mdlm.data.sources import sha256_of
@@ -23,8 +22,9 @@ from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.ema import COUNT
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.host import Components, Host
-from ltg_mdlm.model_file import ModelFile
-from ltg_mdlm.published import PublishedCheckpoint, read_published
+from ltg_mdlm.importing.completeness import weights_for
+from ltg_mdlm.importing.model_file import ModelFile
+from ltg_mdlm.importing.published import PublishedCheckpoint, read_published
 from ltg_mdlm.run_folder import RunFolder, Status
 from ltg_mdlm.trained_model import Weights
 

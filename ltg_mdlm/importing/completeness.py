@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ltg_mdlm.api import TimeConditioning
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.importing.published import NamedWeights
 from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
 from ltg_mdlm.named_tensors import folded
-from ltg_mdlm.published import NamedWeights
 
 _LOSSLESS = (torch.float32, torch.bfloat16, torch.float16)
 """What float32 holds exactly."""
