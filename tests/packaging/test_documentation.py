@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from support.batches import batch_of
 
 from ltg_mdlm import hookspecs
 from ltg_mdlm.api import Noise, Plugin, Step
+from ltg_mdlm.cli import app
 from ltg_mdlm.config import config_folders
 
 ROOT = Path(__file__).parents[2]
@@ -52,3 +54,19 @@ def test_the_readme_names_configs_and_files_that_exist():
     known = {path.stem for folder in config_folders() for path in folder.glob("*.yaml")}
     assert set(re.findall(r"--config (\w+)", README)) <= known
     assert all((ROOT / target).exists() for target in re.findall(r"\]\((?!http)([^)#]+)\)", README))
+
+
+PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"(?<![\w/])ltg-mdlm ([a-z][^`|#;.()\n]*)")
+LINES = [(page.name, line) for page in PAGES for line in COMMAND.findall(page.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_commands_in_the_documentation_exist_with_their_options(page, line):
+    words = line.split()
+    command = typer.main.get_command(app)
+    while words and hasattr(command, "commands"):
+        assert words[0] in command.commands, f"{page}: ltg-mdlm {line}"
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known | {"--help"}, f"{page}: ltg-mdlm {line}"
