@@ -135,7 +135,17 @@ def installed(requirement: str) -> Path:
     name = "".join(c if c.isalnum() or c == "." else "-" for c in requirement)
 
     def install(aside: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--retries",
+            "1",
+        ]
         done = subprocess.run([*pip, "--target", aside, requirement], capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(aside, ignore_errors=True)
