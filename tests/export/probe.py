@@ -87,7 +87,7 @@ def fine_tuning(path, folder):
         again = load(AutoModelForSequenceClassification, place)
         off = difference(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
     files = sorted(os.listdir(place))
-    return {"loss": float(output.loss), "labels": output.logits.shape[1], "std": std, "off": off, "saved": files}
+    return {"loss": output.loss.item(), "labels": output.logits.shape[1], "std": std, "off": off, "saved": files}
 
 
 @torch.no_grad()
