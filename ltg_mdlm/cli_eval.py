@@ -79,7 +79,8 @@ def pairs(
     `torchrun --nproc-per-node 4 -m ltg_mdlm eval pairs ...`.
     """
     from ltg_mdlm.distributed import Ranks
-    from ltg_mdlm.evaluate.measure import measure, multiple_choice_tasks
+    from ltg_mdlm.evaluate.measure import measure
+    from ltg_mdlm.evaluate.multiple_choice import TASKS
     from ltg_mdlm.evaluate.scoring import scoring_rule
     from ltg_mdlm.evaluate.suite import require_success
     from ltg_mdlm.trained_model import open_model
@@ -88,7 +89,7 @@ def pairs(
     with Ranks.setup() as ranks:
         trained = open_model(model, ranks, weights=weights)
         rule = scoring_rule(trained, score, tokens_per_batch=tokens_per_batch, **settings)
-        outcomes = measure(trained, multiple_choice_tasks(), data, rule, ranks, out)
+        outcomes = measure(trained, TASKS, data, rule, ranks, out)
         if ranks.is_main:
             _show([outcome for outcome in outcomes if outcome.status != "skipped"], as_json, by_uid)
     require_success(outcomes)
@@ -202,7 +203,7 @@ def contamination(
     text: Annotated[
         list[Path] | None, typer.Option("--text", metavar="PATH", help="Text file or folder to search (repeatable).")
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Words of an n-gram.")] = 8,
+    n: Annotated[int, typer.Option("--ngram", min=1, help="Words of an n-gram.")] = 8,
     field: Annotated[
         list[str] | None,
         typer.Option("--field", metavar="NAME", help="Field of the files that holds text (repeatable)."),

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.answers import Answers, TaskName
 from ltg_mdlm.evaluate.model_groups import Group
-from ltg_mdlm.evaluate.multiple_choice import Blimp, Comps, EntityTracking, Ewok
+from ltg_mdlm.evaluate.multiple_choice import TASKS
 from ltg_mdlm.evaluate.paired_tests import PairedDifferences, holm, mcnemar_p, seeds_and_questions_p
 
 Cell = str | int | float | None
 
 P_VALUES = ("p", "p_seeds", "p_mcnemar")
-
-_TASKS = (Blimp(), Ewok(), EntityTracking(), Comps())
 
 
 class Against(NamedTuple):
@@ -161,7 +159,7 @@ class _TaskScores:
     @property
     def _weight_U(self) -> NDArray[np.float64]:
         """What each uid counts in the task's macro accuracy, which is linear in the accuracies of the uids."""
-        task = next((task for task in _TASKS if task.name == self.task.task), _TASKS[0])
+        task = next((task for task in TASKS if task.name == self.task.task), TASKS[0])
         return np.array([task.macro({name: float(name == one) for name in self.names_U}) for one in self.names_U])
 
     def _accuracies(self, correct_RI: NDArray[np.float64]) -> list[float]:

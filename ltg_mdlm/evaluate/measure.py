@@ -11,7 +11,6 @@ from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.age_of_acquisition import Milestone, milestones
 from ltg_mdlm.evaluate.fine_tuning import Finetune
-from ltg_mdlm.evaluate.multiple_choice import Blimp, Comps, EntityTracking, Ewok
 from ltg_mdlm.evaluate.results import describe, result_folder, write_result
 from ltg_mdlm.evaluate.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.evaluate.suite import Outcome, run_suite, suite_tasks, write_suite
@@ -19,11 +18,6 @@ from ltg_mdlm.evaluate.tasks import Task
 from ltg_mdlm.trained_model import TrainedModel, Weights, open_model
 
 SUITE_FILE = "suite.json"
-
-
-def multiple_choice_tasks() -> list[Task]:
-    """Minimal pairs, and other questions with one right answer."""
-    return [Blimp(), Ewok(), EntityTracking(), Comps()]
 
 
 def all_tasks(trained: TrainedModel, rule: ScoringRule, ranks: Ranks, finetune: Finetune | None) -> list[Task]:

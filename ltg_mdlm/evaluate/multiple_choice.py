@@ -228,3 +228,7 @@ class Comps(_Rows):
     def said(self, text: Text) -> str:
         """The whole sentence, since the completions do not differ."""
         return text.prefix + text.completion
+
+
+TASKS: tuple[MultipleChoice, ...] = (Blimp(), Ewok(), EntityTracking(), Comps())
+"""Minimal pairs, and other questions with one right answer."""

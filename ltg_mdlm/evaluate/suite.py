@@ -16,7 +16,7 @@ from ltg_mdlm.durable import write_text
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.age_of_acquisition import AgeOfAcquisition, Milestone
 from ltg_mdlm.evaluate.fine_tuning import Finetune, FineTuning
-from ltg_mdlm.evaluate.multiple_choice import Blimp, Comps, EntityTracking, Ewok
+from ltg_mdlm.evaluate.multiple_choice import TASKS
 from ltg_mdlm.evaluate.reading import Reading
 from ltg_mdlm.evaluate.tasks import Skip, Task, TaskResult, data_name, find_data
 from ltg_mdlm.evaluate.texts import Scorer
@@ -25,8 +25,14 @@ from ltg_mdlm.evaluate.wug import WugAdjectives, WugPastTenses
 
 def suite_tasks(milestones: Sequence[Milestone], model_name: str, finetune: Finetune | None = None) -> list[Task]:
     """All tasks, for a model whose training left these checkpoints behind; `finetune` measures it on a GLUE folder."""
-    zero_shot = [Blimp(), Ewok(), EntityTracking(), Comps(), WugAdjectives(), WugPastTenses(), Reading()]
-    return [*zero_shot, AgeOfAcquisition(milestones, model_name), FineTuning(finetune)]
+    return [
+        *TASKS,
+        WugAdjectives(),
+        WugPastTenses(),
+        Reading(),
+        AgeOfAcquisition(milestones, model_name),
+        FineTuning(finetune),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,13 +150,18 @@ def open_hub() -> Hub:
 
 
 def require_repo_name(repo: str) -> None:
-    """Raises UserError unless `repo` is OWNER/NAME, as the Hub allows them."""
+    """Raises UserError unless `repo` is OWNER/NAME, as the Hub allows them, and has no dot in its name."""
     parts = repo.split("/")
     is_valid = len(parts) == 2 and all(_NAME.fullmatch(part) for part in parts)
     if not is_valid or "--" in repo or ".." in repo or repo.endswith(".git") or len(repo) > _LONGEST_NAME:
         raise UserError(
             f"--repo {repo}: must be OWNER/NAME of letters, digits, '-', '_' and '.', such as my-lab/freq-mdlm;"
             f" at most {_LONGEST_NAME} characters, no '--' or '..', no '-' or '.' at the ends"
+        )
+    if "." in parts[1]:
+        raise UserError(
+            f"--repo {repo}: transformers 4.51 loads no code from a repository with a dot in its name, and evaluation"
+            " pipelines cut the name there; choose a name without dots"
         )
 
 

@@ -63,7 +63,7 @@ def test_plugin_flag_adds_to_the_config():
             ["training.max_step: no such setting (did you mean 'max_steps'?)", "settings of training:"],
         ),
         (["training.max_steps=many"], ["training.max_steps:", "'many'", "--set training.max_steps=many"]),
-        (["training.seq_len=1024"], ["1024 tokens are longer than model.max_position_embeddings 128"]),
+        (["training.seq_len=1024"], ["1024 tokens are longer than model.max_position_embeddings 512"]),
         (["training.epochs=3"], ["either training.max_steps or training.epochs"]),
         (["training.seq_len_schedule=[[0.5,64]]"], ["must start at progress 0"]),
         (["model.num_attention_heads=5"], ["not a multiple of num_attention_heads 5"]),

@@ -199,7 +199,7 @@ def test_the_command_searches_a_corpus_or_text_files(tmp_path, run, kind):
         source = ["--text", str(tmp_path / "b.txt.gz")]
     write_result(tmp_path / "results", "m", {"x": [1, 0, 1, 1]})
     files = ["--list", str(tmp_path / "worst.jsonl"), "--csv", str(tmp_path / "t.csv")]
-    arguments = ["eval", "contamination", "--data", str(data.parents[1]), *source, "--n", "3"]
+    arguments = ["eval", "contamination", "--data", str(data.parents[1]), *source, "--ngram", "3"]
     code, out, err = run(*arguments, *files, "--results", str(tmp_path / "results"))
     assert (code, err) == (0, "")
     lines = out.splitlines()

@@ -208,8 +208,13 @@ def test_names_that_the_hub_does_not_allow_are_refused(repo):
 
 
 def test_names_that_the_hub_allows_are_not(tmp_path):
-    for repo in (REPO, "a/b", "Lab_1/BabyLM.2025-small", "a/b_", f"a/{'b' * 94}"):
+    for repo in (REPO, "a/b", "Lab.1/BabyLM_2025-small", "a/b_", f"a/{'b' * 94}"):
         require_repo_name(repo)
+
+
+def test_a_dot_in_the_name_is_refused_since_transformers_would_load_no_code_from_there():
+    with pytest.raises(UserError, match="dot in its name"):
+        require_repo_name("lab/BabyLM.2025")
 
 
 def test_the_hub_in_memory_has_the_signatures_of_the_real_one():
