@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
 from ltg_mdlm.evaluate.records import Record, read_records
 from ltg_mdlm.evaluate.tasks import Task, TaskResult, ask, data_name
-from ltg_mdlm.evaluate.texts import Question, Scorer, Text, TextScore
+from ltg_mdlm.evaluate.texts import Question, Scorer, Text, TextScore, standard_error
 
 
 class Answer(NamedTuple):
@@ -24,13 +25,33 @@ class Answer(NamedTuple):
     """1 or 0; of n candidates that are equally likely, with the right one among them, 1 / n."""
     tied: bool
     """Whether several are the best."""
+    margin: float
+    """Of the right candidate over the likeliest wrong one, in nats."""
+    margin_error: float
+    """Standard error of the margin: smaller than those of the two scores suggest, since their random numbers are the
+    same.  0 for scores that are computed exactly."""
 
 
 def answer(question: Question, scores: Sequence[TextScore]) -> Answer:
     """The candidate with the highest score."""
     values = [score.log_likelihood for score in scores]
     best = [i for i, value in enumerate(values) if value == max(values)]
-    return Answer(best[0], (question.right in best) / len(best), len(best) > 1)
+    right = scores[question.right]
+    wrong = max((score for i, score in enumerate(scores) if i != question.right), key=lambda s: s.log_likelihood)
+    return Answer(
+        chosen=best[0],
+        correct=(question.right in best) / len(best),
+        tied=len(best) > 1,
+        margin=right.log_likelihood - wrong.log_likelihood,
+        margin_error=difference_error(right, wrong),
+    )
+
+
+def difference_error(a: TextScore, b: TextScore) -> float:
+    """Standard error of the difference of two scores with common random numbers."""
+    if len(a.samples) != len(b.samples):  # one of them has a single token, and is exact
+        return math.hypot(a.standard_error, b.standard_error)
+    return standard_error([x - y for x, y in zip(a.samples, b.samples, strict=True)])
 
 
 class MultipleChoice(Task):
@@ -57,7 +78,7 @@ class MultipleChoice(Task):
             task=self.name,
             data=data,
             metric="accuracy",
-            figures={"accuracy": self.macro(breakdown["UID"]), "tie_rate": fmean(a.tied for a in answers)},
+            figures={"accuracy": self.macro(breakdown["UID"]), **rates(answers)},
             questions=len(questions),
             breakdown=breakdown,
             items=[item(*parts) for parts in zip(ids, questions, scores, answers, strict=True)],
@@ -76,6 +97,14 @@ class MultipleChoice(Task):
     def said(self, text: Text) -> str:
         """How the official predictions show a chosen candidate."""
         return text.completion
+
+
+def rates(answers: Sequence[Answer]) -> dict[str, float]:
+    """`tie_rate`; for estimated scores also `undecided_rate`: the share of margins within two standard errors of 0."""
+    found = {"tie_rate": fmean(answer.tied for answer in answers)}
+    if any(answer.margin_error for answer in answers):
+        found["undecided_rate"] = fmean(not abs(answer.margin) > 2 * answer.margin_error for answer in answers)
+    return found
 
 
 def accuracy_by_group(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
@@ -113,7 +142,7 @@ def item(id_: str, question: Question, scores: Sequence[TextScore], found: Answe
         "tokens": [score.tokens for score in scores],
     }
     errors = [score.standard_error for score in scores]
-    return row | {"standard_errors": errors} if any(errors) else row
+    return row | {"standard_errors": errors, "margin_error": found.margin_error} if any(errors) else row
 
 
 def official_predictions(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -147,7 +147,7 @@ def _figure(name: str, value: float) -> str:
         return f"{label} {value}"
     if name.endswith("_percent"):
         return f"{label} {value:.2f} %"
-    return f"{label} {value:.1%}" if name in ("accuracy", "tie_rate") else f"{label} {value:.3f}"
+    return f"{label} {value:.1%}" if name in ("accuracy", "tie_rate", "undecided_rate") else f"{label} {value:.3f}"
 
 
 def _all_defined(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -66,7 +66,7 @@ def test_pairs_writes_official_predictions_and_every_score(run, data, models, tm
     assert summary["accuracy"] == pytest.approx(sum(summary["accuracy_by_uid"].values()) / 2)
     assert summary["tie_rate"] == 0.25
     assert (summary["model"], summary["revision"], summary["weights"]) == (plugin, "main", "ema")
-    assert ("standard_errors" in items[0]) == (backend == "bound")
+    assert ("standard_errors" in items[0]) == ("undecided_rate" in summary) == (backend == "bound")
 
 
 def test_the_table_shows_every_uid_on_request(run, data, models, tmp_path):

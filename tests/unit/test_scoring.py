@@ -18,8 +18,9 @@ from ltg_mdlm.evaluate import scoring
 from ltg_mdlm.evaluate.denoiser import Denoiser
 from ltg_mdlm.evaluate.encoding import Encoded, encode_texts
 from ltg_mdlm.evaluate.mask_draws import draw_masks, order_keys
+from ltg_mdlm.evaluate.multiple_choice import answer
 from ltg_mdlm.evaluate.scoring import LikelihoodScorer, ScoringRule, default_score
-from ltg_mdlm.evaluate.texts import NextWord, Text
+from ltg_mdlm.evaluate.texts import NextWord, Question, Text
 
 TOKENIZER = small_tokenizer()
 ALONE = Ranks.alone()
@@ -261,6 +262,24 @@ def test_common_random_numbers_lower_the_error_of_a_difference():
         (c,), (d,) = scorer([[pair[0]], [pair[1]]])
         apart.append(c.log_likelihood - d.log_likelihood)
     assert np.var(together) < 0.6 * np.var(apart)
+
+
+def test_the_error_of_a_margin_knows_that_the_random_numbers_are_common():
+    """It is about the spread of the margin over seeds, and below that of independent scores."""
+    parts = denoiser()
+    question = Question((Text("", "a cat saw the dog and ran"), Text("", "a cat saw a dog and ran")), "uid")
+    margins, errors, apart = [], [], []
+    for seed in range(60):
+        scorer = LikelihoodScorer(parts, ScoringRule(score="bound", draws=8, seed=seed), ALONE)
+        scores = scorer([question.candidates])[0]
+        found = answer(question, scores)
+        margins.append(found.margin)
+        errors.append(found.margin_error)
+        apart.append(math.hypot(*(score.standard_error for score in scores)))
+    # Its square is unbiased, but for the strata, which make it too large rather than too small.
+    error = math.sqrt(np.mean(np.square(errors)))
+    assert 0.8 * np.std(margins, ddof=1) < error < 1.5 * np.std(margins, ddof=1)
+    assert np.mean(errors) < 0.8 * np.mean(apart)
 
 
 # Words that come next.

@@ -23,7 +23,7 @@ from ltg_mdlm.evaluate.age_of_acquisition import (
     milestones,
     model_age,
 )
-from ltg_mdlm.evaluate.multiple_choice import Answer, Blimp, Comps, EntityTracking, Ewok, answer
+from ltg_mdlm.evaluate.multiple_choice import Blimp, Comps, EntityTracking, Ewok, answer
 from ltg_mdlm.evaluate.reading import EYE_TRACKING, SELF_PACED, Reading
 from ltg_mdlm.evaluate.tasks import Skip
 from ltg_mdlm.evaluate.texts import NextWord, Question, Text, TextScore
@@ -60,7 +60,8 @@ def test_a_tie_counts_what_guessing_among_the_best_would(values, data):
     found = answer(question, [TextScore(float(value), 1) for value in values])
     winners = [i for i in range(len(values)) if values[i] >= max(values)]
     expected = sum(winner == right for winner in winners) / len(winners)
-    assert found == Answer(int(np.argmax(values)), expected, len(winners) > 1)
+    assert (found.chosen, found.correct, found.tied) == (int(np.argmax(values)), expected, len(winners) > 1)
+    assert found.margin == values[right] - max(value for i, value in enumerate(values) if i != right)
 
 
 def test_minimal_pairs_are_whole_sentences_and_divided_in_three_ways(tmp_path):
