@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.runs import TINY, environment, losses, rows, train, train_command
+from support.runs import TINY, environment, losses, rows, run, train, train_command
 
 NO_DROPOUT = ("model.dropout=0",)
 
 
 def test_ranks_take_shares_of_a_batch_that_does_not_divide(tmp_path: Path):
     sets = (*NO_DROPOUT, "training.global_batch_rows=5", "training.max_steps=4")
-    train(tmp_path / "one", sets=sets)
-    train(tmp_path / "two", sets=sets, processes=2)
+    run(tmp_path / "one", *sets)
+    run(tmp_path / "two", *sets, processes=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
@@ -33,7 +33,7 @@ def wait_for_a_step(out: Path, process: subprocess.Popen) -> None:
 
 def test_sigterm_saves_reports_preemption_and_resumes(tmp_path: Path):
     out = tmp_path / "run"
-    long = ("training.max_steps=400", "validation.every=1000")
+    long = ("training.max_steps=150", "validation.every=1000", "checkpoint.every=1000")
     process = subprocess.Popen(train_command(out, sets=long), stdout=subprocess.PIPE, text=True, env=environment())
     wait_for_a_step(out, process)
     process.send_signal(signal.SIGTERM)
@@ -43,28 +43,29 @@ def test_sigterm_saves_reports_preemption_and_resumes(tmp_path: Path):
     assert (status["status"], status["reason"]) == ("preempted", "SIGTERM")
     assert (out / "checkpoints" / "latest").read_text().strip() == f"step_{status['step']:07d}"
     train(out, sets=long)
-    assert sorted(losses(out)) == list(range(1, 401))
+    assert sorted(losses(out)) == list(range(1, 151))
 
 
 def test_validation_never_moves_the_training_curve(tmp_path: Path):
-    train(tmp_path / "often", sets=("validation.every=1",))
-    train(tmp_path / "never", sets=("validation.every=100",))
+    run(tmp_path / "often", "validation.every=1")
+    run(tmp_path / "never", "validation.every=100")
     assert losses(tmp_path / "often") == losses(tmp_path / "never")
 
 
 def test_a_finished_run_prints_its_result_and_trains_no_more(tmp_path: Path):
-    first = train(tmp_path / "run")
-    again = train(tmp_path / "run")
-    table = first.stdout[first.stdout.index("held-out text") :]
-    assert table in again.stdout
-    assert "is finished" in again.stdout
+    (first,) = run(tmp_path / "run")
+    (again,) = run(tmp_path / "run")
+    table = first.output[first.output.index("held-out text") :]
+    assert table in again.output
+    assert "is finished" in again.output
 
 
 def test_other_settings_in_a_used_folder_are_refused_by_name(tmp_path: Path):
-    train(tmp_path / "run")
+    run(tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    done = train(tmp_path / "run", sets=("optimizer.lr=0.5", "seed=3"), code=2)
-    assert "belongs to a run with other settings: optimizer.lr, seed" in done.stderr
+    (done,) = run(tmp_path / "run", "optimizer.lr=0.5", "seed=3")
+    assert "error: " in done.output
+    assert "belongs to a run with other settings: optimizer.lr, seed" in done.output
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -77,23 +78,24 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
 
 def test_non_finite_training_refuses_updates_then_stops(tmp_path: Path):
     """A learning rate that overflows float32 makes every later gradient NaN."""
-    done = train(tmp_path / "run", sets=("optimizer.lr=1e38", "training.max_refused_updates=3"), code=3)
-    assert "non-finite loss or gradient" in done.stdout
+    (done,) = run(tmp_path / "run", "optimizer.lr=1e38", "training.max_refused_updates=3")
+    assert done.code == 3
+    assert "non-finite loss or gradient" in done.output
     refused = [row["step"] for row in rows(tmp_path / "run") if row.get("event") == "refused_update"]
     assert len(refused) == 3
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
 
 
 def test_a_new_run_starts_from_the_weights_of_another(tmp_path: Path):
-    train(tmp_path / "old")
-    train(tmp_path / "new", sets=(f"run.init_from={tmp_path / 'old'}",))
+    run(tmp_path / "old")
+    run(tmp_path / "new", f"run.init_from={tmp_path / 'old'}")
     last_of_old = [r for r in rows(tmp_path / "old") if "valid/bound" in r][-1]
     first_of_new = next(r for r in rows(tmp_path / "new") if "valid/bound" in r)
     assert first_of_new["valid/bound"] == pytest.approx(last_of_old["valid/bound"], abs=1e-6)
 
 
 def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
-    train(tmp_path / "run", "--plugin", "freq_mdlm")
+    run(tmp_path / "run", plugin="freq_mdlm")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["plugin_versions"]["freq_mdlm"].startswith("ltg-mdlm ")
     training = [row for row in rows(tmp_path / "run") if "loss" in row][-1]
