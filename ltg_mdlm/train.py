@@ -45,8 +45,11 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             console.print(f"warning: {text}", style="yellow", markup=False)
         folder = RunFolder(config.run_folder())
         if on_main(ranks, lambda: is_finished(folder, config, resume)):
-            console.print(f"{folder.path} is finished; choose another --out or seed to train again\n", highlight=False)
-            on_main(ranks, lambda: console.print(result_text(folder.path), markup=False, highlight=False))
+            text = f"{folder.path} is finished; choose another --out or seed to train again\n"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            on_main(
+                ranks, lambda: console.print(result_text(folder.path), markup=False, highlight=False, soft_wrap=True)
+            )
             return EXIT_DONE
         if resume not in CHOICES:
             on_main(ranks, lambda: find_checkpoint(Path(resume)))
