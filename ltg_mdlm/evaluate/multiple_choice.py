@@ -33,8 +33,8 @@ class Answer(NamedTuple):
 
 
 def answer(question: Question, scores: Sequence[TextScore]) -> Answer:
-    """The candidate with the highest score."""
-    values = [score.log_likelihood for score in scores]
+    """The candidate with the highest score; a score that is not a number (broken weights) is lower than all others."""
+    values = [-math.inf if math.isnan(score.log_likelihood) else score.log_likelihood for score in scores]
     best = [i for i, value in enumerate(values) if value == max(values)]
     right = scores[question.right]
     wrong = max((score for i, score in enumerate(scores) if i != question.right), key=lambda s: s.log_likelihood)

@@ -53,6 +53,14 @@ def prefers(*good):
 # Multiple choice.
 
 
+def test_scores_that_are_no_numbers_are_a_tie_and_lose_against_numbers():
+    question = Question((Text("", "a"), Text("", "b")), "uid")
+    nothing, something = TextScore(math.nan, 1), TextScore(-5.0, 1)
+    assert answer(question, [nothing, nothing]).correct == 0.5
+    assert answer(question, [nothing, something]).correct == 0
+    assert answer(question, [something, nothing]).correct == 1
+
+
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=5), st.data())
 def test_a_tie_counts_what_guessing_among_the_best_would(values, data):
     right = data.draw(st.integers(0, len(values) - 1))
