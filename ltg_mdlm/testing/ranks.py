@@ -39,7 +39,7 @@ def run_on_ranks(
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     # Data parallelism imports torch._dynamo, which takes seconds: once is enough.
-    context.set_forkserver_preload(["support.ranks", "torch._dynamo", "ltg_mdlm.train"])
+    context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
     task = pickle.dumps((function.__qualname__, args))
     connections, processes = [], []
     for rank in range(world_size):
