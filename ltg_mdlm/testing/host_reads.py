@@ -31,7 +31,7 @@ class HostRead(AssertionError):
     """Code waits for the device."""
 
 
-class NoHostReads(TorchDispatchMode):
+class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside this context, reading a value on the host raises HostRead, on the CPU as well."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,10 +52,10 @@ def no_host_reads_in_a_step() -> Iterator[None]:
     """As `NoHostReads`, but for what the trainer reads on purpose: counts that were copied a micro-batch ahead."""
 
     def arrived(self: HostCopy) -> int:
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             return int(self._host)
 
-    with mock.patch.object(HostCopy, "get", arrived), NoHostReads():
+    with mock.patch.object(HostCopy, "get", arrived), NoHostReads():  # type: ignore[no-untyped-call]
         yield
 
 
