@@ -53,7 +53,8 @@ def _as_test(check: Check) -> Callable[[PluginConformance], None]:
         if verdict.outcome == "not applicable":
             pytest.skip(verdict.reason)
         if verdict.outcome == "failed":
-            raise AssertionError(verdict.reason) from verdict.error
+            # The lines of the kit say nothing; those of an error in the plugin do.
+            raise AssertionError(verdict.reason) from verdict.crash
 
     test.__doc__ = check.function.__doc__
     test.__name__ = f"test_{check.name}"

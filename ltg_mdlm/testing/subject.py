@@ -59,9 +59,9 @@ class Part(Generic[C]):
         return f"{self.plugin}: {owner.__name__}.{method} of ltg_mdlm_{self.slot} ({line_of(owner, method)})"
 
 
-def line_of(owner: type, method: str) -> str:
+def line_of(owner: type, method: str | None = None) -> str:
     """`file.py:12` of a method, or of the class if it has no such function."""
-    for thing in (getattr(owner, method, None), owner):
+    for thing in (getattr(owner, method, None) if method else None, owner):
         try:
             _, line = inspect.getsourcelines(cast(Any, thing))
             return f"{Path(inspect.getfile(cast(Any, thing))).name}:{line}"

@@ -52,7 +52,7 @@ def require_equal(value: Tensor, expected: Tensor, where: str, name: str) -> Non
     wrong = (value != expected) & ~(value.isnan() & expected.isnan())
     if wrong.any():
         place = first_place(wrong)
-        raise Violation(where, f"{name} {expected[wrong][0].item()} at {place}", str(value[wrong][0].item()))
+        raise Violation(where, f"{name} = {expected[wrong][0].item()} at {place}", str(value[wrong][0].item()))
 
 
 @contextmanager

@@ -49,8 +49,8 @@ class Verdict:
     outcome: Outcome
     reason: str = ""
     """Why it failed, or does not apply."""
-    error: Exception | None = None
-    """Behind a failure."""
+    crash: Exception | None = None
+    """The error behind a failure, where the plugin's code raised one."""
     blocked_by: Check | None = None
     """The failed check that this one builds upon, perhaps by way of others."""
 
@@ -78,13 +78,13 @@ class Examination:
         except NotApplicable as reason:
             return Verdict(check, "not applicable", str(reason))
         except Violation as violation:
-            return Verdict(check, "failed", str(violation), violation)
+            return Verdict(check, "failed", str(violation))
         except Exception as error:
-            return Verdict(check, "failed", str(crash(self.subject, error)), error)
+            return Verdict(check, "failed", str(as_violation(self.subject, error)), error)
         return Verdict(check, "passed")
 
 
-def crash(subject: PluginUnderTest, error: Exception) -> Violation:
+def as_violation(subject: PluginUnderTest, error: Exception) -> Violation:
     """An error that the plugin's code raised, or led to, as a violation."""
     where = f"{subject.label}: {innermost_line(error)}"
     name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,11 @@ from ltg_mdlm.testing.checks.masking import (
     its_kind_is_what_the_probabilities_show,
     masking_returns_tensors_of_the_promised_types_and_shapes,
 )
-from ltg_mdlm.testing.checks.objective import the_objective_returns_tensors_of_the_promised_types_and_shapes
+from ltg_mdlm.testing.checks.objective import (
+    losses_and_gradients_are_finite_at_the_ends,
+    the_loss_of_a_row_does_not_depend_on_other_rows,
+    the_objective_returns_tensors_of_the_promised_types_and_shapes,
+)
 from ltg_mdlm.testing.checks.schedule import (
     full_support_means_that_every_mask_rate_is_drawn,
     slopes_are_the_derivatives_of_the_rates,
@@ -44,8 +48,22 @@ from ltg_mdlm.testing.violation import NotApplicable, Violation
 VOCABULARY = NUM_SPECIAL + TYPES
 TOLERANCE = 2e-3
 """Nats per row: what the integral over mask rates may lose where a hazard jumps."""
-NODES, PRECISION, NARROWEST = 4, 1e-3, 1 / 64
-"""Of the integral: nodes in an interval of draws, when it is not halved, and its least width."""
+NODES = 4
+"""Of a quadrature rule on an interval of draws."""
+
+
+@dataclass(frozen=True)
+class Fineness:
+    """How far an integral over draws is refined."""
+
+    precision: float
+    """Nats per row; an interval that is known to it is not halved."""
+    narrowest: float
+    """Least width of an interval."""
+
+
+FUSED, POSITION_BY_POSITION = Fineness(1e-5, 1 / 4096), Fineness(1e-3, 1 / 64)
+"""For objectives with `weights`, and for those whose `loss_terms` are evaluated one by one."""
 ROWS = toy.batch_of([[row] for row in (TOKENS_SL + NUM_SPECIAL).tolist()], LENGTH + 1)
 """Every sequence with every set of masked positions, after `<s>`."""
 MASKED_BT = torch.cat([torch.zeros(len(MASKED_SL), 1, dtype=torch.bool), MASKED_SL], 1)
@@ -65,7 +83,8 @@ def toy_language(subject: PluginUnderTest) -> Components:
     slopes_are_the_derivatives_of_the_rates,
     full_support_means_that_every_mask_rate_is_drawn,
     the_noise_of_a_row_belongs_to_the_row,
-    the_objective_returns_tensors_of_the_promised_types_and_shapes,
+    losses_and_gradients_are_finite_at_the_ends,
+    the_loss_of_a_row_does_not_depend_on_other_rows,
 )
 def a_claimed_bound_is_one(subject: PluginUnderTest) -> None:
     """Where `bound_for` says so, no denoiser has an expected loss below the entropy of the language."""
@@ -87,18 +106,21 @@ def a_claimed_bound_is_one(subject: PluginUnderTest) -> None:
 
 def least_expected_loss(components: Components) -> float:
     """Nats per row, for the best denoiser, which knows the noise level; integrated over the schedule's draws."""
-    return sum(integrated(components, start, 0.5) for start in (0.0, 0.5))
+    fineness = POSITION_BY_POSITION if components.objective.needs_logits else FUSED
+    return sum(integrated(components, fineness, start, 0.5) for start in (0.0, 0.5))
 
 
-def integrated(components: Components, start: float, width: float, once: float | None = None) -> float:
+def integrated(
+    components: Components, fineness: Fineness, start: float, width: float, once: float | None = None
+) -> float:
     """The integral over an interval of draws, halved where it is not yet known: hazards may jump at a mask rate."""
     once = expected_loss_over(components, start, width) if once is None else once
     half = width / 2
     halves = [(begin, expected_loss_over(components, begin, half)) for begin in (start, start + half)]
     twice = sum(value for _, value in halves)
-    if abs(twice - once) < PRECISION or half < NARROWEST:
+    if abs(twice - once) < fineness.precision or half < fineness.narrowest:
         return twice
-    return sum(integrated(components, begin, half, value) for begin, value in halves)
+    return sum(integrated(components, fineness, begin, half, value) for begin, value in halves)
 
 
 def expected_loss_over(components: Components, start: float, width: float) -> float:

@@ -32,7 +32,7 @@ def the_model_is_told_a_finite_value_and_zero_in_causal_rows(subject: PluginUnde
         require_finite(value_B, where, f"value at mask rate {float(noise.rate_B[0]):g}")
         if value_B[causal_B].any():
             row = int((causal_B & (value_B != 0)).nonzero()[0])
-            raise Violation(where, "0 for causal rows", f"{float(value_B[row]):.4f} in row {row}, which is causal")
+            raise Violation(where, "0 for causal rows", f"{float(value_B[row]):g} in row {row}, which is causal")
 
 
 @check(found)

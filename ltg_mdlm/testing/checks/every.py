@@ -7,8 +7,8 @@ from ltg_mdlm.testing.checks.components import COMPONENT_CHECKS, REGISTRATION_CH
 from ltg_mdlm.testing.verdict import Check
 
 TRAINING_CHECKS = (
+    training.a_step_is_observed_and_logged_as_scalars,
     training.five_steps_of_training_have_finite_losses,
-    training.metrics_are_scalars,
     training.a_resumed_run_goes_on_bitwise,
     training.two_micro_batches_train_what_one_does,
     processes.two_processes_train_what_one_does,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.host import find, hooks_of, import_plugin, option_help, source_file
-from ltg_mdlm.testing.subject import PluginUnderTest
+from ltg_mdlm.host import find, hooks_of, import_plugin, option_help
+from ltg_mdlm.testing.subject import PluginUnderTest, line_of
 from ltg_mdlm.testing.verdict import check
 from ltg_mdlm.testing.violation import NotApplicable, Violation
 
@@ -35,7 +35,7 @@ def an_unknown_option_is_refused(subject: PluginUnderTest) -> None:
     except UserError:
         return
     model = import_plugin(find(subject.name)).options_model
-    where = f"{subject.label}: {model.__name__} ({source_file(model)})"
+    where = f"{subject.label}: {model.__name__} ({line_of(model)})"
     raise Violation(
         where, f"an error for plugins.{subject.name}.{UNKNOWN}", "accepted; keep extra='forbid' of PluginOptions"
     )
@@ -49,7 +49,7 @@ def every_option_is_described(subject: PluginUnderTest) -> None:
         raise NotApplicable(f"{subject.name} has no options")
     without = [option.name for option in option_help(model) if not option.description.strip()]
     if without:
-        where = f"{subject.label}: {model.__name__} ({source_file(model)})"
+        where = f"{subject.label}: {model.__name__} ({line_of(model)})"
         raise Violation(where, "Field(..., description=...) for every option", f"none for {', '.join(without)}")
 
 
@@ -57,7 +57,7 @@ def every_option_is_described(subject: PluginUnderTest) -> None:
 def the_plugin_and_its_hooks_are_described(subject: PluginUnderTest) -> None:
     """A docstring says what the plugin is, and what each component does; a module of one idea needs only its own."""
     plugin_class = import_plugin(find(subject.name))
-    where = f"{subject.label}: {plugin_class.__name__} ({source_file(plugin_class)})"
+    where = f"{subject.label}: {plugin_class.__name__} ({line_of(plugin_class)})"
     if not _described(plugin_class):
         raise Violation(where, "a docstring of the class or its module", "none")
     for part in subject.own(subject.components()):

@@ -37,6 +37,42 @@ def own_components(subject: PluginUnderTest, trainer: Trainer) -> list[Part[Comp
 
 
 @check(*COMPONENT_CHECKS)
+def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
+    """`observe` and `step_end` run; `metrics` are numbers or tensors of one element, under text keys."""
+    with trainer_of(subject) as (trainer, _):
+        observe_a_step(trainer)
+        for part in own_components(subject, trainer):
+            for key, value in part.component.metrics().items():
+                if not isinstance(key, str) or not is_scalar(value):
+                    expected = f"a number, or a tensor of one element, for {key!r}"
+                    raise Violation(part.where("metrics"), expected, kind(value))
+
+
+def observe_a_step(trainer: Trainer, *nll: float) -> None:
+    """What components see of the next step, without an update; `nll` stands in for the model's, in turn."""
+    recipe, step = trainer.recipe, next(trainer.steps())
+    one_K = torch.ones(len(recipe.components.objective.group_names))
+    for batch in trainer.run.loader.micro_batches(step.step):
+        micro_batch = recipe.corrupt(batch, step)
+        output = trainer.run.loss(micro_batch, one_K, step)
+        if nll:
+            nll_N = torch.tensor(nll).repeat(len(output.nll_N))[: len(output.nll_N)]
+            output = replace(output, nll_N=nll_N)
+        recipe.observe(step, micro_batch, output)
+    recipe.step_end(step)
+
+
+def is_scalar(value: object) -> bool:
+    """Whether a metric can be logged."""
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+
+
+def kind(value: object) -> str:
+    """What a value is, in short."""
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+@check(a_step_is_observed_and_logged_as_scalars)
 def five_steps_of_training_have_finite_losses(subject: PluginUnderTest) -> None:
     """On the built-in corpus, from the start."""
     with trainer_of(subject) as (trainer, rows):
@@ -48,28 +84,6 @@ def five_steps_of_training_have_finite_losses(subject: PluginUnderTest) -> None:
 
 
 trains = five_steps_of_training_have_finite_losses
-
-
-@check(trains)
-def metrics_are_scalars(subject: PluginUnderTest) -> None:
-    """Numbers or tensors of one element, under text keys."""
-    with trainer_of(subject) as (trainer, _):
-        take_steps(trainer, 2)
-        for part in own_components(subject, trainer):
-            for key, value in part.component.metrics().items():
-                if not isinstance(key, str) or not is_scalar(value):
-                    expected = f"a number, or a tensor of one element, for {key!r}"
-                    raise Violation(part.where("metrics"), expected, kind(value))
-
-
-def is_scalar(value: object) -> bool:
-    """Whether a metric can be logged."""
-    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
-
-
-def kind(value: object) -> str:
-    """What a value is, in short."""
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @check(trains)
@@ -160,14 +174,7 @@ def a_refused_step_leaves_finite_state(subject: PluginUnderTest) -> None:
     with trainer_of(subject) as (trainer, _):
         parts = own_components(subject, trainer)
         take_steps(trainer, 1)
-        step = next(trainer.steps())
-        one_K = torch.ones(len(trainer.recipe.components.objective.group_names))
-        for batch in trainer.run.loader.micro_batches(step.step):
-            micro_batch = trainer.recipe.corrupt(batch, step)
-            output = trainer.run.loss(micro_batch, one_K, step)
-            nll_N = torch.where(torch.arange(len(output.nll_N)) % 2 == 0, math.nan, math.inf)
-            trainer.recipe.observe(step, micro_batch, replace(output, nll_N=nll_N))
-        trainer.recipe.step_end(step)
+        observe_a_step(trainer, math.nan, math.inf)
         for part in parts:
             for key, value in part.component.state_dict().items():
                 if not torch.isfinite(value).all():
