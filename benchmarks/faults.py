@@ -131,7 +131,7 @@ def kills(bench: Bench, count: int) -> None:
 def begin(out: Path, *sets: str) -> multiprocessing.process.BaseProcess:
     """Start a run in a process that shares this one's imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.ranks", "torch._dynamo", "ltg_mdlm.train"])
+    context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
     process = context.Process(target=launch_quietly, args=(0, str(out), "faulty", (*TINY, *sets), (), "auto", ()))
     process.start()
     return process

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ltg_mdlm.api import NoiseSchedule
+from ltg_mdlm.testing.enumeration import ENTROPY
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from support.enumeration import (  # type: ignore[import-not-found]
-    ENTROPY,
     TYPE_WEIGHTS_V,
     WEIGHTINGS,
     exact,

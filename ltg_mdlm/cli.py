@@ -347,6 +347,28 @@ def plugins_show(
         _print_plugin(shown)
 
 
+@plugins_app.command("check")
+def plugins_check(
+    name: Annotated[str, typer.Argument(help="Plugin to check.")],
+    set_: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Check that a plugin keeps its promises: masks, labels, weights, bounds, resume, micro-batches, processes.
+
+    Trains tiny models for a few seconds; writes nothing. Exit code 2 if a check fails.
+    """
+    from ltg_mdlm.testing.report import examine, failures, summary, to_json, verdict_table
+
+    verdicts = examine(name, set_ or ())
+    if as_json:
+        typer.echo(json.dumps(to_json(verdicts), indent=2))
+    else:
+        print_table(verdict_table(verdicts))
+        typer.echo(f"{failures(verdicts)}\n{summary(name, verdicts)}")
+    if any(verdict.outcome == "failed" for verdict in verdicts):
+        raise typer.Exit(EXIT_USER_ERROR)
+
+
 def _print_plugin(shown: PluginDescription) -> None:
     console = Console()
     console.print(f"[bold]{shown.name}[/]  {shown.distribution} {shown.version}  (plugin API {shown.api_version})")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.ranks import run_on_ranks
 
 from ltg_mdlm.checkpoint import Checkpoints, TrainingState, damage, load_checkpoint, newest_checkpoint
 from ltg_mdlm.durable import TEMPORARY
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.testing.ranks import run_on_ranks
 
 MILLION = 1_000_000
 

@@ -7,13 +7,13 @@ from datetime import timedelta
 
 import pytest
 import torch
-from support.ranks import RankFailed, run_on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.optim import build_optimizer
+from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
 
 
 def _identity(ranks):

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from support.finetuning import trained_model, write_task
-from support.ranks import run_on_ranks
 
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.finetune.suite import finetune_suite
+from ltg_mdlm.testing.ranks import run_on_ranks
 
 QUICK = ("epochs=1", "lr=1e-3", "batch_rows=8", "seq_len=64", "precision=fp32")
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 from ltg_mdlm_plugins.gpt_bert import CausalShare
-from support.batches import MASKINGS, SCHEDULES, no_causal, noise_at, schedule, step_for, text_batch
+from support.batches import MASKINGS, SCHEDULES, schedule
+
+from ltg_mdlm.testing.toy import no_causal, noise_at, step_for, text_batch
 
 BATCH = text_batch(3, 24)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from support.batches import batch_of
 
 from ltg_mdlm import hookspecs
 from ltg_mdlm.api import Noise, Plugin, Step
 from ltg_mdlm.cli import app
 from ltg_mdlm.config import config_folders
+from ltg_mdlm.testing.toy import batch_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,9 +12,10 @@ from ltg_mdlm_plugins.gpt_bert import DecliningRate
 from ltg_mdlm_plugins.schedules import BimodalGaussian, Cosine, CosineSquared, Gaussian, Linear, Modes
 from rich.console import Console
 from scipy import integrate, stats
-from support.batches import schedule, step_for, text_batch
+from support.batches import schedule
 
 from ltg_mdlm.analysis import LEAST_RATE, effective_weight, log10_second_moment, second_moment_table
+from ltg_mdlm.testing.toy import step_for, text_batch
 
 MODES = Modes()
 

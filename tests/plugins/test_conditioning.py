@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from ltg_mdlm_plugins.conditioning import MaskRate, NoConditioning, Sigma
-from support.batches import MASKINGS, batch_of, noise_at, step_for
+from support.batches import MASKINGS
+
+from ltg_mdlm.testing.toy import batch_of, noise_at, step_for
 
 BATCH = batch_of([[[20] * 7], [[21] * 3], [[22] * 7]], 16)
 CAUSAL = torch.tensor([False, False, True])

@@ -15,13 +15,15 @@ from ltg_mdlm_plugins.frequency_masking import Exponent, masking_hazard, scale_t
 from ltg_mdlm_plugins.rarity import inverse_rarity, rank_rarity
 from ltg_mdlm_plugins.schedules import Cosine
 from pydantic import ValidationError
-from support.batches import (
-    PAD,
-    SPECIAL,
+from support.batches import frequency_masking
+from torch import Tensor
+
+from ltg_mdlm.api import Batch, UserError
+from ltg_mdlm.data.special_tokens import NUM_SPECIAL, PAD
+from ltg_mdlm.testing.toy import (
     VOCAB,
     batch_of,
     context,
-    frequency_masking,
     no_causal,
     noise_at,
     statistics,
@@ -29,11 +31,8 @@ from support.batches import (
     text_batch,
     zipfian_counts,
 )
-from torch import Tensor
 
-from ltg_mdlm.api import Batch, UserError
-
-SPECIAL_V = torch.arange(VOCAB) < SPECIAL
+SPECIAL_V = torch.arange(VOCAB) < NUM_SPECIAL
 
 
 def mask_probability(batch: Batch, rate: float | Tensor, **options: object) -> Tensor:
@@ -51,14 +50,14 @@ def literal_probabilities(rarity: list[float], rate: float, power: float, low: f
 
 
 @given(
-    tokens=st.lists(st.integers(SPECIAL, VOCAB - 1), min_size=2, max_size=20, unique=True),
+    tokens=st.lists(st.integers(NUM_SPECIAL, VOCAB - 1), min_size=2, max_size=20, unique=True),
     rate=st.floats(0.01, 0.99),
     power=st.sampled_from([0.02, 0.3, 1.0]),
     minimum=st.sampled_from(["virtual", "row"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_probabilities_are_the_papers_formula(tokens, rate, power, minimum):
-    rank = {v: i + 1 for i, v in enumerate(sorted(range(SPECIAL, VOCAB), key=lambda v: (-zipfian_counts()[v], v)))}
+    rank = {v: i + 1 for i, v in enumerate(sorted(range(NUM_SPECIAL, VOCAB), key=lambda v: (-zipfian_counts()[v], v)))}
     rarity = [rank[v] / VOCAB for v in tokens]
     expected = literal_probabilities(rarity, rate, power, min(rarity) if minimum == "row" else 0.0)
     batch = batch_of([[tokens]], 24)
@@ -86,7 +85,7 @@ def test_exponential_weights_at_scale_one_are_inverse_frequencies():
 
 @pytest.mark.parametrize("weights", ["rank", "inverse", "exponential"])
 def test_rare_tokens_are_masked_more_often_than_frequent_ones(weights):
-    by_count = sorted(range(SPECIAL, VOCAB), key=lambda v: (-zipfian_counts()[v], v))
+    by_count = sorted(range(NUM_SPECIAL, VOCAB), key=lambda v: (-zipfian_counts()[v], v))
     probability = mask_probability(batch_of([[by_count]], 40), 0.3, weights=weights, power=0.5)[0, 1:33]
     assert torch.all(probability.diff() >= 0)
     assert float(probability[0]) < 0.3 < float(probability[-1])
@@ -120,7 +119,7 @@ def test_published_statistics_mask_most_real_tokens_of_padded_rows_and_the_corre
 
 def test_published_weights_give_the_most_frequent_type_most_of_its_weight_through_the_control_tokens_minimum():
     """With `<s>` as the row's minimum, w of rank 1 is (1 / V / max)^0.02, about 0.83 at V = 16384."""
-    by_count = sorted(range(SPECIAL, VOCAB), key=lambda v: (-zipfian_counts()[v], v))
+    by_count = sorted(range(NUM_SPECIAL, VOCAB), key=lambda v: (-zipfian_counts()[v], v))
     batch = batch_of([[by_count]], 33)
     probability = mask_probability(batch, 0.1, statistics="all_positions", row_min="row")[0, 1:]
     assert float(probability[0] / probability[-1]) == pytest.approx((1 / 32) ** 0.02, rel=1e-5)
@@ -129,10 +128,10 @@ def test_published_weights_give_the_most_frequent_type_most_of_its_weight_throug
 
 def test_the_mean_over_the_corpus_is_the_mask_rate_when_statistics_come_from_the_corpus():
     share_V = zipfian_counts() / zipfian_counts().sum()
-    batch = batch_of([[list(range(SPECIAL, VOCAB))]], 40)
+    batch = batch_of([[list(range(NUM_SPECIAL, VOCAB))]], 40)
     for rate in (0.1, 0.5, 0.95):
         probability = mask_probability(batch, rate, statistics="corpus", power=0.4)[0, 1:33]
-        assert float((probability * share_V[SPECIAL:]).sum()) == pytest.approx(rate, rel=1e-6)
+        assert float((probability * share_V[NUM_SPECIAL:]).sum()) == pytest.approx(rate, rel=1e-6)
 
 
 def test_with_corpus_statistics_a_tokens_probability_depends_on_its_type_alone():
@@ -187,7 +186,7 @@ def test_weightings_differ_only_in_the_hazards_they_report(weighting):
     if weighting == "exact":
         by_type_BT = result.hazard_by_type_BV.gather(1, batch.ids_BT)
         assert torch.equal(by_type_BT[batch.maskable_BT], result.hazard_BT[batch.maskable_BT])
-        assert torch.all(result.hazard_by_type_BV[:, :SPECIAL] == 0)
+        assert torch.all(result.hazard_by_type_BV[:, :NUM_SPECIAL] == 0)
 
 
 def test_token_hazards_of_rows_follow_the_rows_own_mean():

@@ -15,24 +15,13 @@ from ltg_mdlm_plugins.gpt_bert import CausalShare, GPTBert, Options, causal_rows
 from ltg_mdlm_plugins.spans import MaskHistory, SpanMasking, quota, span_of
 from pydantic import ValidationError
 from scipy import stats
-from support.batches import (
-    MASK,
-    SPECIAL,
-    VOCAB,
-    batch_of,
-    batches,
-    context,
-    no_causal,
-    noise_at,
-    rows_of,
-    span_masking,
-    step_for,
-    text_batch,
-)
-from support.host_reads import NoHostReads
+from support.batches import batches, span_masking
 from torch import Tensor
 
 from ltg_mdlm.api import IGNORE, Batch, Corrupted, Observation, Step, Supervised
+from ltg_mdlm.data.special_tokens import MASK, NUM_SPECIAL
+from ltg_mdlm.testing.host_reads import NoHostReads
+from ltg_mdlm.testing.toy import VOCAB, batch_of, context, no_causal, noise_at, rows_of, step_for, text_batch
 
 CPU = torch.device("cpu")
 
@@ -150,13 +139,13 @@ def test_chosen_spans_show_mask_random_tokens_or_themselves_in_the_published_sha
     result = strategy.corrupt(batch, no_causal(batch), noise_at(0.5, batch), step)
     span_BT = span_of(batch, step, 3)
     shown = result.input_BT[result.masked_BT]
-    share = {"mask": (shown == MASK), "kept": (shown == 20), "random": (shown >= SPECIAL) & (shown != 20)}
+    share = {"mask": (shown == MASK), "kept": (shown == 20), "random": (shown >= NUM_SPECIAL) & (shown != 20)}
     assert float(share["mask"].double().mean()) == pytest.approx(0.8, abs=0.02)
     assert float(share["kept"].double().mean()) == pytest.approx(0.1 + 0.1 / 32, abs=0.02)
     assert float(share["random"].double().mean()) == pytest.approx(0.1 * 31 / 32, abs=0.02)
     drawn = torch.bincount(shown[share["random"]], minlength=VOCAB)
     assert stats.chisquare(drawn[21:].numpy()).pvalue > 1e-4
-    assert drawn[:SPECIAL].sum() == 0
+    assert drawn[:NUM_SPECIAL].sum() == 0
     is_mask_BT = result.input_BT == MASK
     for b in range(200):  # one fate per span
         for start in set(span_BT[b][result.masked_BT[b]].tolist()):

@@ -7,7 +7,6 @@ import math
 import pytest
 from ltg_mdlm_plugins.schedules import BimodalGaussian, Cosine, CosineSquared, Gaussian, Linear, Modes
 from support.enumeration import (
-    ENTROPY,
     Level,
     enumeration_table,
     exact,
@@ -18,9 +17,10 @@ from support.enumeration import (
     main,
     mixed,
     pairs,
-    quadrature,
     sampled_levels,
 )
+
+from ltg_mdlm.testing.enumeration import ENTROPY, quadrature
 
 WIDE = Modes(left_mean=0.3, left_std=0.3, right_start=0.6, right_std=0.3)
 FULL_SUPPORT = {

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from ltg_mdlm_plugins.gpt_bert import HybridObjective
 from ltg_mdlm_plugins.objectives import DiffusionObjective, StateDependentBound
 from ltg_mdlm_plugins.schedules import Cosine, Gaussian
-from support.batches import MASKINGS, batch_of, frequency_masking, no_causal, noise_at, step_for, text_batch
+from support.batches import MASKINGS, frequency_masking
 from torch import Tensor
 
 from ltg_mdlm.api import Supervised
+from ltg_mdlm.testing.toy import batch_of, no_causal, noise_at, step_for, text_batch
 
 STEP = step_for(text_batch(1, 8))
 

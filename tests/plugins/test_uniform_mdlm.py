@@ -8,9 +8,9 @@ from ltg_mdlm_plugins.conditioning import MaskRate, NoConditioning, Sigma
 from ltg_mdlm_plugins.schedules import BimodalGaussian, Cosine, CosineSquared, Gaussian, Linear, Modes
 from ltg_mdlm_plugins.uniform_mdlm import Options, UniformMDLM
 from pydantic import ValidationError
-from support.batches import context, step_for, text_batch
 
 from ltg_mdlm.api import MaskingStrategy, Objective
+from ltg_mdlm.testing.toy import context, step_for, text_batch
 
 
 def plugin(**options: object) -> UniformMDLM:

@@ -8,27 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.batches import (
-    BOS,
-    INDEPENDENT,
-    MASK,
-    MASKINGS,
-    SCHEDULES,
-    SPECIAL,
-    batch_of,
-    batches,
-    no_causal,
-    noise_at,
-    rates,
-    rows_of,
-    schedule,
-    step_for,
-    text_batch,
-)
-from support.host_reads import NoHostReads
+from support.batches import INDEPENDENT, MASKINGS, SCHEDULES, batches, rates, schedule
 from torch import Tensor
 
 from ltg_mdlm.api import IGNORE, Batch, Corrupted, labels_for
+from ltg_mdlm.data.special_tokens import BOS, MASK, NUM_SPECIAL
+from ltg_mdlm.testing.host_reads import NoHostReads
+from ltg_mdlm.testing.toy import batch_of, no_causal, noise_at, rows_of, step_for, text_batch
 
 every_masking = pytest.mark.parametrize("masking", MASKINGS)
 every_schedule = pytest.mark.parametrize("noise", SCHEDULES)
@@ -59,7 +45,7 @@ def test_only_maskable_tokens_of_masked_rows_change(masking, noise, data, batch,
     untouched_BT = ~result.masked_BT
     assert torch.equal(result.input_BT[untouched_BT], batch.ids_BT[untouched_BT])
     shown = result.input_BT[result.masked_BT]
-    assert torch.all((shown == MASK) | (shown >= SPECIAL))
+    assert torch.all((shown == MASK) | (shown >= NUM_SPECIAL))
     maskable_B = batch.maskable_BT.sum(1).clamp(min=1)
     assert torch.allclose(result.realised_rate_B, result.masked_BT.sum(1) / maskable_B)
 
@@ -220,5 +206,5 @@ def test_predictions_from_the_left_begin_at_the_token_before_the_document(batch,
     for b, column in starts_BT.nonzero().tolist():
         if column + 1 < batch.ids_BT.shape[1] and batch.document_BT[b, column + 1] == batch.document_BT[b, column]:
             following = int(batch.ids_BT[b, column + 1])
-            assert int(labels_BT[b, column]) == (following if following >= SPECIAL else IGNORE)
+            assert int(labels_BT[b, column]) == (following if following >= NUM_SPECIAL else IGNORE)
     assert int((labels_BT != IGNORE).sum()) == int(masked_BT.sum())

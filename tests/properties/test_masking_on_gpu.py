@@ -8,19 +8,11 @@ from typing import TypeVar
 import pytest
 import torch
 from ltg_mdlm_plugins import freq_mdlm, gpt_bert, uniform_mdlm
-from support.batches import (
-    FREQUENCY_OPTIONS,
-    SCHEDULES,
-    context,
-    schedule,
-    statistics,
-    step_for,
-    text_batch,
-    zipfian_counts,
-)
-from support.host_reads import cuda_waits_are_errors
+from support.batches import FREQUENCY_OPTIONS, SCHEDULES, schedule
 
 from ltg_mdlm.api import Corrupted, MaskingStrategy
+from ltg_mdlm.testing.host_reads import cuda_waits_are_errors
+from ltg_mdlm.testing.toy import context, statistics, step_for, text_batch, zipfian_counts
 
 pytestmark = [
     pytest.mark.gpu,

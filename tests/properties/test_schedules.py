@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from ltg_mdlm_plugins.schedules import LOWEST_RATE, BimodalGaussian, Cosine, CosineSquared, Gaussian, Linear, Modes
 from ltg_mdlm_plugins.truncated_normal import TruncatedNormal
 from scipy import special, stats
-from support.batches import SCHEDULES, rows_of, schedule, step_for, text_batch
+from support.batches import SCHEDULES, schedule
 from torch import Tensor
+
+from ltg_mdlm.testing.toy import rows_of, step_for, text_batch
 
 SMOOTH = ["linear", "cosine", "cosine_squared", "gaussian", "bimodal", "bimodal_mixture"]
 """Schedules that have a density."""

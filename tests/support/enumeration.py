@@ -1,8 +1,7 @@
-"""A language small enough to enumerate: expected losses of masked diffusion, exactly, against its entropy.
+"""Expected losses of masked diffusion on a language small enough to enumerate, exactly, against its entropy.
 
-Three token types, rows of three tokens, and an explicit joint distribution.  For every mask rate the expectation runs
-over all 27 sequences x 8 sets of masked positions; integrals over mask rates are Gauss-Legendre.  Weights, hazards and
-compensators come from the plugins' own objects.
+The language is that of `ltg_mdlm.testing.enumeration`; weights, hazards and compensators come from the plugins' own
+objects.
 
 `python tests/support/enumeration.py` prints the table of expected losses.
 
@@ -11,11 +10,9 @@ Shapes: S pairs of (sequence, set of masked positions), L positions, V token typ
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from ltg_mdlm_plugins.frequency_masking import CorpusFrequencyMasking, Exponent, Weighting, scale_to_rate
 from ltg_mdlm_plugins.objectives import DiffusionObjective, StateDependentBound, diffusion_weight
@@ -23,17 +20,23 @@ from ltg_mdlm_plugins.schedules import Linear
 from torch import Tensor
 
 from ltg_mdlm.api import Batch, Noise, NoiseSchedule, Step, Supervised
+from ltg_mdlm.testing.enumeration import (
+    ENTROPY,
+    JOINT_Q,
+    MASKED_SL,
+    SEQUENCE_S,
+    SEQUENCES_QL,
+    TOKENS_SL,
+    TYPES,
+    StepAt,
+    likelihood_of_masks,
+    posterior,
+    quadrature,
+)
 
-TYPES, LENGTH = 3, 3
-SEQUENCES_QL = torch.tensor(list(itertools.product(range(TYPES), repeat=LENGTH)))
-JOINT_Q = torch.from_numpy(np.random.default_rng(0).dirichlet([0.5] * TYPES**LENGTH))
-ENTROPY = float(-(JOINT_Q * JOINT_Q.log()).sum())
 TYPE_WEIGHTS_V = torch.tensor([0.3, 0.8, 1.0], dtype=torch.float64)
 """Masking weights of the three types; their mean, 0.7, is mu."""
 
-SEQUENCE_S = torch.arange(len(SEQUENCES_QL)).repeat_interleave(2**LENGTH)
-TOKENS_SL = SEQUENCES_QL[SEQUENCE_S]
-MASKED_SL = torch.tensor(list(itertools.product([False, True], repeat=LENGTH))).repeat(len(SEQUENCES_QL), 1)
 STEP = Step(seed=0, step=0, progress=0.0, epoch=0.0, rows=len(TOKENS_SL))
 BATCH = Batch(
     ids_BT=TOKENS_SL,
@@ -71,24 +74,6 @@ def type_probability(rate: Tensor, *, by_type: bool) -> Tensor:
     return scale_to_rate(1 - TYPE_WEIGHTS_V, 1 - TYPE_WEIGHTS_V.mean(), rate)
 
 
-def likelihood_of_masks(probability_V: Tensor) -> Tensor:
-    """float64[Q, M]: probability of each set M of masked positions given sequence Q."""
-    probability_SL = probability_V[TOKENS_SL]
-    factors_SL = torch.where(MASKED_SL, probability_SL, 1 - probability_SL)
-    return factors_SL.prod(1).view(len(SEQUENCES_QL), -1)
-
-
-def posterior(probability_V: Tensor) -> Tensor:
-    """float64[S, L, V]: distribution of every token given the visible ones, and given which ones are masked."""
-    masks_QM = likelihood_of_masks(probability_V)
-    visible_SQL = (TOKENS_SL.unsqueeze(1) == SEQUENCES_QL) | MASKED_SL.unsqueeze(1)
-    set_S = torch.arange(len(TOKENS_SL)) % masks_QM.shape[1]
-    weight_SQ = visible_SQL.all(2) * JOINT_Q * masks_QM[:, set_S].T
-    weight_SQ = weight_SQ / weight_SQ.sum(1, keepdim=True).clamp(min=1e-300)
-    one_hot_QLV = torch.nn.functional.one_hot(SEQUENCES_QL, TYPES).double()
-    return torch.einsum("sq,qlv->slv", weight_SQ, one_hot_QLV)
-
-
 @dataclass(frozen=True)
 class Pairs:
     """All masked positions at one noise level, as an objective sees them, with the probability of their pairs."""
@@ -109,8 +94,8 @@ def pairs(rate: float, slope: float, denoiser: Denoiser, weighting: Weighting | 
     rate_S = torch.full((len(TOKENS_SL),), rate, dtype=torch.float64)
     noise = Noise(t_B=rate_S, rate_B=rate_S, slope_B=torch.full_like(rate_S, slope))
     hazards = (None, None) if weighting is None else by_type_masking(weighting).hazard(BATCH, noise, STEP)
-    probability_V = type_probability(rate_S[0], by_type=weighting is not None)
-    probability_S = JOINT_Q[SEQUENCE_S] * likelihood_of_masks(probability_V).flatten()
+    probability_QL = type_probability(rate_S[0], by_type=weighting is not None)[SEQUENCES_QL]
+    probability_S = JOINT_Q[SEQUENCE_S] * likelihood_of_masks(probability_QL).flatten()
     row_N, column_N = MASKED_SL.nonzero(as_tuple=True)
     supervised = Supervised(
         label_N=TOKENS_SL[row_N, column_N],
@@ -124,7 +109,7 @@ def pairs(rate: float, slope: float, denoiser: Denoiser, weighting: Weighting | 
         hazard_N=1 / rate_S[row_N] if hazards[0] is None else hazards[0][row_N, column_N],
         hazard_by_type_BV=hazards[1],
     )
-    said_NV = denoiser(posterior(probability_V))[row_N, column_N]
+    said_NV = denoiser(posterior(probability_QL))[row_N, column_N]
     return Pairs(supervised, probability_S[row_N], said_NV.clamp(min=1e-300).log())
 
 
@@ -168,25 +153,6 @@ def sampled_levels(schedule: NoiseSchedule, breaks: Iterable[float] = (), panels
     u, measure = quadrature([0.0, *breaks, 1.0], panels)
     noise = schedule.sample(BATCH, StepAt(seed=0, step=0, progress=0.0, epoch=0.0, rows=len(u), draw_B=u))
     return [Level(*v) for v in zip(noise.rate_B.tolist(), noise.slope_B.tolist(), measure.tolist(), strict=True)]
-
-
-def quadrature(edges: list[float], panels: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of 24-point rules on every interval between the edges, each cut into equal panels."""
-    node, weight = np.polynomial.legendre.leggauss(24)
-    cuts = [np.linspace(a, b, panels + 1) for a, b in itertools.pairwise(edges)]
-    low, high = np.concatenate([c[:-1] for c in cuts])[:, None], np.concatenate([c[1:] for c in cuts])[:, None]
-    nodes, weights = (low + high) / 2 + (high - low) / 2 * node, (high - low) / 2 * weight
-    return torch.from_numpy(nodes.ravel()), torch.from_numpy(weights.ravel())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepAt(Step):
-    """A step whose stratified draws are given."""
-
-    draw_B: Tensor
-
-    def stratified(self, batch: Batch, stream: str) -> Tensor:
-        return self.draw_B
 
 
 def integral(over: Iterable[Level], denoiser: Denoiser, weighting: Weighting | None, power: float = 1.0) -> float:

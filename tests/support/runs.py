@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.ranks import RankFailed, run_on_ranks
 
 from ltg_mdlm.config import load_settings
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
 
 FAULTY = Path(__file__).parent / "faulty"
 """On the import path there, the plugin `faulty` is installed."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from support.corpora import small_tokenizer
+from support.installed import plugins_installed
 
 from ltg_mdlm import __version__
 from ltg_mdlm.api import CorpusStatistics
@@ -17,7 +17,7 @@ from ltg_mdlm.build import build_model, run_context
 from ltg_mdlm.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.config import load_settings
 from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.host import Host, installed_plugins
+from ltg_mdlm.host import Host
 from ltg_mdlm.run_folder import RunFolder
 
 SIZES = (
@@ -33,18 +33,9 @@ EMBEDDING_PLUGIN = Path(__file__).parent / "embedding"
 """On the import path there, the plugin `embedding` is installed."""
 
 
-@contextmanager
-def embedding_plugin_installed() -> Iterator[None]:
+def embedding_plugin_installed() -> AbstractContextManager[None]:
     """The plugin `embedding`, whose time embedding is its own, can be selected within."""
-    sys.path.insert(0, str(EMBEDDING_PLUGIN))
-    installed_plugins.cache_clear()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(EMBEDDING_PLUGIN))
-        installed_plugins.cache_clear()
-        for name in ("embedding_plugin", "polynomial_embedding"):
-            sys.modules.pop(name, None)
+    return plugins_installed(EMBEDDING_PLUGIN)
 
 
 def write_run(

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.host_reads import NoHostReads
 from torch import nn
 
 from ltg_mdlm.ema import EMA
 from ltg_mdlm.errors import UserError
+from ltg_mdlm.testing.host_reads import NoHostReads
 
 
 def one_weight(value=0.0):

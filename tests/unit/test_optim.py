@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.host_reads import NoHostReads
 from torch import nn
 
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.model.transformer import ModelConfig, TimeEmbedding, Transformer
 from ltg_mdlm.optim import AdamW, Lamb, build_optimizer, learning_rate_factor, parameter_groups
+from ltg_mdlm.testing.host_reads import NoHostReads
 
 BETAS, EPS, DECAY = (0.9, 0.98), 1e-8, 0.1
 LOOSE = 1e9

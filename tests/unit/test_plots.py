@@ -10,18 +10,20 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from support.batches import MASK, SCHEDULES, no_causal, noise_at, schedule, step_for, text_batch
+from support.batches import SCHEDULES, schedule
 from typer.testing import CliRunner
 
 from ltg_mdlm.api import Batch, MaskingStrategy, Noise, Step
 from ltg_mdlm.cli import app
 from ltg_mdlm.config import load_settings
+from ltg_mdlm.data.special_tokens import MASK
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.host import Host
 from ltg_mdlm.plots.figure import Panel, check_writable, save_panels
 from ltg_mdlm.plots.masking import frequency_rank, mask_at, masking_by_rank, masking_panels
 from ltg_mdlm.plots.plugin import plot_plugin, title_of
 from ltg_mdlm.plots.schedules import schedule_panels
+from ltg_mdlm.testing.toy import no_causal, noise_at, step_for, text_batch
 
 PNG = b"\x89PNG"
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from support.batches import batch_of, context, statistics, zipfian_counts
-from support.host_reads import NoHostReads
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ltg_mdlm.api import IGNORE, Step
@@ -14,6 +12,8 @@ from ltg_mdlm.host import Host
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.recipe import DenoisingLoss, HostCopy, Recipe, gather_supervised, true_indices
 from ltg_mdlm.tally import StepTally
+from ltg_mdlm.testing.host_reads import NoHostReads
+from ltg_mdlm.testing.toy import batch_of, context, statistics, zipfian_counts
 from ltg_mdlm.validation import evaluating
 
 CPU = torch.device("cpu")

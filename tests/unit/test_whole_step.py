@@ -1,13 +1,10 @@
 """A step of the real trainer from data to moving average: what waits for the device, and what a GPU makes of it."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
-from support.host_reads import NoHostReads, cuda_waits_are_errors
 from support.runs import TINY
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ltg_mdlm.build import build_run, open_corpus
 from ltg_mdlm.checkpoint import Checkpoints
@@ -15,7 +12,7 @@ from ltg_mdlm.config import load_settings
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.host import Host
 from ltg_mdlm.preemption import StopRequest
-from ltg_mdlm.recipe import HostCopy
+from ltg_mdlm.testing.host_reads import cuda_waits_are_errors, no_host_reads_in_a_step
 from ltg_mdlm.trainer import Trainer
 
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert")
@@ -34,20 +31,12 @@ def make_trainer(plugin: str, device: str, *sets: str) -> Trainer:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_a_step_that_is_not_logged_never_waits_for_the_device(plugin, device, monkeypatch):
+def test_a_step_that_is_not_logged_never_waits_for_the_device(plugin, device):
     """Rule 5: but for the count of supervised positions, which was copied a micro-batch ahead."""
     trainer = make_trainer(plugin, device)
     steps = trainer.steps()
     trainer.train_step(next(steps))  # the first is logged
-    watch: AbstractContextManager[object] = cuda_waits_are_errors()
-    if device == "cpu":
-        watch = NoHostReads()
-
-        def count(self: HostCopy) -> int:
-            with _disable_current_modes():
-                return int(self._host)
-
-        monkeypatch.setattr(HostCopy, "get", count)
+    watch = cuda_waits_are_errors() if device == "cuda" else no_host_reads_in_a_step()
     step = next(steps)
     with watch:
         trainer.train_step(step)

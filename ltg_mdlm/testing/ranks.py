@@ -36,10 +36,10 @@ def run_on_ranks(
     first.
     """
     # The parent holds the store, as torchrun's agent does: the system picks a free port, and nobody can take it.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     context = multiprocessing.get_context("forkserver")
     # Data parallelism imports torch._dynamo, which takes seconds: once is enough.
-    context.set_forkserver_preload(["support.ranks", "torch._dynamo", "ltg_mdlm.train"])
+    context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
     task = pickle.dumps((function.__qualname__, args))
     connections, processes = [], []
     for rank in range(world_size):
@@ -104,7 +104,7 @@ def _collect(connections: Sequence[Connection], processes: Sequence[BaseProcess]
     results: dict[int, Any] = {}
     while len(results) < len(connections):
         open_ones = [c for rank, c in enumerate(connections) if rank not in results]
-        ready = wait(open_ones, max(deadline - time.monotonic(), 0))
+        ready = [c for c in wait(open_ones, max(deadline - time.monotonic(), 0)) if isinstance(c, Connection)]
         if not ready:
             raise RankFailed(f"ranks {sorted(set(range(len(connections))) - results.keys())} did not finish in time")
         for connection in ready:

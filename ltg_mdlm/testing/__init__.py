@@ -1,0 +1,43 @@
+"""The conformance kit: what plugin authors run, in pytest or as `ltg-mdlm plugins check NAME`.
+
+    from ltg_mdlm.testing import PluginConformance
+
+    class TestMyPlugin(PluginConformance):
+        plugin = "my_plugin"                    # entry-point name
+        options = {"power": 0.1}
+
+For tests of one's own: `toy` (a vocabulary, batches, steps and mask rates by hand), `train_steps` (a few steps of the
+real trainer), `run_on_ranks` (processes with gloo), `NoHostReads` (what would stop a GPU is an error on the CPU, too).
+pytest is imported for `PluginConformance` only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltg_mdlm.testing import toy
+    from ltg_mdlm.testing.conformance import PluginConformance
+    from ltg_mdlm.testing.host_reads import NoHostReads
+    from ltg_mdlm.testing.ranks import run_on_ranks
+    from ltg_mdlm.testing.subject import PluginUnderTest
+    from ltg_mdlm.testing.training import train_steps
+
+__all__ = ["NoHostReads", "PluginConformance", "PluginUnderTest", "run_on_ranks", "toy", "train_steps"]
+
+_MODULES = {
+    "NoHostReads": "host_reads",
+    "PluginConformance": "conformance",
+    "PluginUnderTest": "subject",
+    "run_on_ranks": "ranks",
+    "train_steps": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "toy":
+        return import_module("ltg_mdlm.testing.toy")
+    if name in _MODULES:
+        return getattr(import_module(f"ltg_mdlm.testing.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

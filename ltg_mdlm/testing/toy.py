@@ -1,0 +1,123 @@
+"""Rows to try components on: a small vocabulary, batches made by hand or drawn from it, steps and mask rates.
+
+Ids 0 .. 15 are control tokens as in the real vocabularies; ordinary types follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.api import Batch, CorpusStatistics, Noise, RunContext, Step
+from ltg_mdlm.data.special_tokens import BOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS
+
+VOCAB = 48
+"""Token types, the control tokens included."""
+POSITIONS = 65536
+"""Tokens of the corpus that the rows pretend to come from."""
+
+
+def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
+    """A run of 100 steps in one process; every second ordinary type begins a word."""
+    special_V = torch.arange(vocab_size) < NUM_SPECIAL
+    ordinary = [f"{' ' if i % 2 == 0 else ''}t{i}" for i in range(NUM_SPECIAL, vocab_size)]
+    values = RunContext(
+        seed=0,
+        max_steps=100,
+        seq_len=128,
+        vocab_size=vocab_size,
+        hidden_size=8,
+        mask_id=MASK,
+        special_V=special_V,
+        tokens_V=(*SPECIAL_TOKENS, *ordinary),
+        word_start_V=~special_V & (torch.arange(vocab_size) % 2 == 0),
+        num_positions=POSITIONS,
+        device=torch.device("cpu"),
+        rank=0,
+        world_size=1,
+        sum_over_ranks=lambda x: x,
+    )
+    return dataclasses.replace(values, **changes)
+
+
+def zipfian_counts() -> Tensor:
+    """int64[V]: frequencies like 1 / rank, in an order unrelated to the ids, with ties and unseen types."""
+    count_V = torch.zeros(VOCAB, dtype=torch.int64)
+    order = torch.randperm(VOCAB - NUM_SPECIAL, generator=torch.Generator().manual_seed(1)) + NUM_SPECIAL
+    count_V[order] = 1000 // torch.arange(1, VOCAB - NUM_SPECIAL + 1)
+    count_V[order[-3:]] = 0
+    return count_V
+
+
+def statistics(count_V: Tensor) -> CorpusStatistics:
+    """Corpus statistics with those counts."""
+    return CorpusStatistics(token_count_V=count_V, num_tokens=int(count_V.sum()), num_words=int(count_V.sum()))
+
+
+def batch_of(rows: Sequence[Sequence[Sequence[int]]], columns: int, first_row: int = 0) -> Batch:
+    """Rows of documents of ids, each preceded by `<s>`, padded to `columns`."""
+    shape = (len(rows), columns)
+    ids_BT, document_BT = torch.full(shape, PAD), torch.full(shape, -1, dtype=torch.int32)
+    for b, documents in enumerate(rows):
+        end = 0
+        for number, tokens in enumerate(documents):
+            start, end = end, end + 1 + len(tokens)
+            ids_BT[b, start:end] = torch.tensor([BOS, *tokens])
+            document_BT[b, start:end] = number
+        assert end <= columns
+    has_place_BT = (document_BT >= 0) & (ids_BT != BOS)
+    place_BT = has_place_BT.flatten().cumsum(0).view(shape) - 1 + first_row * columns
+    return Batch(
+        ids_BT=ids_BT,
+        document_BT=document_BT,
+        position_BT=torch.where(has_place_BT, place_BT, -1),
+        maskable_BT=ids_BT >= NUM_SPECIAL,
+        row_B=torch.arange(first_row, first_row + len(rows)),
+    )
+
+
+def text_rows(rows: int, columns: int, seed: int = 0) -> list[list[list[int]]]:
+    """Documents of 5 to 60 Zipf-distributed tokens that nearly fill rows of `columns`, for `batch_of`."""
+    generator = torch.Generator().manual_seed(seed)
+    share_V = zipfian_counts().double()
+    made = []
+    for _ in range(rows):
+        documents, left = [], columns
+        while left > 6:
+            length = min(int(torch.randint(5, 61, (), generator=generator)), left - 1)
+            documents.append(torch.multinomial(share_V, length, replacement=True, generator=generator).tolist())
+            left -= length + 1
+        made.append(documents)
+    return made
+
+
+def text_batch(rows: int, columns: int, seed: int = 0) -> Batch:
+    """Full rows of documents of 5 to 60 Zipf-distributed tokens, with a little padding."""
+    return batch_of(text_rows(rows, columns, seed), columns)
+
+
+def rows_of(batch: Batch, index: Tensor | slice) -> Batch:
+    """Some rows of a batch, in any order: a micro-batch."""
+    return Batch(**{f.name: getattr(batch, f.name)[index] for f in dataclasses.fields(batch)})
+
+
+def step_for(batch: Batch, **changes: Any) -> Step:
+    """A step in the middle of training whose global batch ends with `batch`."""
+    rows = int(batch.row_B.max()) + 1
+    values = {"seed": 0, "step": 40, "progress": 0.4, "epoch": 4.5, "rows": rows, **changes}
+    return Step(**values)
+
+
+def noise_at(rate: float | Tensor, batch: Batch) -> Noise:
+    """The same mask rate in all rows, or one for each; the slope is 1."""
+    rate_B = torch.as_tensor(rate, dtype=torch.float64).expand(len(batch.row_B)).clone()
+    return Noise(t_B=rate_B.clone(), rate_B=rate_B, slope_B=torch.ones_like(rate_B))
+
+
+def no_causal(batch: Batch) -> Tensor:
+    """bool[B]: every row is masked."""
+    return torch.zeros_like(batch.row_B, dtype=torch.bool)

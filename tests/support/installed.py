@@ -1,0 +1,27 @@
+"""Distributions of plugins that only tests have."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ltg_mdlm.host import installed_plugins
+
+BROKEN_PLUGINS = Path(__file__).parent / "broken_plugins"
+"""On the import path there, plugins with one mistake each are installed."""
+
+
+@contextmanager
+def plugins_installed(folder: Path) -> Iterator[None]:
+    """The plugins of the distribution in a folder can be selected within."""
+    sys.path.insert(0, str(folder))
+    installed_plugins.cache_clear()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        installed_plugins.cache_clear()
+        for module in folder.glob("*.py"):
+            sys.modules.pop(module.stem, None)
