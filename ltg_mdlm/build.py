@@ -153,7 +153,8 @@ def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[
         "seed": config.seed,
         "world_size": ranks.world_size,
         "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
-        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
+        "provenance": {slot: provider.model_dump() for slot, provider in components.provenance.items()},
+        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"}),
         "modes": sorted(components.row_mode.modes),
         "predicts": components.masking.predicts,
     }
@@ -213,7 +214,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
         device=ranks.device,
     )
     return Run(
-        config=config,
+        config=config.model_copy(update={"provenance": recipe.components.provenance}),
         ranks=ranks,
         corpus=corpus,
         schedule=schedule,

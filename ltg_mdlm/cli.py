@@ -299,7 +299,7 @@ def sweep_folder(file: SweepName, index: PointIndex, set_: Sets = None, out_root
 @plugins_app.command("list")
 def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """List the installed plugins, read from metadata alone: nothing is imported."""
-    from ltg_mdlm.host import installed_plugins
+    from ltg_mdlm.installed import installed_plugins
 
     found = [plugin for same_name in installed_plugins().values() for plugin in same_name]
     if as_json:

@@ -17,7 +17,8 @@ from ltg_mdlm.build import build_model, run_context
 from ltg_mdlm.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.config import load_settings
 from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.host import Host, installed_plugins
+from ltg_mdlm.host import Host
+from ltg_mdlm.installed import installed_plugins
 from ltg_mdlm.run_folder import RunFolder
 
 SIZES = (
