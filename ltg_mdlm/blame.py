@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -18,13 +19,22 @@ _BETWEEN = ("importlib", "ltg_mdlm", "pluggy", "pydantic")
 """Packages that are always on the way from the host to a plugin."""
 
 
+class PluginError(UserError):
+    """A plugin's code raised what was not meant for the user."""
+
+
 class PluginFailure(Exception):
     """A plugin's component raised while the trainer called it; the cause has the traceback."""
+
+    def report(self) -> None:
+        """Print the traceback of the cause, and below it who failed."""
+        traceback.print_exception(self.__cause__)
+        print(f"error: {self}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def blamed_on(plugin: Installed, action: str) -> Iterator[None]:
-    """Whatever a plugin's code raises within becomes a UserError that says who raised it, during what, and where.
+    """Whatever a plugin's code raises within becomes a PluginError that says who raised it, during what, and where.
 
     A UserError of the plugin's own is meant for the user as it is.
     """
@@ -34,7 +44,7 @@ def blamed_on(plugin: Installed, action: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # a module may call sys.exit where it is imported
         place = place_of(error, plugin.package)
-        raise UserError(
+        raise PluginError(
             f"{plugin.provider}: {action} raised {text_of(error)}"
             + (f"\n  at {place}" if place is not None else "")
             + "\n  set LTG_MDLM_DEBUG=1 to see the traceback"
@@ -66,6 +76,20 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
+@contextmanager
+def failures_named(components: Components, moment: Callable[[Exception], str]) -> Iterator[None]:
+    """Say which plugin's component raised what is raised within.  Raises PluginFailure."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        failure = failure_of_component(error, components, moment(error))
+        if failure is None:
+            raise
+        raise failure from error
+
+
 def failure_of_component(error: Exception, components: Components, moment: str) -> PluginFailure | None:
     """The failure to report if a component's method raised `error`, or something that it called; else None.
 
@@ -77,5 +101,5 @@ def failure_of_component(error: Exception, components: Components, moment: str) 
         owner = frame.f_locals.get(arguments[0]) if arguments else None
         if (slot := slot_of.get(id(owner))) is not None:
             method = f"{type(owner).__name__}.{frame.f_code.co_name}"
-            return PluginFailure(f"{components.provenance[slot]}: {method} ({slot}) failed {moment}; see above")
+            return PluginFailure(f"{components.provenance[slot]}: {method} ({slot}) failed {moment}")
     return None

@@ -29,7 +29,7 @@ from ltg_mdlm.api import (
     RunContext,
     TimeConditioning,
 )
-from ltg_mdlm.blame import blamed_on
+from ltg_mdlm.blame import PluginError, blamed_on
 from ltg_mdlm.config import Provider, RunConfig, did_you_mean, validate
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.hookspecs import SLOTS
@@ -230,6 +230,8 @@ class Host:
         for name, call in self._implementations("ltg_mdlm_check_config"):
             try:
                 texts = call(config=self.config)
+            except PluginError:
+                raise
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
             warnings += [f"{name}: {text}" for text in self._listed(name, "ltg_mdlm_check_config", texts, str)]
