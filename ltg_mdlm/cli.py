@@ -21,6 +21,7 @@ from ltg_mdlm import __version__
 from ltg_mdlm.blame import PluginFailure
 from ltg_mdlm.cli_eval import eval_app
 from ltg_mdlm.cli_models import export, finetune, import_, push
+from ltg_mdlm.cli_plugins import new
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.tables import print_table
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plugins.")
+plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plugins, and begin one.")
 app.add_typer(plugins_app, name="plugins")
+plugins_app.command()(new)
 sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(eval_app, name="eval")

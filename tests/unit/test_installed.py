@@ -71,7 +71,7 @@ def test_off_does_not_even_read_the_metadata_of_others(two, monkeypatch):
         (
             "",
             "lat",
-            r"(?s)no installed plugin is called 'lat' \(did you mean 'late'\?\).*late        \(ltg-mdlm plugins",
+            r"(?s)no .* called 'lat' \(did you mean 'late'\?\).*late.*\(ltg-mdlm plugins list",
         ),
         ("off", "freq", r"no built-in plugin is called 'freq' \(did you mean 'freq_mdlm'\?\)"),
     ],

@@ -30,12 +30,13 @@ class Options(PluginOptions):
 """
 QUICK = (
     *TINY,
+    "data.builtin_words=2000",
     "training.max_steps=3",
     "checkpoint.every=2",
-    "validation.pairs=null",
     "validation.rows=2",
-    "data.builtin_words=2000",
+    "validation.pairs=null",
 )
+NO_HOOK = "def ltg_mdlm_masking(self): pass"
 
 
 def plugin_with(hook: str) -> str:
