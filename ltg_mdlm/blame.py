@@ -26,6 +26,11 @@ class PluginError(UserError):
 class PluginFailure(Exception):
     """A plugin's component raised while the trainer called it; the cause has the traceback."""
 
+    @property
+    def reason(self) -> str:
+        """Who failed, and with what, in one line."""
+        return f"{self} with {text_of(self.__cause__)}" if self.__cause__ else str(self)
+
     def report(self) -> None:
         """Print the traceback of the cause, and below it who failed."""
         traceback.print_exception(self.__cause__)

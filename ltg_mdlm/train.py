@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from ltg_mdlm.agreement import require_same_program
-from ltg_mdlm.blame import failures_named
+from ltg_mdlm.blame import PluginFailure, failures_named, text_of
 from ltg_mdlm.build import Run, build_run, open_corpus, provenance
 from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
 from ltg_mdlm.cli import Configs, Out, Plugins, Resume, Sets, report_errors
@@ -157,7 +157,7 @@ def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
         return EXIT_NON_FINITE
     except BaseException as error:
         with suppress(OSError):  # a full disk may be why
-            set_status("failed", f"{type(error).__name__}: {error}")
+            set_status("failed", error.reason if isinstance(error, PluginFailure) else text_of(error))
         raise
     if not finished:
         set_status("preempted", trainer.stop.signal_name or "another process was asked to stop")
