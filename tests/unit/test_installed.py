@@ -4,8 +4,8 @@ import json
 from importlib import metadata
 
 import pytest
-from support.distributions import installed, write_distribution
 from support.runs import TINY
+from support.third_party import installed, write_distribution
 
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.installed import find, installed_plugins, module_file

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.distributions import installed, write_distribution
 from support.runs import TINY, rows, status
+from support.third_party import installed, write_distribution
 
 from ltg_mdlm.blame import PluginFailure
 from ltg_mdlm.check import describe_run

@@ -11,8 +11,8 @@ from typing import get_args
 import pytest
 import yaml
 from hatchling.build import build_wheel
-from support.distributions import installed
 from support.runs import TINY, rows
+from support.third_party import installed
 
 from ltg_mdlm import __version__
 from ltg_mdlm.config import load_settings

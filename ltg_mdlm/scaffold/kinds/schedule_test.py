@@ -17,9 +17,10 @@ class TestMyPlugin(PluginConformance):
 @pytest.mark.parametrize("exponent", [1.0, 1.5, 3.0])
 def test_slope_and_density_are_those_of_the_rate(exponent):
     schedule, h = PowerSchedule(exponent), 1e-6
-    difference = (schedule.rate(T + h, 0.0) - schedule.rate(T - h, 0.0)) / (2 * h)
-    assert torch.allclose(schedule.slope(T, 0.0), difference, rtol=1e-6)
-    assert torch.allclose(schedule.density(schedule.rate(T, 0.0), 0.0), 1 / difference, rtol=1e-6)
+    t = T[50:]  # next to 0, the difference is less exact than what it is to test
+    difference = (schedule.rate(t + h, 0.0) - schedule.rate(t - h, 0.0)) / (2 * h)
+    assert torch.allclose(schedule.slope(t, 0.0), difference, rtol=1e-6)
+    assert torch.allclose(schedule.density(schedule.rate(t, 0.0), 0.0), 1 / difference, rtol=1e-6)
 
 
 def test_the_mean_rate_is_one_over_exponent_plus_one():
