@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ltg_mdlm import __version__
 from ltg_mdlm.api import CorpusStatistics, RunContext, TimeConditioning
+from ltg_mdlm.blame import failures_named
 from ltg_mdlm.checkpoint import find_checkpoint, load_weights
 from ltg_mdlm.config import RunConfig
 from ltg_mdlm.data.builtin import MINIMAL_PAIRS, builtin_corpus
@@ -153,7 +154,8 @@ def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[
         "seed": config.seed,
         "world_size": ranks.world_size,
         "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
-        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
+        "provenance": {slot: provider.model_dump() for slot, provider in components.provenance.items()},
+        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"}),
         "modes": sorted(components.row_mode.modes),
         "predicts": components.masking.predicts,
     }
@@ -192,7 +194,14 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
     config = host.config
     schedule = batch_schedule(config, corpus)
-    recipe = Recipe(components_of(host, corpus, schedule, ranks))
+    components = components_of(host, corpus, schedule, ranks)
+    with failures_named(components, lambda _: "before the first step"):
+        return assemble(config, corpus, schedule, components, ranks)
+
+
+def assemble(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, components: Components, ranks: Ranks) -> Run:
+    """Put model, optimiser, validators and loader around the components.  Raises UserError as `build_run`."""
+    recipe = Recipe(components)
     model = build_model(config, corpus.vocab_size, recipe.components.time_conditioning).to(ranks.device)
     if config.run.init_from is not None:
         checkpoint = find_checkpoint(config.run.init_from)
@@ -213,7 +222,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
         device=ranks.device,
     )
     return Run(
-        config=config,
+        config=config.model_copy(update={"provenance": recipe.components.provenance}),
         ranks=ranks,
         corpus=corpus,
         schedule=schedule,

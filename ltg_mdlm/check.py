@@ -9,10 +9,12 @@ import torch
 
 from ltg_mdlm.build import batch_schedule, build_model, components_of, open_corpus
 from ltg_mdlm.config import RunConfig, Settings
+from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.data.schedule import BatchSchedule
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.flops import flops_per_token
-from ltg_mdlm.host import Host
+from ltg_mdlm.host import Components, Host
 from ltg_mdlm.sweep import SEED, Point, Sweep
 
 BABYLM_EPOCHS = 10
@@ -70,16 +72,32 @@ class RunReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """Settings with everything that decides about a run, short of its model."""
+
+    config: RunConfig
+    warnings: list[str]
+    corpus: Corpus
+    schedule: BatchSchedule
+    components: Components
+
+
+def resolve(settings: Settings) -> Resolved:
+    """Fill the slots, without training.  Raises UserError as `train` would."""
+    host = Host(settings.config, settings.sources)
+    warnings = host.check_config()
+    corpus = open_corpus(host.config)
+    schedule = batch_schedule(host.config, corpus)
+    return Resolved(host.config, warnings, corpus, schedule, components_of(host, corpus, schedule, Ranks.alone()))
+
+
 def describe_run(settings: Settings) -> RunReport:
     """Resolve settings and count, without training.  Raises UserError as `train` would."""
-    host = Host(settings.config, settings.sources)
-    config = host.config
-    warnings = host.check_config()
-    corpus = open_corpus(config)
-    schedule = batch_schedule(config, corpus)
-    components = components_of(host, corpus, schedule, Ranks.alone())
+    resolved = resolve(settings)
+    config, schedule, components = resolved.config, resolved.schedule, resolved.components
     with torch.device("meta"):
-        model = build_model(config, corpus.vocab_size, components.time_conditioning)
+        model = build_model(config, resolved.corpus.vocab_size, components.time_conditioning)
     totals = schedule.totals()
     flops = sum(
         tokens * flops_per_token(model.config, length, ASSUMED_SUPERVISED).training
@@ -94,9 +112,9 @@ def describe_run(settings: Settings) -> RunReport:
         tokens=totals.tokens,
         words=totals.words,
         stages=schedule.describe(),
-        providers=dict(components.providers),
+        providers=components.providers,
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
-        warnings=warnings + budget_warnings(totals.epochs, totals.words),
+        warnings=resolved.warnings + budget_warnings(totals.epochs, totals.words),
     )
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -18,19 +18,22 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
+from ltg_mdlm.blame import PluginFailure
 from ltg_mdlm.cli_eval import eval_app
 from ltg_mdlm.cli_models import export, finetune, import_, push
+from ltg_mdlm.cli_plugins import new
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.tables import print_table
 
 if TYPE_CHECKING:
     from ltg_mdlm.host import PluginDescription
 
-EXIT_USER_ERROR = 2
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plugins.")
+plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plugins, and begin one.")
 app.add_typer(plugins_app, name="plugins")
+plugins_app.command()(new)
 sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(eval_app, name="eval")
@@ -297,21 +300,50 @@ def sweep_folder(file: SweepName, index: PointIndex, set_: Sets = None, out_root
 
 
 @plugins_app.command("list")
-def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
-    """List the installed plugins, read from metadata alone: nothing is imported."""
-    from ltg_mdlm.host import installed_plugins
+def plugins_list(
+    plugin: Plugins = None,
+    config: Configs = None,
+    set_: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the installed plugins, read from metadata alone: nothing is imported.
 
-    found = [plugin for same_name in installed_plugins().values() for plugin in same_name]
-    if as_json:
+    With --plugin, --config or --set: the slots of such a run, and which plugin, distribution, version and file fills
+    each.
+
+    The environment variable LTG_MDLM_PLUGINS decides which plugins every command considers: `off` only those that are
+    built in (the metadata of others is not even read), `name,name` only these besides the built-in ones; unset or
+    empty, all that are installed.
+    """
+    if plugin or config or set_:
+        from ltg_mdlm.check import resolve
+        from ltg_mdlm.config import load_settings
+
+        provenance = resolve(load_settings(config or (), set_ or (), plugin or ())).components.provenance
+        rows = [{"slot": slot, **provider.model_dump()} for slot, provider in provenance.items()]
+    else:
+        from ltg_mdlm.installed import installed_plugins
+
+        found = [plugin for same_name in installed_plugins().values() for plugin in same_name]
         rows = [
             {"name": p.name, "distribution": p.distribution, "version": p.version, "target": p.target} for p in found
         ]
+    _print_plugins(rows, as_json=as_json)
+
+
+def _print_plugins(rows: Sequence[Mapping[str, str]], *, as_json: bool) -> None:
+    from ltg_mdlm.installed import Restriction
+
+    if as_json:
         typer.echo(json.dumps(rows, indent=2))
-        return
-    table = Table("plugin", "distribution", "version", "defined in", box=None, pad_edge=False)
-    for p in found:
-        table.add_row(p.name, p.distribution, p.version, p.target)
-    Console().print(table)
+    else:
+        headings = {"name": "plugin", "target": "defined in"}
+        table = Table(*(headings.get(key, key) for key in rows[0]), box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(escape, row.values()))
+        print_table(table)
+    for note in Restriction.of_environment().notes():
+        typer.echo(note, err=True)
 
 
 @plugins_app.command("show")
@@ -394,7 +426,10 @@ def _show_warning(
 
 
 def report_errors(run: Callable[[], None]) -> None:
-    """Call a typer app; a user's mistake becomes one message and exit code 2, without a traceback."""
+    """Call a typer app; a user's mistake becomes one message and exit code 2, without a traceback.
+
+    A plugin's becomes its traceback, the plugin's name below it, and exit code 1.
+    """
     warnings.showwarning = _show_warning
     try:
         run()
@@ -406,6 +441,9 @@ def report_errors(run: Callable[[], None]) -> None:
         if first_here if error.only_here is None else error.only_here:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except PluginFailure as error:
+        error.report()
+        sys.exit(EXIT_FAILURE)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     "training.threads",
     "training.activation_checkpointing",
     "plugin_versions",
+    "provenance",
 )
 """Settings that may change when a run goes on: none of them changes what a step trains on."""
 
@@ -208,6 +209,18 @@ def _no_options(value: object) -> object:
 PluginSettings = Annotated[dict[str, Any], BeforeValidator(_no_options)]
 
 
+class Provider(Section):
+    """Where a component comes from: a plugin, its distribution, and the file it is defined in."""
+
+    plugin: str
+    distribution: str
+    version: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} of {self.distribution} {self.version} ({self.file})"
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -225,6 +238,9 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     plugin_versions: dict[str, str] = Field(
         default_factory=dict, description="written by the trainer: what the run used"
+    )
+    provenance: dict[str, Provider] = Field(
+        default_factory=dict, description="written by the trainer: what filled each slot"
     )
 
     @model_validator(mode="after")

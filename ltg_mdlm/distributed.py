@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from ltg_mdlm.blame import PluginFailure
 from ltg_mdlm.errors import UserError
 
 T = TypeVar("T")
@@ -142,7 +143,10 @@ class Ranks:
             error.only_here = self._is_first_to_say(str(error))
         elif isinstance(error, Exception):
             print(f"process {self.rank} of {self.world_size} failed:", file=sys.stderr)
-            traceback.print_exception(error)
+            if isinstance(error, PluginFailure):
+                error.report()
+            else:
+                traceback.print_exception(error)
             sys.stderr.flush()
             raise SystemExit(1) from None
 

@@ -1,16 +1,14 @@
 """Find, import, validate and register plugins, and fill the recipe's slots with their components.
 
-Entry-point *metadata* of every installed plugin is read; only selected plugins are imported, so that a broken plugin
-that nobody selected never breaks a command.
+Only selected plugins are imported, so that a broken plugin that nobody selected never breaks a command.  Whatever a
+selected one does wrong here is an error that names it, its distribution, version and file.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 import pluggy
@@ -31,9 +29,11 @@ from ltg_mdlm.api import (
     RunContext,
     TimeConditioning,
 )
-from ltg_mdlm.config import RunConfig, did_you_mean, validate
+from ltg_mdlm.blame import PluginError, blamed_on
+from ltg_mdlm.config import Provider, RunConfig, did_you_mean, validate
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.hookspecs import SLOTS
+from ltg_mdlm.installed import Installed, find
 
 FALLBACK = "uniform_mdlm"
 """Fills every slot that no selected plugin fills."""
@@ -41,68 +41,20 @@ FALLBACK = "uniform_mdlm"
 C = TypeVar("C")
 
 
-@dataclass(frozen=True)
-class Installed:
-    """One plugin as its distribution's metadata announces it."""
-
-    name: str
-    target: str
-    distribution: str
-    version: str
-    entry_point: EntryPoint
-
-    @property
-    def origin(self) -> str:
-        """Distribution and version, for messages."""
-        return f"{self.distribution} {self.version}"
-
-
-@functools.cache
-def installed_plugins() -> Mapping[str, tuple[Installed, ...]]:
-    """Every installed plugin by name; more than one entry per name is a conflict between distributions."""
-    found: dict[str, dict[str, Installed]] = {}
-    for point in entry_points(group=PROJECT):
-        dist = point.dist
-        name = dist.metadata["Name"] if dist else "an unknown distribution"
-        plugin = Installed(point.name, point.value, name, dist.version if dist else "?", point)
-        # One distribution can be listed twice (a checkout on the path and its installation).
-        found.setdefault(point.name, {})[name.lower().replace("_", "-")] = plugin
-    return {name: tuple(found[name].values()) for name in sorted(found)}
-
-
-def find(name: str) -> Installed:
-    """The installed plugin of that name.  Raises UserError when there is none, or more than one."""
-    known = installed_plugins()
-    if name not in known:
-        raise UserError(
-            f"no installed plugin is called {name!r}{did_you_mean(name, known)}\n  installed: {', '.join(known)}"
-            "        (ltg-mdlm plugins list)"
-        )
-    if len(known[name]) > 1:
-        origins = " and ".join(plugin.origin for plugin in known[name])
-        raise UserError(f"two distributions provide a plugin called {name!r}: {origins}\n  uninstall one of them")
-    return known[name][0]
-
-
 def import_plugin(plugin: Installed) -> type[Plugin[Any]]:
     """Import the plugin's class and check its API version.  Raises UserError naming its distribution and file."""
-    try:
+    with blamed_on(plugin, f"importing {plugin.target}"):
         loaded = plugin.entry_point.load()
-    except Exception as error:
-        raise UserError(
-            f"plugin {plugin.name!r} of {plugin.origin} cannot be imported from {plugin.target}:"
-            f" {type(error).__name__}: {error}"
-        ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
-        raise UserError(
-            f"plugin {plugin.name!r} of {plugin.origin}: {plugin.target} is not a subclass of ltg_mdlm.api.Plugin"
-        )
-    if loaded.api_version not in (API_VERSION, API_VERSION - 1):
-        advice = "update ltg-mdlm" if loaded.api_version > API_VERSION else f"update {plugin.distribution}"
-        raise UserError(
-            f"plugin {plugin.name!r} of {plugin.origin} ({source_file(loaded)}) is written for plugin API"
-            f" {loaded.api_version}; this is API {API_VERSION}: {advice}"
-        )
+        raise UserError(f"{plugin.provider}: {plugin.target} is not a subclass of ltg_mdlm.api.Plugin")
+    version, model = loaded.api_version, loaded.options_model
+    if not isinstance(version, int):
+        raise UserError(f"{plugin.provider}: api_version is {version!r}, not a whole number")
+    if version not in (API_VERSION, API_VERSION - 1):
+        advice = "update ltg-mdlm" if version > API_VERSION else f"update {plugin.distribution}"
+        raise UserError(f"{plugin.provider} is written for plugin API {version}; this is API {API_VERSION}: {advice}")
+    if not (isinstance(model, type) and issubclass(model, PluginOptions)):
+        raise UserError(f"{plugin.provider}: options_model is {model!r}, not a subclass of ltg_mdlm.api.PluginOptions")
     return loaded
 
 
@@ -204,13 +156,19 @@ class Components:
     objective: Objective
     time_conditioning: TimeConditioning
     observers: tuple[Component, ...]
-    providers: Mapping[str, str]
-    """Name of the plugin behind every slot."""
+    provenance: Mapping[str, Provider]
+    """Where the component of every slot, and every observer, comes from."""
+
+    @property
+    def providers(self) -> dict[str, str]:
+        """Name of the plugin behind every slot and observer."""
+        return {slot: provider.plugin for slot, provider in self.provenance.items()}
 
     def named(self) -> list[tuple[str, str, Component]]:
         """(slot, plugin, component) for every distinct component; one object may fill several slots."""
-        rows = [(slot, self.providers[slot], cast(Component, getattr(self, slot))) for slot in SLOTS]
-        rows += [(f"observer{i}", self.providers[f"observer{i}"], c) for i, c in enumerate(self.observers)]
+        providers = self.providers
+        rows = [(slot, providers[slot], cast(Component, getattr(self, slot))) for slot in SLOTS]
+        rows += [(f"observer{i}", providers[f"observer{i}"], c) for i, c in enumerate(self.observers)]
         distinct = {id(component): (slot, plugin, component) for slot, plugin, component in reversed(rows)}
         return list(reversed(distinct.values()))
 
@@ -229,24 +187,31 @@ class Host:
             resolved[name] = instance.options.model_dump(mode="json")
             self._register(name, plugin, instance)
         self._check_slots(config.slots)
-        self.config = config.model_copy(
-            update={"plugins": resolved, "plugin_versions": {n: p.origin for n, p in self.selected.items()}}
-        )
+        versions = {name: plugin.origin for name, plugin in self.selected.items()}
+        self.config = config.model_copy(update={"plugins": resolved, "plugin_versions": versions, "provenance": {}})
 
     def _instantiate(self, plugin: Installed, options: Mapping[str, Any], sources: Mapping[str, str]) -> Plugin[Any]:
         plugin_class = import_plugin(plugin)
         hint = f"        (ltg-mdlm plugins show {plugin.name})"
-        return plugin_class(validate(plugin_class.options_model, options, sources, f"plugins.{plugin.name}.", hint))
+        with blamed_on(plugin, "checking its options"):
+            accepted = validate(plugin_class.options_model, options, sources, f"plugins.{plugin.name}.", hint)
+        with blamed_on(plugin, f"{plugin_class.__name__}()"):
+            instance = plugin_class(accepted)
+        if getattr(instance, "options", None) is not accepted:
+            raise UserError(f"{plugin.provider}: {plugin_class.__name__}.__init__ does not keep its options")
+        return instance
 
     def _register(self, name: str, plugin: Installed, instance: Plugin[Any]) -> None:
         try:
-            self._manager.register(instance, name=name)
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
+            with blamed_on(plugin, "registering its hooks"):
+                self._manager.register(instance, name=name)
+                self._manager.check_pending()
+        except UserError as error:
+            if not isinstance(error.__cause__, pluggy.PluginValidationError):
+                raise
             hooks = [n for n in vars(hookspecs) if n.startswith(f"{PROJECT}_")]
             raise UserError(
-                f"plugin {name!r} of {plugin.origin} ({source_file(type(instance))}): {' '.join(str(error).split())}"
-                f"\n  hooks of the host: {', '.join(hooks)}"
+                f"{plugin.provider}: {' '.join(str(error.__cause__).split())}\n  hooks of the host: {', '.join(hooks)}"
             ) from None
 
     def _check_slots(self, slots: Mapping[str, str]) -> None:
@@ -263,7 +228,13 @@ class Host:
         """Let the plugins look at the run's settings; returns their warnings.  Raises UserError if one objects."""
         warnings: list[str] = []
         for name, call in self._implementations("ltg_mdlm_check_config"):
-            warnings += [f"{name}: {text}" for text in call(config=self.config) or ()]
+            try:
+                texts = call(config=self.config)
+            except PluginError:
+                raise
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+            warnings += [f"{name}: {text}" for text in self._listed(name, "ltg_mdlm_check_config", texts, str)]
         return warnings
 
     def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
@@ -274,46 +245,67 @@ class Host:
         observers = [
             Filled(name, component)
             for name, call in self._implementations("ltg_mdlm_observers")
-            for component in call(ctx=context) or ()
+            for component in self._listed(name, "ltg_mdlm_observers", call(ctx=context), Component)
         ]
-        providers = {slot: part.plugin for slot, part in filled.items()}
-        providers |= {f"observer{i}": part.plugin for i, part in enumerate(observers)}
+        named = filled | {f"observer{i}": part for i, part in enumerate(observers)}
         return Components(
             **{slot: part.component for slot, part in filled.items()},
             observers=tuple(part.component for part in observers),
-            providers=providers,
+            provenance={name: self.selected[part.plugin].provider for name, part in named.items()},
         )
 
     def fill(self, slot: str, context: RunContext) -> Filled:
         """The component of one slot.  Raises UserError when two plugins want it, or a chosen one does not fill it."""
-        offers = self._implementations(f"ltg_mdlm_{slot}")
-        wanted = self.config.slots.get(slot)
-        offers = [(name, call) for name, call in offers if wanted in (None, name)]
+        hook, wanted = f"ltg_mdlm_{slot}", self.config.slots.get(slot)
+        offers = [(name, call) for name, call in self._implementations(hook) if wanted in (None, name)]
         parts = [Filled(name, component) for name, call in offers if (component := call(ctx=context)) is not None]
+        for part in parts:
+            self._require_type(part.plugin, hook, part.component, _SLOT_TYPES[slot])
         others = [part for part in parts if part.plugin != FALLBACK] or parts
         if len(others) > 1:
-            first, second = others[0].plugin, others[1].plugin
-            raise UserError(
-                f"both {first!r} ({self.selected[first].origin}) and {second!r} ({self.selected[second].origin})"
-                f" fill the slot {slot!r}\n  choose one with --set slots.{slot}={first}"
-                f"\n  or in a config file:\n    slots:\n      {slot}: {first}"
-            )
+            raise self._conflict(slot, [part.plugin for part in others])
         if not others:
+            # The fallback fills every slot, so this one was chosen.
             raise UserError(f"slots.{slot}: plugin {wanted!r} does not fill this slot with its present options")
-        expected = _SLOT_TYPES[slot]
-        if not isinstance(others[0].component, expected):
-            name = others[0].plugin
-            raise UserError(
-                f"plugin {name!r} of {self.selected[name].origin}: ltg_mdlm_{slot} returned"
-                f" {type(others[0].component).__name__}, not a {expected.__name__}"
-            )
         return others[0]
+
+    def _conflict(self, slot: str, names: Sequence[str]) -> UserError:
+        claims = " and ".join(f"{name!r} ({self.selected[name].origin})" for name in names)
+        both = "both " if len(names) == 2 else ""
+        return UserError(
+            f"{both}{claims} fill the slot {slot!r}\n  choose one with --set slots.{slot}={names[0]}"
+            f"\n  or in a config file:\n    slots:\n      {slot}: {names[0]}"
+        )
+
+    def _listed(self, name: str, hook: str, returned: Any, expected: type[C]) -> list[C]:
+        """What a hook returned, as a list.  Raises UserError if it is anything but some of `expected`, or None."""
+        # A str is an iterable of strings, too, but never meant as one.
+        if isinstance(returned, str) or not isinstance(returned, Iterable | None):
+            raise UserError(
+                f"{self.selected[name].provider}: {hook} returned {type(returned).__name__},"
+                f" not a list of {expected.__name__}"
+            )
+        with blamed_on(self.selected[name], hook):  # it may be a generator
+            items = list(returned or ())
+        for item in items:
+            self._require_type(name, hook, item, expected, " in its list")
+        return items
+
+    def _require_type(self, name: str, hook: str, value: Any, expected: type, where: str = "") -> None:
+        if not isinstance(value, expected):
+            given = f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
+            raise UserError(
+                f"{self.selected[name].provider}: {hook} returned {given}{where}, not a {expected.__name__}"
+            )
 
     def _implementations(self, hook: str) -> Sequence[tuple[str, Callable[..., Any]]]:
         """(plugin name, callable by keyword) for every implementation, in the order of selection."""
-        implementations = getattr(self._manager.hook, hook).get_hookimpls()
-        calls = {impl.plugin_name: _by_keyword(impl.function, impl.argnames) for impl in implementations}
-        return [(name, calls[name]) for name in self.selected if name in calls]
+        implementations = {i.plugin_name: i for i in getattr(self._manager.hook, hook).get_hookimpls()}
+        return [
+            (name, _by_keyword(implementations[name].function, implementations[name].argnames, plugin, hook))
+            for name, plugin in self.selected.items()
+            if name in implementations
+        ]
 
 
 _SLOT_TYPES: Mapping[str, type] = {
@@ -325,7 +317,14 @@ _SLOT_TYPES: Mapping[str, type] = {
 }
 
 
-def _by_keyword(function: Callable[..., C], argnames: Iterable[str]) -> Callable[..., C]:
-    """Hook implementations may take any subset of the hook's arguments."""
+def _by_keyword(
+    function: Callable[..., Any], argnames: Iterable[str], plugin: Installed, hook: str
+) -> Callable[..., Any]:
+    """Hook implementations may take any subset of the hook's arguments, and answer for what they raise."""
     names = tuple(argnames)
-    return lambda **kwargs: function(*(kwargs[name] for name in names))
+
+    def call(**kwargs: Any) -> Any:
+        with blamed_on(plugin, hook):
+            return function(*(kwargs[name] for name in names))
+
+    return call

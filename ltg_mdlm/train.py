@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Literal, TypeVar, cast
 
 import torch
 import typer
@@ -14,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from ltg_mdlm.agreement import require_same_program
+from ltg_mdlm.blame import PluginFailure, failures_named, text_of
 from ltg_mdlm.build import Run, build_run, open_corpus, provenance
 from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
 from ltg_mdlm.cli import Configs, Out, Plugins, Resume, Sets, report_errors
@@ -25,6 +27,7 @@ from ltg_mdlm.host import Host
 from ltg_mdlm.metrics import ConsoleSink, JSONLines, Sink, WandbSink, wandb_mode
 from ltg_mdlm.preemption import StopRequest
 from ltg_mdlm.result import result_text
+from ltg_mdlm.resume import require_same_distributions, require_same_slots, resume_notes
 from ltg_mdlm.run_folder import RunFolder, Status, truncate_metrics
 from ltg_mdlm.trainer import NonFiniteTraining, Trainer
 
@@ -75,6 +78,7 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
             f"{folder.path} belongs to a run with other settings: {', '.join(keys)}"
             "\n  choose another folder with --out, or repeat the settings in its config.yaml to go on"
         )
+    require_same_distributions(old.plugin_versions, config.plugin_versions, folder.path)
     if resume == "never":
         raise UserError(f"{folder.path} holds a run already, and --resume never forbids to go on; choose another --out")
     status = folder.read_status()
@@ -106,12 +110,12 @@ def on_main(ranks: Ranks, action: Callable[[], T], *, share: bool = True) -> T:
 
 def train_in(folder: RunFolder, run: Run, console: Console, checkpoint: Path | None, stop: StopRequest) -> int:
     """Restore what the folder holds, train, and report."""
+    notes = notes_on(checkpoint, run) if checkpoint is not None else []
     checkpoints = open_checkpoints(folder, run)
     state = checkpoints.load(checkpoint, verify=False) if checkpoint is not None else None
     console.print(describe(run), markup=False, highlight=False, soft_wrap=True)
-    if checkpoint is not None:
-        for text in resume_notes(read_about(checkpoint), provenance(run.config, run.recipe.components, run.ranks)):
-            console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
+    for text in notes:
+        console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
     first_step = state.step if state is not None else 0
     if run.ranks.is_main:
         folder.write_config(run.config.to_yaml())
@@ -120,9 +124,19 @@ def train_in(folder: RunFolder, run: Run, console: Console, checkpoint: Path | N
     sinks = open_sinks(folder, run, console, first_step) if run.ranks.is_main else []
     trainer = Trainer(run, checkpoints, sinks, stop)
     if state is not None:
-        trainer.restore(state)
+        with failures_named(run.recipe.components, lambda _: f"while it was restored from {checkpoint}"):
+            trainer.restore(state)
         console.print(f"going on from step {first_step} of {run.schedule.max_steps}", highlight=False)
     return run_trainer(trainer, folder, console)
+
+
+def notes_on(checkpoint: Path, run: Run) -> list[str]:
+    """What may change the curve from a checkpoint on.  Raises UserError if it was written with other plugins."""
+    before, now = read_about(checkpoint), provenance(run.config, run.recipe.components, run.ranks)
+    old = {name: origin for name, origin in before.get("versions", {}).items() if name in run.config.plugin_versions}
+    require_same_distributions(old, run.config.plugin_versions, checkpoint)
+    require_same_slots(before, now, checkpoint)
+    return resume_notes(before, now)
 
 
 def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
@@ -135,7 +149,7 @@ def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
     try:
         set_status("running")
         # Closed before its last status is written: until then its checkpoints report theirs.
-        with closing(trainer):
+        with closing(trainer), failures_named(trainer.recipe.components, moments_of(trainer)):
             finished = trainer.train()
     except NonFiniteTraining as error:
         set_status("failed", str(error))
@@ -143,7 +157,7 @@ def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
         return EXIT_NON_FINITE
     except BaseException as error:
         with suppress(OSError):  # a full disk may be why
-            set_status("failed", f"{type(error).__name__}: {error}")
+            set_status("failed", error.reason if isinstance(error, PluginFailure) else text_of(error))
         raise
     if not finished:
         set_status("preempted", trainer.stop.signal_name or "another process was asked to stop")
@@ -154,6 +168,18 @@ def run_trainer(trainer: Trainer, folder: RunFolder, console: Console) -> int:
     if trainer.ranks.is_main:
         console.print("\n" + result_text(folder.path), markup=False, highlight=False, soft_wrap=True)
     return EXIT_DONE
+
+
+def moments_of(trainer: Trainer) -> Callable[[Exception], str]:
+    """Finds the training step that an exception was raised in, or the number of steps done before."""
+
+    def moment_of(error: Exception) -> str:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code is Trainer.train_step.__code__:
+                return f"in step {frame.f_locals['step'].step + 1}"
+        return f"after {trainer.next_step} steps"
+
+    return moment_of
 
 
 def open_checkpoints(folder: RunFolder, run: Run) -> Checkpoints:
@@ -175,18 +201,6 @@ def prepared_corpus(config: RunConfig, ranks: Ranks) -> Corpus:
     """Open the corpus; the first rank makes the generated one before the others look for it."""
     on_main(ranks, lambda: open_corpus(config), share=False)
     return open_corpus(config)
-
-
-def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed since a checkpoint was written and may change the curve, if only in the last bits."""
-    old, new = before.get("versions", {}), now["versions"]
-    notes = [f"{name} was {old[name]}, now it is {new[name]}" for name in new if old.get(name, new[name]) != new[name]]
-    ranks, ranks_now = before.get("world_size", now["world_size"]), now["world_size"]
-    if ranks != ranks_now:
-        text = f"{ranks} process(es) trained until now, {ranks_now} go on: batches, noise and masks stay the same"
-        dropout = now["config"]["model"]["dropout"]
-        notes.append(f"{text}, dropout does not (each process draws its own)" if dropout else f"{text} up to rounding")
-    return notes
 
 
 def make_deterministic() -> None:

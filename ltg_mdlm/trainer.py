@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ltg_mdlm.api import Step
 from ltg_mdlm.build import Run
 from ltg_mdlm.checkpoint import Checkpoints, TrainingState
+from ltg_mdlm.first_results import watched
 from ltg_mdlm.metrics import Row, Sink
 from ltg_mdlm.named_tensors import copy_named
 from ltg_mdlm.optim import learning_rate_factor
@@ -58,23 +59,25 @@ class Trainer:
         """Run to the last step; False when a stop signal ended it early, with everything saved.
 
         Raises NonFiniteTraining after `training.max_refused_updates` refused updates in a row, and UserError when a
-        checkpoint cannot be written.
+        checkpoint cannot be written, or a component's first results have not the types and shapes they must have.
         """
         if not self.ranks.all_agree(not self.stop.requested):
             return False
-        self.checkpoints.reserve(self.state())
-        if self.next_step == 0:
-            self.validate()
-        self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
-        for step in self.steps():
-            self.train_step(step)
-            self.validate()
-            stopping = self.stop_agreed()
-            words_seen = self.run.loader.words_seen(step.step)
-            if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
-                self.save()
-            if stopping:
-                break
+        with watched(self.recipe.components) as first_results:
+            self.checkpoints.reserve(self.state())
+            if self.next_step == 0:
+                self.validate()
+            self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
+            for step in self.steps():
+                self.train_step(step)
+                first_results.close()
+                self.validate()
+                stopping = self.stop_agreed()
+                words_seen = self.run.loader.words_seen(step.step)
+                if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
+                    self.save()
+                if stopping:
+                    break
         self.checkpoints.finish()
         return self.is_last
 

@@ -22,8 +22,8 @@ from support.runs import (
 
 from ltg_mdlm import checkpoint
 from ltg_mdlm.agreement import differences, source_digest
+from ltg_mdlm.resume import resume_notes
 from ltg_mdlm.run_folder import RunFolder
-from ltg_mdlm.train import resume_notes
 
 STEPS = 12
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "faulty")

@@ -1,11 +1,18 @@
 """What gets installed: the wheel is built here and looked into."""
 
 import os
+import subprocess
+import sys
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hatchling.build import build_wheel
+
+from ltg_mdlm.scaffold import Kind
+from ltg_mdlm.scaffold.write import files_of, write_distribution
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +40,22 @@ def test_wheel_holds_every_named_config(wheel):
     configs = {f"ltg_mdlm/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert configs
     assert configs <= set(wheel.namelist())
+
+
+def test_wheel_holds_every_template_of_a_new_plugin(wheel):
+    """`ltg-mdlm plugins new` reads them where they are installed, whatever their suffix."""
+    templates = {file for kind in get_args(Kind) for file in files_of(kind).values()}
+    assert {f"ltg_mdlm/scaffold/{file}" for file in templates} <= set(wheel.namelist())
+
+
+def test_a_new_plugin_is_installed_by_pip_with_its_entry_point(tmp_path):
+    write_distribution("my-idea", "masking", tmp_path / "new")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(tmp_path / "site")]
+    subprocess.run([*command, str(tmp_path / "new")], check=True, timeout=300)
+    (point,) = (p for d in distributions(path=[str(tmp_path / "site")]) for p in d.entry_points)
+    assert (point.group, point.name, point.value) == ("ltg_mdlm", "my_idea", "ltg_mdlm_my_idea.plugin:MyIdeaPlugin")
+    assert (tmp_path / "site" / "ltg_mdlm_my_idea" / "plugin.py").is_file()
 
 
 def test_wheel_registers_the_built_in_plugins_and_the_command(wheel):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from pydantic import Field
 
-from ltg_mdlm import host as host_module
+from ltg_mdlm import installed as installed_module
 from ltg_mdlm.api import CorpusStatistics, MaskingStrategy, Plugin, PluginOptions, RunContext, hookimpl
 from ltg_mdlm.config import load_settings
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.host import Host, Installed, describe_plugin, installed_plugins
+from ltg_mdlm.host import Host, describe_plugin
+from ltg_mdlm.installed import Installed, installed_plugins
 
 CONTEXT = RunContext(
     seed=0,
@@ -93,7 +94,7 @@ def install(monkeypatch):
     def add(name: str, target: str, distribution: str = "some-dist") -> None:
         point = EntryPoint(name, target, "ltg_mdlm")
         known[name] = (*known.get(name, ()), Installed(name, target, distribution, "1.2", point))
-        monkeypatch.setattr(host_module, "installed_plugins", lambda: known)
+        monkeypatch.setattr(installed_module, "installed_plugins", lambda: known)
 
     return add
 
@@ -193,7 +194,7 @@ def test_unusable_plugins_are_refused_with_their_distribution(install, module, t
 
 def test_a_hook_that_returns_the_wrong_type_is_named(install, module):
     install("wrong", f"{module}:WrongReturn", "wrong-dist")
-    with pytest.raises(UserError, match=r"wrong-dist 1\.2: ltg_mdlm_masking returned str, not a MaskingStrategy"):
+    with pytest.raises(UserError, match=r"wrong-dist 1\.2 \(.*test_host\.py\): ltg_mdlm_masking returned str, not"):
         make_host("wrong").build(CONTEXT, STATISTICS)
 
 

@@ -1,0 +1,1 @@
+"""The plugin `my_plugin` of ltg-mdlm."""

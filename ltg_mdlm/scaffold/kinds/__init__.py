@@ -1,0 +1,1 @@
+"""A working plugin of every kind, and the tests that its distribution gets."""
