@@ -8,12 +8,12 @@ import pytest
 import torch
 from ltg_mdlm_amlm.masked_lm import DecliningRate
 from ltg_mdlm_amlm.masking import AdaptiveMasking
-from support.batches import VOCAB, context, text_batch
-from support.ranks import run_on_ranks
 from support.runs import killed, losses, rows, run, saved_bits
 
 from ltg_mdlm.api import Observation, Step, Supervised
 from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.testing import run_on_ranks
+from ltg_mdlm.testing.toy import VOCAB, context, text_batch
 
 STEPS = 12
 AMLM = "plugins.amlm.update_every=3"
