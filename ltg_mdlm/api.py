@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ltg_mdlm.config import RunConfig
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.random import permutation, stream_key, uniform, uniform_open
 
@@ -40,6 +41,7 @@ __all__ = [
     "Plugin",
     "PluginOptions",
     "RowMode",
+    "RunConfig",
     "RunContext",
     "Step",
     "Supervised",

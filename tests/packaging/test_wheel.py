@@ -67,3 +67,8 @@ def test_wheel_registers_the_built_in_plugins_and_the_command(wheel):
 
 def test_wheel_holds_no_tests_and_no_data(wheel):
     assert not [n for n in wheel.namelist() if n.startswith(("tests/", "benchmarks/", "docs/")) or n.endswith(".bin")]
+
+
+def test_wheel_holds_nothing_of_other_distributions(wheel):
+    """They live in the same repository, and are installed on their own."""
+    assert not [name for name in wheel.namelist() if "amlm" in name or "dual" in name]

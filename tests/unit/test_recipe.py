@@ -22,7 +22,13 @@ PLUGINS: Mapping[str, tuple[str, ...]] = {
     "freq_mdlm": (),
     "freq_mdlm exact": ("plugins.freq_mdlm.weighting=exact", "plugins.freq_mdlm.statistics=corpus"),
     "gpt_bert": (),
+    "amlm": ("plugins.amlm.update_every=1",),
+    "dual": (),
+    "dual next_token": ("plugins.dual.next_token=true",),
+    "dual freq_mdlm": ("plugins.freq_mdlm.power=1", "plugins.freq_mdlm.weighting=token"),
+    "dual amlm": ("plugins.amlm.update_every=1", "slots.objective=dual"),
 }
+HYBRIDS = {name for name in PLUGINS if name.startswith(("gpt_bert", "dual"))}
 
 
 def make(name: str) -> tuple[Recipe, DenoisingLoss]:
@@ -109,7 +115,7 @@ def test_supervised_positions_carry_what_belongs_to_their_own_token(name):
     assert torch.equal(batch.ids_BT[supervised.row_N, supervised.column_N + shift_N], supervised.label_N)
     assert torch.equal(supervised.masked_N, ~supervised.causal_N)
     assert len(index_N) == int((micro_batch.corrupted.labels_BT != IGNORE).sum())
-    if name == "gpt_bert":
+    if name in HYBRIDS:
         assert 0 < int(supervised.causal_N.sum()) < len(index_N)
 
 

@@ -15,7 +15,7 @@ from ltg_mdlm.preemption import StopRequest
 from ltg_mdlm.testing.host_reads import cuda_waits_are_errors, no_host_reads_in_a_step
 from ltg_mdlm.trainer import Trainer
 
-PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert")
+PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "amlm", "dual")
 SETS = (*TINY, "logging.every=100", "training.micro_batch_rows=3")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, gpu])]

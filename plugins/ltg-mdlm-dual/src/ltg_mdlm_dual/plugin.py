@@ -1,0 +1,51 @@
+"""The plugin `dual`: autoregressive and masked-diffusion rows together (Samuel and Charpentier 2025, arXiv 2512.14549).
+
+Fills row mode and objective; with `next_token`, masking as well.
+"""
+
+from __future__ import annotations
+
+from ltg_mdlm.api import Field, MaskingStrategy, Objective, Plugin, PluginOptions, RowMode, RunContext, hookimpl
+from ltg_mdlm_dual.masking import NextTokenMasking
+from ltg_mdlm_dual.objective import DualObjective
+from ltg_mdlm_dual.rows import ExactShare
+
+
+class Options(PluginOptions):
+    """How many rows are causal, and what their tokens count for."""
+
+    causal_share: float = Field(
+        0.25, ge=0, le=1, description="share of rows that are trained causally, exact over any number of steps"
+    )
+    causal_weight: float = Field(2.0, ge=0, description="what a causal row counts for; a masked one counts 1")
+    derivative_power: float = Field(
+        1.0, ge=0, description="exponent of |d gamma / dt| in the weight of a masked row; 1 is the diffusion bound"
+    )
+    z_loss: float = Field(1e-4, ge=0, description="weight of the squared log-normaliser, 0: none")
+    next_token: bool = Field(
+        False,
+        description="fill masking, too: uniform, with masked tokens predicted one position earlier (published);"
+        " otherwise the masking plugin decides where",
+    )
+
+
+class Dual(Plugin[Options]):
+    """The dual objective: some rows of every global batch are predicted from left to right, the others unmasked."""
+
+    options_model = Options
+
+    @hookimpl
+    def ltg_mdlm_row_mode(self) -> RowMode:
+        return ExactShare(self.options.causal_share)
+
+    @hookimpl
+    def ltg_mdlm_objective(self) -> Objective:
+        return DualObjective(
+            causal_weight=self.options.causal_weight,
+            derivative_power=self.options.derivative_power,
+            z_loss=self.options.z_loss,
+        )
+
+    @hookimpl
+    def ltg_mdlm_masking(self, ctx: RunContext) -> MaskingStrategy | None:
+        return NextTokenMasking(ctx.mask_id) if self.options.next_token else None

@@ -1,0 +1,25 @@
+"""The checks that every plugin for ltg-mdlm passes."""
+
+from typing import ClassVar
+
+from ltg_mdlm.testing import PluginConformance
+
+
+class TestDual(PluginConformance):
+    """Beside the built-in masking, schedule and conditioning."""
+
+    plugin = "dual"
+
+
+class TestNextToken(PluginConformance):
+    """Masked tokens predicted from the left, as published."""
+
+    plugin = "dual"
+    options: ClassVar = {"next_token": True, "causal_share": 0.5}
+
+
+class TestBesideFrequencyMasking(PluginConformance):
+    """Hazards that differ between tokens."""
+
+    plugin = "dual"
+    sets = ("plugins.freq_mdlm.power=1", "plugins.freq_mdlm.weighting=token")

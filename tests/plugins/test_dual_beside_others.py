@@ -1,0 +1,97 @@
+"""Plugins of several distributions in one run: each fills its slots, and what two of them want is decided by name."""
+
+import pytest
+import torch
+
+from ltg_mdlm.api import IGNORE, Step
+from ltg_mdlm.config import load_settings
+from ltg_mdlm.errors import UserError
+from ltg_mdlm.host import Components, Host
+from ltg_mdlm.recipe import Recipe
+from ltg_mdlm.testing.toy import context, statistics, text_batch, zipfian_counts
+
+SLOTS = ("row_mode", "noise_schedule", "masking", "objective", "time_conditioning")
+
+
+def build(*plugins: str, sets: tuple[str, ...] = ()) -> Components:
+    """What `--plugin` for each of them and these settings select."""
+    settings = load_settings(["laptop"], sets, plugins)
+    return Host(settings.config, settings.sources).build(context(), statistics(zipfian_counts()))
+
+
+@pytest.mark.parametrize(
+    ("plugins", "sets", "providers"),
+    [
+        ("amlm", (), "uniform_mdlm amlm amlm amlm amlm"),
+        ("dual", (), "dual uniform_mdlm uniform_mdlm dual uniform_mdlm"),
+        ("dual", ("plugins.dual.next_token=true",), "dual uniform_mdlm dual dual uniform_mdlm"),
+        ("dual freq_mdlm", (), "dual uniform_mdlm freq_mdlm dual uniform_mdlm"),
+        ("freq_mdlm dual", (), "dual uniform_mdlm freq_mdlm dual uniform_mdlm"),
+        ("dual amlm", ("slots.objective=dual",), "dual amlm amlm dual amlm"),
+        ("amlm dual", ("slots.objective=amlm",), "dual amlm amlm amlm amlm"),
+        (
+            "dual amlm freq_mdlm",
+            ("slots.objective=dual", "slots.masking=freq_mdlm", "slots.time_conditioning=uniform_mdlm"),
+            "dual amlm freq_mdlm dual uniform_mdlm",
+        ),
+        ("dual gpt_bert", ("slots.row_mode=dual", "slots.objective=dual"), "dual gpt_bert gpt_bert dual gpt_bert"),
+    ],
+)
+def test_every_slot_is_filled_by_who_was_selected_for_it(plugins, sets, providers):
+    components = build(*plugins.split(), sets=sets)
+    assert [components.providers[slot] for slot in SLOTS] == providers.split()
+
+
+@pytest.mark.parametrize(
+    ("plugins", "sets", "slot"),
+    [
+        (("dual", "amlm"), (), "objective"),
+        (("dual", "freq_mdlm"), ("plugins.dual.next_token=true",), "masking"),
+        (
+            ("dual", "freq_mdlm"),
+            ("plugins.freq_mdlm.weighting=exact", "plugins.freq_mdlm.statistics=corpus"),
+            "objective",
+        ),
+    ],
+)
+def test_two_distributions_that_want_one_slot_are_both_named(plugins, sets, slot):
+    with pytest.raises(UserError) as error:
+        build(*plugins, sets=sets)
+    text = str(error.value)
+    assert "'dual' (ltg-mdlm-dual 0.1.0)" in text
+    assert f"'{plugins[1]}'" in text
+    assert f"--set slots.{slot}=" in text
+
+
+SCHEDULES = ("linear", "cosine", "cosine_squared", "gaussian", "bimodal_gaussian")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("masking", ["uniform_mdlm", "freq_mdlm", "amlm"])
+def test_causal_rows_stand_whole_beside_masked_rows_of_any_masking_and_schedule(masking, schedule):
+    """Causal rows: no mask, every token predicted from the left, a told mask rate of 0.  Masked rows: in place."""
+    sets = (
+        "slots.objective=dual",
+        "slots.noise_schedule=uniform_mdlm",
+        "slots.time_conditioning=uniform_mdlm",
+        f"plugins.uniform_mdlm.schedule={schedule}",
+    )
+    recipe = Recipe(build("dual", masking, sets=sets))
+    batch = text_batch(16, 64)
+    step = recipe.begin(Step(seed=0, step=3, progress=0.4, epoch=0.0, rows=16, first_row=48), torch.device("cpu"))
+    micro_batch = recipe.corrupt(batch, step)
+    corrupted, causal_B = micro_batch.corrupted, micro_batch.corrupted.causal_B
+    assert int(causal_B.sum()) == 4
+    assert torch.equal(corrupted.input_BT[causal_B], batch.ids_BT[causal_B])
+    assert torch.equal(
+        (corrupted.labels_BT[causal_B, :-1] != IGNORE), batch.maskable_BT[causal_B, 1:]
+    )  # every token has a predecessor in its document, since documents begin with <s>
+    assert torch.equal(corrupted.labels_BT[~causal_B] != IGNORE, corrupted.masked_BT[~causal_B])
+    assert micro_batch.value_B is not None
+    assert torch.equal(micro_batch.value_B == 0, causal_B)
+    maskable, masked = batch.maskable_BT[~causal_B].sum(), corrupted.masked_BT[~causal_B].sum()
+    assert float(masked / maskable) == pytest.approx(float(micro_batch.noise.rate_B[~causal_B].mean()), abs=0.06)
+    assert recipe.denominators([micro_batch]).tolist() == [
+        float(maskable),
+        float((corrupted.labels_BT[causal_B] != IGNORE).sum()),
+    ]
