@@ -6,6 +6,7 @@ written in its place when the site is built.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -60,6 +61,35 @@ def hooks() -> str:
     return "\n\n".join(_hook(name, getattr(hookspecs, name)) for name in names)
 
 
+def api() -> str:
+    """Every public name of `ltg_mdlm.api`, for mkdocstrings to write out."""
+    from ltg_mdlm import api as module
+
+    groups: dict[str, list[str]] = {title: [] for title in ("Plugins", "Components", "Data", "Functions", "Constants")}
+    for name in module.__all__:
+        groups[_api_group(getattr(module, name))].append(name)
+    text = []
+    for title, names in groups.items():
+        text += [f"## {title}", *(_api_entry(name, getattr(module, name)) for name in names)]
+    return "\n\n".join(text)
+
+
+def _api_group(value: object) -> str:
+    from ltg_mdlm.api import Component
+
+    if isinstance(value, type):
+        is_component = issubclass(value, Component)
+        return "Components" if is_component else "Data" if dataclasses.is_dataclass(value) else "Plugins"
+    return "Functions" if inspect.isfunction(value) else "Constants"
+
+
+def _api_entry(name: str, value: object) -> str:
+    home = getattr(value, "__module__", "ltg_mdlm").partition(".")[0]
+    if inspect.isroutine(value) and home != "ltg_mdlm":
+        return f"### {name}\n\n`{value.__module__.partition('.')[0]}.{name}`, passed on."
+    return f"::: ltg_mdlm.api.{name}"
+
+
 def commands() -> str:
     """Every command with its arguments and options, by Typer's own generator."""
     command = [sys.executable, "-m", "typer", "ltg_mdlm.cli", "utils", "docs", "--name", "ltg-mdlm"]
@@ -72,6 +102,7 @@ def commands() -> str:
 GENERATORS: dict[str, Callable[..., str]] = {
     "settings": settings,
     "options": options,
+    "api": api,
     "hooks": hooks,
     "commands": commands,
 }
