@@ -90,6 +90,27 @@ def _api_entry(name: str, value: object) -> str:
     return f"::: ltg_mdlm.api.{name}"
 
 
+def testing() -> str:
+    """Every public name of `ltg_mdlm.testing`, for mkdocstrings to write out."""
+    from ltg_mdlm import testing as module
+
+    values = [getattr(module, name) for name in module.__all__]
+    return "\n\n".join(f"::: {value.__name__ if inspect.ismodule(value) else _path(value)}" for value in values)
+
+
+def _path(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def checks() -> str:
+    """Every check of the conformance kit, and what it asks for."""
+    from ltg_mdlm.testing import PluginConformance
+
+    tests = {name: test for name, test in vars(PluginConformance).items() if name.startswith("test_")}
+    lines = [f"| `{name}` | {_cell(' '.join((inspect.getdoc(test) or '').split()))} |" for name, test in tests.items()]
+    return "\n".join(["| test | what |", "|---|---|", *lines])
+
+
 def commands() -> str:
     """Every command with its arguments and options, by Typer's own generator."""
     command = [sys.executable, "-m", "typer", "ltg_mdlm.cli", "utils", "docs", "--name", "ltg-mdlm"]
@@ -103,6 +124,8 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "settings": settings,
     "options": options,
     "api": api,
+    "testing": testing,
+    "checks": checks,
     "hooks": hooks,
     "commands": commands,
 }

@@ -142,7 +142,7 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """Optimiser, learning-rate curve and weight averaging."""
 
-    name: Literal["lamb", "adamw"] = Field("lamb", description="lamb: weights that decay move by a share of their own norm")
+    name: Literal["lamb", "adamw"] = Field("lamb", description="lamb: weights move by a share of their own norm")
     lr: float = Field(7e-3, gt=0, description="learning rate after warm-up")
     betas: tuple[Fraction, Fraction] = Field(
         (0.9, 0.98), description="decay of the averages of the gradient and of its square"
