@@ -72,8 +72,9 @@ def installed(example: Example, folder: Path) -> str:
 EXAMINE = """
 import json, sys
 from ltg_mdlm.testing.report import examine
-failed = {name: [f"{v.check.title}: {v.reason}" for v in examine(name) if v.outcome == "failed"] for name in sys.argv[1:]}
-print(json.dumps(failed))
+def failures(name):
+    return [f"{v.check.title}: {v.reason}" for v in examine(name) if v.outcome == "failed"]
+print(json.dumps({name: failures(name) for name in sys.argv[1:]}))
 """
 
 
