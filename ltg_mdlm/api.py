@@ -61,7 +61,9 @@ IGNORE = -100
 
 PROJECT = "ltg_mdlm"
 hookspec = pluggy.HookspecMarker(PROJECT)
+"""Marks a hook of the host; plugins need `hookimpl` only."""
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a method of a plugin as the implementation of the hook of its name."""
 
 
 class PluginOptions(BaseModel):
@@ -77,7 +79,9 @@ class Plugin(Generic[O]):
     """What an entry point of the group `ltg_mdlm` names.  Its hook methods connect options to components."""
 
     api_version: ClassVar[int] = API_VERSION
+    """The API the plugin is written for.  A plugin that other people install states the number."""
     options_model: ClassVar[type[PluginOptions]] = PluginOptions
+    """Validates what is set under `plugins.<name>`."""
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -88,11 +92,17 @@ class RunContext:
     """What a component may know of the run when it is built."""
 
     seed: int
+    """The run's `seed`."""
     max_steps: int
+    """Steps of the whole training; 0 where a trained model is opened."""
     seq_len: int
+    """Tokens of the longest rows."""
     vocab_size: int
+    """V, control tokens included."""
     hidden_size: int
+    """D, the width of the model."""
     mask_id: int
+    """Id of `<mask>`."""
     special_V: Tensor
     """bool[V]: control tokens such as `<s>`, `<pad>`, `<mask>`."""
     tokens_V: tuple[str, ...]
@@ -100,10 +110,13 @@ class RunContext:
     word_start_V: Tensor
     """bool[V]: token types that begin a whitespace-separated word."""
     num_positions: int
-    """Tokens of the training split: the range of `Batch.position_BT`."""
+    """Tokens of the training split: the range of `Batch.position_BT`; 0 where a trained model is opened."""
     device: torch.device
+    """Where batches are, and where components keep their tensors."""
     rank: int
+    """Number of this process, from 0."""
     world_size: int
+    """Number of processes."""
     sum_over_ranks: Callable[[Tensor], Tensor]
     """Sum of a tensor over all ranks; every rank must call it."""
 
@@ -115,7 +128,9 @@ class CorpusStatistics:
     token_count_V: Tensor
     """int64[V]"""
     num_tokens: int
+    """Sum of the counts."""
     num_words: int
+    """Words of the source text, separated by whitespace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +154,13 @@ class Step:
     """One optimiser step: where training stands, and the source of its random numbers."""
 
     seed: int
+    """The run's `seed`."""
     step: int
+    """From 0."""
     progress: float
     """step / max_steps, in [0, 1)"""
     epoch: float
+    """Passes over the training split before this step."""
     rows: int
     """Rows of the global batch."""
     first_row: int = 0
@@ -197,6 +215,7 @@ class Corrupted:
     """A micro-batch as the model sees it, and what it shall predict."""
 
     input_BT: Tensor
+    """int64: what the model reads"""
     labels_BT: Tensor
     """int64: aligned with the logits; IGNORE where there is no loss"""
     masked_BT: Tensor
@@ -204,6 +223,7 @@ class Corrupted:
     realised_rate_B: Tensor
     """float32: masked / maskable tokens of the row"""
     causal_B: Tensor
+    """bool: rows that are trained causally, as they were given to `corrupt`"""
     hazard_BT: Tensor | None = None
     """d log p_i / d gamma of every token; None stands for 1 / rate_B, the hazard of uniform masking"""
     hazard_by_type_BV: Tensor | None = None
@@ -215,17 +235,23 @@ class Supervised:
     """The positions with a loss, gathered from a micro-batch."""
 
     label_N: Tensor
+    """int64: the token to predict."""
     row_N: Tensor
     """Row within the micro-batch."""
     column_N: Tensor
     """Column of the logits; the predicted token stands there, or one further right for next-token prediction."""
     causal_N: Tensor
+    """bool: in a causal row."""
     masked_N: Tensor
-    """The predicted token itself was chosen for masking."""
+    """bool: the predicted token itself was chosen for masking."""
     rate_N: Tensor
+    """float64: gamma of the row."""
     realised_rate_N: Tensor
+    """float32: masked / maskable tokens of the row."""
     slope_N: Tensor
+    """float64: |d gamma / dt| of the row."""
     hazard_N: Tensor
+    """d log p / d gamma of the predicted token; 1 / rate where the strategy gives none."""
     hazard_by_type_BV: Tensor | None = None
     """As in `Corrupted`; indexed by `row_N`."""
 
@@ -240,10 +266,15 @@ class Observation:
     """What the model made of a micro-batch: feedback for adaptive strategies."""
 
     step: Step
+    """The step it was part of."""
     batch: Batch
+    """The clean rows."""
     supervised: Supervised
+    """The positions the model was asked for."""
     correct_N: Tensor
+    """bool: the label was the likeliest token"""
     nll_N: Tensor
+    """float32: -log p of the label, in nats; not finite where training is not"""
 
 
 class Component:
@@ -272,6 +303,7 @@ class Component:
 
 
 Mode = Literal["masked", "causal"]
+"""How a row is trained: some of its tokens are hidden, or it is read from left to right."""
 
 
 class RowMode(Component, ABC):
@@ -331,6 +363,7 @@ class MaskingStrategy(Component, ABC):
     predicts: Literal["same", "next"] = "same"
     """Masked tokens are predicted at their own position, or one position earlier (MNTP)."""
     mask_id: int
+    """Id of `<mask>`, what hidden tokens show."""
 
     def __init__(self, mask_id: int) -> None:
         self.mask_id = mask_id
@@ -388,7 +421,9 @@ class Objective(Component, ABC):
     """
 
     group_names: tuple[str, ...] = ("masked",)
+    """Names of the K loss groups; with more than one, each is logged as `loss_<name>`."""
     needs_logits: bool = False
+    """The objective defines `loss_terms`, which sees whole rows of logits, instead of `weights`."""
 
     def group(self, supervised: Supervised) -> Tensor:
         """int64[N]: the loss group of every position."""

@@ -65,13 +65,18 @@ class DataConfig(Section):
 class ModelSection(Section):
     """Sizes of the transformer; the vocabulary's size comes from the tokenizer."""
 
-    hidden_size: int = Field(768, ge=1)
+    hidden_size: int = Field(768, ge=1, description="width of the hidden states")
     intermediate_size: int = Field(2560, ge=1, description="inner width of the gated MLP")
-    num_hidden_layers: int = Field(12, ge=1)
-    num_attention_heads: int = Field(12, ge=1)
-    max_position_embeddings: int = Field(512, ge=1)
-    position_bucket_size: int = Field(32, ge=4, multiple_of=2)
-    layer_norm_eps: float = Field(1e-5, gt=0)
+    num_hidden_layers: int = Field(12, ge=1, description="layers, each of attention and a gated MLP")
+    num_attention_heads: int = Field(12, ge=1, description="heads of attention; they divide hidden_size")
+    max_position_embeddings: int = Field(512, ge=1, description="tokens of the longest row the model can read")
+    position_bucket_size: int = Field(
+        32,
+        ge=4,
+        multiple_of=2,
+        description="buckets of distances in either direction: half of them exact, the others on a logarithmic scale",
+    )
+    layer_norm_eps: float = Field(1e-5, gt=0, description="added to the variance in layer norms")
     dropout: float = Field(0.1, ge=0, lt=1, description="of hidden states and of attention")
     cond_dim: int = Field(128, ge=1, description="width of the time conditioning, when there is one")
     depth_weighted_averaging: bool = Field(False, description="DenseFormer averaging, as in GPT-BERT")
@@ -102,9 +107,11 @@ class TrainingConfig(Section):
         None, description="[[progress, tokens per row], ...], starting at 0; replaces seq_len"
     )
     global_batch_rows: int = Field(1024, ge=1, description="rows per step at the first sequence length")
-    batch_ramp: BatchRamp | None = None
+    batch_ramp: BatchRamp | None = Field(None, description="growth of the global batch; null: full size throughout")
     micro_batch_rows: int | None = Field(None, ge=1, description="rows per forward pass and rank; null: by memory")
-    packing: Literal["documents_packed", "one_document"] = "documents_packed"
+    packing: Literal["documents_packed", "one_document"] = Field(
+        "documents_packed", description="fill rows with several documents, or give each document rows of its own"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the device computes it natively"
     )
@@ -136,10 +143,12 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """Optimiser, learning-rate curve and weight averaging."""
 
-    name: Literal["lamb", "adamw"] = "lamb"
-    lr: float = Field(7e-3, gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
-    eps: float = Field(1e-8, gt=0)
+    name: Literal["lamb", "adamw"] = Field("lamb", description="lamb: weights move by a share of their own norm")
+    lr: float = Field(7e-3, gt=0, description="learning rate after warm-up")
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.98), description="decay of the averages of the gradient and of its square"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the root of the average square")
     weight_decay: float = Field(0.1, ge=0, description="not applied to biases and layer norms")
     clip: float = Field(2.0, gt=0, description="largest global gradient norm")
     warmup: Fraction = Field(0.016, description="share of training with linear warm-up")
@@ -191,7 +200,7 @@ class LoggingConfig(Section):
     wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_wandb_mode)] = Field(
         "auto", description="auto: if installed, online when logged in, else offline"
     )
-    wandb_project: str = "ltg-mdlm"
+    wandb_project: str = Field("ltg-mdlm", description="project that wandb files the run under")
 
 
 class RunSection(Section):
@@ -225,7 +234,7 @@ class RunConfig(Section):
     """Everything that defines a run."""
 
     name: str = Field("custom", description="first part of the default run folder")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of weights, order of rows, masks, noise and dropout")
     plugins: dict[str, PluginSettings] = Field(default_factory=dict, description="selected plugins and their options")
     slots: dict[str, str] = Field(default_factory=dict, description="which plugin fills a slot that several offer")
     data: DataConfig = DataConfig()

@@ -125,7 +125,8 @@ def describe_plugin(name: str) -> PluginDescription:
     """Import one plugin and describe it.  Raises UserError when it is unknown or broken."""
     plugin = find(name)
     plugin_class = import_plugin(plugin)
-    documentation = inspect.getdoc(plugin_class) or inspect.getdoc(inspect.getmodule(plugin_class)) or ""
+    # Not `inspect.getdoc` of the class, which would find that of `Plugin`.
+    documentation = inspect.cleandoc(plugin_class.__doc__ or inspect.getdoc(inspect.getmodule(plugin_class)) or "")
     return PluginDescription(
         name=name,
         distribution=plugin.distribution,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.host import find
+from ltg_mdlm.installed import find
 from ltg_mdlm.progress import count_progress
 from ltg_mdlm.testing.checks.every import CHECKS
 from ltg_mdlm.testing.subject import PluginUnderTest

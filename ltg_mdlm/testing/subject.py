@@ -20,7 +20,8 @@ from ltg_mdlm.api import (
 )
 from ltg_mdlm.config import Layer, Settings, load_settings
 from ltg_mdlm.hookspecs import SLOTS
-from ltg_mdlm.host import Components, Host, find
+from ltg_mdlm.host import Components, Host
+from ltg_mdlm.installed import find
 from ltg_mdlm.testing import toy
 from ltg_mdlm.testing.violation import NotApplicable
 

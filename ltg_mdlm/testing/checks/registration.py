@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.host import find, hooks_of, import_plugin, option_help
+from ltg_mdlm.host import hooks_of, import_plugin, option_help
+from ltg_mdlm.installed import find
 from ltg_mdlm.testing.subject import PluginUnderTest, line_of
 from ltg_mdlm.testing.verdict import check
 from ltg_mdlm.testing.violation import NotApplicable, Violation

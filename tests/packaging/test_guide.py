@@ -1,0 +1,184 @@
+"""The guide to writing a plugin: every example runs, trains, and is what the README shows.
+
+Convention: a block marked `python` is a module of its own and is run; a `title` names the file it stands for.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.build import build_wheel
+from support.runs import TINY, environment, rows, status
+
+from ltg_mdlm.config import load_settings
+from ltg_mdlm.testing.ranks import run_on_ranks
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHORT = ("training.max_steps=4", "training.micro_batch_rows=2", "validation.rows=4", "validation.pairs=null")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One block of code."""
+
+    page: Path
+    line: int
+    title: str
+    code: str
+
+    @property
+    def plugin(self) -> str | None:
+        """Name of the plugin class that it defines."""
+        found = re.search(r"^class (\w+)\(Plugin\b", self.code, re.MULTILINE)
+        return found[1] if found else None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def examples(page: Path, language: str) -> list[Example]:
+    """The page's blocks in a language."""
+    text = page.read_text("utf-8")
+    blocks = re.finditer(rf'^```{language}(?: title="([^"]*)")?\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    return [Example(page, text.count("\n", 0, b.start(2)) + 1, b[1] or "", b[2]) for b in blocks]
+
+
+EXAMPLES = [example for page in PAGES for example in examples(page, "python")]
+PLUGINS = [example for example in EXAMPLES if example.plugin]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_an_example_runs(example):
+    exec(compile("\n" * (example.line - 1) + example.code, str(example.page), "exec"), {"__name__": "example"})
+
+
+def installed(example: Example, folder: Path) -> str:
+    """Lay the example's plugin out as an installed distribution; the plugin's name."""
+    name = example.plugin.lower()
+    (folder / f"{name}_example.py").write_text(example.code)
+    metadata = folder / f"{name}_example-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-example\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[ltg_mdlm]\n{name} = {name}_example:{example.plugin}\n")
+    return name
+
+
+EXAMINE = """
+import json, sys
+from ltg_mdlm.testing.report import examine
+def failures(name):
+    return [f"{v.check.title}: {v.reason}" for v in examine(name) if v.outcome == "failed"]
+print(json.dumps({name: failures(name) for name in sys.argv[1:]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def objections(tmp_path_factory) -> dict[str, list[str]]:
+    """What the conformance kit objects to in each plugin of the guide; one process spares the others' imports."""
+    folder = tmp_path_factory.mktemp("plugins")
+    names = [installed(example, folder) for example in {e.plugin: e for e in PLUGINS}.values()]
+    return json.loads(python(folder, "-c", EXAMINE, *names, path=folder))
+
+
+@pytest.mark.parametrize("name", sorted({example.plugin for example in PLUGINS}))
+def test_a_plugin_of_the_guide_passes_the_conformance_kit(objections, name):
+    assert objections[name.lower()] == []
+
+
+def python(folder: Path, *arguments: str, path: Path) -> str:
+    """Run Python in a folder, with another one on the import path; its output."""
+    environ = environment()
+    environ["PYTHONPATH"] = f"{path}:{environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environ, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def trained(rank: int, folder: Path, name: str, sets: tuple[str, ...]) -> list[dict]:
+    """Rows that a short run with this plugin logs in training."""
+    sys.path.insert(0, str(folder))
+    from ltg_mdlm.train import launch
+
+    launch(load_settings([], [*TINY, *SHORT, *sets], [name], folder / "run"))
+    return [row for row in rows(folder / "run") if "loss" in row]
+
+
+def train_example(page: str, plugin: str, folder: Path, *sets: str) -> list[dict]:
+    (example,) = (e for e in PLUGINS if e.page.name == page and e.plugin == plugin)
+    name = installed(example, folder)
+    return run_on_ranks(trained, 1, folder, name, sets, joined=False, timeout=300)[0]
+
+
+def test_the_estimates_of_the_adaptive_example_move_when_they_are_due(tmp_path):
+    logged = train_example("adaptive.md", "ErrorDriven", tmp_path, "plugins.errordriven.every=3")
+    errors = [row["errordriven/mean_error"] for row in logged]
+    assert errors[:2] == [1, 1]
+    # At most one fifth of the way, down to what is never wrong.
+    assert 0.8 <= errors[2] < 1
+    assert errors[3] == errors[2]
+
+
+def test_the_observer_of_the_guide_logs_a_share(tmp_path):
+    logged = train_example("slots.md", "WordInitialWatch", tmp_path)
+    assert len(logged) == 4
+    assert all(0 <= row["wordinitialwatch/accuracy"] <= 1 for row in logged)
+
+
+def test_the_readme_and_the_guide_show_the_same_plugin():
+    (in_readme,) = examples(ROOT / "README.md", "python")
+    assert in_readme.code == examples(ROOT / "docs/write_a_plugin.md", "python")[0].code
+
+
+def test_the_first_plugin_has_fifteen_lines_beside_docstring_and_import():
+    code = examples(ROOT / "docs/write_a_plugin.md", "python")[0].code
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith(('"""', "from "))]) == 15
+
+
+@pytest.fixture(scope="module")
+def first_plugin(tmp_path_factory) -> Path:
+    """The files that the guide names, written out; what they build is installed into the folder `site`."""
+    folder = tmp_path_factory.mktemp("guide")
+    (folder / "tilted").mkdir()
+    pages = [ROOT / "docs" / name for name in ("write_a_plugin.md", "publish.md")]
+    for example in [e for page in pages for language in ("python", "toml") for e in examples(page, language)]:
+        if example.title:
+            (folder / example.title).write_text(example.code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "tilted")
+        wheel = build_wheel(str(folder))
+    zipfile.ZipFile(folder / wheel).extractall(folder / "site")
+    return folder
+
+
+def test_the_first_plugin_is_found_by_its_wheel_and_documents_itself(first_plugin):
+    shown = json.loads(
+        python(first_plugin, "-m", "ltg_mdlm", "plugins", "show", "tilted", "--json", path=first_plugin / "site")
+    )
+    assert (shown["distribution"], shown["version"]) == ("ltg-mdlm-tilted", "0.1.0")
+    assert [option["name"] for option in shown["options"]] == ["tilt"]
+    assert shown["summary"] == "Mask content from the end of the row more often."
+
+
+def test_the_first_plugin_trains_with_the_command_of_the_guide(first_plugin, tmp_path):
+    (line,) = re.findall(r"ltg-mdlm (train --plugin tilted --set .*)", (ROOT / "docs/write_a_plugin.md").read_text())
+    sets = [part for text in (*TINY, *SHORT) for part in ("--set", text)]
+    arguments = [*line.split(), *sets, "--out", str(tmp_path / "run")]
+    python(first_plugin, "-m", "ltg_mdlm", *arguments, path=first_plugin / "site")
+    assert status(tmp_path / "run")["status"] == "finished"
+
+
+def test_the_tests_of_the_first_plugin_pass(first_plugin):
+    files = sorted(file.name for file in (first_plugin / "tilted").glob("test_*.py"))
+    assert files == ["test_idea.py", "test_tilted.py"]
+    said = python(first_plugin, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tilted", path=first_plugin / "site")
+    assert re.search(r"\d+ passed", said)
+    assert "failed" not in said
