@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -56,19 +56,17 @@ def require_equal(value: Tensor, expected: Tensor, where: str, name: str) -> Non
 
 
 @contextmanager
-def unchanged(where: str, *inputs: object) -> Iterator[None]:
-    """Raises Violation if a tensor among the inputs, or in their dataclass fields, changes within this context."""
-    before = {name: tensor.clone() for name, tensor in _named_tensors(inputs)}
+def unchanged(where: str, *inputs: Any, **tensors: Tensor) -> Iterator[None]:
+    """Raises Violation if a tensor changes within this context: those in the inputs' dataclass fields, and others."""
+    watched = [*_fields(inputs), *tensors.items()]
+    before = {name: tensor.clone() for name, tensor in watched}
     yield
-    for name, tensor in _named_tensors(inputs):
-        if not torch.equal(tensor, before[name]):
+    for name, tensor in watched:
+        if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
             raise Violation(where, f"{name} as it was", "other values in it: its arguments belong to the caller")
 
 
-def _named_tensors(inputs: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:
-    for i, value in enumerate(inputs):
-        if isinstance(value, Tensor):
-            yield f"argument {i + 1}", value
-        elif is_dataclass(value):
-            values = ((f"{type(value).__name__}.{f.name}", getattr(value, f.name)) for f in fields(value))
-            yield from ((name, part) for name, part in values if isinstance(part, Tensor))
+def _fields(inputs: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:
+    for value in inputs:
+        values = ((f"{type(value).__name__}.{f.name}", getattr(value, f.name)) for f in fields(value))
+        yield from ((name, part) for name, part in values if isinstance(part, Tensor))

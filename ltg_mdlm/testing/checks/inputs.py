@@ -29,7 +29,7 @@ def masking_leaves_its_inputs_as_they_are(subject: PluginUnderTest) -> None:
         part.component.mask_probability(batch, noise, step)
     with unchanged(part.where("hazard"), batch, noise, step):
         part.component.hazard(batch, noise, step)
-    with unchanged(part.where("corrupt"), batch, causal_B, noise, step):
+    with unchanged(part.where("corrupt"), batch, noise, step, causal_B=causal_B):
         part.component.corrupt(batch, causal_B, noise, step)
 
 
@@ -47,7 +47,7 @@ def the_objective_leaves_its_inputs_as_they_are(subject: PluginUnderTest) -> Non
         part.component.group(supervised)
     if part.component.needs_logits:
         logits_NV = random_logits(supervised)
-        with unchanged(part.where("loss_terms"), logits_NV, supervised):
+        with unchanged(part.where("loss_terms"), supervised, logits_NV=logits_NV):
             part.component.loss_terms(logits_NV, supervised, step)
     else:
         with unchanged(part.where("weights"), supervised):
@@ -75,5 +75,5 @@ def require_conditioning_leaves(subject: PluginUnderTest, components: Components
     part, rate_B = subject.time_conditioning(components), micro_batch.noise.rate_B.clone()
     with unchanged(part.where("value"), micro_batch.corrupted, micro_batch.noise):
         part.component.value(micro_batch.corrupted, micro_batch.noise)
-    with unchanged(part.where("value_for_rate"), rate_B):
+    with unchanged(part.where("value_for_rate"), rate_B=rate_B):
         part.component.value_for_rate(rate_B)

@@ -16,7 +16,7 @@ from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.testing.checks.components import COMPONENT_CHECKS
 from ltg_mdlm.testing.host_reads import HostRead, cuda_waits_are_errors, no_host_reads_in_a_step
 from ltg_mdlm.testing.subject import Part, PluginUnderTest
-from ltg_mdlm.testing.tensors import require_equal
+from ltg_mdlm.testing.tensors import require_equal, unchanged
 from ltg_mdlm.testing.training import Steps, take_steps, train_steps, trainer_of
 from ltg_mdlm.testing.verdict import check, innermost_line
 from ltg_mdlm.testing.violation import NotApplicable, Violation
@@ -38,9 +38,9 @@ def own_components(subject: PluginUnderTest, trainer: Trainer) -> list[Part[Comp
 
 @check(*COMPONENT_CHECKS)
 def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
-    """`observe` and `step_end` run; `metrics` are numbers or tensors of one element, under text keys."""
+    """`observe` leaves what it sees as it is; `metrics` are numbers or tensors of one element, under text keys."""
     with trainer_of(subject) as (trainer, _):
-        observe_a_step(trainer)
+        observe_a_step(subject, trainer)
         for part in own_components(subject, trainer):
             for key, value in part.component.metrics().items():
                 if not isinstance(key, str) or not is_scalar(value):
@@ -48,8 +48,11 @@ def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
                     raise Violation(part.where("metrics"), expected, kind(value))
 
 
-def observe_a_step(trainer: Trainer, *nll: float) -> None:
-    """What components see of the next step, without an update; `nll` stands in for the model's, in turn."""
+def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> None:
+    """What components see of the next step, without an update; `nll` stands in for the model's, in turn.
+
+    Raises Violation if an observation is changed.
+    """
     recipe, step = trainer.recipe, next(trainer.steps())
     one_K = torch.ones(len(recipe.components.objective.group_names))
     for batch in trainer.run.loader.micro_batches(step.step):
@@ -58,7 +61,9 @@ def observe_a_step(trainer: Trainer, *nll: float) -> None:
         if nll:
             nll_N = torch.tensor(nll).repeat(len(output.nll_N))[: len(output.nll_N)]
             output = replace(output, nll_N=nll_N)
-        recipe.observe(step, micro_batch, output)
+        where = f"{subject.label}: observe of its components"
+        with unchanged(where, batch, output.supervised, correct_N=output.correct_N, nll_N=output.nll_N):
+            recipe.observe(step, micro_batch, output)
     recipe.step_end(step)
 
 
@@ -174,7 +179,7 @@ def a_refused_step_leaves_finite_state(subject: PluginUnderTest) -> None:
     with trainer_of(subject) as (trainer, _):
         parts = own_components(subject, trainer)
         take_steps(trainer, 1)
-        observe_a_step(trainer, math.nan, math.inf)
+        observe_a_step(subject, trainer, math.nan, math.inf)
         for part in parts:
             for key, value in part.component.state_dict().items():
                 if not torch.isfinite(value).all():

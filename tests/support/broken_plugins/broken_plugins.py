@@ -61,6 +61,12 @@ class DoubleRealisedRate(Masking):
         return dataclasses.replace(result, realised_rate_B=result.realised_rate_B.double())
 
 
+class RealisedOverAllPositions(Masking):
+    def corrupt(self, batch, causal_B, noise, step):
+        result = super().corrupt(batch, causal_B, noise, step)
+        return dataclasses.replace(result, realised_rate_B=result.masked_BT.float().mean(1))
+
+
 class RateInPlace(Masking):
     def mask_probability(self, batch, noise, step):
         noise.rate_B.clamp_(min=0.01)
@@ -183,6 +189,26 @@ class ConstantDenominator(DiffusionObjective):
         return torch.ones(1)
 
 
+class DoubleWeights(DiffusionObjective):
+    def weights(self, supervised, step):
+        return supervised.slope_N / supervised.rate_N, None
+
+
+class SlopeInPlace(DiffusionObjective):
+    def weights(self, supervised, step):
+        supervised.slope_N.clamp_(max=0.9)
+        return super().weights(supervised, step)
+
+    def bound_for(self, strategy, schedule):
+        return False
+
+
+class NaNInStepThree(DiffusionObjective):
+    def weights(self, supervised, step):
+        weight_N, _ = super().weights(supervised, step)
+        return weight_N * (float("nan") if step.step == 3 else 1), None
+
+
 class MeanOfMeans(DiffusionObjective):
     def weights(self, supervised, step):
         weight_N, _ = super().weights(supervised, step)
@@ -210,6 +236,12 @@ class InfiniteSigma(MaskRate):
 
     def value(self, corrupted, noise):
         return noise.rate_B.float().masked_fill(corrupted.causal_B, 0)
+
+
+class NoiseInPlace(MaskRate):
+    def value(self, corrupted, noise):
+        noise.rate_B.mul_(~corrupted.causal_B)
+        return noise.rate_B.float()
 
 
 class ScalarEmbedding(MaskRate):
@@ -304,6 +336,11 @@ class VectorMetric(Adaptive):
         return {"scales": self.scale.expand(3)}
 
 
+class SmoothsInPlace(Component):
+    def observe(self, observation):
+        observation.nll_N.clamp_(max=1)
+
+
 class AsksTheHost(Component):
     def observe(self, observation):
         self.error_rate = 1 - observation.correct_N.float().mean().item()
@@ -358,6 +395,7 @@ def observer(kind):
 
 double_realised_rate = masking(DoubleRealisedRate)
 rate_in_place = masking(RateInPlace)
+realised_over_all_positions = masking(RealisedOverAllPositions)
 masks_control_tokens = masking(MasksControlTokens)
 unshifted_causal_labels = masking(UnshiftedCausalLabels)
 leaking_input = masking(LeakingInput)
@@ -373,11 +411,15 @@ partial_support = schedule(PartialSupport)
 one_draw_for_all = schedule(OneDrawForAll)
 infinite_at_one = objective(InfiniteAtOne)
 constant_denominator = objective(ConstantDenominator)
+double_weights = objective(DoubleWeights)
+slope_in_place = objective(SlopeInPlace)
+nan_in_step_three = objective(NaNInStepThree)
 mean_of_means = objective(MeanOfMeans)
 softened_bound = objective(SoftenedBound, power=0.5)
 bound_for_all = objective(BoundForAll)
 tells_causal_rows = conditioning(TellsCausalRows)
 infinite_sigma = conditioning(InfiniteSigma)
+noise_in_place = conditioning(NoiseInPlace)
 scalar_embedding = conditioning(ScalarEmbedding)
 alternating = row_mode(Alternating)
 undeclared_causal_rows = row_mode(UndeclaredCausalRows)
@@ -388,6 +430,7 @@ each_rank_for_itself = masking(EachRankForItself)
 talkative_state = masking(TalkativeState)
 keeps_nan = masking(KeepsNaN)
 vector_metric = masking(VectorMetric)
+smooths_in_place = observer(SmoothsInPlace)
 asks_the_host = observer(AsksTheHost)
 selects_by_mask = observer(SelectsByMask)
 crashes_in_step_end = observer(CrashesInStepEnd)
