@@ -26,7 +26,7 @@ def files_of(kind: Kind) -> dict[str, str]:
         ".github/workflows/tests.yml": "distribution/tests.yml",
         "src/ltg_mdlm_my_plugin/__init__.py": "distribution/package.py",
         "src/ltg_mdlm_my_plugin/plugin.py": f"kinds/{kind}.py",
-        "tests/test_plugin.py": f"kinds/{kind}_test.py",
+        "tests/test_plugin.py": f"kinds/{kind}_tests.py",
     }
 
 
