@@ -8,7 +8,8 @@ class Violation(AssertionError):
 
     def __init__(self, where: str, expected: str, found: str) -> None:
         """`where` names plugin, hook, method and line, as `Part.where` does."""
-        super().__init__(f"{where}\n  expected: {expected}\n  found: {found}")
+        indented = found.replace("\n", "\n    ")
+        super().__init__(f"{where}\n  expected: {expected}\n  found: {indented}")
 
 
 class NotApplicable(Exception):
