@@ -16,7 +16,7 @@ from ltg_mdlm.report import find_runs, read_run, report_table
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 PATIENCE = 1800.0
 """Seconds that anything may take on a busy machine."""
-LONG = ("training.max_steps=120", "checkpoint.every=1000", "validation.every=1000")
+LONG = ("training.max_steps=240", "checkpoint.every=1000", "validation.every=1000")
 """Long enough to be stopped on the way."""
 
 
@@ -100,7 +100,7 @@ def test_a_job_on_two_nodes_ends_with_the_same_weights_however_it_was_requeued(j
     assert jobs.output().count("going on from step") == 2, jobs.output()
     assert losses(run) == losses(tmp_path / "undisturbed")
     weights = [
-        folder / "checkpoints" / "step_0000120" / "model.safetensors" for folder in (run, tmp_path / "undisturbed")
+        folder / "checkpoints" / "step_0000240" / "model.safetensors" for folder in (run, tmp_path / "undisturbed")
     ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
