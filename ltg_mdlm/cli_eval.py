@@ -37,7 +37,7 @@ Time = Annotated[
         help="The mask rate that a conditioned model is told: 0, --rate, or the masked share of the row.",
     ),
 ]
-Rate = Annotated[float, typer.Option("--rate", min=0, max=1, help="With --time constant.")]
+Rate = Annotated[float | None, typer.Option("--rate", min=0, max=1, help="The rate of --time constant.")]
 Draws = Annotated[
     int | None,
     typer.Option("--draws", min=2, help="Masks per text for --score bound, an even number; default: what pll costs."),
@@ -63,7 +63,7 @@ def pairs(
     data: Data,
     score: Score = "auto",
     time: Time = "fraction",
-    rate: Rate = 0.15,
+    rate: Rate = None,
     draws: Draws = None,
     seed: Seed = 0,
     normalise: Normalise = "none",
@@ -101,7 +101,7 @@ def suite(
     data: Data,
     score: Score = "auto",
     time: Time = "fraction",
-    rate: Rate = 0.15,
+    rate: Rate = None,
     draws: Draws = None,
     seed: Seed = 0,
     normalise: Normalise = "none",

@@ -9,6 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
+from ltg_mdlm.errors import UserError
+
 TEMPORARY = ".tmp-"
 """Begins the name of everything that is not finished."""
 
@@ -57,3 +59,10 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def require_writable(folder: Path) -> None:
+    """Raises UserError if `folder` could not be made: better before hours of training than after."""
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"{folder}: cannot be written: {above} is not a folder that may be written to")

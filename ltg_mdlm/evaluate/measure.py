@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.durable import require_writable
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.age_of_acquisition import Milestone, milestones
 from ltg_mdlm.evaluate.fine_tuning import Finetune
@@ -49,6 +50,7 @@ def measure(
     Raises UserError for a score that the model cannot give, a folder without data, and results that cannot be written.
     """
     scorer = LikelihoodScorer(trained, rule, ranks, show_progress=True)
+    require_writable(out)  # scoring may take hours
     about, outcomes = describe(trained, rule), []
     started = time.monotonic()
     for outcome in run_suite(tasks, scorer, data):

@@ -44,8 +44,8 @@ class ScoringRule:
     score: Score = "pll"
     time: Time = "fraction"
     """The mask rate that a conditioned model is told: 0, `rate`, or the share of the row that is masked."""
-    rate: float = 0.15
-    """For `time` constant."""
+    rate: float | None = None
+    """Goes with `time` constant."""
     draws: int | None = None
     """Masks per text for `bound`, an even number; None: as many as the longest text of a group has tokens, so that it
     costs what `pll` costs."""
@@ -57,7 +57,11 @@ class ScoringRule:
     """None: what suits the device."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for an odd number of draws."""
+        """Raises UserError for an odd number of draws, and for settings that would have no effect."""
+        if (self.rate is not None) != (self.time == "constant"):
+            raise UserError(f"--time {self.time}: --rate goes with --time constant, and only with it")
+        if self.draws is not None and self.score != "bound":
+            raise UserError(f"--score {self.score}: --draws goes with --score bound only")
         if self.draws is not None and self.draws % 2:
             raise UserError(f"--draws {self.draws}: give an even number, since masks come in complementary pairs")
 
@@ -70,7 +74,7 @@ class ScoringRule:
         """float32[B]: the mask rate that rows with these shares of masked tokens are said to have."""
         if self.time == "fraction":
             return masked_B
-        return torch.full_like(masked_B, self.rate if self.time == "constant" else 0.0)
+        return torch.full_like(masked_B, self.rate or 0.0)
 
 
 def default_score(denoiser: Denoiser) -> Score:

@@ -9,7 +9,6 @@ results/<model>/<revision>/finetune/<task>/
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 from collections import Counter
@@ -118,13 +117,6 @@ def write_result(folder: Path, result: FinetuneResult) -> None:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def require_writable(folder: Path) -> None:
-    """Raises UserError if `folder` could not be made: better before hours of training than after."""
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"{folder}: cannot be written: {above} is not a folder that may be written to")
 
 
 def _write(path: Path, text: str) -> None:

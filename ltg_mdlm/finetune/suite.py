@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.durable import require_writable
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.finetune.results import FinetuneResult, Summary, differing, read_summary, require_writable, write_result
+from ltg_mdlm.finetune.results import FinetuneResult, Summary, differing, read_summary, write_result
 from ltg_mdlm.finetune.rows import encode
 from ltg_mdlm.finetune.settings import FinetuneSettings, settings_of
 from ltg_mdlm.finetune.tasks import TaskFiles, find_tasks, read_examples

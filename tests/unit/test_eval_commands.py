@@ -118,6 +118,9 @@ def test_a_malformed_row_fails_its_task_alone_and_leaves_nothing_behind(run, mod
         ("freq_mdlm", ("--score", "mntp"), "use --score pll"),
         ("gpt_bert", ("--score", "pll"), "use --score mntp"),
         ("freq_mdlm", ("--score", "bound", "--draws", "3"), "even number"),
+        ("freq_mdlm", ("--draws", "4"), "--draws goes with --score bound"),
+        ("freq_mdlm", ("--time", "constant"), "--rate goes with --time constant"),
+        ("freq_mdlm", ("--rate", "0.3"), "--rate goes with --time constant"),
     ],
 )
 def test_what_a_model_cannot_give_is_the_users_error(run, data, models, tmp_path, plugin, options, complaint):
@@ -148,3 +151,11 @@ def test_settings_of_another_version_are_named(run, data, tmp_path):
     state.write_text(json.dumps(about))
     code, _, err = run("eval", "pairs", str(model), "--data", str(data), "--out", str(tmp_path / "out"))
     assert (code, "other settings" in err, "validation.old_name: no such setting" in err) == (2, True, True), err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(run, data, models, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("ltg_mdlm.evaluate.measure.run_suite", lambda *_: pytest.fail("scored"))
+    arguments = ("--data", str(data), "--out", str(tmp_path / "file" / "results"))
+    code, _, err = run("eval", "pairs", str(models["freq_mdlm"]), *arguments)
+    assert (code, str(tmp_path / "file") in err) == (2, True), err
