@@ -78,8 +78,8 @@ O = TypeVar("O", bound=PluginOptions)  # noqa: E741 - the conventional letter fo
 class Plugin(Generic[O]):
     """What an entry point of the group `ltg_mdlm` names.  Its hook methods connect options to components."""
 
-    api_version: ClassVar[int] = API_VERSION
-    """The API the plugin is written for.  A plugin that other people install states the number."""
+    api_version: ClassVar[int] = 1
+    """The API that the plugin is written for.  One that states none is taken to be written for the first."""
     options_model: ClassVar[type[PluginOptions]] = PluginOptions
     """Validates what is set under `plugins.<name>`."""
 

@@ -77,6 +77,7 @@ class Options(PluginOptions):
 class FreqMDLM(Plugin[Options]):
     """Frequency-informed masked diffusion."""
 
+    api_version = 1
     options_model = Options
     rarity_V: Tensor
     share_V: Tensor

@@ -68,6 +68,14 @@ def causal_rows(causal_share: float, first_row: int, rows: int) -> int:
     return math.floor(share * (first_row + rows)) - math.floor(share * first_row)
 
 
+def share_of_steps(row_share: float, rows: int) -> float:
+    """How many of all steps have a row of a kind that `row_share` of all rows are of, dealt as `causal_rows` does.
+
+    1 for a kind that no row is of: nothing is divided by it.
+    """
+    return min(1.0, row_share * rows) or 1.0
+
+
 class CausalShare(RowMode):
     """A fixed share of causal rows, dealt by a permutation of (seed, step)."""
 
@@ -103,13 +111,14 @@ class HybridObjective(Objective):
     """(1 - c) x mean cross-entropy of masked tokens + c x mean cross-entropy of causal rows, and z-loss alike.
 
     Both means are over the global batch; a plain sum over tokens would give causal rows, which predict every token,
-    several times their share.
+    several times their share.  In batches so small that not every one has a row of both kinds (fewer than 16 rows at a
+    share of 1/16), the mean of the rarer kind weighs more where there is one, so that it weighs c over all steps.
     """
 
     group_names = ("masked", "causal")
 
-    def __init__(self, causal_weight: float, z_loss: float) -> None:
-        self._causal_weight, self._z_loss = causal_weight, z_loss
+    def __init__(self, causal_weight: float, causal_share: float, z_loss: float) -> None:
+        self._causal_weight, self._causal_share, self._z_loss = causal_weight, causal_share, z_loss
 
     def group(self, supervised: Supervised) -> Tensor:
         return supervised.causal_N.long()
@@ -120,13 +129,16 @@ class HybridObjective(Objective):
         return torch.stack([supervised_B.sum() - causal, causal]).float()
 
     def weights(self, supervised: Supervised, step: Step) -> tuple[Tensor, Tensor | None]:
-        weight_N = torch.where(supervised.causal_N, self._causal_weight, 1 - self._causal_weight)
+        masked = (1 - self._causal_weight) / share_of_steps(1 - self._causal_share, step.rows)
+        causal = self._causal_weight / share_of_steps(self._causal_share, step.rows)
+        weight_N = torch.where(supervised.causal_N, causal, masked)
         return weight_N, self._z_loss * weight_N if self._z_loss else None
 
 
 class GPTBert(Plugin[Options]):
     """GPT-BERT: spans, next-token prediction in both modes, no time conditioning."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl
@@ -149,8 +161,8 @@ class GPTBert(Plugin[Options]):
 
     @hookimpl
     def ltg_mdlm_objective(self) -> Objective:
-        weight = self.options.causal_weight
-        return HybridObjective(self.options.causal_share if weight is None else weight, self.options.z_loss)
+        share, weight = self.options.causal_share, self.options.causal_weight
+        return HybridObjective(share if weight is None else weight, share, self.options.z_loss)
 
     @hookimpl
     def ltg_mdlm_time_conditioning(self) -> TimeConditioning:

@@ -123,6 +123,7 @@ class UniformMasking(MaskingStrategy):
 class UniformMDLM(Plugin[Options]):
     """Masked diffusion with uniform masking; what no other plugin provides comes from here."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ltg_mdlm_plugins.gpt_bert import HybridObjective
+from ltg_mdlm_plugins.gpt_bert import HybridObjective, causal_rows
 from ltg_mdlm_plugins.objectives import DiffusionObjective, StateDependentBound
 from ltg_mdlm_plugins.schedules import Cosine, Gaussian
 from support.batches import MASKINGS, frequency_masking
@@ -164,7 +164,7 @@ class Kind:
         (StateDependentBound(), "uniform", Cosine(), True),
         (StateDependentBound(), "other", Cosine(), False),
         (StateDependentBound(), "by_type", Gaussian(0.2, 0.12), False),
-        (HybridObjective(0.0625, 1e-4), "uniform", Cosine(), False),
+        (HybridObjective(0.0625, 0.0625, 1e-4), "uniform", Cosine(), False),
     ],
 )
 def test_only_bounds_are_called_bounds(objective, kind, schedule, is_bound):
@@ -174,20 +174,33 @@ def test_only_bounds_are_called_bounds(objective, kind, schedule, is_bound):
 @given(st.floats(0, 1), st.floats(1e-5, 1))
 @settings(max_examples=30, deadline=None)
 def test_the_hybrid_loss_is_a_weighted_mean_of_two_means(causal_weight, z_loss):
-    objective = HybridObjective(causal_weight, z_loss)
+    objective = HybridObjective(causal_weight, 0.5, z_loss)
     causal_N = torch.tensor([True, False, False, True, True])
     given = supervised(torch.full((5,), 0.3), causal=causal_N)
     assert objective.group(given).tolist() == causal_N.long().tolist()
-    weight_N, z_weight_N = objective.weights(given, STEP)
+    weight_N, z_weight_N = objective.weights(given, replace(STEP, rows=16))
     expected = [causal_weight if c else 1 - causal_weight for c in causal_N]
     assert weight_N.tolist() == pytest.approx(expected, rel=1e-6)
     assert z_weight_N.tolist() == pytest.approx([z_loss * w for w in expected], rel=1e-6)
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0625, 4), (0.0625, 16), (0.0625, 20), (0.9, 3), (0.0, 8), (1.0, 8)])
+def test_over_many_steps_each_mean_has_its_weight_however_few_rows_a_step_has(share, rows):
+    objective, steps, total = HybridObjective(0.25, share, 0.0), 400, [0.0, 0.0]
+    for number in range(steps):
+        step = replace(STEP, rows=rows)
+        causal = causal_rows(share, number * rows, rows)
+        given = supervised(torch.full((2,), 0.3), causal=torch.tensor([False, True]))
+        masked_weight, causal_weight = objective.weights(given, step)[0].tolist()
+        total[0] += masked_weight * (causal < rows)
+        total[1] += causal_weight * (causal > 0)
+    assert total == pytest.approx([0.75 * steps * (share < 1), 0.25 * steps * (share > 0)])
 
 
 def test_the_hybrid_denominators_count_predictions_of_each_mode():
     batch = batch_of([[[20, 21, 22]], [[23, 24], [25]], [[26] * 6]], 8)
     causal_B = torch.tensor([False, True, True])
     result = MASKINGS["spans_unbalanced"]().corrupt(batch, causal_B, noise_at(0.7, batch), STEP)
-    masked, causal = HybridObjective(0.5, 0.0).denominators(batch, result).tolist()
+    masked, causal = HybridObjective(0.5, 0.5, 0.0).denominators(batch, result).tolist()
     assert masked == result.masked_BT[0].sum()
     assert causal == 9

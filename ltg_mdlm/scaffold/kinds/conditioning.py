@@ -31,6 +31,7 @@ class PowerOfRate(TimeConditioning):
 class MyPlugin(Plugin[Options]):
     """The model is told a power of the mask rate."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl

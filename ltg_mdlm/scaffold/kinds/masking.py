@@ -53,6 +53,7 @@ class LongTokenMasking(MaskingStrategy):
 class MyPlugin(Plugin[Options]):
     """Long tokens are masked more often, at an unchanged mean rate per row."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl

@@ -37,6 +37,7 @@ class CappedObjective(Objective):
 class MyPlugin(Plugin[Options]):
     """The weights of masked diffusion, cut off at a largest one."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl

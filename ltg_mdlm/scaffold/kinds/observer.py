@@ -56,6 +56,7 @@ class AccuracyByMaskRate(Component):
 class MyPlugin(Plugin[Options]):
     """Logs how often the model is right on lightly and on heavily masked rows."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl

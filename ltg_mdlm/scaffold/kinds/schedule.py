@@ -35,6 +35,7 @@ class PowerSchedule(NoiseSchedule):
 class MyPlugin(Plugin[Options]):
     """Mask rates gamma = t ** exponent."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl

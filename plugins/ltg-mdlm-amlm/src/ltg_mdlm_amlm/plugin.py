@@ -40,6 +40,7 @@ class Options(PluginOptions):
 class AMLM(Plugin[Options]):
     """Adaptive masked language modelling: token types that are predicted badly are masked more often."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl

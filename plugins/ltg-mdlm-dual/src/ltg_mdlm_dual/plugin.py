@@ -32,6 +32,7 @@ class Options(PluginOptions):
 class Dual(Plugin[Options]):
     """The dual objective: some rows of every global batch are predicted from left to right, the others unmasked."""
 
+    api_version = 1
     options_model = Options
 
     @hookimpl
