@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,8 @@ from support.installed import BROKEN_PLUGINS, plugins_installed
 from ltg_mdlm.testing import PluginConformance, PluginUnderTest
 from ltg_mdlm.testing.checks.every import CHECKS
 from ltg_mdlm.testing.verdict import Examination
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 class TestUniformMDLM(PluginConformance):
@@ -392,6 +395,11 @@ def test_the_adaptive_plugin_that_mistakes_are_made_in_has_none(broken_plugins):
 def test_every_check_finds_some_mistake():
     """But the one that needs a GPU."""
     assert {check.name for check in CHECKS} - {mistake.check for mistake in MISTAKES} == {"steps_never_wait_for_cuda"}
+
+
+def test_the_documentation_lists_every_mistake():
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", (DOCS / "mistakes.md").read_text(), re.MULTILINE)
+    assert rows[1:] == [(mistake.broken, mistake.check.replace("_", " ")) for mistake in MISTAKES]
 
 
 def test_checks_behind_a_failed_one_are_not_run_and_say_why(broken_plugins):
