@@ -24,8 +24,8 @@ Cell = str | int | float | bool | None
 
 SHOWN = ("validated", "bound", "bound_standard_error", "causal_nll", "accuracy", "minimal_pairs")
 """Figures for reading; CSV and JSON have all of them."""
-_NOT_COMPARED = ("run.", "name")
-"""Settings in which any two runs differ."""
+_NOT_COMPARED = ("run.", "name", "provenance.")
+"""What differs between any two runs, and what follows from their plugins and the versions of these."""
 _PLUGINS = "plugins"
 
 
