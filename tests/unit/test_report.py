@@ -21,7 +21,7 @@ def make_run(path: Path, status: str | None = "finished", step: int = 10, *, see
     path.mkdir(parents=True)
     plugins = plugins or {"uniform_mdlm": {}}
     settings = {"name": "laptop", "seed": seed, "plugins": plugins, "run": {"out": str(path)}}
-    settings["provenance"] = {"masking": {"plugin": list(plugins)[-1]}}
+    settings["provenance"] = {"masking": {"plugin": next(iter(plugins))}}
     (path / "config.yaml").write_text(yaml.safe_dump(settings))
     rows = [{"step": 0, **VALIDATION, "valid/bound": 9.0}, {"step": 5, "loss": 3.0}, {"step": step, **VALIDATION}]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
