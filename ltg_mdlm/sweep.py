@@ -2,6 +2,7 @@
 
     configs: [freq_cosine]                        # base configs as for --config, later wins
     grid:                                         # key path -> values; a single value is set for every point
+      plugin: [freq_mdlm, [dual, freq_mdlm]]      # as --plugin: a name, or several
       plugins.uniform_mdlm.schedule: [linear, cosine]
       plugins.uniform_mdlm.derivative_power: [0, 1]
     seeds: [0, 1, 2]
@@ -39,6 +40,8 @@ from ltg_mdlm.config import (
 from ltg_mdlm.errors import UserError
 
 SEED = "seed"
+PLUGIN = "plugin"
+"""In a grid: the plugins of a point, which is no setting, but selects them as `--plugin` does."""
 _LONGEST_VALUE = 24
 _LONGEST_NAME = 120
 """Characters of a run folder's name; file systems allow 255 bytes, and other names are made from it."""
@@ -50,7 +53,7 @@ class SweepFile(Section):
     """What a sweep file says."""
 
     configs: list[str] = Field(default_factory=list, description="base configs of every point; later wins")
-    grid: dict[str, NonEmpty] = Field(default_factory=dict, description="key path -> values")
+    grid: dict[str, NonEmpty] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="seeds of every point")
     exclude: list[dict[str, Any]] = Field(
         default_factory=list, description="key path -> value or values; points that match all of them are left out"
@@ -63,6 +66,9 @@ class SweepFile(Section):
             raise ValueError("list the seeds under seeds:, not in the grid")
         if "run.out" in grid:
             raise ValueError("run folders are named by the sweep; leave run.out away")
+        for names in grid.get(PLUGIN, ()):
+            if not all(isinstance(name, str) for name in _choices(names)):
+                raise ValueError(f"{PLUGIN} takes names of plugins, or lists of them, not {names!r}")
         for key, values in grid.items():
             _require_distinct(values, key)
             if inner := next((other for other in grid if other.startswith(f"{key}.")), None):
@@ -121,6 +127,12 @@ class Point:
     values: Mapping[str, Any]
     """by key path, the seed included"""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values by key path; plugins are selected by a section of their own, which options then fill."""
+        selected: dict[str, Any] = {f"plugins.{name}": {} for name in _choices(self.values.get(PLUGIN, []))}
+        return selected | {key: value for key, value in self.values.items() if key != PLUGIN}
+
 
 class Sweep:
     """The points of a sweep file, with what the command line adds to all of them."""
@@ -151,7 +163,7 @@ class Sweep:
 
     def settings(self, point: Point) -> Settings:
         """The point's settings.  Raises UserError that names the point, as `train` would with the same settings."""
-        layer = Layer(f"{self.path} (point {point.index})", _nested(point.values))
+        layer = Layer(f"{self.path} (point {point.index})", _nested(point.settings))
         try:
             return load_settings(self.content.configs, self._sets, out=self.folder(point), layers=[layer])
         except UserError as error:

@@ -121,6 +121,14 @@ def test_a_point_has_the_settings_of_the_file_and_the_command_line(sweep):
     assert config.run_folder() == Path("runs/mine/s4")
 
 
+def test_plugins_can_vary_beside_the_options_of_those_selected(sweep):
+    opened = sweep(grid={POWER: [0], "plugin": ["gpt_bert", ["uniform_mdlm", "freq_mdlm"]]})
+    assert opened.points[0].name == "plugin=gpt_bert-s0"
+    one, two = (opened.settings(point).config.plugins for point in opened.points)
+    assert (set(one), set(two)) == ({"uniform_mdlm", "gpt_bert"}, {"uniform_mdlm", "freq_mdlm"})
+    assert one["uniform_mdlm"]["derivative_power"] == two["uniform_mdlm"]["derivative_power"] == 0
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -134,6 +142,7 @@ def test_a_point_has_the_settings_of_the_file_and_the_command_line(sweep):
         ({"grid": {"seed": [1]}}, "list the seeds under seeds:"),
         ({"grid": {"run.out": ["x"]}}, "run folders are named by the sweep"),
         ({"grid": {"plugins.freq_mdlm": [{}], "plugins.freq_mdlm.power": [1]}}, "one is part of the other"),
+        ({"grid": {"plugin": [{"freq_mdlm": {}}]}}, "plugin takes names of plugins, or lists of them"),
         ({"seeds": [1, 1]}, "seeds has the value 1 twice"),
         ({"seeds": []}, r"sweep\.seeds: List should have at least 1 item"),
         ({"grid": {POWER: [0]}, "exclude": [{POWER + "s": 0}]}, rf"not in the grid \(did you mean '{POWER}'\?\)"),
@@ -154,6 +163,7 @@ def test_mistakes_in_a_sweep_file_are_explained(sweep, content, message):
         ({"plugins.freq_mdlm.power": [0.1, -1]}, r"point 1 \(power=-1-s0\) .*\n.*plugins\.freq_mdlm\.power"),
         ({"plugins.freq_mdlm.pwer": [0.1]}, r"did you mean 'power'\?\)\n  set in .*mine\.yaml \(point 0\)"),
         ({"plugins.freq_mdln.power": [0.1]}, "did you mean 'freq_mdlm'"),
+        ({"plugin": ["gpt_bert", "freq_mdln"]}, r"(?s)point 1 \(plugin=freq_mdln-s0\).*did you mean 'freq_mdlm'"),
     ],
 )
 def test_a_typo_in_any_point_is_found_before_anything_is_queued(sweep, grid, message):
@@ -173,7 +183,7 @@ def test_there_is_no_point_beyond_the_last(sweep, index):
 
 
 def test_an_unknown_sweep_is_answered_with_the_named_ones():
-    with pytest.raises(UserError, match=r"did you mean 'schedules'\?\)\n  named sweeps: derivative_power, "):
+    with pytest.raises(UserError, match=r"did you mean 'schedules'\?\)\n  named sweeps: built_in, derivative_power, "):
         open_sweep("scedules")
 
 
