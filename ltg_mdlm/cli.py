@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from ltg_mdlm import __version__
 from ltg_mdlm.blame import PluginFailure
 from ltg_mdlm.cli_eval import eval_app
+from ltg_mdlm.cli_generate import generate
 from ltg_mdlm.cli_models import export, finetune, import_, push
 from ltg_mdlm.cli_plugins import new
 from ltg_mdlm.errors import UserError
@@ -38,6 +39,7 @@ sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x s
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(eval_app, name="eval")
 app.command()(finetune)
+app.command()(generate)
 app.command()(export)
 app.command()(push)
 app.command("import")(import_)

@@ -58,14 +58,16 @@ class TrainedModel(Denoiser):
         return self.source.name if self.source.name.startswith("chck_") else "main"
 
 
-def open_model(path: Path, ranks: Ranks, *, weights: Weights = "ema") -> TrainedModel:
+def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights = "ema") -> TrainedModel:
     """Open a run folder (its newest checkpoint), a checkpoint or an exported folder on the device of this rank.
 
+    `ranks`: the processes that this one belongs to; by default those that torchrun started, or this one alone.
     `weights`: the averages, which are what training evaluates, or the weights of the last step; of an exported folder,
     those that it holds.
 
     Raises UserError if there is none, a part is missing, or the plugin behind its time conditioning is not installed.
     """
+    path, ranks = Path(path), ranks or Ranks.setup()
     if has_revisions(path):
         path = path / MAIN
     if is_exported(path):

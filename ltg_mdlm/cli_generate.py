@@ -1,0 +1,110 @@
+"""`ltg-mdlm generate`: texts from a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, checkpoint, or exported folder.")],
+    *,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="What the text begins with; kept as it is.")
+    ] = None,
+    infill: Annotated[
+        str | None,
+        typer.Option("--infill", metavar="TEXT", help="A text with a <mask> for every token to draw; the rest is kept."),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=1, help="Tokens to draw; default 64, or as many as fit.")
+    ] = None,
+    sampler: Annotated[
+        Literal["auto", "ancestral", "confidence", "entropy", "block", "autoregressive"],
+        typer.Option(
+            "--sampler",
+            help="ancestral: the reverse diffusion; confidence, entropy: the surest tokens first; block: the same in"
+            " blocks from left to right; autoregressive: for models with causal rows; auto: ancestral if the model can.",
+        ),
+    ] = "auto",
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="From all masked to nothing masked; default: one per token.")
+    ] = None,
+    schedule: Annotated[
+        Literal["linear", "trained"] | None,
+        typer.Option("--schedule", help="Mask rates of the steps: equally spaced (default), or the run's schedule."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="Divides the logits; 0: the likeliest token.")
+    ] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens of this probability in all.")
+    ] = 1.0,
+    block_length: Annotated[
+        int | None, typer.Option("--block-length", min=1, help="Tokens per block of --sampler block; default 32.")
+    ] = None,
+    eta_cap: Annotated[
+        float | None,
+        typer.Option("--eta-cap", min=0, max=1, help="Remask (ReMDM-cap): largest probability per step of ancestral."),
+    ] = None,
+    eta_rescale: Annotated[
+        float | None,
+        typer.Option("--eta-rescale", min=0, max=1, help="Remask (ReMDM-rescale): share of what keeps the mask rates."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Sample i of a seed is the same for any --count.")] = 0,
+    count: Annotated[int, typer.Option("--count", min=1, help="Samples to draw.")] = 1,
+    weights: Annotated[
+        Literal["ema", "raw"], typer.Option("--weights", help="Averaged weights, or those of the last step.")
+    ] = "ema",
+    tokens_per_batch: Annotated[
+        int | None, typer.Option("--tokens-per-batch", min=1, help="Changes speed and memory only; default: by device.")
+    ] = None,
+    show_order: Annotated[bool, typer.Option("--show-order", help="Show the order in which tokens were drawn.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per sample.")] = False,
+) -> None:
+    """Draw texts from a trained model, by masked diffusion or from left to right."""
+    from ltg_mdlm.errors import UserError
+    from ltg_mdlm.generate import SamplingRule
+    from ltg_mdlm.generate import generate as draw
+    from ltg_mdlm.generate.sampling import default_sampler
+    from ltg_mdlm.generate.show import order_picture, sample_record, shown
+    from ltg_mdlm.trained_model import open_model
+
+    if as_json and show_order:
+        raise UserError("--json tells the order anyway (unmasked_at): leave --show-order out")
+    trained = open_model(model, weights=weights)
+    rule = SamplingRule(
+        sampler=default_sampler(trained) if sampler == "auto" else sampler,
+        steps=steps,
+        schedule=schedule,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        block_length=block_length,
+        eta_cap=eta_cap,
+        eta_rescale=eta_rescale,
+    )
+    samples = draw(
+        trained,
+        rule,
+        prompt=prompt,
+        infill=infill,
+        length=length,
+        count=count,
+        tokens_per_batch=tokens_per_batch,
+        progress=True,
+    )
+    console = Console(highlight=False)
+    for number, sample in enumerate(samples):
+        if as_json:
+            typer.echo(json.dumps(sample_record(sample, number, trained, rule), ensure_ascii=False))
+            continue
+        if number:
+            console.print()
+        console.print(shown(sample, trained.tokenizer), soft_wrap=True)
+        if show_order:
+            console.print(order_picture(sample, trained.tokenizer))

@@ -1,0 +1,40 @@
+"""Draws from the model's distributions over the vocabulary.
+
+Suffixes: N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.generate.rule import SamplingRule
+from ltg_mdlm.random import gumbel, stream_key
+
+_DRAWN_AT_ONCE = 512
+
+
+def draw_tokens(logits_NV: Tensor, rule: SamplingRule, visit: int, place_N: Tensor) -> Tensor:
+    """int64[N]: one token from softmax(logits / temperature), cut to the nucleus `top_p` and renormalised.
+
+    By the Gumbel-max trick in float64 (see `ltg_mdlm.random.gumbel`); types with a logit of -inf are never drawn.  The
+    noise is a function of (seed, visit, place), whatever else is drawn in the same batch.
+    """
+    if rule.temperature == 0:
+        return logits_NV.argmax(1)
+    key = stream_key(rule.seed, "tokens", visit)
+    parts = zip(logits_NV.split(_DRAWN_AT_ONCE), place_N.split(_DRAWN_AT_ONCE), strict=True)
+    return torch.cat([_draw(logits_nV.double() / rule.temperature, rule.top_p, key, n) for logits_nV, n in parts])
+
+
+def _draw(logits_NV: Tensor, top_p: float, key: tuple[int, int], place_N: Tensor) -> Tensor:
+    if top_p < 1:
+        logits_NV = logits_NV.masked_fill(~nucleus(logits_NV, top_p), -torch.inf)
+    return (logits_NV + gumbel(key, place_N, logits_NV.shape[1])).argmax(1)
+
+
+def nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
+    """bool[N, V]: the likeliest types, as few as have at least the probability `top_p` (arXiv 1904.09751)."""
+    sorted_NV, order_NV = logits_NV.softmax(1).sort(dim=1, descending=True, stable=True)
+    before_NV = sorted_NV.cumsum(1) - sorted_NV
+    return torch.zeros_like(logits_NV, dtype=torch.bool).scatter_(1, order_NV, before_NV < top_p)
