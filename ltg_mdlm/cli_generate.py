@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 
 def generate(
@@ -18,7 +17,9 @@ def generate(
     ] = None,
     infill: Annotated[
         str | None,
-        typer.Option("--infill", metavar="TEXT", help="A text with a <mask> for every token to draw; the rest is kept."),
+        typer.Option(
+            "--infill", metavar="TEXT", help="A text with a <mask> for every token to draw; the rest is kept."
+        ),
     ] = None,
     length: Annotated[
         int | None, typer.Option("--length", min=1, help="Tokens to draw; default 64, or as many as fit.")
@@ -28,7 +29,7 @@ def generate(
         typer.Option(
             "--sampler",
             help="ancestral: the reverse diffusion; confidence, entropy: the surest tokens first; block: the same in"
-            " blocks from left to right; autoregressive: for models with causal rows; auto: ancestral if the model can.",
+            " blocks from left to right; autoregressive: for models with causal rows; auto: the first one that fits.",
         ),
     ] = "auto",
     steps: Annotated[
@@ -63,48 +64,53 @@ def generate(
     tokens_per_batch: Annotated[
         int | None, typer.Option("--tokens-per-batch", min=1, help="Changes speed and memory only; default: by device.")
     ] = None,
-    show_order: Annotated[bool, typer.Option("--show-order", help="Show the order in which tokens were drawn.")] = False,
+    show_order: Annotated[
+        bool, typer.Option("--show-order", help="Show the order in which tokens were drawn.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per sample.")] = False,
 ) -> None:
-    """Draw texts from a trained model, by masked diffusion or from left to right."""
+    """Draw texts from a trained model, by masked diffusion or from left to right.
+
+    Under torchrun, the processes share the samples: `torchrun --nproc-per-node 4 -m ltg_mdlm generate ...`.
+    """
+    from ltg_mdlm.distributed import Ranks
     from ltg_mdlm.errors import UserError
     from ltg_mdlm.generate import SamplingRule
     from ltg_mdlm.generate import generate as draw
     from ltg_mdlm.generate.sampling import default_sampler
-    from ltg_mdlm.generate.show import order_picture, sample_record, shown
+    from ltg_mdlm.generate.show import print_samples, sample_record
     from ltg_mdlm.trained_model import open_model
 
     if as_json and show_order:
         raise UserError("--json tells the order anyway (unmasked_at): leave --show-order out")
-    trained = open_model(model, weights=weights)
-    rule = SamplingRule(
-        sampler=default_sampler(trained) if sampler == "auto" else sampler,
-        steps=steps,
-        schedule=schedule,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        block_length=block_length,
-        eta_cap=eta_cap,
-        eta_rescale=eta_rescale,
-    )
-    samples = draw(
-        trained,
-        rule,
-        prompt=prompt,
-        infill=infill,
-        length=length,
-        count=count,
-        tokens_per_batch=tokens_per_batch,
-        progress=True,
-    )
-    console = Console(highlight=False)
-    for number, sample in enumerate(samples):
-        if as_json:
+    with Ranks.setup() as ranks:
+        trained = open_model(model, ranks, weights=weights)
+        rule = SamplingRule(
+            sampler=default_sampler(trained) if sampler == "auto" else sampler,
+            steps=steps,
+            schedule=schedule,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            block_length=block_length,
+            eta_cap=eta_cap,
+            eta_rescale=eta_rescale,
+        )
+        samples = draw(
+            trained,
+            rule,
+            prompt=prompt,
+            infill=infill,
+            length=length,
+            count=count,
+            tokens_per_batch=tokens_per_batch,
+            ranks=ranks,
+            progress=True,
+        )
+        if not ranks.is_main:
+            return
+    if as_json:
+        for number, sample in enumerate(samples):
             typer.echo(json.dumps(sample_record(sample, number, trained, rule), ensure_ascii=False))
-            continue
-        if number:
-            console.print()
-        console.print(shown(sample, trained.tokenizer), soft_wrap=True)
-        if show_order:
-            console.print(order_picture(sample, trained.tokenizer))
+    else:
+        print_samples(samples, trained.tokenizer, order=show_order)

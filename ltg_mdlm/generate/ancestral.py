@@ -20,7 +20,8 @@ def sample_ancestral(canvas: Canvas, rates_K: Tensor | None) -> None:
     else:
         visits = ancestral_visits(gap_T, canvas.sample_B, rates_K, rule.seed)
     for visit in range(len(visits.rate_JB)):
-        canvas.hide(visits.hidden_JBT[visit])
+        if rule.remasks:
+            canvas.hide(visits.hidden_JBT[visit])
         chosen_BT = visits.reveal_JBT[visit] & canvas.gap_BT  # less what lies behind the end of a text
         row_R = chosen_BT.any(1).nonzero().squeeze(1)
         if len(row_R):

@@ -129,7 +129,7 @@ class Look:
     def each(self, chosen_BT: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
         """[N]: `measure` of the logits at all chosen positions, not all of them in memory at once."""
         row_N, column_N = chosen_BT.nonzero(as_tuple=True)
-        parts = zip(row_N.split(_READ_AT_ONCE), column_N.split(_READ_AT_ONCE), strict=True)
+        parts = zip(torch.split(row_N, _READ_AT_ONCE), torch.split(column_N, _READ_AT_ONCE), strict=True)
         return torch.cat([measure(self.logits(row_n, column_n)) for row_n, column_n in parts])
 
     def fill(self, chosen_BT: Tensor, visit: int) -> None:
@@ -140,7 +140,7 @@ class Look:
         canvas, rule = self.canvas, self.canvas.setting.rule
         row_N, column_N = chosen_BT.nonzero(as_tuple=True)
         place_N = canvas.sample_B[row_N] * MOST_COLUMNS + column_N
-        parts = zip(*(x_N.split(_READ_AT_ONCE) for x_N in (row_N, column_N, place_N)), strict=True)
+        parts = zip(*(torch.split(x_N, _READ_AT_ONCE) for x_N in (row_N, column_N, place_N)), strict=True)
         tokens = [draw_tokens(self.logits(r, c), rule, visit, place_n) for r, c, place_n in parts]
         canvas.write(row_N, column_N, torch.cat(tokens))
         canvas.passes_B[self.row_R] += 1

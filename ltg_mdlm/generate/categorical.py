@@ -23,7 +23,7 @@ def draw_tokens(logits_NV: Tensor, rule: SamplingRule, visit: int, place_N: Tens
     if rule.temperature == 0:
         return logits_NV.argmax(1)
     key = stream_key(rule.seed, "tokens", visit)
-    parts = zip(logits_NV.split(_DRAWN_AT_ONCE), place_N.split(_DRAWN_AT_ONCE), strict=True)
+    parts = zip(torch.split(logits_NV, _DRAWN_AT_ONCE), torch.split(place_N, _DRAWN_AT_ONCE), strict=True)
     return torch.cat([_draw(logits_nV.double() / rule.temperature, rule.top_p, key, n) for logits_nV, n in parts])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ltg_mdlm.api import Mode
 from ltg_mdlm.data.special_tokens import EOS, PAD
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.scoring import TOKENS_PER_BATCH
 from ltg_mdlm.generate.ancestral import sample_ancestral
@@ -52,29 +53,32 @@ def generate(
     length: int | None = None,
     count: int = 1,
     tokens_per_batch: int | None = None,
+    ranks: Ranks | None = None,
     progress: bool = False,
 ) -> list[Sample]:
     """Draw `count` samples.
 
     `prompt` is kept, and `length` tokens (64, or as many as fit) are drawn behind it; of `infill`, every `<mask>` is
     drawn and the rest kept.  A model trained with `data.end_of_document=true` may end a text before that.  Sample i is
-    the same for any `count` and `tokens_per_batch`, up to the rounding of matrix products.
+    the same for any `count`, `tokens_per_batch` and number of `ranks`, which share the samples and must all call this,
+    up to the rounding of matrix products.
 
     Raises UserError for a rule that does not fit the model, and a text that does not fit into its positions.
     """
     template = _template(trained, prompt, infill, length)
     _require_fit(trained, rule, template, count)
-    device = trained.device
+    device, ranks = trained.device, ranks or Ranks.alone()
     predict = model_predictor(trained, causal=rule.sampler == "autoregressive")
     schedule = schedule_for(rule, trained)
     rows = max(1, (tokens_per_batch or TOKENS_PER_BATCH[device.type]) // len(template.ids))
-    samples: list[Sample] = []
-    with count_progress("drawing tokens", count * len(template.gaps), show=progress) as advance:
+    mine, samples = torch.arange(ranks.rank, count, ranks.world_size, device=device), list[Sample]()
+    total = len(mine) * len(template.gaps)
+    with count_progress("drawing tokens", total, show=progress and ranks.is_main) as advance:
         setting = Setting(predict=predict, rule=rule, ends=_ends(trained), advance=advance)
-        for sample_B in torch.arange(count, device=device).split(rows):
-            canvas = draw_rows(template, sample_B, setting, schedule)
-            samples += _samples(canvas, trained.tokenizer)
-    return samples
+        for sample_B in torch.split(mine, rows) if len(mine) else ():
+            samples += _samples(draw_rows(template, sample_B, setting, schedule), trained.tokenizer)
+    of_rank = ranks.gather_objects(samples)
+    return [of_rank[number % ranks.world_size][number // ranks.world_size] for number in range(count)]
 
 
 def default_sampler(trained: TrainedModel) -> Sampler:
@@ -83,9 +87,7 @@ def default_sampler(trained: TrainedModel) -> Sampler:
 
 
 @torch.no_grad()
-def draw_rows(
-    template: Template, sample_B: Tensor, setting: Setting, schedule: RateSchedule | None = None
-) -> Canvas:
+def draw_rows(template: Template, sample_B: Tensor, setting: Setting, schedule: RateSchedule | None = None) -> Canvas:
     """Rows without gaps, for the samples of these numbers.  Raises UserError for fewer steps than blocks."""
     canvas, rule = Canvas(template, sample_B, setting), setting.rule
     rates_of = partial(rates, schedule or EqualSteps())

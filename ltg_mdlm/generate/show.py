@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from ltg_mdlm.data.tokenizer import Tokenizer
@@ -28,6 +30,17 @@ def sample_record(sample: Sample, number: int, trained: TrainedModel, rule: Samp
         "forward_passes": sample.passes,
         "rule": rule.to_json(),
     }
+
+
+def print_samples(samples: Sequence[Sample], tokenizer: Tokenizer, *, order: bool) -> None:
+    """The texts, with a blank line between them; `order`: each with the picture of how it came about."""
+    console = Console(highlight=False)
+    for number, sample in enumerate(samples):
+        if number:
+            console.print()
+        console.print(shown(sample, tokenizer), soft_wrap=True)
+        if order:
+            console.print(order_picture(sample, tokenizer), soft_wrap=True)
 
 
 def shown(sample: Sample, tokenizer: Tokenizer) -> Text:

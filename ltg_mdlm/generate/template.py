@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, groupby
+from operator import itemgetter
 
 from ltg_mdlm.data.special_tokens import BOS, MASK, SPECIAL_TOKENS
 from ltg_mdlm.data.tokenizer import Tokenizer
@@ -34,36 +36,31 @@ def continuation(tokenizer: Tokenizer, prompt: str | None, length: int) -> Templ
     """`length` gaps behind the prompt, or behind nothing.  Raises UserError for a prompt without tokens."""
     given = [] if prompt is None else tokenizer.encode(prompt)
     if prompt is not None and not given:
-        raise UserError("the prompt is empty: leave it out to begin with nothing")
+        raise UserError("--prompt: there is no text in it; leave it out to begin with nothing")
+    if prompt is not None and GAP in prompt:
+        raise UserError(f"--prompt {prompt!r}: a {GAP} is filled in --infill only")
     if length < 1:
         raise UserError(f"--length {length}: give at least one token to draw")
     return Template((BOS, *given, *[MASK] * length))
 
 
 def infilling(tokenizer: Tokenizer, text: str) -> Template:
-    """The text with one gap for each `<mask>` in it.
+    """The text with one gap for each `<mask>` in it; a blank before a `<mask>` belongs to the token to be drawn.
 
-    Blanks before a `<mask>` belong to the token that will be drawn.
-
-    Raises UserError for a text without `<mask>`, and for a tokenizer that would join a gap to its neighbours.
+    Raises UserError for a text without `<mask>`, and for a tokenizer that joins a gap to its neighbours.
     """
     pieces = text.split(GAP)
     if len(pieces) == 1:
         raise UserError(f"--infill {text!r}: there is no {GAP} in it; write one for every token to draw")
-    code = tokenizer.backend.encode(_STAND_IN.join(pieces), add_special_tokens=False)
-    stand_ins, end = set(), 0
-    for piece in pieces[:-1]:
-        end += len(piece) + len(_STAND_IN)
-        stand_ins.add(end)
-    words = [word for word, (_, last) in zip(code.words, code.offsets, strict=True) if last in stand_ins]
+    stood_in = _STAND_IN.join(pieces)
+    ends = set(accumulate(len(piece) + len(_STAND_IN) for piece in pieces[:-1]))
+    code = tokenizer.backend.encode(stood_in, add_special_tokens=False)
     ids: list[int] = [BOS]
-    last_word = None
-    for token, word in zip(code.ids, code.words, strict=True):
-        if word not in words:
-            ids.append(token)
-        elif word != last_word:
-            ids.append(MASK)
-        last_word = word
-    if len(set(words)) != len(stand_ins):
-        raise UserError(f"--infill {text!r}: this tokenizer does not set digits apart, so that gaps cannot be placed")
+    for _, group in groupby(zip(code.word_ids, code.ids, code.offsets, strict=True), key=itemgetter(0)):
+        _, tokens, offsets = zip(*group, strict=True)
+        start, end = offsets[0][0], offsets[-1][1]
+        is_gap = end in ends and stood_in[start:end].strip() == _STAND_IN
+        ids += [MASK] if is_gap else tokens
+    if ids.count(MASK) != len(ends):
+        raise UserError(f"--infill {text!r}: this tokenizer joins digits to other characters, so that it has no gaps")
     return Template(tuple(ids))

@@ -34,8 +34,8 @@ class Visits:
 def ancestral_visits(gap_T: Tensor, sample_B: Tensor, rates_K: Tensor | None, seed: int) -> Visits:
     """Each token masked at rate s is revealed on the way to rate t < s with probability (s - t) / s.
 
-    That is: a token with the uniform number u is masked as long as u < gamma.  `rates_K` None is the limit of infinitely
-    many steps, in which every token has a step of its own.
+    That is: a token with the uniform number u is masked as long as u < gamma.  `rates_K` None is the limit of
+    infinitely many steps, in which every token has a step of its own.
     """
     u_BT = _uniforms(stream_key(seed, "reveal"), sample_B, len(gap_T))
     if rates_K is None:
@@ -66,27 +66,34 @@ def _uniforms(key: tuple[int, int], sample_B: Tensor, columns: int) -> Tensor:
 
 
 def remasking_visits(gap_T: Tensor, sample_B: Tensor, rates_K: Tensor, rule: SamplingRule) -> Visits:
-    """Each step may also hide tokens again (ReMDM, arXiv 2503.00307, eq. 6), without changing how many are masked.
+    """The visits of a history with remasking; `rates_K` holds the K + 1 ends of the steps."""
+    hidden_KBT = remasking_history(gap_T, sample_B, rates_K, rule)
+    rate_KB = rates_K[1:].flip(0).to(gap_T.device)[:, None].expand(-1, len(sample_B))
+    return _without_idle_steps(Visits(hidden_KBT[:-1], hidden_KBT[:-1] & ~hidden_KBT[1:], rate_KB))
 
-    From rate s to rate t < s, a visible token is masked with probability sigma, and a masked one revealed with
-    probability (s - t + (1 - s) sigma) / s; sigma is at most min(1, t / (1 - s)).
+
+def remasking_history(gap_T: Tensor, sample_B: Tensor, rates_K: Tensor, rule: SamplingRule) -> Tensor:
+    """bool[K + 1, B, T]: what is masked before the first step and after each one.
+
+    In the step from rate s to rate t < s, a visible token is masked with probability sigma, and a masked one revealed
+    with probability (s - t + (1 - s) sigma) / s, which leaves the share t masked (ReMDM, arXiv 2503.00307, section 3).
     """
     hidden_BT = gap_T.repeat(len(sample_B), 1)
-    before, after = [], []
+    history = [hidden_BT]
     for step in range(len(rates_K) - 1, 0, -1):
         s, t = float(rates_K[step]), float(rates_K[step - 1])
         sigma = remasking_probability(s, t, rule)
         u_BT = _uniforms(stream_key(rule.seed, "remask", step), sample_B, len(gap_T))
-        before.append(hidden_BT)
         hidden_BT = torch.where(hidden_BT, u_BT * s >= s - t + (1 - s) * sigma, u_BT < sigma) & gap_T
-        after.append(hidden_BT)
-    hidden_KBT, after_KBT = torch.stack(before), torch.stack(after)
-    rate_KB = rates_K[1:].flip(0).to(gap_T.device)[:, None].expand(-1, len(sample_B))
-    return _without_idle_steps(Visits(hidden_KBT, hidden_KBT & ~after_KBT, rate_KB))
+        history.append(hidden_BT)
+    return torch.stack(history)
 
 
 def remasking_probability(s: float, t: float, rule: SamplingRule) -> float:
-    """sigma of the step from mask rate s to t: min(eta_cap, largest) or eta_rescale x largest (section 4.1)."""
+    """sigma of the step from mask rate s to t: min(eta_cap, largest) or eta_rescale x largest.
+
+    The largest is min(1, t / (1 - s)): beyond it, more would be masked than revealing can make up for.
+    """
     largest = min(1.0, t / (1 - s)) if s < 1 else 1.0
     if rule.eta_cap is not None:
         return min(rule.eta_cap, largest)
@@ -96,10 +103,12 @@ def remasking_probability(s: float, t: float, rule: SamplingRule) -> float:
 
 def _without_idle_steps(every: Visits) -> Visits:
     """Leaves out each row's steps that reveal nothing."""
-    idle_KB = ~every.reveal_JBT.any(2)
-    order_KB = idle_KB.int().argsort(dim=0, stable=True)
-    order_JB = order_KB[: int((~idle_KB).sum(0).max())]
+    busy_KB = every.reveal_JBT.any(2)
+    order_KB = (~busy_KB).int().argsort(dim=0, stable=True)
+    order_JB = order_KB[: int(busy_KB.sum(0).max())]
     index_JBT = order_JB[:, :, None].expand(-1, -1, every.reveal_JBT.shape[2])
     return Visits(
-        every.hidden_JBT.gather(0, index_JBT), every.reveal_JBT.gather(0, index_JBT), every.rate_JB.gather(0, order_JB)
+        (every.hidden_JBT & busy_KB[:, :, None]).gather(0, index_JBT),
+        every.reveal_JBT.gather(0, index_JBT),
+        every.rate_JB.gather(0, order_JB),
     )

@@ -1,0 +1,119 @@
+"""Sampling from the enumerable language with the exact denoiser, and the laws that the samples should follow.
+
+Shapes: B rows, Q sequences, L positions, V token types, N positions to read, K steps, S states of a row: every position
+is one of the types or masked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.data.special_tokens import BOS, MASK, NUM_SPECIAL
+from ltg_mdlm.generate.canvas import Canvas, Setting
+from ltg_mdlm.generate.predictor import Readout
+from ltg_mdlm.generate.rates import RateSchedule
+from ltg_mdlm.generate.rule import SamplingRule
+from ltg_mdlm.generate.sampling import draw_rows
+from ltg_mdlm.generate.template import Template
+from ltg_mdlm.testing.enumeration import JOINT_Q, LENGTH, SEQUENCES_QL, TYPES
+
+GAPS = Template((BOS, *[MASK] * LENGTH))
+HIDDEN = TYPES
+"""A masked position in the enumeration of states."""
+STATES_SL = torch.tensor(list(itertools.product(range(TYPES + 1), repeat=LENGTH)))
+_IS_SEQUENCE_S = (STATES_SL < HIDDEN).all(1)
+
+Tilt = Callable[[float], Tensor]
+"""float64[V]: masking probability of every type at a mask rate; only its ratios matter."""
+
+
+def uniform(rate: float) -> Tensor:
+    """Masking that does not look at the token."""
+    return torch.ones(TYPES, dtype=torch.float64)
+
+
+def exact_posterior(states_BL: Tensor, masking_BV: Tensor) -> Tensor:
+    """float64[B, L, V]: each token given the visible ones, and given that the others are masked with `masking_BV`."""
+    hidden_BL = states_BL == HIDDEN
+    agrees_BQ = ((states_BL[:, None] == SEQUENCES_QL) | hidden_BL[:, None]).all(2)
+    evidence_BQ = torch.where(hidden_BL[:, None], masking_BV[:, SEQUENCES_QL], 1.0).prod(2)
+    weight_BQ = agrees_BQ * evidence_BQ * JOINT_Q
+    weight_BQ = weight_BQ / weight_BQ.sum(1, keepdim=True)
+    return torch.einsum("bq,qlv->blv", weight_BQ, torch.nn.functional.one_hot(SEQUENCES_QL, TYPES).double())
+
+
+class ExactDenoiser:
+    """The best model there can be; would rather say a control token than anything else, if it were allowed to."""
+
+    def __init__(self, tilt: Tilt = uniform) -> None:
+        self.tilt = tilt
+        self.rows = 0
+        self.told: list[Tensor] = []
+
+    def __call__(self, ids_BT: Tensor, document_BT: Tensor | None, rate_B: Tensor) -> Readout:
+        assert document_BT is None
+        states_BL = torch.full((len(ids_BT), LENGTH), HIDDEN)  # columns that are cut off are unknown
+        tokens = ids_BT[:, 1:]
+        states_BL[:, : tokens.shape[1]] = torch.where(tokens == MASK, HIDDEN, tokens - NUM_SPECIAL)
+        masking_BV = torch.stack([self.tilt(rate) for rate in rate_B.tolist()])
+        log_p_BLV = exact_posterior(states_BL, masking_BV).log().float()
+        logits_BLV = torch.cat([torch.full((*states_BL.shape, NUM_SPECIAL), 9.0), log_p_BLV], dim=2)
+        self.rows += len(ids_BT)
+        self.told.append(rate_B)
+        return lambda row_N, column_N: logits_BLV[row_N, column_N - 1]
+
+
+def draw(
+    count: int, denoiser: ExactDenoiser | None = None, schedule: RateSchedule | None = None, **rule: Any
+) -> tuple[Tensor, Canvas]:
+    """(int64[Q] how often each sequence was drawn, the rows); keyword arguments make the `SamplingRule`."""
+    setting = Setting(predict=denoiser or ExactDenoiser(), rule=SamplingRule(**rule), ends=False)
+    canvas = draw_rows(GAPS, torch.arange(count), setting, schedule)
+    place_L = TYPES ** torch.arange(LENGTH - 1, -1, -1)
+    return ((canvas.ids_BT[:, 1:] - NUM_SPECIAL) * place_L).sum(1).bincount(minlength=len(JOINT_Q)), canvas
+
+
+def exact_law(
+    rates_K: Tensor,
+    sigma: Callable[[float, float], float] = lambda s, t: 0.0,
+    tilt: Tilt = uniform,
+    *,
+    by_type: bool = False,
+) -> Tensor:
+    """float64[Q]: what ancestral sampling draws with the exact denoiser; a Markov chain over the states of a row.
+
+    `sigma`: probability that a visible token is masked in the step from s to t.  `by_type`: the reveal probabilities
+    are those of the true reverse process of type-dependent masking, 1 - pi_v(t) / pi_v(s).
+    """
+    probability_S = (STATES_SL == HIDDEN).all(1).double()
+    for t, s in reversed(list(itertools.pairwise(rates_K.tolist()))):
+        again = sigma(s, t)
+        share_V = (
+            1 - tilt(t) / tilt(s)
+            if by_type
+            else torch.full((TYPES,), (s - t + (1 - s) * again) / s, dtype=torch.float64)
+        )
+        probability_S = probability_S @ _transition(exact_posterior(STATES_SL, tilt(s).expand(64, -1)), share_V, again)
+    law_Q: Tensor = probability_S[_IS_SEQUENCE_S]
+    return law_Q
+
+
+def _transition(posterior_SLV: Tensor, share_V: Tensor, again: float) -> Tensor:
+    """float64[S, S]; positions move independently of each other."""
+    revealed_SLV = posterior_SLV * share_V
+    from_hidden_SLC = torch.cat([revealed_SLV, 1 - revealed_SLV.sum(2, keepdim=True)], dim=2)
+    stays_SLV = (1 - again) * torch.nn.functional.one_hot(STATES_SL, TYPES + 1)[:, :, :TYPES].double()
+    from_visible_SLC = torch.cat([stays_SLV, torch.full((*STATES_SL.shape, 1), again, dtype=torch.float64)], dim=2)
+    is_hidden_SL1 = (STATES_SL == HIDDEN).unsqueeze(2)
+    move_SLC = torch.where(is_hidden_SL1, from_hidden_SLC, from_visible_SLC)
+    return torch.einsum("sa,sb,sc->sabc", *move_SLC.unbind(1)).flatten(1)
+
+
+def total_variation(one_Q: Tensor, other_Q: Tensor) -> float:
+    """Half the sum of the differences of two distributions, or of two vectors of counts."""
+    return float((one_Q / one_Q.sum() - other_Q / other_Q.sum()).abs().sum() / 2)
