@@ -22,7 +22,7 @@ def sample_ancestral(canvas: Canvas, rates_K: Tensor | None) -> None:
     for visit in range(len(visits.rate_JB)):
         if rule.remasks:
             canvas.hide(visits.hidden_JBT[visit])
-        chosen_BT = visits.reveal_JBT[visit] & canvas.gap_BT  # less what lies behind the end of a text
+        chosen_BT = visits.reveal_JBT[visit] & canvas.hidden_BT  # less the end of a text, and what lies behind it
         row_R = chosen_BT.any(1).nonzero().squeeze(1)
         if len(row_R):
             look = canvas.look(row_R, visits.rate_JB[visit] * canvas.share_drawn_B)

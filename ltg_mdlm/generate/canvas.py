@@ -90,8 +90,8 @@ class Canvas:
         self.setting.advance(before - int(self.hidden_BT.sum()))
 
     def hide(self, again_BT: Tensor) -> None:
-        """Mask tokens again."""
-        again_BT = again_BT & self.gap_BT
+        """Mask tokens again, but for a `</s>`: what was given up behind it would not come back."""
+        again_BT = again_BT & self.gap_BT & (self.ids_BT != EOS)
         self.ids_BT[again_BT] = MASK
         self.setting.advance(-int((again_BT & ~self.hidden_BT).sum()))
         self.hidden_BT |= again_BT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from ltg_mdlm.random import hash_bits, permutation, stream_key, uniform, uniform_open
+from ltg_mdlm.random import gumbel, hash_bits, permutation, stream_key, uniform, uniform_open
 
 LEAST_P = 1e-4
 """The draws are fixed, so a test either always passes or always fails; good generators fail one in 10,000 of them."""
@@ -124,3 +125,25 @@ def test_golden_permutation():
     print(permutation(stream_key(0, 0, 'row_mode'), 8, torch.device('cpu')).tolist())"
     """
     assert permutation(stream_key(0, 0, "row_mode"), 8, CPU).tolist() == [7, 5, 4, 1, 6, 0, 2, 3]
+
+
+def test_gumbel_noise_follows_its_distribution():
+    noise = gumbel(stream_key(0, "tokens"), torch.arange(256), 256)
+    assert noise.dtype == torch.float64
+    assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > LEAST_P
+
+
+@pytest.mark.parametrize("bits", [0, 2**32 - 1], ids=["lowest", "highest"])
+def test_the_ends_of_gumbel_noise_are_exact_where_float32_has_none(monkeypatch, bits):
+    """arXiv 2409.02908: in float32 the noise is cut off at 16.6, or infinite where the uniform number is rounded to 1.
+
+    Beyond 16.6 lies a probability of 6e-8, and a vocabulary asks 16,384 times per token.
+    """
+    monkeypatch.setattr("ltg_mdlm.random.hash_bits", lambda key, row_B, cols: torch.full((len(row_B), cols), bits))
+    (noise,) = gumbel((0, 0), torch.tensor([0]), 1).flatten().tolist()
+    assert noise == pytest.approx(stats.gumbel_r.isf(1 - (bits + 0.5) / 2**32), rel=1e-9)
+    if bits:
+        assert noise > 22
+        with np.errstate(divide="ignore"):
+            assert -np.log(-np.log(np.float32((bits + 0.5) / 2**32))) == np.inf
+        assert -np.log(-np.log(np.float32(1 - 2**-24))) < 16.7
