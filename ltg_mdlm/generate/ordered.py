@@ -3,7 +3,7 @@
 How sure it is, is measured on its distributions, before anything is drawn from them.  An order that depends on nothing
 but the tokens that are already there leaves the chain rule intact: with one token per step and an exact denoiser, the
 samples follow the joint distribution.  The usual rule (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992), which draws
-everywhere and keeps the likeliest of the drawn tokens, prefers frequent tokens to rare ones whatever the denoiser; at
+everywhere and keeps the likeliest of the drawn tokens, lowers the temperature unasked (arXiv 2510.04525); at
 temperature 0 the two are the same.
 
 Suffixes: B rows, T tokens per row, N positions, V vocabulary, K steps.

@@ -3,7 +3,8 @@
 In masked diffusion, whether a token is masked at a mask rate depends on nothing but chance: not on its own value, nor
 on its neighbours.  So the whole history of which positions are masked when can be drawn first, and the model asked only
 at those steps in which something is revealed; the distribution of the samples is the same as if it had been asked at
-every step.  That holds with remasking, too, as long as its probabilities do not look at the tokens.
+every step.  (With infinitely many steps this is the first-hitting sampler, arXiv 2409.02908.)  It holds with remasking,
+too, as long as its probabilities do not look at the tokens.
 
 Suffixes: B rows, T tokens per row, K steps, J visits of a row (the steps in which it reveals something).
 """

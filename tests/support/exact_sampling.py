@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ltg_mdlm.data.special_tokens import BOS, MASK, NUM_SPECIAL
@@ -112,6 +113,48 @@ def _transition(posterior_SLV: Tensor, share_V: Tensor, again: float) -> Tensor:
     is_hidden_SL1 = (STATES_SL == HIDDEN).unsqueeze(2)
     move_SLC = torch.where(is_hidden_SL1, from_hidden_SLC, from_visible_SLC)
     return torch.einsum("sa,sb,sc->sabc", *move_SLC.unbind(1)).flatten(1)
+
+
+def law_of_the_likeliest_draw() -> Tensor:
+    """float64[Q]: what MaskGIT's rule draws with the exact denoiser and one token per step.
+
+    It draws a token for every gap, and keeps the one that was likeliest.
+    """
+    number = {tuple(state): i for i, state in enumerate(STATES_SL.tolist())}
+    probability_S = torch.zeros(len(STATES_SL), dtype=torch.float64)
+    probability_S[number[(HIDDEN,) * LENGTH]] = 1
+    for _ in range(LENGTH):
+        following_S = torch.zeros_like(probability_S)
+        for i in probability_S.nonzero().flatten().tolist():
+            state = STATES_SL[i]
+            gaps = (state == HIDDEN).nonzero().flatten().tolist()
+            posterior_GV = exact_posterior(state[None], uniform(1.0)[None])[0, gaps]
+            for tokens in itertools.product(range(TYPES), repeat=len(gaps)):
+                chance_G = posterior_GV[range(len(gaps)), tokens]
+                kept = int(chance_G.argmax())
+                after = state.clone()
+                after[gaps[kept]] = tokens[kept]
+                following_S[number[tuple(after.tolist())]] += probability_S[i] * chance_G.prod()
+        probability_S = following_S
+    return probability_S[_IS_SEQUENCE_S]
+
+
+class ChiSquare(NamedTuple):
+    """Pearson's test of counts against a distribution."""
+
+    statistic: float
+    freedom: int
+    p: float
+
+
+def chi_square(counts_Q: Tensor, law_Q: Tensor) -> ChiSquare:
+    """Sequences that are expected less than five times are counted as one."""
+    expected_Q = law_Q * counts_Q.sum()
+    rare_Q = expected_Q < 5
+    counts = [*counts_Q[~rare_Q].tolist(), *([int(counts_Q[rare_Q].sum())] if rare_Q.any() else [])]
+    expected = [*expected_Q[~rare_Q].tolist(), *([float(expected_Q[rare_Q].sum())] if rare_Q.any() else [])]
+    found = stats.chisquare(counts, expected)
+    return ChiSquare(float(found.statistic), len(counts) - 1, float(found.pvalue))
 
 
 def total_variation(one_Q: Tensor, other_Q: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,18 @@ def test_the_trained_schedule_is_that_of_the_plugin(uniform):
     t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     expected = [0.0, *(1 - torch.cos(torch.pi / 2 * t)).tolist(), 1.0]  # the laptop configuration's cosine
     assert rates(trained_schedule(uniform), 4).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_three_lines_of_the_documentation_run(uniform_run, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/generation.md").read_text("utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) == 3
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(uniform_run)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, list[Sample]] = {}
+    exec(code, namespace)
+    assert [sample.passes for sample in namespace["samples"]] == [8] * 4
 
 
 def test_temperature_zero_takes_the_likeliest_token(uniform):

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy import stats
-from support.exact_sampling import ExactDenoiser, draw, exact_law, total_variation
+from support.exact_sampling import (
+    ExactDenoiser,
+    chi_square,
+    draw,
+    exact_law,
+    law_of_the_likeliest_draw,
+    total_variation,
+)
 from torch import Tensor
 
 from ltg_mdlm.generate.rates import EqualSteps, rates
@@ -26,25 +32,16 @@ class Bent:
         return t.square()
 
 
-def p_value(counts_Q: Tensor, law_Q: Tensor) -> float:
-    """Of Pearson's chi-square test; sequences that are expected less than five times are counted as one."""
-    expected_Q = law_Q * counts_Q.sum()
-    rare_Q = expected_Q < 5
-    counts = [*counts_Q[~rare_Q].tolist(), *([int(counts_Q[rare_Q].sum())] if rare_Q.any() else [])]
-    expected = [*expected_Q[~rare_Q].tolist(), *([float(expected_Q[rare_Q].sum())] if rare_Q.any() else [])]
-    return float(stats.chisquare(counts, expected).pvalue)
-
-
 @pytest.mark.parametrize("sampler", ["ancestral", "confidence", "entropy", "block", "autoregressive"])
 def test_with_one_token_per_step_samples_follow_the_joint_distribution(sampler):
     counts_Q, canvas = draw(COUNT, sampler=sampler)
-    assert p_value(counts_Q, JOINT_Q) > LEAST_P
+    assert chi_square(counts_Q, JOINT_Q).p > LEAST_P
     assert set(canvas.passes_B.tolist()) == {LENGTH}
 
 
 def test_blocks_of_one_token_are_drawn_from_left_to_right_and_follow_the_joint_distribution():
     counts_Q, canvas = draw(COUNT, sampler="block", block_length=1)
-    assert p_value(counts_Q, JOINT_Q) > LEAST_P
+    assert chi_square(counts_Q, JOINT_Q).p > LEAST_P
     assert canvas.drawn_at_BT.unique(dim=0).tolist() == [[-1, 0, 1, 2]]
 
 
@@ -62,44 +59,21 @@ def test_blocks_of_one_token_are_drawn_from_left_to_right_and_follow_the_joint_d
 )
 def test_the_test_of_the_joint_distribution_notices_another_one(wrong):
     counts_Q, _ = draw(COUNT, **wrong)
-    assert p_value(counts_Q, JOINT_Q) < 1e-6
+    assert chi_square(counts_Q, JOINT_Q).p < 1e-6
 
 
 def test_the_test_notices_the_rule_that_keeps_the_likeliest_of_the_drawn_tokens():
     """MaskGIT's order looks at what was drawn; even with one token per step it prefers likely tokens."""
-    law_Q = _law_of_the_likeliest_draw()
+    law_Q = law_of_the_likeliest_draw()
     assert total_variation(law_Q, JOINT_Q) > 0.05
-    assert p_value(draw(COUNT, sampler="confidence")[0], law_Q) < 1e-6
-
-
-def _law_of_the_likeliest_draw() -> Tensor:
-    from support.exact_sampling import HIDDEN, STATES_SL, exact_posterior, uniform
-
-    number = {tuple(state): i for i, state in enumerate(STATES_SL.tolist())}
-    probability = torch.zeros(len(STATES_SL), dtype=torch.float64)
-    probability[number[(HIDDEN,) * LENGTH]] = 1
-    for hidden in range(LENGTH, 0, -1):
-        following = torch.zeros_like(probability)
-        for i, state in enumerate(STATES_SL.tolist()):
-            gaps = [column for column, token in enumerate(state) if token == HIDDEN]
-            if len(gaps) != hidden or probability[i] == 0:
-                continue
-            posterior_LV = exact_posterior(torch.tensor([state]), uniform(1.0)[None])[0]
-            for drawn in torch.cartesian_prod(*[torch.arange(3)] * hidden).view(-1, hidden).tolist():
-                chance = [float(posterior_LV[column, token]) for column, token in zip(gaps, drawn, strict=True)]
-                kept = max(range(hidden), key=lambda k: chance[k])
-                new = list(state)
-                new[gaps[kept]] = drawn[kept]
-                following[number[tuple(new)]] += probability[i] * torch.tensor(chance).prod()
-        probability = following
-    return probability[(STATES_SL < HIDDEN).all(1)]
+    assert chi_square(draw(COUNT, sampler="confidence")[0], law_Q).p < 1e-6
 
 
 @pytest.mark.parametrize("schedule", [EqualSteps(), Bent()], ids=["linear", "bent"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_with_few_steps_samples_follow_the_law_of_the_discretised_process(steps, schedule):
     counts_Q, _ = draw(COUNT, schedule=schedule, steps=steps)
-    assert p_value(counts_Q, exact_law(rates(schedule, steps))) > LEAST_P
+    assert chi_square(counts_Q, exact_law(rates(schedule, steps))).p > LEAST_P
 
 
 @pytest.mark.parametrize("remask", [{"eta_cap": 0.2}, {"eta_rescale": 0.5}], ids=str)
@@ -108,7 +82,7 @@ def test_with_remasking_samples_follow_the_law_of_the_remasking_process(remask):
     rule = SamplingRule(steps=steps, **remask)
     counts_Q, _ = draw(COUNT, steps=steps, **remask)
     law_Q = exact_law(rates(EqualSteps(), steps), lambda s, t: remasking_probability(s, t, rule))
-    assert p_value(counts_Q, law_Q) > LEAST_P
+    assert chi_square(counts_Q, law_Q).p > LEAST_P
 
 
 @pytest.mark.parametrize("schedule", [EqualSteps(), Bent()], ids=["linear", "bent"])
