@@ -55,8 +55,14 @@ def opinionated(seed: int, likes_to_end: float) -> Any:
 
 
 def drawn(template: Template, rule: dict[str, Any], *, seed: int = 0, ends: bool, likes_to_end: float = 0) -> Canvas:
-    setting = Setting(predict=opinionated(seed, likes_to_end), rule=SamplingRule(**rule), ends=ends)
-    return draw_rows(template, torch.arange(3), setting)
+    """Three rows; a progress bar would have been full at the end."""
+    steps: list[int] = []
+    setting = Setting(
+        predict=opinionated(seed, likes_to_end), rule=SamplingRule(**rule), ends=ends, advance=steps.append
+    )
+    canvas = draw_rows(template, torch.arange(3), setting)
+    assert sum(steps) == 3 * len(template.gaps)
+    return canvas
 
 
 @settings(max_examples=60)

@@ -51,8 +51,7 @@ def exact_posterior(states_BL: Tensor, masking_BV: Tensor) -> Tensor:
 class ExactDenoiser:
     """The best model there can be; would rather say a control token than anything else, if it were allowed to."""
 
-    def __init__(self, tilt: Tilt = uniform) -> None:
-        self.tilt = tilt
+    def __init__(self) -> None:
         self.rows = 0
         self.told: list[Tensor] = []
 
@@ -61,8 +60,7 @@ class ExactDenoiser:
         states_BL = torch.full((len(ids_BT), LENGTH), HIDDEN)  # columns that are cut off are unknown
         tokens = ids_BT[:, 1:]
         states_BL[:, : tokens.shape[1]] = torch.where(tokens == MASK, HIDDEN, tokens - NUM_SPECIAL)
-        masking_BV = torch.stack([self.tilt(rate) for rate in rate_B.tolist()])
-        log_p_BLV = exact_posterior(states_BL, masking_BV).log().float()
+        log_p_BLV = exact_posterior(states_BL, uniform(1.0).expand(len(ids_BT), -1)).log().float()
         logits_BLV = torch.cat([torch.full((*states_BL.shape, NUM_SPECIAL), 9.0), log_p_BLV], dim=2)
         self.rows += len(ids_BT)
         self.told.append(rate_B)
