@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,14 +66,22 @@ def test_every_sampler_fills_the_length_with_ordinary_tokens(hybrid):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sample_is_the_same_whatever_it_is_drawn_together_with(hybrid, sampler):
-    exact = replace(hybrid, model=hybrid.model.double())  # so that rounding decides nothing
+    exact = replace(hybrid, model=deepcopy(hybrid.model).double())  # so that rounding decides nothing
     rule = SamplingRule(sampler=sampler, seed=3)
     together = generate(exact, rule, prompt="the dog", length=7, count=5)
     assert generate(exact, rule, prompt="the dog", length=7, count=5, tokens_per_batch=1) == together
     assert generate(exact, rule, prompt="the dog", length=7, count=3, tokens_per_batch=30) == together[:3]
     assert len({sample.ids for sample in together}) == 5
     assert generate(exact, replace(rule, seed=4), prompt="the dog", length=7)[0] != together[0]
-    hybrid.model.float()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", [{"sampler": name} for name in SAMPLERS] + [{"steps": 4, "eta_cap": 0.2}], ids=str)
+def test_a_gpu_draws_what_the_cpu_draws(hybrid, settings):
+    cuda, cpu = (replace(hybrid, model=deepcopy(hybrid.model).double().to(device)) for device in ("cuda", "cpu"))
+    rule = SamplingRule(**settings)
+    assert generate(cuda, rule, length=7, count=3) == generate(cpu, rule, length=7, count=3)
 
 
 def test_a_prompt_is_kept(hybrid):
@@ -122,10 +131,9 @@ def test_a_text_does_not_end_before_given_words(ending):
 
 
 def test_other_models_never_draw_the_end(uniform):
-    model = replace(uniform, model=uniform.model)
-    model.model.output_bias_V[EOS] += 100
-    assert len(generate(model, SamplingRule(), length=6)[0].ids) == 6
-    model.model.output_bias_V[EOS] -= 100
+    eager = replace(uniform, model=deepcopy(uniform.model))
+    eager.model.output_bias_V[EOS] += 100
+    assert len(generate(eager, SamplingRule(), length=6)[0].ids) == 6
 
 
 @pytest.mark.parametrize(("kind", "score"), [("uniform", "pll"), ("hybrid", "mntp"), ("hybrid", "causal")])
