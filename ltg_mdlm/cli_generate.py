@@ -18,7 +18,7 @@ def generate(
     infill: Annotated[
         str | None,
         typer.Option(
-            "--infill", metavar="TEXT", help="A text with a <mask> for every token to draw; the rest is kept."
+            "--infill", metavar="TEXT", help="A text with a `<mask>` for every token to draw; the rest is kept."
         ),
     ] = None,
     length: Annotated[

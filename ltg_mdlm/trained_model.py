@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +66,7 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
     `weights`: the averages, which are what training evaluates, or the weights of the last step; of an exported folder,
     those that it holds.
 
-    Raises UserError if there is none, a part is missing, or the plugin behind its time conditioning is not installed.
+    Raises UserError if there is none, a part is missing, or a plugin that it was trained with is not installed.
     """
     path, ranks = Path(path), ranks or Ranks.setup()
     if has_revisions(path):
@@ -76,7 +77,8 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
     about = read_about(checkpoint)
     config = stored_config(about["config"], checkpoint / STATE_FILE)
     tokenizer = _tokenizer_of(checkpoint)
-    conditioning = conditioning_of(config, tokenizer, ranks)
+    with _plugins_named(checkpoint, about):
+        conditioning = conditioning_of(config, tokenizer, ranks)
     model = build_model(config, tokenizer.vocab_size, conditioning)
     copy_named(model.state_dict(), load_weights(checkpoint, averaged=weights == "ema"), f"the model of {checkpoint}")
     return TrainedModel(
@@ -120,7 +122,19 @@ def _embedding_of(folder: ExportedFolder, tokenizer: Tokenizer, ranks: Ranks) ->
             f"{folder.path}: its time embedding {name} comes from a plugin, and no {TRAINING_FILE} says which"
         )
     config = stored_config(folder.about["config"], folder.path / TRAINING_FILE)
-    return conditioning_of(config, tokenizer, ranks).embedding(cond_dim)
+    with _plugins_named(folder.path, folder.about):
+        return conditioning_of(config, tokenizer, ranks).embedding(cond_dim)
+
+
+@contextmanager
+def _plugins_named(model: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """Whoever lacks a plugin learns which distribution has it."""
+    try:
+        yield
+    except UserError as error:
+        versions = about.get("versions", {})
+        plugins = ", ".join(f"{name} of {versions.get(name, '?')}" for name in about["config"]["plugins"])
+        raise UserError(f"{error}\n  {model} was trained with {plugins}") from None
 
 
 def conditioning_of(config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> TimeConditioning:

@@ -50,7 +50,7 @@ def write_run(
     about = {
         "seed": 0,
         "world_size": 1,
-        "versions": {"ltg_mdlm": __version__},
+        "versions": {"ltg_mdlm": __version__, **host.config.plugin_versions},
         "config": host.config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
         "modes": sorted(parts.row_mode.modes),
         "predicts": parts.masking.predicts,
