@@ -17,7 +17,7 @@ class PictureBook:
         self.clauses = clauses
         self.phrases = clauses.phrases
         self.chance = clauses.chance
-        self._kinds: dict[Callable[[], str], float] = {
+        self.kinds: dict[Callable[[], str], float] = {
             self.heavy: 9,
             self.plain: 5,
             self.pointed: 4,
@@ -30,7 +30,7 @@ class PictureBook:
 
     def read(self) -> str:
         """One document of 5 to 10 sentences."""
-        return " ".join(self.chance.weighted(self._kinds)() for _ in range(self.chance.number(5, 10)))
+        return " ".join(self.chance.weighted(self.kinds)() for _ in range(self.chance.number(5, 10)))
 
     def plain(self) -> str:
         """A statement about anything."""

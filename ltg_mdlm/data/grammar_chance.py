@@ -1,7 +1,7 @@
 """The source of chance of the built-in corpus."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -37,3 +37,10 @@ class Chance:
             if left < 0:
                 return option
         return option  # where the weights' sum was rounded
+
+    def until(self, draw: Callable[[], T], accepted: Callable[[T], bool]) -> T:
+        """The first draw that is accepted."""
+        while True:
+            drawn = draw()
+            if accepted(drawn):
+                return drawn

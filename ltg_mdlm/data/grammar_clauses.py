@@ -100,6 +100,11 @@ class Clause:
         return joined(auxiliary, subject_pronoun(self.subject.agreement))
 
     @property
+    def is_past(self) -> bool:
+        """Whether what it tells is over."""
+        return self.tense in ("past", "perfect")
+
+    @property
     def wh_word(self) -> str:
         """The word that asks for the object."""
         assert self.predicate.target is not None

@@ -144,10 +144,7 @@ class Clauses:
 
     def doing(self, subject: NounPhrase) -> Predicate:
         """What somebody does on purpose, and is not a state; without an embedded clause."""
-        while True:
-            predicate = self.simple(subject)
-            if not predicate.verb.stative:
-                return predicate
+        return self.chance.until(lambda: self.simple(subject), lambda predicate: not predicate.verb.stative)
 
     def simple(self, subject: NounPhrase, *, with_object: bool | None = None) -> Predicate:
         """A predicate without an embedded clause or infinitive; `with_object` asks for an object, or for none."""
@@ -191,10 +188,10 @@ class Clauses:
 
     def other_than(self, subject: NounPhrase, kind: str, determiner: str | None = None) -> NounPhrase:
         """A noun phrase with another head noun than the subject's."""
-        while True:
-            phrase = self.phrases.noun_phrase(kind, determiner=determiner)
-            if phrase.noun is not subject.noun:
-                return phrase
+        return self.chance.until(
+            lambda: self.phrases.noun_phrase(kind, determiner=determiner),
+            lambda phrase: phrase.noun is not subject.noun,
+        )
 
     def _target(self, kind: str, subject: NounPhrase) -> NounPhrase:
         own = kind == "body" or (kind == "clothes" and self.chance.coin(0.5))

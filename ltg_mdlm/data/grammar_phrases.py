@@ -237,6 +237,10 @@ class Phrases:
         )
         return self.chance.pick(places)()
 
+    def is_indefinite(self, phrase: NounPhrase) -> bool:
+        """Whether its determiner is "a", a number, ...: what a sentence with "there was" asks for."""
+        return phrase.text.split()[0] in INDEFINITE
+
     def _gender(self, noun: Noun, kind: str) -> str:
         if noun.gender:
             return noun.gender

@@ -1,12 +1,13 @@
 """Stories of the built-in corpus: a hero, a friend and a thing, a few events, an end; told in the past."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 from ltg_mdlm.data import grammar_words as words
 from ltg_mdlm.data.grammar_clauses import BE, NOT, Clause, Predicate, joined, sentence
 from ltg_mdlm.data.grammar_frames import BY_ONESELF, GO, INTEND, Clauses
 from ltg_mdlm.data.grammar_lexicon import verb, verbs
-from ltg_mdlm.data.grammar_phrases import INDEFINITE, WE, YOU, I, NounPhrase, determined, pronoun
+from ltg_mdlm.data.grammar_phrases import WE, YOU, I, NounPhrase, determined, pronoun
 
 _OPENINGS = ("one day", "one morning", "yesterday", "last week", "one night", "once")
 _SEQUELS = ("then", "after that", "later", "the next day", "soon", "suddenly")
@@ -28,15 +29,34 @@ class Story:
         self.clauses = clauses
         self.phrases = clauses.phrases
         self.chance = clauses.chance
-        self.hero = pronoun(I if self.chance.coin(0.6) else WE) if first_person else self._character()
-        self.friend = self._character()
-        self.thing = self.phrases.noun_phrase("object", plural=self.chance.coin(0.2), determiner="the")
-        self._thing_is = self.phrases.property_of(self.thing)
+        self.first_person = first_person
         self._last: NounPhrase | None = None
 
-    def tell(self) -> str:
-        """The whole story on one line."""
-        events: dict[Callable[[], list[str]], float] = {
+    @cached_property
+    def hero(self) -> NounPhrase:
+        """Whom the story is about."""
+        if self.first_person:
+            return pronoun(I if self.chance.coin(0.6) else WE)
+        return self._character()
+
+    @cached_property
+    def friend(self) -> NounPhrase:
+        """Somebody else."""
+        return self._character()
+
+    @cached_property
+    def thing(self) -> NounPhrase:
+        """What is found and lost."""
+        return self.phrases.noun_phrase("object", plural=self.chance.coin(0.2), determiner="the")
+
+    @cached_property
+    def thing_is(self) -> str:
+        """What can be said of it."""
+        return self.phrases.property_of(self.thing)
+
+    def events(self) -> dict[Callable[[], list[str]], float]:
+        """All that can happen, each told in some sentences, and how often."""
+        return {
             self.acts: 10,
             self.friend_acts: 4,
             self.scenery: 5,
@@ -52,13 +72,19 @@ class Story:
             self.alike: 2,
             self.says: 3,
         }
+
+    def tell(self) -> str:
+        """The whole story on one line."""
+        for drawn_first in ("hero", "friend", "thing", "thing_is"):
+            getattr(self, drawn_first)
+        events = self.events()
         told = self.opening()
         for _ in range(self.chance.number(4, 10)):
             event = self.chance.weighted(events)
             told += event()
             if event in (self.finds, self.loses, self.meets):
                 del events[event]
-        return " ".join([*told, self.ending()])
+        return " ".join([*told, *self.ending()])
 
     def opening(self) -> list[str]:
         """Who the story is about."""
@@ -70,11 +96,11 @@ class Story:
         hero = determined("two" if plural else "a", self.hero.text.split()[1:])
         return [sentence(f"once there {'were' if plural else 'was'} {hero} who lived {self.phrases.at_place()}")]
 
-    def ending(self) -> str:
+    def ending(self) -> list[str]:
         """How it ends."""
         feeling = Predicate(BE, rest=f" {self._feeling()}")
         end = self._past(self._mention(self.hero), self.chance.pick((*_GO_HOME, feeling)))
-        return sentence(f"{self.chance.pick(_ENDINGS)} {end}")
+        return [sentence(f"{self.chance.pick(_ENDINGS)} {end}")]
 
     # The events, each some sentences.
 
@@ -98,7 +124,7 @@ class Story:
     def finds(self) -> list[str]:
         """The thing turns up, and is spoken of as "it"."""
         found = Predicate(self.chance.pick(_FIND), self.thing, f" {self.phrases.where('object')}")
-        described = Predicate(BE, rest=f" {self._thing_is}")
+        described = Predicate(BE, rest=f" {self.thing_is}")
         it = self.thing.as_object()
         given = Predicate(self.chance.pick(_GIVE), it, f" to {self.friend.text}")
         put = Predicate(_PUT, it, f" {self.phrases.inside()}")
@@ -134,7 +160,7 @@ class Story:
     def goes(self) -> list[str]:
         """A place, and who is there."""
         seen = self.phrases.noun_phrase(self.chance.pick(("animal", "people", "plant")))
-        if seen.text.split()[0] in INDEFINITE:
+        if self.phrases.is_indefinite(seen):
             there = f"there {'were' if seen.agreement.plural else 'was'} {seen.text} there"
         else:
             there = self._past(seen, Predicate(BE, rest=" there"))

@@ -11,6 +11,8 @@ from ltg_mdlm.data.grammar_lexicon import verb, verbs
 from ltg_mdlm.data.grammar_phrases import WE, YOU, I, NounPhrase, pronoun
 
 _ADULTS = {"MOT": 6.0, "FAT": 2.0, "GRA": 1.0}
+_CHILD = "CHI"
+SPEAKERS = frozenset((*_ADULTS, _CHILD))
 _EXCLAMATIONS = ("Oh no!", "Look!", "Wow!", "Oh dear.", "Uh oh.", "Hey!")
 _ASSENTS = ("That's right.", "Very good.", "Good job!", "Yes.", "All right.", "Thank you.", "Okay.")
 _OBEYING = ("Okay.", "I will.", "No!", "Why?", "All right.")
@@ -19,8 +21,12 @@ _FOLLOWING = ("Yes!", "Okay.", "No, not now.", "I don't want to.")
 _NUMBERS = {"two": 3.0, "three": 3.0, "four": 2.0, "five": 1.0, "six": 1.0, "seven": 0.5, "eight": 0.5, "ten": 0.5}
 _HAVE, _WANT = verb("have/had"), verb("want")
 _LIKING = verbs(words.LIKING)
-_CONTRACTIBLE = re.compile(r"\b(I am|[Ii]t is|[Hh]e is|[Ss]he is|[Tt]hey are|[Yy]ou are|[Ww]e are)(?= \w)")
+_CONTRACTIBLE = re.compile(
+    r"\b(I(?= am)|(?:[Ii]t|[Hh]e|[Ss]he)(?= is)|(?:[Tt]hey|[Yy]ou|[Ww]e)(?= are)) (am|is|are)(?= \w)"
+)
 _CONTRACTED = {"am": "'m", "is": "'s", "are": "'re"}
+_EXPANDABLE = re.compile(r"\b(I(?='m)|(?:[Ii]t|[Hh]e|[Ss]he)(?='s)|(?:[Tt]hey|[Yy]ou|[Ww]e)(?='re))('m|'s|'re)(?= \w)")
+_EXPANDED = {short: word for word, short in _CONTRACTED.items()}
 _TURNED = {"my": "your", "your": "my", "myself": "yourself", "yourself": "myself"}
 
 
@@ -31,7 +37,7 @@ class Talk:
         self.clauses = clauses
         self.phrases = clauses.phrases
         self.chance = clauses.chance
-        self._exchanges: dict[Callable[[NounPhrase], list[str]], float] = {
+        self.exchanges: dict[Callable[[NounPhrase], list[str]], float] = {
             self.whether: 5,
             self.remark: 5,
             self.doing: 4,
@@ -59,12 +65,12 @@ class Talk:
     def conversation(self) -> str:
         """One document of 4 to 9 exchanges that come back to the same two things."""
         adult = self.chance.weighted(_ADULTS)
-        topics = [self._topic(), self._topic()]
+        topics = [self.topic(), self.topic()]
         lines: list[str] = []
         for _ in range(self.chance.number(4, 9)):
-            exchange = self.chance.weighted(self._exchanges)
-            first = self.chance.weighted({adult: 4, "CHI": 1})
-            speakers = (first, "CHI" if first == adult else adult)
+            exchange = self.chance.weighted(self.exchanges)
+            first = self.chance.weighted({adult: 4, _CHILD: 1})
+            speakers = (first, _CHILD if first == adult else adult)
             said = exchange(self.chance.pick(topics))
             lines += [f"*{speakers[turn % 2]}:\t{self._spoken(text)}" for turn, text in enumerate(said)]
         return "\n".join(lines)
@@ -200,7 +206,7 @@ class Talk:
         """As in "Why is the girl crying?" and "Because she is sad."."""
         actor = self._actor(topic)
         clause = self.clauses.affirmative(actor, self.clauses.simple(actor))
-        tense = "past" if clause.tense in ("past", "perfect") else "present"
+        tense = "past" if clause.is_past else "present"
         because = Clause(actor.as_subject(), self.clauses.reason(actor), tense)
         return [sentence(f"why {clause.question()}", "?"), sentence(f"because {because.statement}")]
 
@@ -257,7 +263,8 @@ class Talk:
 
     # What the exchanges are made of.
 
-    def _topic(self) -> NounPhrase:
+    def topic(self) -> NounPhrase:
+        """A thing that a conversation is about."""
         kind = self.chance.weighted({"object": 4, "animal": 3, "person": 4, "food": 1, "vehicle": 1})
         return self.phrases.noun_phrase(kind, determiner="the", plural=self.chance.coin(0.3), adjectives=0)
 
@@ -287,14 +294,17 @@ class Talk:
 
     def _spoken(self, text: str) -> str:
         """The text as it is, or with "it's" for "it is"."""
-        if self.chance.coin(0.5):
-            return text
-        return _CONTRACTIBLE.sub(lambda match: _contracted(match[0]), text)
+        return text if self.chance.coin(0.5) else contracted(text)
 
 
-def _contracted(words: str) -> str:
-    subject, auxiliary = words.split()
-    return subject + _CONTRACTED[auxiliary]
+def contracted(text: str) -> str:
+    """The text with "it's" for "it is"."""
+    return _CONTRACTIBLE.sub(lambda match: match[1] + _CONTRACTED[match[2]], text)
+
+
+def expanded(text: str) -> str:
+    """The text with "it is" for "it's": what `contracted` makes it from, if it makes it at all."""
+    return _EXPANDABLE.sub(lambda match: f"{match[1]} {_EXPANDED[match[2]]}", text)
 
 
 def _answering(subject: NounPhrase) -> NounPhrase:
