@@ -3,7 +3,8 @@
 A probabilistic grammar of English with agreement (verbs, reflexives, determiners), questions, negation, embedding
 and pronouns that refer back, over a lexicon whose word classes follow Zipf's law. Words: `grammar_words`,
 `grammar_lexicon`; phrases and clauses: `grammar_phrases`, `grammar_clauses`, `grammar_frames`; texts: `grammar_talk`,
-`grammar_stories`, `grammar_books`; and sentences with one mistake: `grammar_pairs`.
+`grammar_stories`, `grammar_books`; sentences with one mistake: `grammar_pairs`; and whether a sentence is one of the
+grammar: `grammar_recogniser`.
 """
 
 from collections.abc import Callable, Iterator

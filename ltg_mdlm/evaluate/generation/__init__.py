@@ -1,0 +1,1 @@
+"""The quality of generated text: `ltg-mdlm eval generation`."""
