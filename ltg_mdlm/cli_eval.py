@@ -137,6 +137,67 @@ def suite(
     require_success(outcomes)
 
 
+@eval_app.command()
+def generation(
+    model: ModelPath,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler",
+            metavar="ancestral|confidence|entropy|block|autoregressive",
+            help="Repeatable; default: ancestral, or autoregressive for a model that saw causal rows only.",
+        ),
+    ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option("--steps", min=1, help="Repeatable; default: one step per token.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Samples for each sampler and number of steps.")] = 100,
+    length: Annotated[int, typer.Option("--length", min=1, help="Tokens of a sample.")] = 64,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="Divides the logits; 0: the likeliest token.")
+    ] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens of this probability in all.")
+    ] = 1.0,
+    judge: Annotated[
+        Path | None,
+        typer.Option("--judge", metavar="MODEL", help="Causal model for perplexity: of this trainer or transformers."),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus to compare with; default: the run's own.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the samples, and of the choice of real text.")] = 0,
+    weights: WeightsOption = "ema",
+    out: Out = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure samples: variety, repetition, likeness to the corpus; perplexity under a judge; what the grammar accepts.
+
+    One line for each sampler and number of steps, and one of real held-out text, by which the others can be read.
+    Models that were trained on the built-in corpus are also measured by its grammar.
+    """
+    from ltg_mdlm.durable import require_writable
+    from ltg_mdlm.evaluate.generation.examination import examine
+    from ltg_mdlm.evaluate.generation.measure import rules_for
+    from ltg_mdlm.evaluate.generation.results import quality_table, result_folder, write_results
+    from ltg_mdlm.evaluate.results import as_json as to_json
+    from ltg_mdlm.generate.sampling import default_sampler
+    from ltg_mdlm.tables import print_table
+    from ltg_mdlm.trained_model import open_model
+
+    trained = open_model(model, weights=weights)
+    rules = rules_for(
+        sampler or [default_sampler(trained)], steps or (), temperature=temperature, top_p=top_p, seed=seed
+    )
+    require_writable(result_folder(out, trained))
+    examined = examine(trained, rules, count=count, length=length, judge=judge, corpus=corpus, seed=seed)
+    write_results(result_folder(out, trained), examined)
+    if as_json:
+        typer.echo(to_json(examined.summary(), indent=2), nl=False)
+    else:
+        print_table(quality_table(examined))
+
+
 def _show(outcomes: Sequence[Outcome], as_json: bool, by_uid: bool = False) -> None:
     from ltg_mdlm.evaluate.suite import breakdown_table, suite_table
     from ltg_mdlm.tables import print_table

@@ -16,6 +16,7 @@ from ltg_mdlm.api import CorpusStatistics
 from ltg_mdlm.build import build_model, run_context
 from ltg_mdlm.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.config import load_settings
+from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.host import Host
 from ltg_mdlm.run_folder import RunFolder
@@ -39,10 +40,15 @@ def embedding_plugin_installed() -> AbstractContextManager[None]:
 
 
 def write_run(
-    out: Path, plugin: str = "uniform_mdlm", *sets: str, words_seen: Sequence[int] = (500_000,), seed: int = 0
+    out: Path,
+    plugin: str = "uniform_mdlm",
+    *sets: str,
+    words_seen: Sequence[int] = (500_000,),
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
     """A run folder with a checkpoint for each of the word counts, the averages in it other than the last weights."""
-    tokenizer, ranks = small_tokenizer(), Ranks.alone()
+    tokenizer, ranks = tokenizer or small_tokenizer(), Ranks.alone()
     host = Host(load_settings([], [*SIZES, *sets], [plugin], out).config)
     counts = torch.ones(tokenizer.vocab_size, dtype=torch.int64)
     context = run_context(host.config, tokenizer, ranks, max_steps=10, num_positions=100)

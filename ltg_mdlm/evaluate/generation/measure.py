@@ -1,0 +1,138 @@
+"""Samples of a trained model under several rules, and the figures of all of them, beside those of real text."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from ltg_mdlm.build import open_corpus
+from ltg_mdlm.config import RunConfig, stored_config
+from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.errors import UserError
+from ltg_mdlm.evaluate.generation.acceptance import Grammar, Verdict, acceptance
+from ltg_mdlm.evaluate.generation.judge import Judge, perplexities
+from ltg_mdlm.evaluate.generation.reference import reference_draws
+from ltg_mdlm.evaluate.generation.statistics import text_statistics
+from ltg_mdlm.generate import Sample, SamplingRule, generate
+from ltg_mdlm.generate.rule import Sampler
+from ltg_mdlm.trained_model import TrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The figures of some texts.
+
+    Attributes:
+        rule: how they were sampled; None for real text.
+        figures: by name, see docs/generation.md; NaN where undefined.
+        spread: of real text, the standard deviation of figures over several draws.
+        samples: the texts; none for real text.
+        verdicts: what the grammar says of each; none without a grammar.
+        seconds: that sampling took.
+    """
+
+    rule: SamplingRule | None
+    figures: Mapping[str, float]
+    spread: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    verdicts: Sequence[Verdict] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the texts."""
+        described = self.rule.to_json() if self.rule is not None else None
+        return {"rule": described, **self.figures, "spread": dict(self.spread), "seconds": round(self.seconds, 3)}
+
+
+def rules_for(samplers: Sequence[str], steps: Sequence[int], **settings: Any) -> list[SamplingRule]:
+    """Every sampler with every number of steps; the autoregressive one, which has none, once.
+
+    Raises UserError for a sampler that there is not, and settings that have no effect.
+    """
+    chosen = [
+        (_sampler(name), None if name == "autoregressive" else count)
+        for name, count in product(samplers, steps or (None,))
+    ]
+    return [SamplingRule(sampler=name, steps=count, **settings) for name, count in dict.fromkeys(chosen)]
+
+
+def _sampler(name: str) -> Sampler:
+    for sampler in get_args(Sampler):
+        if name == sampler:
+            return cast(Sampler, sampler)
+    raise UserError(f"--sampler {name}: no such sampler; there are {', '.join(get_args(Sampler))}")
+
+
+def corpus_of(trained: TrainedModel) -> tuple[Corpus, bool]:
+    """The corpus that a model was trained on, and whether it is the built-in one.
+
+    Raises UserError if it is not known, or not there any more.
+    """
+    if "config" not in trained.about:
+        raise UserError(f"{trained.source}: its settings do not say what it was trained on: give the corpus (--corpus)")
+    config = stored_config(trained.about["config"], trained.source)
+    try:
+        return open_corpus(config), is_builtin(config)
+    except UserError as error:
+        raise UserError(
+            f"{error}\n  {trained.name} was trained on it; if it lies elsewhere now, use --corpus"
+        ) from None
+
+
+def is_builtin(config: RunConfig) -> bool:
+    """Whether a run was trained on the built-in corpus."""
+    return config.data.train is None and config.data.corpus == "builtin"
+
+
+class Examiner:
+    """Measures texts of a model's vocabulary against a corpus, a judge and a grammar."""
+
+    def __init__(self, trained: TrainedModel, corpus: Corpus, judge: Judge | None, grammar: Grammar | None) -> None:
+        """Raises UserError for a corpus without validation text, and one with another tokenizer."""
+        if corpus.valid is None:
+            raise UserError(f"{corpus.path}: no validation text, by which figures are read; give another --corpus")
+        if corpus.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+            raise UserError(f"{corpus.path}: made with another tokenizer than that of {trained.name}")
+        self.trained, self.corpus, self.judge, self.grammar = trained, corpus, judge, grammar
+        self._valid: Split = corpus.valid
+
+    def of_samples(self, rule: SamplingRule, count: int, length: int) -> Quality:
+        """Draw samples and measure them.  Raises UserError for a rule that does not fit the model."""
+        started = time.monotonic()
+        samples = generate(self.trained, rule, length=length, count=count, progress=True)
+        seconds = time.monotonic() - started
+        texts = [sample.text for sample in samples]
+        verdicts = self._verdicts(texts, [sample.ended for sample in samples])
+        figures = self._figures([sample.ids for sample in samples], texts, verdicts)
+        figures["passes"] = statistics.fmean(sample.passes for sample in samples)
+        return Quality(rule=rule, figures=figures, samples=samples, verdicts=verdicts, seconds=seconds)
+
+    def of_real_text(self, count: int, length: int, seed: int) -> Quality:
+        """Held-out documents of the corpus, cut like samples."""
+        draws = reference_draws(self._valid, count, length, seed)
+        texts = [self.trained.tokenizer.decode(ids) for ids in draws[0]]
+        verdicts = self._verdicts(texts, [False] * len(texts))
+        figures = self._figures(draws[0], texts, verdicts)
+        counts_V = self.corpus.train.token_count_V
+        every = [text_statistics(draw, counts_V) for draw in draws] if len(draws) > 1 else []
+        spread = {name: float(np.std([drawn[name] for drawn in every], ddof=1)) for name in (every[0] if every else ())}
+        return Quality(rule=None, figures=figures, spread=spread)
+
+    def _verdicts(self, texts: Sequence[str], ended: Sequence[bool]) -> list[Verdict]:
+        return self.grammar.judge(texts, ended, progress=True) if self.grammar is not None else []
+
+    def _figures(
+        self, ids: Sequence[Sequence[int]], texts: Sequence[str], verdicts: Sequence[Verdict]
+    ) -> dict[str, float]:
+        figures: dict[str, float] = {"texts": len(texts), "tokens": sum(map(len, ids))}
+        if self.judge is not None:
+            scored = [text for text in texts if text.strip()]
+            figures |= perplexities(scored, self.judge.scores(scored))
+        figures |= text_statistics(ids, self.corpus.train.token_count_V)
+        return figures | dict(acceptance(verdicts)) if self.grammar is not None else figures

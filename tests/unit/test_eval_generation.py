@@ -1,0 +1,193 @@
+"""`ltg-mdlm eval generation` on small models: figures, files, and what it refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+from support.corpora import documents, small_tokenizer, write_text
+from support.trained import write_run
+
+from ltg_mdlm.data.builtin import builtin_corpus
+from ltg_mdlm.data.grammar_recogniser import sentences
+from ltg_mdlm.data.prepare import prepare_corpus
+from ltg_mdlm.data.special_tokens import BOS
+from ltg_mdlm.evaluate.generation import acceptance
+from ltg_mdlm.evaluate.generation.judge import open_judge
+from ltg_mdlm.evaluate.generation.measure import rules_for
+from ltg_mdlm.evaluate.generation.statistics import token_entropy
+from ltg_mdlm.trained_model import open_model
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    tokenizer = folder / "tokenizer.json"
+    small_tokenizer().save(tokenizer)
+    train, valid = write_text(folder / "train.txt", documents(40)), write_text(folder / "valid.txt", documents(30, 1))
+    prepare_corpus([train], folder / "made", valid=[valid], tokenizer=tokenizer, workers=1, progress=False)
+    return folder / "made"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        plugin: write_run(folder / plugin, plugin, f"data.corpus={corpus}") for plugin in ("uniform_mdlm", "gpt_bert")
+    }
+
+
+SMALL = ("--count", "3", "--length", "8")
+
+
+def test_every_sampler_and_number_of_steps_has_a_line_and_its_samples(run, models, tmp_path):
+    options = ("--sampler", "ancestral", "--sampler", "confidence", "--steps", "2", "--steps", "4")
+    judge = ("--judge", str(models["gpt_bert"]))
+    code, out, err = run(
+        "eval", "generation", str(models["uniform_mdlm"]), *SMALL, *options, *judge, "--out", str(tmp_path)
+    )
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [
+        ["ancestral", "2"], ["ancestral", "4"], ["confidence", "2"], ["confidence", "4"],
+    ]  # fmt: skip
+    assert lines[5].startswith("real text")
+    assert all(name in lines[0] for name in ("ppl/word", "entropy", "distinct-2", "rep-4", "JS"))
+    assert "grammatical" not in out, "this corpus has no grammar"
+    folder = tmp_path / "uniform_mdlm" / "main" / "generation"
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [(row["sampler"], row["steps"], row["sample"]) for row in rows[:4]] == [
+        ("ancestral", 2, 0), ("ancestral", 2, 1), ("ancestral", 2, 2), ("ancestral", 4, 0),
+    ]  # fmt: skip
+    assert all(len(row["ids"]) == len(row["unmasked_at"]) == 8 for row in rows)
+    assert rows[0]["text"] == small_tokenizer().decode(rows[0]["ids"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["model"], summary["grammar"], summary["count"]) == ("uniform_mdlm", False, 3)
+    mean = sum(token_entropy(row["ids"]) for row in rows[:3]) / 3
+    assert summary["results"][0]["entropy"] == pytest.approx(mean)
+    assert summary["results"][0]["rule"]["steps"] == 2
+    assert summary["real_text"]["tokens"] == 24
+    assert summary["real_text"]["spread"]["js_distance"] > 0
+
+
+def test_the_same_seed_gives_the_same_files_and_another_one_others(run, models, tmp_path):
+    written = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        arguments = ("--seed", str(seed), "--out", str(tmp_path / name))
+        assert run("eval", "generation", str(models["uniform_mdlm"]), *SMALL, *arguments)[0] == 0
+        written.append((tmp_path / name / "uniform_mdlm" / "main" / "generation" / "samples.jsonl").read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+def test_a_judge_gives_the_causal_likelihood_of_the_text_and_nothing_else(models):
+    trained = open_model(models["gpt_bert"])
+    texts = ["the dog ran", "one, two. 1984", "a"]
+    for text, score in zip(texts, open_judge(models["gpt_bert"], torch.device("cpu")).scores(texts), strict=True):
+        ids = torch.tensor([[BOS, *trained.tokenizer.encode(text)]])
+        causal = torch.ones(1, dtype=torch.bool)
+        hidden = trained.model(ids, causal_B=causal, value_B=trained.value(torch.zeros(1), True))
+        log_p = trained.model.logits(trained.model.head(hidden[0, :-1])).log_softmax(-1)
+        expected = sum(log_p[place, token].item() for place, token in enumerate(ids[0, 1:].tolist()))
+        assert score.log_likelihood == pytest.approx(expected, rel=1e-5)
+        assert score.tokens == ids.shape[1] - 1
+
+
+def test_a_judge_of_transformers_gives_the_likelihood_that_the_library_computes(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: judge)")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=small_tokenizer().backend, bos_token="<s>", eos_token="</s>"
+    )
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    (score,) = open_judge(tmp_path / "judge", torch.device("cpu")).scores(["the dog ran"])
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("the dog ran", add_special_tokens=False)["input_ids"]]])
+    with torch.no_grad():
+        mean = model(ids, labels=ids).loss.item()
+    assert score.log_likelihood == pytest.approx(-mean * score.tokens, rel=1e-5)
+
+
+class AttestedOnly:
+    """In place of the recogniser, which takes seconds to make."""
+
+    known = frozenset[str]()
+
+    def accepts(self, text):
+        return text in self.known
+
+
+def test_a_model_of_the_built_in_corpus_is_measured_by_its_grammar(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = builtin_corpus(words=2000)
+    held_out = (made.path / "text" / "valid.txt").read_text().splitlines()
+    said = frozenset(said for line in held_out for said in sentences(line.split("\t")[-1]))
+    monkeypatch.setattr(AttestedOnly, "known", said)
+    monkeypatch.setattr(acceptance, "Recogniser", AttestedOnly)
+    folder = write_run(tmp_path / "tiny", "uniform_mdlm", "data.builtin_words=2000", tokenizer=made.tokenizer)
+    size = ("--count", "3", "--length", "60")
+    code, out, err = run("eval", "generation", str(folder), *size, "--out", str(tmp_path / "results"), "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["grammar"] is True
+    assert summary["real_text"]["sentences"] > 3
+    assert summary["real_text"]["grammatical_sentences"] == summary["real_text"]["grammatical_samples"] == 1
+    assert not summary["results"][0]["grammatical_sentences"], "noise is no language"
+
+
+def test_autoregressive_sampling_has_no_steps_and_so_one_line():
+    rules = rules_for(["ancestral", "autoregressive"], [2, 4], seed=0)
+    assert [(rule.sampler, rule.steps) for rule in rules] == [
+        ("ancestral", 2), ("ancestral", 4), ("autoregressive", None),
+    ]  # fmt: skip
+    assert [rule.steps for rule in rules_for(["entropy"], [], seed=0)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--judge", "nowhere"), "nowhere: no such folder"),
+        (("--judge", "{uniform_mdlm}"), "trained on masked rows only"),
+        (("--sampler", "autoregressive"), "needs a model trained on causal rows"),
+        (("--sampler", "magic"), "no such sampler"),
+        (("--corpus", "nowhere"), "not a corpus folder"),
+        (("--out", "{file}/results"), "cannot be written"),
+        (("--length", "5000"), "do not fit"),
+        (("--temperature", "0", "--top-p", "0.9"), "has no effect"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_and_writes_nothing(run, models, tmp_path, options, message):
+    (tmp_path / "file").write_text("")
+    places = {"file": tmp_path / "file", **models}
+    chosen = [option.format(**places) for option in options]
+    out = () if "--out" in chosen else ("--out", str(tmp_path / "results"))
+    size = ("--count", "3") if "--length" in chosen else SMALL
+    code, _, err = run("eval", "generation", str(models["uniform_mdlm"]), *size, *chosen, *out)
+    assert (code, message in err) == (2, True), err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_corpus_that_is_gone_is_named_with_the_option_that_helps(run, tmp_path):
+    folder = write_run(tmp_path / "run", "uniform_mdlm", f"data.corpus={tmp_path}/gone")
+    code, _, err = run("eval", "generation", str(folder), *SMALL, "--out", str(tmp_path / "results"))
+    assert code == 2
+    assert "gone" in err
+    assert "--corpus" in err
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(run, models, tmp_path):
+    train, valid = (write_text(tmp_path / f"{seed}.txt", documents(20, seed)) for seed in (2, 3))
+    prepare_corpus([train], tmp_path / "other", valid=[valid], vocab_size=300, workers=1, progress=False)
+    arguments = ("--corpus", str(tmp_path / "other"), "--out", str(tmp_path / "results"))
+    code, _, err = run("eval", "generation", str(models["uniform_mdlm"]), *SMALL, *arguments)
+    assert (code, "made with another tokenizer" in err) == (2, True)
+
+
+def test_a_figure_without_a_value_is_null_in_files_and_a_dash_in_the_table(run, models, tmp_path):
+    arguments = ("--count", "2", "--length", "2", "--out", str(tmp_path))
+    code, out, err = run("eval", "generation", str(models["uniform_mdlm"]), *arguments)
+    assert (code, " - " in out) == (0, True), err
+    summary = json.loads((tmp_path / "uniform_mdlm" / "main" / "generation" / "summary.json").read_text())
+    assert summary["results"][0]["rep_4"] is None
+    assert math.isfinite(summary["results"][0]["entropy"])
