@@ -21,6 +21,7 @@ from ltg_mdlm import __version__
 from ltg_mdlm.blame import PluginFailure
 from ltg_mdlm.cli_eval import eval_app
 from ltg_mdlm.cli_generate import generate
+from ltg_mdlm.cli_look import report, watch
 from ltg_mdlm.cli_models import export, finetune, import_, push
 from ltg_mdlm.cli_plugins import new
 from ltg_mdlm.errors import UserError
@@ -38,6 +39,8 @@ plugins_app.command()(new)
 sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(eval_app, name="eval")
+app.command()(report)
+app.command()(watch)
 app.command()(finetune)
 app.command()(generate)
 app.command()(export)
@@ -205,26 +208,6 @@ def prepare(
         workers=workers,
     )
     typer.echo(corpus.describe())
-
-
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some, as those of a sweep.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, with every figure.")] = False,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table, with every figure, to a file, too.")
-    ] = None,
-) -> None:
-    """Put runs in one table: settings that differ, status, last held-out figures; unfinished runs, too."""
-    from ltg_mdlm.report import find_runs, read_run, report_table, text_table, write_csv
-
-    rows = [read_run(folder) for folder in find_runs(runs)]
-    if csv is not None:
-        write_csv(report_table(rows), csv)
-    if as_json:
-        typer.echo(json.dumps(report_table(rows), indent=2))
-    else:
-        print_table(text_table(rows))
 
 
 @sweep_app.command("list")

@@ -16,7 +16,7 @@ from rich.table import Table
 from ltg_mdlm.config import flatten
 from ltg_mdlm.durable import temporary_name
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.result import read_metrics
+from ltg_mdlm.metrics_file import parse_row
 from ltg_mdlm.run_folder import SILENT_SECONDS, Lock, RunFolder
 from ltg_mdlm.sweep import short_names
 
@@ -24,6 +24,8 @@ Cell = str | int | float | bool | None
 
 SHOWN = ("validated", "bound", "bound_standard_error", "causal_nll", "accuracy", "minimal_pairs")
 """Figures for reading; CSV and JSON have all of them."""
+UNREADABLE = "unreadable"
+"""The status of a run whose settings cannot be read."""
 _NOT_COMPARED = ("run.", "name", "provenance.")
 """What differs between any two runs, and what follows from their plugins and the versions of these."""
 _PLUGINS = "plugins"
@@ -60,35 +62,49 @@ def _is_run(path: Path) -> bool:
 
 
 def read_run(path: Path) -> RunRow:
-    """Read a run folder; nothing in it is waited for or changed.  Raises UserError if its settings cannot be read."""
+    """Read a run folder; nothing in it is waited for or changed.  Settings that cannot be read become its reason."""
     folder = RunFolder(path)
-    try:
-        settings = yaml.safe_load(folder.read_config() or "{}")
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder.config_file} is not valid YAML: {' '.join(str(error).split())}") from None
     status = folder.read_status()
+    state, reason = run_status(folder), status.reason if status is not None else ""
+    settings: Mapping[str, Any] = {}
+    try:
+        settings = _read_settings(folder)
+    except UserError as error:
+        state, reason = UNREADABLE, str(error)
     return RunRow(
         folder=path,
-        status=_status(folder),
+        status=state,
         step=status.step if status is not None else None,
-        reason=status.reason if status is not None else "",
-        settings=_compared(settings),
+        reason=reason,
+        settings=_compared(settings) if settings else {},
         figures=_last_figures(folder.metrics_file),
     )
 
 
-def _status(folder: RunFolder) -> str:
+def _read_settings(folder: RunFolder) -> Mapping[str, Any]:
+    try:
+        settings = yaml.safe_load(folder.read_config() or "{}")
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise UserError(f"{folder.config_file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"{folder.config_file} cannot be read: {error.strerror}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder.config_file} must hold settings, not {type(settings).__name__}")
+    return settings
+
+
+def run_status(folder: RunFolder) -> str:
     """As in status.json; a run that was killed could not write that it no longer runs."""
     status = folder.read_status()
     if status is None:
         return "not started"
-    return "interrupted" if status.status == "running" and not _shows_life(folder.path / Lock.FILE) else status.status
+    return "interrupted" if status.status == "running" and not shows_life(folder) else status.status
 
 
-def _shows_life(lock: Path) -> bool:
+def shows_life(folder: RunFolder) -> bool:
     """Whether a process holds the lock and has touched it lately."""
     try:
-        facts = lock.stat()
+        facts = (folder.path / Lock.FILE).stat()
     except OSError:
         return False
     return facts.st_size > 0 and time.time() - facts.st_mtime < SILENT_SECONDS
@@ -97,15 +113,18 @@ def _shows_life(lock: Path) -> bool:
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by key path; under `plugins`, which ones were selected."""
     flat = {key: value for key, value in flatten(settings).items() if not key.startswith(_NOT_COMPARED)}
-    return flat | {_PLUGINS: "+".join(settings.get(_PLUGINS, {}))}
+    return flat | {_PLUGINS: "+".join(settings.get(_PLUGINS) or {})}
 
 
 def _last_figures(metrics: Path) -> dict[str, float | None]:
+    """Of the last validation; lines that are torn or damaged are left out."""
     last: Mapping[str, Any] = {}
     if metrics.is_file():
-        for row in read_metrics(metrics):
-            if "valid/loss" in row:
-                last = row
+        with metrics.open("rb") as lines:
+            for line in lines:
+                # Most lines are of training, which need not be parsed.
+                if b'"valid/loss"' in line and (row := parse_row(line)) is not None:
+                    last = row
     figures = {key.removeprefix("valid/"): value for key, value in last.items() if key.startswith("valid/")}
     return {"validated": last["step"], **figures} if last else {}
 

@@ -23,7 +23,7 @@ ORDERED = ("#440154", "#3B528B", "#21918C", "#5EC962", "#D8B800")
 """viridis from dark to light; its last, palest yellow is darkened to be seen on white."""
 MUTED = "#666666"
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -62,7 +62,7 @@ def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 1
 
     columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
     lines = math.ceil(len(panels) / columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * columns, 3.5 * lines + 0.4))
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
@@ -73,12 +73,19 @@ def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 1
         _save(figure, path, dpi)
 
 
-def check_writable(path: Path) -> None:
-    """Raises UserError if no picture can be written there: no matplotlib, unknown format, no such folder."""
+def require_matplotlib() -> None:
+    """Raises UserError that says how to install it."""
     try:
-        from matplotlib.backend_bases import FigureCanvasBase
+        import matplotlib.backend_bases  # noqa: F401
     except ImportError:
         raise UserError('pictures need matplotlib\n  pip install "ltg-mdlm[plots]"') from None
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError if no picture can be written there: no matplotlib, unknown format, no such folder."""
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix.removeprefix(".").lower() not in known:
         raise UserError(f"{path}: no picture format ends in {path.suffix!r}\n  known: {', '.join(known)}")

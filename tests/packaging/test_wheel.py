@@ -48,6 +48,11 @@ def test_wheel_holds_every_template_of_a_new_plugin(wheel):
     assert {f"ltg_mdlm/scaffold/{file}" for file in templates} <= set(wheel.namelist())
 
 
+def test_wheel_holds_the_templates_of_the_page_about_runs(wheel):
+    templates = sorted((ROOT / "ltg_mdlm/html_report/templates").iterdir())
+    assert {f"ltg_mdlm/html_report/templates/{path.name}" for path in templates} <= set(wheel.namelist())
+
+
 def test_a_new_plugin_is_installed_by_pip_with_its_entry_point(tmp_path):
     write_distribution("my-idea", "masking", tmp_path / "new")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]

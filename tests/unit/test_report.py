@@ -118,6 +118,23 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     assert read_run(run).figures["validated"] == 10
 
 
+@pytest.mark.parametrize("content", [b"a: [", b"- 1", b"\xff\xfe\x00"])
+def test_settings_that_cannot_be_read_are_told_beside_the_other_runs(tmp_path, content):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+    (tmp_path / "b" / "config.yaml").write_bytes(content)
+    good, broken = table(tmp_path)
+    assert (good["status"], broken["status"]) == ("finished", "unreadable")
+    assert str(tmp_path / "b" / "config.yaml") in broken["reason"]
+
+
+def test_a_damaged_line_hides_no_later_figures(tmp_path):
+    run = make_run(tmp_path / "a")
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('"valid/loss" rubbish\n' + json.dumps({"step": 20, **VALIDATION}) + "\n")
+    assert read_run(run).figures["validated"] == 20
+
+
 def test_text_json_and_csv_say_the_same(tmp_path, run):
     make_run(tmp_path / "runs" / "a", seed=1)
     make_run(tmp_path / "runs" / "b", "failed", seed=2)

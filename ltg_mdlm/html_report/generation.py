@@ -1,0 +1,61 @@
+"""What `eval generation` wrote of the runs' samples: figures by sampler and steps, and of real text beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltg_mdlm.html_report.evaluation import MAIN, ambiguous
+from ltg_mdlm.html_report.groups import Group, spread
+from ltg_mdlm.html_report.tables import Figure
+
+FOLDER, _REAL = "generation", "real text"
+FIGURES = {
+    "perplexity_per_word": ("perplexity per word", "{:.1f}", None),
+    "entropy": ("token entropy", "{:.2f}", None),
+    "distinct_2": ("distinct-2", "{:.3f}", None),
+    "rep_4": ("repetition of 4-grams", "{:.3f}", None),
+    "js_distance": ("distance to the corpus' frequencies", "{:.3f}", True),
+    "grammatical_sentences": ("share of grammatical sentences", "{:.3f}", False),
+}
+"""Label, layout, and whether lower is better: of most figures, the nearest to real text is, and none is marked."""
+
+
+def generation_figures(groups: Sequence[Group], results: Path) -> list[Figure]:
+    """One figure per way of sampling and measure; of runs that share a name, none."""
+    unclear = ambiguous(groups)
+    by_run = {
+        id(run): dict(_figures_of(results / run.name / MAIN / FOLDER / "summary.json"))
+        for group in groups
+        for run in group.runs
+        if run.name not in unclear
+    }
+    known = dict.fromkeys(place for found in by_run.values() for place in found)
+    return [_figure(place, groups, by_run) for place in known]
+
+
+def _figure(place: tuple[str, str], groups: Sequence[Group], by_run: Mapping[int, Mapping[Any, float]]) -> Figure:
+    way, name = place
+    label, layout, lower_is_better = FIGURES[name]
+    values = {g.code: spread(by_run.get(id(run), {}).get(place) for run in g.runs) for g in groups}
+    return Figure(f"{way}: {label}", values, layout.format, lower_is_better if way != _REAL else None)
+
+
+def _figures_of(file: Path) -> Iterator[tuple[tuple[str, str], float]]:
+    """By way of sampling and name; nothing if the summary cannot be read."""
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        ways = [*((_way(row["rule"]), row) for row in summary["results"]), (_REAL, summary["real_text"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for way, row in ways:
+        for name in FIGURES:
+            if isinstance(row.get(name), int | float):
+                yield (way, name), float(row[name])
+
+
+def _way(rule: Mapping[str, Any]) -> str:
+    steps = rule.get("steps")
+    return f"{rule['sampler']}, {'one token per step' if steps is None else f'{steps} steps'}"

@@ -1,0 +1,94 @@
+"""metrics.jsonl as curves, read while it grows: every look takes in what is new, whatever state the file is in."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NOT_CURVES = ("step", "epoch", "words_seen", "tokens_seen")
+"""Numbers of a row that say where training is."""
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """A line's row; None if it is torn, damaged, or lacks its step."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+@dataclass
+class Curve:
+    """One metric over steps, as logged; NaN where it was not finite."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    @property
+    def last(self) -> float:
+        """The newest value."""
+        return self.values[-1]
+
+
+class MetricsFile:
+    """The curves of one run.
+
+    Attributes:
+        curves: by the name of the metric, in order of appearance
+        last: the newest value of everything that rows hold, place in training included
+        refused: how many updates were refused because they were not finite
+        unreadable: how many complete lines were no rows
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self._file: int | None = None
+        self._offset = 0
+        self.curves: dict[str, Curve] = {}
+        self.last: dict[str, float] = {}
+        self.refused = self.unreadable = 0
+
+    def refresh(self) -> MetricsFile:
+        """Read the complete lines that are new; a run that was resumed has a new file, which is read from its start."""
+        try:
+            with self._path.open("rb") as lines:
+                self._start_over_if_replaced(lines.fileno())
+                lines.seek(self._offset)
+                for line in lines:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._offset += len(line)
+                    self._take(parse_row(line))
+        except OSError:
+            pass  # not written yet, or a file system that is away for a moment
+        return self
+
+    def _start_over_if_replaced(self, descriptor: int) -> None:
+        facts = os.fstat(descriptor)
+        if facts.st_ino != self._file or facts.st_size < self._offset:
+            self._forget()
+            self._file = facts.st_ino
+
+    def _take(self, row: dict[str, Any] | None) -> None:
+        if row is None:
+            self.unreadable += 1
+            return
+        if row.get("event") == "refused_update":
+            self.refused += 1
+            return
+        for key, value in row.items():
+            if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+                number = math.nan if value is None else float(value)
+                self.last[key] = number
+                if key not in NOT_CURVES:
+                    curve = self.curves.setdefault(key, Curve())
+                    curve.steps.append(row["step"])
+                    curve.values.append(number)
