@@ -9,8 +9,9 @@ import subprocess
 import pytest
 from support import runs
 from support.runs import (
-    FAULTY,
+    SCORED,
     environment,
+    faulty_environment,
     killed,
     losses,
     rows,
@@ -63,9 +64,9 @@ def require_same(out, expected):
 def test_killed_again_and_again_a_run_ends_in_the_same_bits(plugin, tmp_path, undisturbed):
     """Dropout and plugins' state included: before the first checkpoint, between two, while one is written."""
     for at in ("step 2", "step 7", "step 9"):
-        killed(tmp_path / "run", DROPOUT, plugin=plugin, faults=fault(at, "SIGKILL"))
-    assert run(tmp_path / "run", DROPOUT, plugin=plugin)[0].code == 0
-    require_same(tmp_path / "run", undisturbed(DROPOUT, plugin=plugin))
+        killed(tmp_path / "run", DROPOUT, *SCORED, plugin=plugin, faults=fault(at, "SIGKILL"))
+    assert run(tmp_path / "run", DROPOUT, *SCORED, plugin=plugin)[0].code == 0
+    require_same(tmp_path / "run", undisturbed(DROPOUT, *SCORED, plugin=plugin))
 
 
 @pytest.mark.parametrize(
@@ -222,8 +223,7 @@ def test_torchrun_restarts_a_run_of_which_processes_die(tmp_path, undisturbed):
     )
     command = train_command(out, "--plugin", "faulty", processes=2)
     command[3:3] = ["--max-restarts", "2"]
-    paths = os.pathsep.join([str(FAULTY), os.environ.get("PYTHONPATH", "")])
-    settings = environment() | {"FAULTS": json.dumps(faults), "PYTHONPATH": paths}
+    settings = environment() | faulty_environment(*faults)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
     assert done.returncode == 0, done.stderr
     traceback, other = done.stderr.find("ArithmeticError: the culprit"), done.stderr.find("another process has ended")
