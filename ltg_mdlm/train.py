@@ -198,8 +198,7 @@ def open_checkpoints(folder: RunFolder, run: Run) -> Checkpoints:
 
 def prepared_corpus(config: RunConfig, ranks: Ranks) -> Corpus:
     """Open the corpus; the first rank makes the generated one before the others look for it."""
-    on_main(ranks, lambda: open_corpus(config), share=False)
-    return open_corpus(config)
+    return on_main(ranks, lambda: open_corpus(config), share=False) or open_corpus(config)
 
 
 def make_deterministic() -> None:

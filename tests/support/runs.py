@@ -126,6 +126,17 @@ def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
     return Outcome(code, printed.getvalue())
 
 
+def launch_under_agent(out: Path, faults: tuple[dict, ...], log: Path) -> None:
+    """What each process of a torchrun job with the plugin `faulty` does; their messages go to one file."""
+    from ltg_mdlm.cli import report_errors
+    from ltg_mdlm.train import launch
+
+    os.environ["FAULTS"] = json.dumps(faults)
+    sys.path.insert(0, str(FAULTY))
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    report_errors(lambda: sys.exit(launch(load_settings([], TINY, ["faulty"], out))))
+
+
 def status(out: Path) -> dict:
     """status.json."""
     return json.loads((out / "status.json").read_text())
