@@ -26,6 +26,8 @@ def require_same_program(host: Host, ranks: Ranks) -> None:
 
     Raises UserError, on every rank, naming the ranks that differ from the first and what they differ in.
     """
+    if ranks.world_size == 1:
+        return
     facts_by_rank = ranks.gather_objects(program_facts(host))
     groups: dict[str, list[str]] = {}
     for rank, facts in enumerate(facts_by_rank):

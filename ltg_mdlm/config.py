@@ -315,13 +315,21 @@ def load_settings(
     return Settings(validate(RunConfig, merged, sources), sources)
 
 
+def parse_yaml(text: str) -> Any:
+    """As `yaml.safe_load`, by libyaml where PyYAML was built with it: ten times faster.  Raises yaml.YAMLError."""
+    return yaml.load(text, _YAML_LOADER)
+
+
+_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def read_layers(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     """Read a YAML file (a path, or the name of a packaged config) and what it `extends`, base first."""
     path = find_config(name)
     if str(path) in seen:
         raise UserError(f"{path} extends itself, by way of {' -> '.join([*seen, str(path)])}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -356,7 +364,7 @@ def parse_set(text: str) -> Layer:
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {text}: expected key.path=value, for example --set training.max_steps=100")
     try:
-        nested: Any = yaml.safe_load(value)
+        nested = parse_yaml(value)
     except yaml.YAMLError:
         raise UserError(f"--set {text}: the value is not valid YAML; quote it if it is text") from None
     for part in reversed(key.split(".")):

@@ -35,6 +35,7 @@ from ltg_mdlm.config import (
     flatten,
     load_settings,
     parse_set,
+    parse_yaml,
     validate,
 )
 from ltg_mdlm.errors import UserError
@@ -178,7 +179,7 @@ def open_sweep(name: str, sets: Sequence[str] = (), out_root: Path | None = None
     """Read a sweep file: a path, or the name of one in `configs/sweeps`.  Raises UserError for any mistake in it."""
     path = find_sweep(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -258,7 +259,7 @@ def _value_name(value: Any) -> str:
     written = json.dumps(value, sort_keys=True, default=str)
     text = value if isinstance(value, str) else written
     safe = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
-    reads_back = safe == text and yaml.safe_load(text) == value
+    reads_back = safe == text and parse_yaml(text) == value
     return text if reads_back and len(text) <= _LONGEST_VALUE else f"{safe[:_LONGEST_VALUE]}-{_digest(written)}"
 
 

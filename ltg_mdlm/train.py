@@ -11,7 +11,6 @@ from typing import Annotated, Literal, TypeVar, cast
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 
 from ltg_mdlm.agreement import require_same_program
@@ -19,7 +18,7 @@ from ltg_mdlm.blame import PluginFailure, failures_named, text_of
 from ltg_mdlm.build import Run, build_run, open_corpus, provenance
 from ltg_mdlm.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
 from ltg_mdlm.cli import Configs, Out, Plugins, Resume, Sets, report_errors
-from ltg_mdlm.config import RunConfig, Settings, differing_keys, load_settings, stored_config
+from ltg_mdlm.config import RunConfig, Settings, differing_keys, load_settings, parse_yaml, stored_config
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
@@ -72,7 +71,7 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
     text = folder.read_config()
     if text is None:
         return False
-    old = stored_config(yaml.safe_load(text), folder.config_file)
+    old = stored_config(parse_yaml(text), folder.config_file)
     if keys := differing_keys(old, config):
         raise UserError(
             f"{folder.path} belongs to a run with other settings: {', '.join(keys)}"
@@ -199,8 +198,7 @@ def open_checkpoints(folder: RunFolder, run: Run) -> Checkpoints:
 
 def prepared_corpus(config: RunConfig, ranks: Ranks) -> Corpus:
     """Open the corpus; the first rank makes the generated one before the others look for it."""
-    on_main(ranks, lambda: open_corpus(config), share=False)
-    return open_corpus(config)
+    return on_main(ranks, lambda: open_corpus(config), share=False) or open_corpus(config)
 
 
 def make_deterministic() -> None:

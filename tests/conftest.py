@@ -4,13 +4,36 @@ Every session sees the same plugins, those of the distributions in this reposito
 """
 
 import os
+import sys
 
-import torch
+import pytest
 from hypothesis import settings
 from support.distributions import find_distributions
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
 settings.register_profile("shared_machine", deadline=None)
 settings.load_profile("shared_machine")
 find_distributions()
+
+
+def pytest_collection_finish() -> None:
+    """Imports torch here, since the process that only hands tests out to others would do it before they begin."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+    from ltg_mdlm.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ltg-mdlm", *arguments])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return call

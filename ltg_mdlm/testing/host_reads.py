@@ -34,6 +34,11 @@ class HostRead(AssertionError):
 class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside this context, reading a value on the host raises HostRead, on the CPU as well."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to be skipped would import torch's compiler, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS or _selects_by_mask(func, args):
             raise HostRead(f"{func} waits for the device")

@@ -96,7 +96,7 @@ def _hang(ranks):
 
 def test_a_hanging_rank_is_named():
     with pytest.raises(RankFailed, match=r"1\] did not finish"):
-        run_on_ranks(_hang, 2, timeout=3)
+        run_on_ranks(_hang, 2, timeout=1)
 
 
 def test_unreachable_partners_are_reported_in_a_sentence(monkeypatch):

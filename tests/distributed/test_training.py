@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from support.runs import TINY, environment, losses, rows, run, train, train_command
+from support.runs import TINY, environment, faulty_environment, losses, rows, run, status, train_command
+from support.waiting import wait_until
+
+from ltg_mdlm.cli import report_errors
+from ltg_mdlm.train import command
 
 NO_DROPOUT = ("model.dropout=0",)
+AT_STEP_5 = {"at": "step 5", "do": "wait"}
 
 
 def test_ranks_take_shares_of_a_batch_that_does_not_divide(tmp_path: Path):
@@ -22,28 +26,20 @@ def test_ranks_take_shares_of_a_batch_that_does_not_divide(tmp_path: Path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
-def wait_for_a_step(out: Path, process: subprocess.Popen) -> None:
-    before = len(rows(out)) if (out / "metrics.jsonl").exists() else 0
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > before:
-            return
-        time.sleep(0.05)
-
-
 def test_sigterm_saves_reports_preemption_and_resumes(tmp_path: Path):
-    out = tmp_path / "run"
-    long = ("training.max_steps=150", "validation.every=1000", "checkpoint.every=1000")
-    process = subprocess.Popen(train_command(out, sets=long), stdout=subprocess.PIPE, text=True, env=environment())
-    wait_for_a_step(out, process)
+    """A process of its own, which waits in its fifth step for the signal."""
+    out, waiting = tmp_path / "run", tmp_path / "waiting"
+    settings = environment() | faulty_environment({**AT_STEP_5, "until": "SIGTERM", "once": str(waiting)})
+    arguments = train_command(out, "--plugin", "faulty")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=settings)
+    wait_until(lambda: waiting.exists() or process.poll() is not None, "the fifth step", 300)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    status = json.loads((out / "status.json").read_text())
     assert process.returncode == 75, output
-    assert (status["status"], status["reason"]) == ("preempted", "SIGTERM")
-    assert (out / "checkpoints" / "latest").read_text().strip() == f"step_{status['step']:07d}"
-    train(out, sets=long)
-    assert sorted(losses(out)) == list(range(1, 151))
+    assert status(out) == {"status": "preempted", "step": 6, "reason": "SIGTERM"}
+    assert (out / "checkpoints" / "latest").read_text() == "step_0000006\n"
+    assert run(out, plugin="faulty")[0].code == 0
+    assert sorted(losses(out)) == list(range(1, 13))
 
 
 def test_validation_never_moves_the_training_curve(tmp_path: Path):
@@ -69,10 +65,13 @@ def test_other_settings_in_a_used_folder_are_refused_by_name(tmp_path: Path):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "thesis.tex").write_text("precious")
-    done = train(tmp_path, code=2)
-    assert "not a run folder" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["ltg_mdlm.train", *train_command(tmp_path)[3:]])
+    with pytest.raises(SystemExit) as end:
+        report_errors(command)
+    assert end.value.code == 2
+    assert "not a run folder" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
@@ -118,9 +117,18 @@ def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
 
 def test_bench_under_torchrun_reports_once_what_the_all_reduce_costs():
     options = [part for text in TINY for part in ("--set", text)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ltg_mdlm"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ltg_mdlm",
+    ]
     done = subprocess.run(
-        [*command, "bench", "--steps", "3", "--json", *options],
+        [*launcher, "-m", "ltg_mdlm", "bench", "--steps", "3", "--json", *options],
         capture_output=True, text=True, timeout=300, env=environment(), check=True,
     )  # fmt: skip
     report = json.loads(done.stdout)

@@ -143,6 +143,7 @@ def installed(requirement: str) -> Path:
             "--quiet",
             "--disable-pip-version-check",
             "--no-input",
+            "--no-compile",
             "--retries",
             "1",
         ]

@@ -7,17 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.runs import TINY, losses, train
-from support.slurm import Cluster, wait_until
+from support import runs
+from support.runs import TINY, faulty_environment, losses, saved_bits
+from support.slurm import Cluster
 from support.trained import write_run
+from support.waiting import wait_until
 
 from ltg_mdlm.report import find_runs, read_run, report_table
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 PATIENCE = 1800.0
 """Seconds that anything may take on a busy machine."""
-LONG = ("training.max_steps=240", "checkpoint.every=1000", "validation.every=1000")
-"""Long enough to be stopped on the way."""
 
 
 class Jobs:
@@ -26,9 +26,10 @@ class Jobs:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
 
-    def submit(self, script: str, *arguments: str, options: tuple[str, ...] = ()) -> str:
-        """The job's id."""
+    def submit(self, script: str, *arguments: str, options: tuple[str, ...] = (), faults: tuple[dict, ...] = ()) -> str:
+        """The job's id; `faults` are those of the plugin `faulty`, if it is selected."""
         variables = {
+            **faulty_environment(*faults),
             "LTG_MDLM_SLURM": str(SCRIPTS),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{self.cluster.environment['PATH']}",
             "OMP_NUM_THREADS": "1",
@@ -41,17 +42,9 @@ class Jobs:
         path = run / "status.json"
         return json.loads(path.read_text())["status"] if path.is_file() else None
 
-    def await_step(self, run: Path, step: int) -> None:
-        """Until the run has logged a step beyond `step`."""
-        self._await(lambda: last_step(run) > step, f"a step after {step} in {run}")
-
     def await_file(self, path: Path) -> None:
         """Until it exists."""
         self._await(path.exists, str(path))
-
-    def await_output(self, text: str) -> None:
-        """Until a job has printed it."""
-        self._await(lambda: text in self.output(), f"{text!r} in the output")
 
     def await_end(self, job: str) -> None:
         """Until no task of the job is left."""
@@ -73,79 +66,77 @@ def jobs(cluster: Cluster, tmp_path: Path) -> Jobs:
     return Jobs(cluster, tmp_path)
 
 
-def last_step(run: Path) -> int:
-    """Of the newest row of its metrics, that of the validation before step 1 being 0; -1 if there is none."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=-1)
-
-
-def as_options(sets: list[str]) -> list[str]:
+def as_options(*sets: str) -> list[str]:
     return [part for text in sets for part in ("--set", text)]
 
 
 def test_a_job_on_two_nodes_ends_with_the_same_weights_however_it_was_requeued(jobs: Jobs, tmp_path: Path):
-    """Once as Slurm preempts (TERM to everything), once by the signal that comes before the time limit."""
-    run = tmp_path / "run"
-    job = jobs.submit("train.sbatch", str(run), *as_options([*TINY, *LONG]), options=("--nodes=2",))
-    jobs.await_step(run, -1)
+    """Once as Slurm preempts (TERM to everything), once by the signal that comes before the time limit.
+
+    The first rank waits for each of them, so that the run need not be long.
+    """
+    run, undisturbed, preempted, warned = (tmp_path / name for name in ("run", "undisturbed", "TERM", "USR1"))
+    waits = (
+        {"at": "step 3", "do": "wait", "until": "SIGTERM", "once": str(preempted)},
+        {"at": "step 7", "do": "wait", "until": "SIGUSR1", "once": str(warned)},
+    )
+    settings = ("--plugin", "faulty", *as_options(*TINY))
+    job = jobs.submit("train.sbatch", str(run), *settings, options=("--nodes=2",), faults=waits)
+    jobs.await_file(preempted)
     jobs.cluster("scontrol", "requeue", job)
-    jobs.await_output("start 1 of")
-    jobs.await_step(run, last_step(run))
+    jobs.await_file(warned)
     jobs.cluster("scancel", "--signal=USR1", "--batch", job)
     jobs.await_end(job)
 
-    train(tmp_path / "undisturbed", sets=LONG, processes=2)
+    runs.run(undisturbed, plugin="faulty", processes=2)
     assert jobs.status(run) == "finished", jobs.output()
-    assert jobs.output().count("going on from step") == 2, jobs.output()
-    assert losses(run) == losses(tmp_path / "undisturbed")
-    weights = [
-        folder / "checkpoints" / "step_0000240" / "model.safetensors" for folder in (run, tmp_path / "undisturbed")
-    ]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert "going on from step 4 of 12" in jobs.output(), jobs.output()
+    assert "going on from step 8 of 12" in jobs.output(), jobs.output()
+    assert losses(run) == losses(undisturbed)
+    assert saved_bits(run, 12) == saved_bits(undisturbed, 12)
 
 
 SWEEP = """
 configs: [laptop]
 grid:
   plugins.freq_mdlm.power: [0, 0.02]
-  training.max_steps: [10, 200]
-  checkpoint.every: [25]
-  validation.every: [1000]
+  plugins.faulty.adapt: [false]
+  training.max_steps: [4, 10]
 seeds: [0, 1]
 exclude:
-  - {plugins.freq_mdlm.power: 0, training.max_steps: 200}
+  - {plugins.freq_mdlm.power: 0, training.max_steps: 10}
+  - {plugins.freq_mdlm.power: 0, seed: 1}
+  - {plugins.freq_mdlm.power: 0.02, training.max_steps: 4}
 """
-KILLED = 5
+KILLED = 2
 """A long point, and the task whose job id is that of the whole array."""
 
 
 def test_an_array_trains_every_point_of_a_sweep_and_a_killed_task_goes_on(jobs: Jobs, tmp_path: Path):
+    """The long points wait in their eighth step until one of them has been killed."""
     (tmp_path / "powers.yaml").write_text(SWEEP)
-    common = [
-        text
-        for text in TINY
-        if text.partition("=")[0] not in ("training.max_steps", "checkpoint.every", "validation.every")
-    ]
-    job = jobs.submit("array.sbatch", "powers.yaml", *as_options(common), options=("--array=0-5",))
-    killed = tmp_path / "runs/powers/power=0.02-max_steps=200-s1"
+    common = as_options(*(text for text in TINY if not text.startswith("training.max_steps")))
+    waits = ({"at": "step 8", "do": "wait", "after": str(tmp_path / "killed")},)
+    job = jobs.submit("array.sbatch", "powers.yaml", *common, options=("--array=0-2",), faults=waits)
+    killed = tmp_path / "runs/powers/power=0.02-max_steps=10-s1"
     jobs.await_file(killed / "checkpoints" / "latest")
     trainer = int((killed / "lock").read_text().split()[-1])
     os.kill(trainer, signal.SIGKILL)
     jobs.await_end(f"{job}_{KILLED}")
     assert jobs.status(killed) == "running", "a killed run cannot say that it ends"
+    (tmp_path / "killed").touch()
     jobs.cluster("scontrol", "requeue", f"{job}_{KILLED}")
     jobs.await_end(job)
 
     table = report_table([read_run(folder) for folder in find_runs([tmp_path / "runs" / "powers"])])
     points = {(row["power"], row["max_steps"], row["seed"]): row for row in table}
-    assert points.keys() == {(0, 10, 0), (0, 10, 1), (0.02, 10, 0), (0.02, 10, 1), (0.02, 200, 0), (0.02, 200, 1)}
+    assert points.keys() == {(0, 4, 0), (0.02, 10, 0), (0.02, 10, 1)}
     assert {row["status"] for row in table} == {"finished"}, jobs.output()
     assert all(row["validated"] == row["step"] == steps for (_, steps, _), row in points.items())
     assert all(row["bound"] > 0 for row in table)
-    assert sorted(losses(killed)) == list(range(1, 201))
-    assert jobs.output().count("going on from step") == 1
-    assert jobs.output().count(" start 0 of ") == 6
+    assert sorted(losses(killed)) == list(range(1, 11))
+    assert jobs.output().count("going on from step 4 ") == 1
+    assert jobs.output().count(" start 0 of ") == 3
     assert jobs.output().count(" start 1 of ") == 1
 
 

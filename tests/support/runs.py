@@ -3,14 +3,11 @@
 import io
 import json
 import os
-import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from ltg_mdlm.config import load_settings
 from ltg_mdlm.errors import UserError
@@ -32,11 +29,13 @@ TINY = (
     "training.threads=1",
     "validation.every=6",
     "validation.rows=12",
-    "validation.pairs_per_phenomenon=2",
+    "validation.pairs=null",  # scoring them takes a third of such a run; SCORED has them
     "checkpoint.every=4",
     "logging.every=1",
     "logging.wandb=off",
 )
+SCORED = ("validation.pairs=corpus", "validation.pairs_per_phenomenon=2")
+"""Minimal pairs of the built-in corpus are part of validation."""
 
 
 def train_command(out: Path, *arguments: str, sets: tuple[str, ...] = (), processes: int = 1) -> list[str]:
@@ -48,19 +47,15 @@ def train_command(out: Path, *arguments: str, sets: tuple[str, ...] = (), proces
     return [*launcher, "ltg_mdlm.train", "--out", str(out), *arguments, *settings]
 
 
-def train(
-    out: Path, *arguments: str, sets: tuple[str, ...] = (), processes: int = 1, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Run to the end and check the exit code."""
-    command = train_command(out, *arguments, sets=sets, processes=processes)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), check=False)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
 def environment() -> dict[str, str]:
     """The environment without what a surrounding torchrun or terminal may have set."""
     return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"COLUMNS": "200"}
+
+
+def faulty_environment(*faults: dict) -> dict[str, str]:
+    """Variables with which a process finds the plugin `faulty`, and what is to go wrong there."""
+    paths = os.pathsep.join([str(FAULTY), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": paths, "FAULTS": json.dumps(faults)}
 
 
 def rows(out: Path) -> list[dict]:
@@ -105,6 +100,8 @@ def run(
 
 def killed(out: Path, *sets: str, **options) -> None:
     """Run, expecting that a fault kills a process."""
+    import pytest  # not for the forked processes, which import this file
+
     with pytest.raises(RankFailed, match="died with exit code -9"):
         run(out, *sets, **options)
 
@@ -112,6 +109,7 @@ def killed(out: Path, *sets: str, **options) -> None:
 def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
     """What `run` does on each rank."""
     os.environ["FAULTS"] = json.dumps(faults)
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
     sys.path.insert(0, str(FAULTY))
     from ltg_mdlm.train import launch
 
@@ -126,6 +124,17 @@ def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
         except UserError as error:
             printed.write(f"error: {error}\n")
     return Outcome(code, printed.getvalue())
+
+
+def launch_under_agent(out: Path, faults: tuple[dict, ...], log: Path) -> None:
+    """What each process of a torchrun job with the plugin `faulty` does; their messages go to one file."""
+    from ltg_mdlm.cli import report_errors
+    from ltg_mdlm.train import launch
+
+    os.environ["FAULTS"] = json.dumps(faults)
+    sys.path.insert(0, str(FAULTY))
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    report_errors(lambda: sys.exit(launch(load_settings([], TINY, ["faulty"], out))))
 
 
 def status(out: Path) -> dict:

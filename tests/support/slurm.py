@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from support.waiting import wait_until
+
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sinfo", "scancel")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 START_ATTEMPTS = 3
@@ -60,14 +62,6 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 def missing_programs() -> list[str]:
     """Programs of Slurm and munge that this machine lacks."""
     return [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None:
-    """Poll; raises AssertionError in the end, with `what` did not happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.05)
 
 
 class Cluster:

@@ -1,11 +1,9 @@
 """Fixtures that several files share."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from ltg_mdlm.cli import main
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.tokenizer import Tokenizer
 
@@ -22,18 +20,3 @@ def base_vocabulary_corpus(tmp_path_factory) -> Path:
     corpus = prepare_corpus([text], folder / "corpus", vocab_size=16384, workers=1, progress=False)
     assert Tokenizer.read(corpus.tokenizer_path).vocab_size == 16384
     return corpus.path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ltg-mdlm", *arguments])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return call

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import runs
 from support.finetuning import trained_model, write_rows, write_task
-from support.runs import train
 
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
@@ -193,7 +193,7 @@ def test_ranks_share_all_jobs_evenly_by_tokens(world_size):
 def tiny_run(tmp_path_factory) -> Path:
     """A run folder of a few steps."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    train(folder, sets=("training.max_steps=2",))
+    assert runs.run(folder, "training.max_steps=2")[0].code == 0
     return folder
 
 

@@ -28,14 +28,7 @@ from dataclasses import replace
 class Options(PluginOptions):
     share: float = 0.5
 """
-QUICK = (
-    *TINY,
-    "data.builtin_words=2000",
-    "training.max_steps=3",
-    "checkpoint.every=2",
-    "validation.rows=2",
-    "validation.pairs=null",
-)
+QUICK = (*TINY, "data.builtin_words=2000", "training.max_steps=3", "checkpoint.every=2", "validation.rows=2")
 NO_HOOK = "def ltg_mdlm_masking(self): pass"
 
 

@@ -26,13 +26,7 @@ from ltg_mdlm.train import launch
 KINDS = get_args(Kind)
 SLOT = {"masking": "masking", "schedule": "noise_schedule", "objective": "objective"}
 SLOT |= {"conditioning": "time_conditioning", "observer": "observers"}
-QUICK = (
-    *TINY,
-    "data.builtin_words=2000",
-    "training.max_steps=5",
-    "validation.rows=2",
-    "validation.pairs=null",
-)
+QUICK = (*TINY, "data.builtin_words=2000", "training.max_steps=5", "validation.rows=2")
 
 
 def installed_wheel(folder: Path, site: Path) -> Path:
@@ -47,41 +41,47 @@ def installed_wheel(folder: Path, site: Path) -> Path:
     return site
 
 
-@pytest.fixture(params=KINDS)
-def fresh(request, tmp_path):
-    """(kind, folder) of a new plugin `my_idea` of every kind, installed."""
-    (tmp_path / "wheel").mkdir()
-    _, folder = write_distribution("my-idea", request.param, tmp_path / "new")
-    with installed(installed_wheel(folder, tmp_path / "wheel" / "site")):
-        yield request.param, folder
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """The folder of a new plugin of every kind, `my_<kind>`, all of them installed."""
+    folder = tmp_path_factory.mktemp("scaffold")
+    (folder / "wheels").mkdir()
+    for kind in KINDS:
+        _, written = write_distribution(f"my-{kind}", kind, folder / kind)
+        site = installed_wheel(written, folder / "wheels" / "site")
+    with installed(site):
+        yield folder
 
 
-def test_a_new_plugin_is_found_checked_and_trained_as_it_is(fresh, run, tmp_path):
-    kind, _ = fresh
-    shown = describe_plugin("my_idea")
-    assert (shown.distribution, shown.version) == ("ltg-mdlm-my-idea", "0.1.0")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_is_found_checked_and_trained_as_it_is(kind, fresh, run, tmp_path):
+    name = f"my_{kind}"
+    shown = describe_plugin(name)
+    assert (shown.distribution, shown.version) == (f"ltg-mdlm-my-{kind}", "0.1.0")
     assert shown.hooks == [f"ltg_mdlm_{SLOT[kind]}"]
     assert all(option.description for option in shown.options)
     sets = [part for text in QUICK for part in ("--set", text)]
-    code, out, err = run("check", "--plugin", "my_idea", *sets)
+    code, out, err = run("check", "--plugin", name, *sets)
     assert code == 0, err
-    assert f"{SLOT[kind].replace('observers', 'observer0')}: my_idea" in out
-    assert launch(load_settings([], QUICK, ["my_idea"], tmp_path / "run")) == 0
+    assert f"{SLOT[kind].replace('observers', 'observer0')}: {name}" in out
+    assert launch(load_settings([], QUICK, [name], tmp_path / "run")) == 0
     losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
     assert len(losses) == 5
     if kind == "observer":
         last = [row for row in rows(tmp_path / "run") if "loss" in row][-1]
-        assert {"my_idea/accuracy_light", "my_idea/accuracy_heavy"} <= last.keys()
+        assert {"my_observer/accuracy_light", "my_observer/accuracy_heavy"} <= last.keys()
 
 
-def test_a_new_plugin_passes_the_tests_that_it_comes_with(fresh):
-    """Those of its mathematics; the conformance checks that stand beside them take longer, and have tests here."""
-    pytest.importorskip("ltg_mdlm.testing")
-    kind, folder = fresh
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not TestMyIdeaPlugin"]
+def test_new_plugins_pass_the_tests_that_they_come_with(fresh):
+    """Those of their mathematics; the conformance checks that stand beside them take longer, and have tests here."""
+    checks = " or ".join(f"TestMy{kind.capitalize()}Plugin" for kind in KINDS)
+    options = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", "-k", f"not ({checks})")
+    command = [sys.executable, "-m", "pytest", *options, *KINDS]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, cwd=folder, env=paths, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{kind}: {done.stdout}"
+    done = subprocess.run(command, cwd=fresh, env=paths, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    passed = set(re.findall(r"^(\w+)/tests/test_plugin.py::test_\w+ PASSED", done.stdout, re.MULTILINE))
+    assert passed == set(KINDS), done.stdout
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,13 +1,11 @@
 """Sweep files: which points they have, what these are called, and mistakes that are found before anything is queued."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from support.runs import TINY, environment, losses
+from support.runs import TINY, losses
 
 from ltg_mdlm.check import describe_sweep, require_valid
 from ltg_mdlm.config import config_folders
@@ -230,16 +228,12 @@ def test_the_cost_is_printed_with_its_sum(run, sweep):
     assert out.splitlines()[-1].startswith("4 runs, ")
 
 
-def test_a_point_is_trained_once_in_its_folder(sweep, tmp_path):
+def test_a_point_is_trained_once_in_its_folder(sweep, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     opened = sweep(grid={"training.max_steps": [2, 3]})
     sets = [part for text in TINY if not text.startswith("training.max_steps") for part in ("--set", text)]
-    command = [sys.executable, "-m", "ltg_mdlm", "sweep", "run", str(opened.path), "1", *sets, "--out-root", "points"]
-    first, second = (
-        subprocess.run(
-            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=True
-        )
-        for _ in range(2)
-    )
-    assert "validation at step 3" in first.stdout
-    assert "points/max_steps=3-s0 is finished" in second.stdout
+    first, second = (run("sweep", "run", str(opened.path), "1", *sets, "--out-root", "points") for _ in range(2))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert "validation at step 3" in first[1]
+    assert "points/max_steps=3-s0 is finished" in second[1]
     assert sorted(losses(tmp_path / "points" / "max_steps=3-s0")) == [1, 2, 3]

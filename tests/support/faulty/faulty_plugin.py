@@ -1,11 +1,12 @@
 """A plugin for tests: masking that adapts to what the model finds hard, and faults at chosen moments.
 
 The environment variable FAULTS lists faults, `{"at": MOMENT, "do": WHAT}`, each with an optional `rank` (default 0),
-`once`, a file whose presence prevents the fault and which it leaves behind, and `after`, a file to wait for.
+`once`, a file whose presence prevents the fault and which it leaves behind, and what to wait for before it is done: a
+file (`after`), or a signal from elsewhere (`until`).
 
 Moments: `start-up`, `validation`, `step 5` (the end of the fifth step), `loss 5` (while its loss is computed).  What:
 signals, one after the other ("SIGUSR1 SIGTERM"); "raise"; "nan"; "small files" (from then on no file may grow beyond
-200 kB).
+200 kB); "wait", and nothing more.
 """
 
 import json
@@ -32,9 +33,10 @@ class Faults:
         """Do what is listed for this moment; True if the loss shall not be a number."""
         due = [fault for fault in self._faults if fault["at"] == moment and not exists(fault.get("once"))]
         for fault in due:
+            signal_came = watched(fault["until"]) if "until" in fault else lambda: True
             if "once" in fault:
                 Path(fault["once"]).touch()
-            while "after" in fault and not exists(fault["after"]):
+            while not signal_came() or ("after" in fault and not exists(fault["after"])):
                 time.sleep(0.01)
             self._do(fault["do"])
         return any(fault["do"] == "nan" for fault in due)
@@ -47,6 +49,18 @@ class Faults:
         for word in what.split():
             if word.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[word])
+
+
+def watched(name):
+    """Whether the signal has come, from now on; who handled it until now still does."""
+    came, handle = [], signal.getsignal(signal.Signals[name])
+
+    def note(*received):
+        came.append(received)
+        handle(*received)
+
+    signal.signal(signal.Signals[name], note)
+    return lambda: bool(came)
 
 
 def exists(path):
