@@ -161,7 +161,7 @@ class Derivation(Search):
         self._words: dict[WordClass[Any], list[str]] = {}
         self._typical: dict[WordClass[Any], list[Any]] = {}
         self._examples: dict[Call, dict[Hashable, Value]] = {}
-        self._seen: dict[tuple[Call, bool, Parts], dict[Hashable, list[Value]]] = {}
+        self._seen: dict[tuple[Call, Parts], dict[Hashable, list[Value]]] = {}
 
     def begin(self) -> None:
         """A new run of the generator."""

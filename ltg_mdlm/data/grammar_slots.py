@@ -146,7 +146,8 @@ def _hidden_predicate(predicate: Predicate, slot: int) -> Predicate:
     tail = f" {mark(slot, TAIL)}"
     if predicate.verb is BE:
         return Predicate(BE, rest=tail)
-    verb = HiddenVerb(*(mark(slot, form) for form in VERB_FORMS), hidden_stative=predicate.verb.stative)
+    base, third, past, participle, gerund = (mark(slot, form) for form in VERB_FORMS)
+    verb = HiddenVerb(base, third, past, participle, gerund, hidden_stative=predicate.verb.stative)
     target = predicate.target
     if target is not None:
         target = HiddenNounPhrase(mark(slot, TARGET), target.agreement, target.kind)

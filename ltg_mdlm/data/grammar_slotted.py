@@ -37,7 +37,7 @@ class SlotLexicon(Lexicon):
         super().__init__()
         self.forms: dict[WordClass[Any], dict[str, list[Any]]] = {}
         for classes in (self.nouns, self.verbs, self.adjectives):
-            classes.update({name: self._slots(words) for name, words in classes.items()})  # type: ignore[attr-defined]
+            classes.update({name: self._slots(words) for name, words in classes.items()})
         self.manners = self._slots(self.manners)
 
     def _slots(self, words: WordClass[Any]) -> SlotWords:
