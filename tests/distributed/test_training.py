@@ -117,16 +117,7 @@ def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
 
 def test_bench_under_torchrun_reports_once_what_the_all_reduce_costs():
     options = [part for text in TINY for part in ("--set", text)]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "ltg_mdlm",
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launcher, "-m", "ltg_mdlm", "bench", "--steps", "3", "--json", *options],
         capture_output=True, text=True, timeout=300, env=environment(), check=True,

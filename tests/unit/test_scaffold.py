@@ -75,7 +75,7 @@ def test_a_new_plugin_is_found_checked_and_trained_as_it_is(kind, fresh, run, tm
 def test_new_plugins_pass_the_tests_that_they_come_with(fresh):
     """Those of their mathematics; the conformance checks that stand beside them take longer, and have tests here."""
     checks = " or ".join(f"TestMy{kind.capitalize()}Plugin" for kind in KINDS)
-    options = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", "-k", f"not ({checks})")
+    options = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", f"--rootdir={fresh}", "-k", f"not ({checks})")
     command = [sys.executable, "-m", "pytest", *options, *KINDS]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, cwd=fresh, env=paths, capture_output=True, text=True, timeout=300, check=False)
