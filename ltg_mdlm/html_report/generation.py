@@ -13,18 +13,18 @@ from ltg_mdlm.html_report.tables import Figure
 
 FOLDER, _REAL = "generation", "real text"
 FIGURES = {
-    "perplexity_per_word": ("perplexity per word", "{:.1f}", None),
-    "entropy": ("token entropy", "{:.2f}", None),
-    "distinct_2": ("distinct-2", "{:.3f}", None),
-    "rep_4": ("repetition of 4-grams", "{:.3f}", None),
-    "js_distance": ("distance to the corpus' frequencies", "{:.3f}", True),
-    "grammatical_sentences": ("share of grammatical sentences", "{:.3f}", False),
+    "perplexity_per_word": ("Perplexity per word", "{:.1f}", None),
+    "entropy": ("Token entropy", "{:.2f}", None),
+    "distinct_2": ("Distinct-2", "{:.3f}", None),
+    "rep_4": ("Repetition of 4-grams", "{:.3f}", None),
+    "js_distance": ("Distance to the corpus' frequencies", "{:.3f}", True),
+    "grammatical_sentences": ("Share of grammatical sentences", "{:.3f}", False),
 }
 """Label, layout, and whether lower is better: of most figures, the nearest to real text is, and none is marked."""
 
 
-def generation_figures(groups: Sequence[Group], results: Path) -> list[Figure]:
-    """One figure per way of sampling and measure; of runs that share a name, none."""
+def generation_figures(groups: Sequence[Group], results: Path) -> dict[str, list[Figure]]:
+    """By measure, one figure per way of sampling; of runs that share a name, none."""
     unclear = ambiguous(groups)
     by_run = {
         id(run): dict(_figures_of(results / run.name / MAIN / FOLDER / "summary.json"))
@@ -33,14 +33,19 @@ def generation_figures(groups: Sequence[Group], results: Path) -> list[Figure]:
         if run.name not in unclear
     }
     known = dict.fromkeys(place for found in by_run.values() for place in found)
-    return [_figure(place, groups, by_run) for place in known]
+    ways = sorted(dict.fromkeys(way for way, _ in known), key=lambda way: way == _REAL)  # which is the measure of all
+    return {
+        label: figures
+        for name, (label, _, _) in FIGURES.items()
+        if (figures := [_figure((way, name), groups, by_run) for way in ways if (way, name) in known])
+    }
 
 
 def _figure(place: tuple[str, str], groups: Sequence[Group], by_run: Mapping[int, Mapping[Any, float]]) -> Figure:
     way, name = place
-    label, layout, lower_is_better = FIGURES[name]
+    _, layout, lower_is_better = FIGURES[name]
     values = {g.code: spread(by_run.get(id(run), {}).get(place) for run in g.runs) for g in groups}
-    return Figure(f"{way}: {label}", values, layout.format, lower_is_better if way != _REAL else None)
+    return Figure(way, values, layout.format, lower_is_better if way != _REAL else None)
 
 
 def _figures_of(file: Path) -> Iterator[tuple[tuple[str, str], float]]:

@@ -51,7 +51,8 @@ class Content:
     multiples_of: str
     held_out: Sequence[Table]
     evaluation: Sequence[Table]
-    generation: Sequence[Table]
+    generation: Sequence[tuple[str, Sequence[Table]]]
+    """tables by measure"""
     results: Path | None
     ambiguous: Sequence[str]
     recipes: Sequence[components.RecipePictures]
@@ -109,13 +110,18 @@ def collect(paths: Sequence[Path], results: Path | None, extent: Extent) -> Cont
         multiples_of=multiples_of,
         held_out=figure_tables(groups, held_out.held_out_figures(groups)),
         evaluation=figure_tables(groups, evaluation.evaluation_figures(groups, results)) if results else [],
-        generation=figure_tables(groups, generation.generation_figures(groups, results)) if results else [],
+        generation=_generation_tables(groups, results) if results else [],
         results=results,
         ambiguous=evaluation.ambiguous(groups),
         recipes=recipes,
         recipes_left_out=left_out,
         samples=samples.samples_of(prominent, results, extent.samples) if extent.samples else [],
     )
+
+
+def _generation_tables(groups: Sequence[Group], results: Path) -> list[tuple[str, list[Table]]]:
+    by_measure = generation.generation_figures(groups, results)
+    return [(label, figure_tables(groups, figures, "sampler")) for label, figures in by_measure.items()]
 
 
 def _draw(

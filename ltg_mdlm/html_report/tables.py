@@ -48,10 +48,10 @@ class Figure:
     """by the group's code; a group with a remark is not compared"""
 
 
-def figure_tables(groups: Sequence[Group], figures: Sequence[Figure]) -> list[Table]:
+def figure_tables(groups: Sequence[Group], figures: Sequence[Figure], corner: str = "figure") -> list[Table]:
     """The figures of all groups, the best of each marked."""
     codes = [group.code for group in groups]
-    return grid(groups, [(figure.label, _cells(figure, codes)) for figure in figures], "figure")
+    return grid(groups, [(figure.label, _cells(figure, codes)) for figure in figures], corner)
 
 
 def grid(groups: Sequence[Group], lines: Sequence[tuple[str, Sequence[Cell]]], corner: str) -> list[Table]:

@@ -268,10 +268,10 @@ def test_figures_of_samples_stand_beside_those_of_real_text(tmp_path):
         row = {"rule": {"sampler": "block", "steps": 8}, "entropy": 5.0, "grammatical_sentences": share}
         (folder / "summary.json").write_text(json.dumps({"results": [row], "real_text": {"entropy": 6.0}}))
     cells = Outline(page_of(runs, tmp_path, results=tmp_path / "results")).cells
-    place = cells.index("block, 8 steps: share of grammatical sentences")
-    assert cells[place + 1 : place + 3] == ["0.250", "0.500 ★"]
-    place = cells.index("real text: token entropy")
-    assert cells[place + 1 : place + 3] == ["6.00", "6.00"]
+    entropy = cells.index("block, 8 steps")
+    assert cells[entropy : entropy + 6] == ["block, 8 steps", "5.00", "5.00", "real text", "6.00", "6.00"]
+    share = cells.index("block, 8 steps", entropy + 1)
+    assert cells[share + 1 : share + 3] == ["0.250", "0.500 ★"]
 
 
 def test_damaged_samples_are_told_and_break_nothing(tmp_path):
