@@ -163,6 +163,9 @@ def generation(
         Path | None,
         typer.Option("--judge", metavar="MODEL", help="Causal model for perplexity: of this trainer or transformers."),
     ] = None,
+    mauve: Annotated[
+        bool, typer.Option("--mauve", help="Likeness to real text, as the judge reads both; takes 100 samples or more.")
+    ] = False,
     corpus: Annotated[
         Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus to compare with; default: the run's own.")
     ] = None,
@@ -190,7 +193,7 @@ def generation(
         sampler or [default_sampler(trained)], steps or (), temperature=temperature, top_p=top_p, seed=seed
     )
     require_writable(result_folder(out, trained))
-    examined = examine(trained, rules, count=count, length=length, judge=judge, corpus=corpus, seed=seed)
+    examined = examine(trained, rules, count=count, length=length, judge=judge, corpus=corpus, seed=seed, mauve=mauve)
     write_results(result_folder(out, trained), examined)
     if as_json:
         typer.echo(to_json(examined.summary(), indent=2), nl=False)

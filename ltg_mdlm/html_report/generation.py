@@ -14,6 +14,7 @@ from ltg_mdlm.html_report.tables import Figure
 FOLDER, _REAL = "generation", "real text"
 FIGURES = {
     "perplexity_per_word": ("Perplexity per word", "{:.1f}", None),
+    "mauve": ("MAUVE", "{:.3f}", False),
     "entropy": ("Token entropy", "{:.2f}", None),
     "distinct_2": ("Distinct-2", "{:.3f}", None),
     "rep_4": ("Repetition of 4-grams", "{:.3f}", None),

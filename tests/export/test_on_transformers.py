@@ -1,11 +1,7 @@
-"""Exported models in an old and a new `transformers`, each in a process of its own that knows nothing of ltg_mdlm.
-
-The versions are installed once into the user's cache; delete `ltg_mdlm_tests` there to get the newest again.
-"""
+"""Exported models in an old and a new `transformers`, each in a process of its own that knows nothing of ltg_mdlm."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +11,14 @@ import torch
 from safetensors.torch import save_file
 from support.shared import made_once, session_folder
 from support.trained import embedding_plugin_installed, write_run
+from support.transformers_versions import VERSIONS, installed
 
-from ltg_mdlm.data.builtin import default_cache_dir
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.export.write import export_model
 from ltg_mdlm.trained_model import TrainedModel, open_model
 
 PROBE = Path(__file__).parent / "probe.py"
-VERSIONS = {"old": "transformers==4.51.3", "new": "transformers>=5,<6"}
 MODELS = {
     "uniform": (("uniform_mdlm",), {}),
     "sigma": (("uniform_mdlm", "plugins.uniform_mdlm.conditioning=sigma"), {}),
@@ -128,31 +123,6 @@ def write_exports(folder: Path) -> None:
 def exports(tmp_path_factory) -> Path:
     """A folder with an export for each of MODELS."""
     return made_once(session_folder(tmp_path_factory) / "exported", write_exports) / "exports"
-
-
-def installed(requirement: str) -> Path:
-    """A folder with this `transformers` and what it needs; skips the test where it cannot be had."""
-    name = "".join(c if c.isalnum() or c == "." else "-" for c in requirement)
-
-    def install(aside: Path) -> None:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-input",
-            "--no-compile",
-            "--retries",
-            "1",
-        ]
-        done = subprocess.run([*pip, "--target", aside, requirement], capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(aside, ignore_errors=True)
-            pytest.skip(f"pip cannot install {requirement}: {done.stderr.strip()[-300:]}")
-
-    return made_once(default_cache_dir().with_name("ltg_mdlm_tests") / name, install)
 
 
 @pytest.fixture(scope="session", params=VERSIONS.values(), ids=VERSIONS.keys())

@@ -2,20 +2,28 @@
 
 import json
 import math
+import sys
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.corpora import documents, small_tokenizer, write_text
 from support.trained import write_run
 
 from ltg_mdlm.data.builtin import builtin_corpus
+from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.grammar_recogniser import sentences
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.special_tokens import BOS
-from ltg_mdlm.evaluate.generation import acceptance
+from ltg_mdlm.errors import UserError
+from ltg_mdlm.evaluate.generation import acceptance, likeness
 from ltg_mdlm.evaluate.generation.judge import open_judge
+from ltg_mdlm.evaluate.generation.likeness import Mauve
 from ltg_mdlm.evaluate.generation.measure import rules_for
+from ltg_mdlm.evaluate.generation.reference import reference_draws
 from ltg_mdlm.evaluate.generation.statistics import token_entropy
+from ltg_mdlm.export.write import export_model
 from ltg_mdlm.trained_model import open_model
 
 
@@ -92,21 +100,34 @@ def test_a_judge_gives_the_causal_likelihood_of_the_text_and_nothing_else(models
         assert score.tokens == ids.shape[1] - 1
 
 
-def test_a_judge_of_transformers_gives_the_likelihood_that_the_library_computes(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: judge)")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=small_tokenizer().backend, bos_token="<s>", eos_token="</s>"
-    )
-    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2)
-    torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(config).eval()
-    model.save_pretrained(tmp_path / "judge")
-    tokenizer.save_pretrained(tmp_path / "judge")
-    (score,) = open_judge(tmp_path / "judge", torch.device("cpu")).scores(["the dog ran"])
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("the dog ran", add_special_tokens=False)["input_ids"]]])
-    with torch.no_grad():
-        mean = model(ids, labels=ids).loss.item()
-    assert score.log_likelihood == pytest.approx(-mean * score.tokens, rel=1e-5)
+def test_the_features_of_a_text_are_the_last_hidden_state_at_its_last_token(models):
+    trained = open_model(models["gpt_bert"])
+    texts = ["the dog ran", "one, two. 1984", ""]
+    features = open_judge(models["gpt_bert"], torch.device("cpu")).features(texts)
+    assert features.dtype == np.float32
+    for text, found in zip(texts, features, strict=True):
+        ids = torch.tensor([[BOS, *trained.tokenizer.encode(text)]])
+        causal = torch.ones(1, dtype=torch.bool)
+        hidden = trained.model(ids, causal_B=causal, value_B=trained.value(torch.zeros(1), True))
+        assert found == pytest.approx(hidden[0, -1].tolist(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(), ("model.safetensors",)])
+def test_a_model_of_transformers_is_known_by_its_configuration_and_needs_the_extra(tmp_path, monkeypatch, weights):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    for name in weights:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"ltg-mdlm\[judge\]"):
+        open_judge(tmp_path, torch.device("cpu"))
+
+
+def test_an_exported_model_is_a_judge_without_transformers(models, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    export_model(models["gpt_bert"], tmp_path / "exported")
+    judges = [open_judge(path, torch.device("cpu")) for path in (models["gpt_bert"], tmp_path / "exported")]
+    (own,), (exported,) = (judge.scores(["the dog ran"]) for judge in judges)
+    assert exported.log_likelihood == pytest.approx(own.log_likelihood, rel=1e-5)
 
 
 class AttestedOnly:
@@ -136,6 +157,91 @@ def test_a_model_of_the_built_in_corpus_is_measured_by_its_grammar(run, tmp_path
     assert not summary["results"][0]["grammatical_sentences"], "noise is no language"
 
 
+@pytest.fixture
+def library(monkeypatch):
+    """In place of mauve: compares means, and keeps what it is given."""
+    module = ModuleType("mauve")
+    module.given = []
+
+    def compute_mauve(*, p_features, q_features, seed):
+        module.given.append((p_features, q_features))
+        return SimpleNamespace(mauve=np.float64(closeness(p_features, q_features)))
+
+    module.compute_mauve = compute_mauve
+    monkeypatch.setitem(sys.modules, "mauve", module)
+    return module
+
+
+def closeness(one, other):
+    return math.exp(-np.abs(one.mean(0) - other.mean(0)).sum())
+
+
+def test_samples_and_other_real_texts_are_compared_with_the_same_real_texts(
+    run, models, corpus, tmp_path, library, monkeypatch
+):
+    monkeypatch.setattr(likeness, "FEWEST_TEXTS", 3)
+    options = ("--mauve", "--judge", str(models["gpt_bert"]), "--steps", "2", "--out", str(tmp_path))
+    code, out, err = run("eval", "generation", str(models["uniform_mdlm"]), *SMALL, *options)
+    assert code == 0, err
+    assert "MAUVE" in out.splitlines()[0]
+    folder = tmp_path / "uniform_mdlm" / "main" / "generation"
+    sampled = [json.loads(line)["text"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    draws = reference_draws(Corpus.open(corpus).valid, 3, 8, 0)
+    assert len(draws) == 5
+    judge = open_judge(models["gpt_bert"], torch.device("cpu"))
+    real, *others = [judge.features([small_tokenizer().decode(ids) for ids in draw]) for draw in draws]
+    compared = [judge.features(sampled), *others]
+    for (p, q), expected in zip(library.given, compared, strict=True):
+        np.testing.assert_array_equal(p, real)
+        np.testing.assert_array_equal(q, expected)
+    summary = json.loads((folder / "summary.json").read_text())
+    figures = [closeness(real, features) for features in compared]
+    assert summary["results"][0]["mauve"] == pytest.approx(figures[0])
+    assert summary["real_text"]["mauve"] == pytest.approx(figures[1])
+    assert summary["real_text"]["spread"]["mauve"] == pytest.approx(np.std(figures[1:], ddof=1))
+
+
+@pytest.mark.usefixtures("library")
+def test_without_other_real_texts_that_figure_is_missing(run, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(likeness, "FEWEST_TEXTS", 3)
+    options = ("--mauve", "--judge", str(models["gpt_bert"]), "--count", "20", "--length", "8", "--steps", "1")
+    code, out, err = run("eval", "generation", str(models["uniform_mdlm"]), *options, "--json", "--out", str(tmp_path))
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["real_text"]["mauve"] is None
+    assert "mauve" not in summary["real_text"]["spread"]
+    assert 0 < summary["results"][0]["mauve"] < 1
+
+
+@pytest.mark.usefixtures("library")
+def test_few_texts_are_not_compared(run, models, tmp_path):
+    options = ("--mauve", "--judge", str(models["gpt_bert"]), "--count", "99", "--out", str(tmp_path / "results"))
+    code, _, err = run("eval", "generation", str(models["uniform_mdlm"]), *options)
+    assert (code, "at least 100 are needed" in err) == (2, True), err
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_the_library_the_message_names_the_extra(run, models, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mauve", None)
+    options = ("--mauve", "--judge", str(models["gpt_bert"]), "--out", str(tmp_path / "results"))
+    code, _, err = run("eval", "generation", str(models["uniform_mdlm"]), *options)
+    assert (code, "ltg-mdlm[mauve]" in err) == (2, True), err
+
+
+def test_real_texts_are_like_each_other_and_not_like_the_same_words_in_any_order(models):
+    pytest.importorskip("mauve", reason="mauve-text is not installed (extra: mauve)")
+    judge = open_judge(models["gpt_bert"], torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    parts = (["the", "a"], ["dog", "cats"], ["ran", "saw", "don´t"], ["one,", "1984"], ["(quickly)", "it's", "two."])
+    texts = [" ".join(map(rng.choice, parts)) for _ in range(600)]
+    mauve = Mauve(judge, texts[:300])
+    shuffled = [" ".join(rng.permutation(text.split())) for text in texts[300:]]
+    assert mauve(texts[:300]) == pytest.approx(1)
+    assert mauve(texts[300:]) > 0.8
+    assert mauve(shuffled) < 0.5
+    assert mauve(shuffled) == mauve(shuffled)
+
+
 def test_autoregressive_sampling_has_no_steps_and_so_one_line():
     rules = rules_for(["ancestral", "autoregressive"], [2, 4], seed=0)
     assert [(rule.sampler, rule.steps) for rule in rules] == [
@@ -149,6 +255,7 @@ def test_autoregressive_sampling_has_no_steps_and_so_one_line():
     [
         (("--judge", "nowhere"), "nowhere: no such folder"),
         (("--judge", "{uniform_mdlm}"), "trained on masked rows only"),
+        (("--mauve",), "give one with --judge"),
         (("--sampler", "autoregressive"), "needs a model trained on causal rows"),
         (("--sampler", "magic"), "no such sampler"),
         (("--corpus", "nowhere"), "not a corpus folder"),

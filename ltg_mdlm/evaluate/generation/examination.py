@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.generation.acceptance import Grammar
 from ltg_mdlm.evaluate.generation.judge import open_judge
 from ltg_mdlm.evaluate.generation.measure import Examiner, Quality, corpus_of
@@ -44,17 +45,22 @@ def examine(
     judge: Path | None,
     corpus: Path | None,
     seed: int,
+    mauve: bool = False,
 ) -> Examination:
     """Sample by every rule, and measure the samples beside real text.
 
     The corpus is that of the training, unless another is given; its grammar is asked if it is the built-in one.
 
     Raises UserError for a judge that reads in no causal order, a corpus that is not there or was made with another
-    tokenizer, and rules that do not fit the model.
+    tokenizer, rules that do not fit the model, and MAUVE without a judge, its library or enough texts.
     """
+    if mauve and judge is None:
+        raise UserError("--mauve: texts are compared as a judge reads them\n  give one with --judge")
     opened_judge = open_judge(judge, trained.device) if judge is not None else None
     compared, builtin = (Corpus.open(corpus), False) if corpus is not None else corpus_of(trained)
-    examiner = Examiner(trained, compared, opened_judge, Grammar() if builtin else None)
+    grammar = Grammar() if builtin else None
+    size: dict[str, int] = {"count": count, "length": length, "seed": seed}
+    examiner = Examiner(trained, compared, opened_judge, grammar, **size, mauve=mauve)
     about = {
         "model": trained.name,
         "revision": trained.revision,
@@ -64,9 +70,7 @@ def examine(
         "corpus": str(compared.path),
         "grammar": builtin,
         "judge": str(opened_judge.source) if opened_judge is not None else None,
-        "count": count,
-        "length": length,
-        "seed": seed,
+        **size,
     }
-    sampled = [examiner.of_samples(rule, count, length) for rule in rules]
-    return Examination(about=about, sampled=sampled, real=examiner.of_real_text(count, length, seed))
+    sampled = [examiner.of_samples(rule) for rule in rules]
+    return Examination(about=about, sampled=sampled, real=examiner.of_real_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,11 @@ import numpy as np
 
 from ltg_mdlm.build import open_corpus
 from ltg_mdlm.config import RunConfig, stored_config
-from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.generation.acceptance import Grammar, Verdict, acceptance
 from ltg_mdlm.evaluate.generation.judge import Judge, perplexities
+from ltg_mdlm.evaluate.generation.likeness import Mauve
 from ltg_mdlm.evaluate.generation.reference import reference_draws
 from ltg_mdlm.evaluate.generation.statistics import text_statistics
 from ltg_mdlm.generate import Sample, SamplingRule, generate
@@ -93,36 +95,65 @@ def is_builtin(config: RunConfig) -> bool:
 class Examiner:
     """Measures texts of a model's vocabulary against a corpus, a judge and a grammar."""
 
-    def __init__(self, trained: TrainedModel, corpus: Corpus, judge: Judge | None, grammar: Grammar | None) -> None:
-        """Raises UserError for a corpus without validation text, and one with another tokenizer."""
+    def __init__(
+        self,
+        trained: TrainedModel,
+        corpus: Corpus,
+        judge: Judge | None,
+        grammar: Grammar | None,
+        *,
+        count: int,
+        length: int,
+        seed: int,
+        mauve: bool = False,
+    ) -> None:
+        """`count` texts of `length` tokens each are measured; `seed` chooses the real ones; `mauve` needs a judge.
+
+        Raises UserError for a corpus without validation text, one with another tokenizer, and MAUVE without its
+        library or enough texts.
+        """
         if corpus.valid is None:
             raise UserError(f"{corpus.path}: no validation text, by which figures are read; give another --corpus")
         if corpus.tokenizer.fingerprint != trained.tokenizer.fingerprint:
             raise UserError(f"{corpus.path}: made with another tokenizer than that of {trained.name}")
         self.trained, self.corpus, self.judge, self.grammar = trained, corpus, judge, grammar
-        self._valid: Split = corpus.valid
+        self._count, self._length = count, length
+        self._real = reference_draws(corpus.valid, count, length, seed)
+        self._mauve = Mauve(judge, self._decoded(self._real[0])) if mauve and judge is not None else None
 
-    def of_samples(self, rule: SamplingRule, count: int, length: int) -> Quality:
+    def of_samples(self, rule: SamplingRule) -> Quality:
         """Draw samples and measure them.  Raises UserError for a rule that does not fit the model."""
         started = time.monotonic()
-        samples = generate(self.trained, rule, length=length, count=count, progress=True)
+        samples = generate(self.trained, rule, length=self._length, count=self._count, progress=True)
         seconds = time.monotonic() - started
         texts = [sample.text for sample in samples]
         verdicts = self._verdicts(texts, [sample.ended for sample in samples])
         figures = self._figures([sample.ids for sample in samples], texts, verdicts)
+        if self._mauve is not None:
+            figures["mauve"] = self._mauve(texts)
         figures["passes"] = statistics.fmean(sample.passes for sample in samples)
         return Quality(rule=rule, figures=figures, samples=samples, verdicts=verdicts, seconds=seconds)
 
-    def of_real_text(self, count: int, length: int, seed: int) -> Quality:
-        """Held-out documents of the corpus, cut like samples."""
-        draws = reference_draws(self._valid, count, length, seed)
-        texts = [self.trained.tokenizer.decode(ids) for ids in draws[0]]
+    def of_real_text(self) -> Quality:
+        """Held-out documents of the corpus, cut like samples.
+
+        They are what samples are compared with by MAUVE, so there the figure is that of other documents, NaN where the
+        corpus has no more.
+        """
+        first, *others = self._real
+        texts = self._decoded(first)
         verdicts = self._verdicts(texts, [False] * len(texts))
-        figures = self._figures(draws[0], texts, verdicts)
+        figures = self._figures(first, texts, verdicts)
         counts_V = self.corpus.train.token_count_V
-        every = [text_statistics(draw, counts_V) for draw in draws] if len(draws) > 1 else []
-        spread = {name: float(np.std([drawn[name] for drawn in every], ddof=1)) for name in (every[0] if every else ())}
+        spread = _deviations([text_statistics(draw, counts_V) for draw in self._real])
+        if self._mauve is not None:
+            likeness = [{"mauve": self._mauve(self._decoded(draw))} for draw in others]
+            figures |= likeness[0] if likeness else {"mauve": math.nan}
+            spread |= _deviations(likeness)
         return Quality(rule=None, figures=figures, spread=spread)
+
+    def _decoded(self, draw: Sequence[Sequence[int]]) -> list[str]:
+        return [self.trained.tokenizer.decode(ids) for ids in draw]
 
     def _verdicts(self, texts: Sequence[str], ended: Sequence[bool]) -> list[Verdict]:
         return self.grammar.judge(texts, ended, progress=True) if self.grammar is not None else []
@@ -136,3 +167,10 @@ class Examiner:
             figures |= perplexities(scored, self.judge.scores(scored))
         figures |= text_statistics(ids, self.corpus.train.token_count_V)
         return figures | dict(acceptance(verdicts)) if self.grammar is not None else figures
+
+
+def _deviations(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Standard deviation of every figure; empty for a single draw."""
+    if len(draws) < 2:
+        return {}
+    return {name: float(np.std([drawn[name] for drawn in draws], ddof=1)) for name in draws[0]}

@@ -26,6 +26,7 @@ FOLDER = "generation"
 _COLUMNS = {
     "perplexity_per_word": ("ppl/word", "{:.1f}"),
     "perplexity_per_token": ("ppl/token", "{:.1f}"),
+    "mauve": ("MAUVE", "{:.3f}"),
     "entropy": ("entropy", "{:.2f}"),
     "distinct_1": ("distinct-1", "{:.3f}"),
     "distinct_2": ("distinct-2", "{:.3f}"),
@@ -37,7 +38,7 @@ _COLUMNS = {
     "grammatical_sentences": ("grammatical", "{:.1%}"),
     "grammatical_samples": ("samples", "{:.1%}"),
 }
-_SPREAD = ("entropy", "js_distance")
+_SPREAD = ("mauve", "entropy", "js_distance")
 
 
 def result_folder(out: Path, trained: TrainedModel) -> Path:
