@@ -33,8 +33,11 @@ class Template:
 
 
 def continuation(tokenizer: Tokenizer, prompt: str | None, length: int) -> Template:
-    """`length` gaps behind the prompt, or behind nothing.  Raises UserError for a prompt without tokens."""
-    given = [] if prompt is None else tokenizer.encode(prompt)
+    """`length` gaps behind the prompt, or behind nothing; a blank at its end belongs to the first token to be drawn.
+
+    Raises UserError for a prompt without tokens.
+    """
+    given = [] if prompt is None else _without_last_blank(tokenizer, tokenizer.encode(prompt))
     if prompt is not None and not given:
         raise UserError("--prompt: there is no text in it; leave it out to begin with nothing")
     if prompt is not None and GAP in prompt:
@@ -42,6 +45,11 @@ def continuation(tokenizer: Tokenizer, prompt: str | None, length: int) -> Templ
     if length < 1:
         raise UserError(f"--length {length}: give at least one token to draw")
     return Template((BOS, *given, *[MASK] * length))
+
+
+def _without_last_blank(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Training text has blanks at the beginning of tokens; the stack's normaliser puts one behind every line's end."""
+    return ids[:-1] if len(ids) > 1 and tokenizer.token_text.bytes_V[ids[-1]] == b" " else ids
 
 
 def infilling(tokenizer: Tokenizer, text: str) -> Template:

@@ -25,7 +25,7 @@ from ltg_mdlm.generate.categorical import draw_tokens, nucleus
 from ltg_mdlm.generate.predictor import model_predictor
 from ltg_mdlm.generate.rates import rates, trained_schedule
 from ltg_mdlm.generate.show import order_picture, shown
-from ltg_mdlm.generate.template import infilling
+from ltg_mdlm.generate.template import continuation, infilling
 from ltg_mdlm.trained_model import TrainedModel, open_model
 
 SAMPLERS = ("ancestral", "confidence", "entropy", "block", "autoregressive")
@@ -211,6 +211,8 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_types():
     ("settings", "message"),
     [
         ({"temperature": -1.0}, "--temperature -1.0"),
+        ({"temperature": float("inf")}, "--temperature inf"),
+        ({"temperature": float("nan")}, "--temperature nan"),
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"top_p": 1.5}, "--top-p 1.5"),
         ({"steps": 0}, "--steps 0"),
@@ -282,6 +284,32 @@ def test_given_words_are_dim_and_the_order_is_drawn():
     lines = [line.split() for line in order_picture(sample, tokenizer).plain.splitlines()]
     assert [line[:2] for line in lines] == [["·", "given"], ["a", "given"], [",", "1"], ["·(", "0"]]
     assert len(lines[2][2]) > len(lines[3][2])
+
+
+def test_the_terminal_shows_the_text_that_programs_get():
+    """The stack's tokenizer puts a blank behind the end of a line, and takes it away again when it decodes."""
+    tokenizer = small_tokenizer()
+    ids = tokenizer.encode("the dog\nran")
+    places = (-1,) * (len(ids) - 1) + (0,)
+    sample = Sample(text=tokenizer.decode(ids), ids=tuple(ids), unmasked_at=places, ended=False, passes=1)
+    assert shown(sample, tokenizer).plain == sample.text == "the dog\nran"
+
+
+@pytest.mark.parametrize("prompt", ["the dog ", "the dog\n"])
+def test_a_blank_at_the_end_of_a_prompt_belongs_to_the_first_drawn_token(prompt):
+    tokenizer = small_tokenizer()
+    template, stripped = continuation(tokenizer, prompt, 2), tokenizer.encode(prompt.rstrip(" "))
+    expected = stripped[:-1] if prompt.endswith("\n") else stripped
+    assert template.ids == (BOS, *expected, MASK, MASK)
+    assert tokenizer.decode(template.ids[1:-2]) == prompt.rstrip(" ")
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_no_temperature_draws_what_is_forbidden(temperature, top_p):
+    logits_NV = torch.tensor([[-torch.inf, -torch.inf, 3.0, 2.0, -1.0]]).repeat(50, 1)
+    drawn_N = draw_tokens(logits_NV, SamplingRule(temperature=temperature, top_p=top_p), 0, torch.arange(50))
+    assert (drawn_N == 2).all() if temperature < 1 else set(drawn_N.tolist()) <= {2, 3, 4}
 
 
 def test_the_command_prints_texts_and_their_order(run, uniform_run):
