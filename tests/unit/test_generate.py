@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from copy import deepcopy
@@ -162,6 +163,12 @@ def test_an_exported_folder_generates_what_its_run_does(uniform_run, uniform, tm
     assert generate(open_model(str(folder), Ranks.alone()), rule, length=6) == generate(uniform, rule, length=6)
 
 
+def test_weights_that_an_exported_folder_does_not_hold_are_refused(uniform_run, tmp_path):
+    export_model(uniform_run, tmp_path / "exported")
+    with pytest.raises(UserError, match="holds averaged weights only"):
+        open_model(tmp_path / "exported", weights="raw")
+
+
 def test_the_trained_schedule_is_that_of_the_plugin(uniform):
     t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     expected = [0.0, *(1 - torch.cos(torch.pi / 2 * t)).tolist(), 1.0]  # the laptop configuration's cosine
@@ -249,6 +256,8 @@ def test_a_rule_without_sense_is_refused(settings, message):
         ("uniform", {}, {"prompt": ""}, "--prompt: there is no text"),
         ("uniform", {}, {"prompt": "a <mask>"}, "is filled in --infill only"),
         ("uniform", {}, {"infill": "the dog"}, "there is no <mask> in it"),
+        ("uniform", {}, {"prompt": "a \udcff"}, "some of its bytes are no text"),
+        ("uniform", {}, {"infill": "\udcff <mask>"}, "some of its bytes are no text"),
         ("uniform", {}, {"infill": "a <mask>", "prompt": "a"}, "leave --prompt and --length out"),
         ("uniform", {}, {"infill": "a <mask>", "length": 3}, "leave --prompt and --length out"),
         ("uniform", {}, {"count": 0}, "--count 0"),
@@ -331,6 +340,14 @@ def test_the_command_prints_a_json_object_per_sample(run, uniform_run):
         assert record["forward_passes"] in (1, 2)
         assert record["rule"]["steps"] == 2
         assert record["text"].startswith("the")
+
+
+def test_characters_that_the_terminal_lacks_are_question_marks(run, uniform_run, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1", write_through=True))
+    code, _, err = run("generate", str(uniform_run), "--prompt", "the 日本", "--length", "2", "--show-order")
+    assert code == 0, err
+    assert written.getvalue().startswith(b"the ??")
 
 
 @pytest.mark.parametrize(
