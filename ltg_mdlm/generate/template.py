@@ -65,8 +65,8 @@ def _without_last_blank(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 def infilling(tokenizer: Tokenizer, text: str) -> Template:
     """The text with one gap for each `<mask>` in it; a blank before a `<mask>` belongs to the token to be drawn.
 
-    Raises UserError for a text without `<mask>`, for bytes that are no text, and for a tokenizer that joins a gap to its
-    neighbours.
+    Raises UserError for a text without `<mask>`, for bytes that are no text, and for a tokenizer that joins a gap to
+    its neighbours.
     """
     _require_unicode("--infill", text)
     pieces = text.split(GAP)

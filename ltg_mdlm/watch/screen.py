@@ -58,7 +58,8 @@ class Watch:
         yield Text(place, style="bold", overflow="ellipsis", no_wrap=True)
         yield Text(figures, overflow="ellipsis", no_wrap=True)
         if missing := self._missing(run):
-            yield Text(missing)
+            yield Text(missing, overflow="ellipsis", no_wrap=room is not None)
+            room = room and room - 1
         for line in self._plots(run, width, room):
             yield Text(line, overflow="crop", no_wrap=True)
 
