@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -432,5 +433,7 @@ def report_errors(run: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    """Entry point of the `ltg-mdlm` command."""
+    """Entry point of the `ltg-mdlm` command; characters that the terminal's encoding lacks become question marks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     report_errors(app)

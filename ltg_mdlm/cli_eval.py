@@ -179,7 +179,9 @@ def generation(
     One line for each sampler and number of steps, and one of real held-out text, by which the others can be read.
     Models that were trained on the built-in corpus are also measured by its grammar.
     """
+    from ltg_mdlm.distributed import Ranks
     from ltg_mdlm.durable import require_writable
+    from ltg_mdlm.errors import UserError
     from ltg_mdlm.evaluate.generation.examination import examine
     from ltg_mdlm.evaluate.generation.measure import rules_for
     from ltg_mdlm.evaluate.generation.results import quality_table, result_folder, write_results
@@ -188,7 +190,10 @@ def generation(
     from ltg_mdlm.tables import print_table
     from ltg_mdlm.trained_model import open_model
 
-    trained = open_model(model, weights=weights)
+    with Ranks.setup() as ranks:
+        if ranks.world_size > 1:
+            raise UserError("eval generation runs in one process: start it without torchrun")
+    trained = open_model(model, ranks, weights=weights)
     rules = rules_for(
         sampler or [default_sampler(trained)], steps or (), temperature=temperature, top_p=top_p, seed=seed
     )

@@ -111,6 +111,6 @@ def generate(
             return
     if as_json:
         for number, sample in enumerate(samples):
-            typer.echo(json.dumps(sample_record(sample, number, trained, rule), ensure_ascii=False))
+            typer.echo(json.dumps(sample_record(sample, number, trained, rule)))
     else:
         print_samples(samples, trained.tokenizer, order=show_order)

@@ -66,13 +66,17 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
     `weights`: the averages, which are what training evaluates, or the weights of the last step; of an exported folder,
     those that it holds.
 
-    Raises UserError if there is none, a part is missing, or a plugin that it was trained with is not installed.
+    Raises UserError if there is none, a part is missing, a plugin that it was trained with is not installed, or the
+    weights of the last step are asked of an exported folder of averages.
     """
     path, ranks = Path(path), ranks or Ranks.setup()
     if has_revisions(path):
         path = path / MAIN
     if is_exported(path):
-        return _open_exported(ExportedFolder.read(path), ranks)
+        folder = ExportedFolder.read(path)
+        if weights == "raw" and folder.about.get("weights") == "ema":
+            raise UserError(f"--weights raw: {path} holds averaged weights only; give the run that it was made from")
+        return _open_exported(folder, ranks)
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
     config = stored_config(about["config"], checkpoint / STATE_FILE)

@@ -24,7 +24,12 @@ def draw_tokens(logits_NV: Tensor, rule: SamplingRule, visit: int, place_N: Tens
         return logits_NV.argmax(1)
     key = stream_key(rule.seed, "tokens", visit)
     parts = zip(torch.split(logits_NV, _DRAWN_AT_ONCE), torch.split(place_N, _DRAWN_AT_ONCE), strict=True)
-    return torch.cat([_draw(logits_nV.double() / rule.temperature, rule.top_p, key, n) for logits_nV, n in parts])
+    return torch.cat([_draw(_tempered(logits_nV, rule.temperature), rule.top_p, key, n) for logits_nV, n in parts])
+
+
+def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
+    """float64[N, V]: the largest is 0, since a temperature next to 0 would make it infinite and its draw undefined."""
+    return (logits_NV - logits_NV.amax(1, keepdim=True)).double() / temperature
 
 
 def _draw(logits_NV: Tensor, top_p: float, key: tuple[int, int], place_N: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -38,8 +39,8 @@ class SamplingRule:
         self._refuse_idle()
 
     def _refuse_out_of_range(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"--temperature {self.temperature}: give 0 (the likeliest token) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"--temperature {self.temperature}: give 0 (the likeliest token) or more, but a number")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p}: give a probability above 0, at most 1")
         for name, number in (("--steps", self.steps), ("--block-length", self.block_length)):

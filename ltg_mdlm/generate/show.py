@@ -45,12 +45,15 @@ def print_samples(samples: Sequence[Sample], tokenizer: Tokenizer, *, order: boo
 
 def shown(sample: Sample, tokenizer: Tokenizer) -> Text:
     """The text, given tokens dim."""
-    text = Text()
-    pairs = zip(sample.ids, sample.unmasked_at, strict=True)
-    for given, group in groupby(pairs, key=lambda pair: pair[1] < 0):
-        plain = b"".join(tokenizer.token_text.bytes_V[token] for token, _ in group).decode("utf-8", "replace")
-        text.append(plain, style="dim" if given else "")
-    return text[1:] if text.plain.startswith(" ") else text
+    text, start = Text(sample.text), 0
+    for given, group in groupby(sample.unmasked_at, key=lambda place: place < 0):
+        stop = start + len(list(group))
+        if given:
+            # Not token by token: decoding changes blanks by what stands before them.
+            begin, end = (len(tokenizer.decode(sample.ids[:place])) for place in (start, stop))
+            text.stylize("dim", begin, end)
+        start = stop
+    return text
 
 
 def order_picture(sample: Sample, tokenizer: Tokenizer) -> Text:

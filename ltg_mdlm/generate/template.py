@@ -33,8 +33,13 @@ class Template:
 
 
 def continuation(tokenizer: Tokenizer, prompt: str | None, length: int) -> Template:
-    """`length` gaps behind the prompt, or behind nothing.  Raises UserError for a prompt without tokens."""
-    given = [] if prompt is None else tokenizer.encode(prompt)
+    """`length` gaps behind the prompt, or behind nothing; a blank at its end belongs to the first token to be drawn.
+
+    Raises UserError for a prompt without tokens, or of bytes that are no text.
+    """
+    if prompt is not None:
+        _require_unicode("--prompt", prompt)
+    given = [] if prompt is None else _without_last_blank(tokenizer, tokenizer.encode(prompt))
     if prompt is not None and not given:
         raise UserError("--prompt: there is no text in it; leave it out to begin with nothing")
     if prompt is not None and GAP in prompt:
@@ -44,11 +49,26 @@ def continuation(tokenizer: Tokenizer, prompt: str | None, length: int) -> Templ
     return Template((BOS, *given, *[MASK] * length))
 
 
+def _require_unicode(option: str, text: str) -> None:
+    """A command line holds bytes; those that the terminal's encoding does not know come as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{option} {text!r}: some of its bytes are no text in the encoding of this terminal") from None
+
+
+def _without_last_blank(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Training text has blanks at the beginning of tokens; the stack's normaliser puts one behind every line's end."""
+    return ids[:-1] if len(ids) > 1 and tokenizer.token_text.bytes_V[ids[-1]] == b" " else ids
+
+
 def infilling(tokenizer: Tokenizer, text: str) -> Template:
     """The text with one gap for each `<mask>` in it; a blank before a `<mask>` belongs to the token to be drawn.
 
-    Raises UserError for a text without `<mask>`, and for a tokenizer that joins a gap to its neighbours.
+    Raises UserError for a text without `<mask>`, for bytes that are no text, and for a tokenizer that joins a gap to
+    its neighbours.
     """
+    _require_unicode("--infill", text)
     pieces = text.split(GAP)
     if len(pieces) == 1:
         raise UserError(f"--infill {text!r}: there is no {GAP} in it; write one for every token to draw")

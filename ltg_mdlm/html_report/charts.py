@@ -6,9 +6,9 @@ No group is told by its colour alone: lines differ in their dashes, too, and the
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -122,15 +122,15 @@ class Chart:
 
 
 def prominent_groups(groups: Sequence[Group]) -> tuple[list[Group], str]:
-    """Groups with a colour, at most `PROMINENT`: all, or those that do best; and by what, in words."""
+    """Groups with a colour, at most `PROMINENT`: all, or those that do best; and which these are, in words."""
     if len(groups) <= PROMINENT:
         return list(groups), ""
     for metric in sorted(METRICS, key=lambda metric: metric.key != "valid/bound"):
         ranked = sorted((final, i) for i, group in enumerate(groups) if (final := _final(group, metric)) is not None)
         if ranked:
             best = [groups[i] for _, i in ranked[:PROMINENT]]
-            return best, f"{metric.title[0].lower()}{metric.title[1:]}, last value"
-    return list(groups[:PROMINENT]), "order"
+            return best, f"the best finished ones by the last value of: {metric.title[0].lower()}{metric.title[1:]}"
+    return list(groups[:PROMINENT]), "the first ones"
 
 
 def _final(group: Group, metric: Metric) -> float | None:
@@ -149,6 +149,7 @@ class ChartDrawer:
         self._groups = groups
         self._look = {group.code: look for group, look in zip(prominent, LOOKS, strict=False)}
         self._last_step = max(map(_last_step, groups), default=1)
+        self._number = count(1)
 
     def chart(self, metric: Metric) -> Chart:
         """All groups in one chart."""
@@ -221,10 +222,8 @@ class ChartDrawer:
             else:
                 axes.set(xlabel="step", ylabel=metric.unit)
                 figure.subplots_adjust(left=0.145, right=0.93, top=0.96, bottom=0.165)
-            name = (
-                re.sub(r"\W+", "-", f"chart-{metric.key}-{title if small else ''}", flags=re.ASCII).strip("-").lower()
-            )
-            return Chart(title, inline_svg(figure, name, title, description), tuple(notes))
+            svg = inline_svg(figure, f"chart-{next(self._number)}", title, description)
+            return Chart(title, svg, tuple(notes))
 
 
 def _last_step(group: Group) -> int:
@@ -276,8 +275,8 @@ def _limit(axes: Axes, lines: Sequence[Line], metric: Metric) -> list[str]:
     if high > low and finite.max() - finite.min() > _OUTLIERS * (high - low):
         margin = 0.08 * (high - low)
         axes.set_ylim(max(low - margin, finite.min() - margin), min(high + margin, finite.max() + margin))
-        outside = f"{finite.max():.3g}" if finite.max() > high else f"{finite.min():.3g}"
-        return [f"The axis is cut: the most extreme value is {outside}."]
+        extreme = max(finite.max(), finite.min(), key=lambda value: max(value - high, low - value))
+        return [f"The axis is cut: the most extreme value is {extreme:.3g}."]
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -77,13 +78,23 @@ def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, exte
     cannot be written.
     """
     require_matplotlib()
-    if not page.resolve().parent.is_dir():
-        raise UserError(f"{page}: there is no folder {page.resolve().parent}")
+    _require_place(page)
     content = collect(runs, results, extent)
     try:
         write_text(page, render(content))
     except OSError as error:
         raise UserError(f"{page} cannot be written: {error.strerror}") from None
+
+
+def _require_place(page: Path) -> None:
+    """Raises UserError if no file of this name can be written: better before the drawing than after."""
+    folder = page.resolve().parent
+    if page.is_dir():
+        raise UserError(f"{page} is a folder: give the page a file name, as {page / 'report.html'}")
+    if not folder.is_dir():
+        raise UserError(f"{page}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{page} cannot be written: {folder} may not be written to")
 
 
 def collect(paths: Sequence[Path], results: Path | None, extent: Extent) -> Content:
@@ -154,7 +165,6 @@ def render(content: Content) -> str:
     return environment.get_template("page.html").render(
         content=content,
         looks={group.code: swatch(place) for place, group in enumerate(content.prominent)},
-        most_groups=charts.PROMINENT,
         title=title_of(content.runs),
         summary=summary_of(content),
         bins=BINS,

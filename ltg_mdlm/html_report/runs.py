@@ -65,7 +65,7 @@ def read_record(path: Path) -> RunRecord:
         problems.append(f"{metrics.unreadable} lines of metrics.jsonl are damaged and left out")
     if metrics.refused:
         problems.append(f"{metrics.refused} updates were refused because they were not finite")
-    if diverged_at := first_not_finite(metrics):
+    if (diverged_at := first_not_finite(metrics)) is not None:
         problems.append(f"the objective was not finite at step {diverged_at}")
     return RunRecord(row=row, metrics=metrics, versions=_versions(row, path), problems=tuple(problems))
 

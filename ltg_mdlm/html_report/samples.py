@@ -109,7 +109,8 @@ def _drawn(run: RunRecord, count: int) -> list[dict[str, Any]]:
         if "masked" in trained.modes
         else SamplingRule(sampler="autoregressive")
     )
-    samples = generate(trained, rule, length=LENGTH, count=count)
+    room = trained.model.config.max_position_embeddings - 1
+    samples = generate(trained, rule, length=min(LENGTH, room), count=count)
     return [
         {"ids": sample.ids, "unmasked_at": sample.unmasked_at, "sampler": rule.sampler, "steps": rule.steps}
         for sample in samples

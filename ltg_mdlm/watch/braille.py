@@ -19,19 +19,31 @@ _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 _HIGHEST = 0.95
 """Values above this quantile are drawn at the upper edge: the first steps would press all others together."""
 _LABEL = 8
+LEAST_WIDTH = _LABEL + 10
+"""Narrower plots say nothing."""
 
 
 def plot(curve: Curve, last_step: int, width: int, height: int) -> list[str]:
-    """Lines of text: the curve between the labels of its axes; `height` lines, at most `width` characters each."""
+    """Lines of text: the curve between the labels of its axes.
+
+    `height` lines of at most `width` characters, which are `LEAST_WIDTH` or more.
+    """
     columns = width - _LABEL - 1
     line = run_line(curve, last_step, 2 * columns)
     low, high, is_cut = _range(line)
     if not low <= high:
         return ["no finite value yet".center(width).rstrip()]
     canvas = characters(_dots(line, low, high, 2 * columns, 4 * (height - 1), last_step))
-    labels = [f"{high:.4g}{'+' if is_cut else ''}", *[""] * (height - 3), f"{low:.4g}"]
-    drawn = [f"{label:>{_LABEL}}│{text}".rstrip() for label, text in zip(labels, canvas, strict=True)]
+    top = f"{label(high, _LABEL - 1)}+" if is_cut else label(high, _LABEL)
+    labels = [top, *[""] * (height - 3), label(low, _LABEL)]
+    drawn = [f"{value:>{_LABEL}}│{text}".rstrip() for value, text in zip(labels, canvas, strict=True)]
     return [*drawn, f"{'0':>{_LABEL}}└{str(last_step).rjust(columns, '─')}"]
+
+
+def label(value: float, width: int) -> str:
+    """The number with as many digits as there is room for, four at most."""
+    texts = [f"{value:.{digits}g}" for digits in (4, 3, 2, 1)]
+    return next((text for text in texts if len(text) <= width), texts[-1])
 
 
 def characters(dots: NDArray[np.bool_]) -> list[str]:

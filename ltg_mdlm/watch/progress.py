@@ -32,7 +32,7 @@ class WatchedRun:
         """Read what is new."""
         self._training = self._training or self._read_training()
         self._status: Status | None = self.folder.read_status()
-        self.state = run_status(self.folder)
+        self.state = run_status(self.folder) if self.path.is_dir() else "gone"
         self.ended = not shows_life(self.folder)
         self.metrics.refresh()
 

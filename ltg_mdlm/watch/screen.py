@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -11,13 +12,17 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ltg_mdlm.errors import UserError
+from ltg_mdlm.metrics_file import Curve
 from ltg_mdlm.report import find_runs
-from ltg_mdlm.watch.braille import plot
+from ltg_mdlm.watch.braille import LEAST_WIDTH, plot
 from ltg_mdlm.watch.progress import WatchedRun
 
 METRICS = ("loss", "valid/bound")
 _NARROWEST, _LOWEST, _HIGHEST = 36, 4, 12
 _GAP = 2
+_LINES = 3
+"""Of every run, beside its plots: two of text and a blank one."""
 
 
 class Watch:
@@ -26,16 +31,16 @@ class Watch:
     def __init__(self, paths: Sequence[Path], metrics: Sequence[str] = METRICS) -> None:
         """Raises UserError for a path that holds no run."""
         self._paths, self._metrics = paths, metrics
-        self._runs: dict[Path, WatchedRun] = {}
-        self.refresh()
+        self._runs = {path: WatchedRun(path) for path in find_runs(paths)}
 
     def refresh(self) -> None:
-        """Read what is new, runs that have begun since included."""
+        """Read what is new, runs that have begun since included; those that are gone stay as they were last seen."""
         for run in self._runs.values():
             run.refresh()
-        for path in find_runs(self._paths):
-            if path not in self._runs:
-                self._runs[path] = WatchedRun(path)
+        for folder in self._paths:
+            with suppress(UserError):
+                new = [path for path in find_runs([folder]) if path not in self._runs]
+                self._runs |= {path: WatchedRun(path) for path in new}
 
     @property
     def ended(self) -> bool:
@@ -45,30 +50,46 @@ class Watch:
     def screen(self, width: int, height: int | None) -> RenderableType:
         """Text of at most `width` columns; plots only as far as `height` has room (None: as much as is wanted)."""
         runs = list(self._runs.values())
-        each = _HIGHEST if height is None else min(height // len(runs) - 4, _HIGHEST)
-        return Group(*(part for run in runs for part in self._parts(run, width, each)))
+        room = None if height is None else height // len(runs) - _LINES
+        return Group(*(part for run in runs for part in self._parts(run, width, room)))
 
-    def _parts(self, run: WatchedRun, width: int, height: int) -> Iterable[Text]:
+    def _parts(self, run: WatchedRun, width: int, room: int | None) -> Iterable[Text]:
         place, figures = run.lines()
         yield Text(place, style="bold", overflow="ellipsis", no_wrap=True)
         yield Text(figures, overflow="ellipsis", no_wrap=True)
-        if height >= _LOWEST:
-            for line in self._plots(run, width, height):
-                yield Text(line, overflow="crop", no_wrap=True)
-            yield Text()
+        if missing := self._missing(run):
+            yield Text(missing, overflow="ellipsis", no_wrap=room is not None)
+            room = room and room - 1
+        for line in self._plots(run, width, room):
+            yield Text(line, overflow="crop", no_wrap=True)
 
-    def _plots(self, run: WatchedRun, width: int, height: int) -> Iterable[str]:
-        """The plots beside each other, as many as find room; of metrics that the run has logged."""
+    def _missing(self, run: WatchedRun) -> str:
+        """Which metrics were asked for that the run has not logged, and which there are."""
+        known = run.metrics.curves
+        missing = [name for name in self._metrics if name not in known and name not in METRICS]
+        return f"not logged: {', '.join(missing)}; there are {', '.join(known)}" if missing and known else ""
+
+    def _plots(self, run: WatchedRun, width: int, room: int | None) -> Iterator[str]:
+        """Lines with plots of what the run has logged, beside and below each other, as many as find room."""
         shown = [(name, run.metrics.curves[name]) for name in self._metrics if name in run.metrics.curves]
-        shown = shown[: max(1, (width + _GAP) // (_NARROWEST + _GAP))]
-        if not shown:
-            return []
-        each = (width - _GAP * (len(shown) - 1)) // len(shown)
-        blocks = [[name.center(each), *plot(curve, run.last_step, each, height)] for name, curve in shown]
-        return (
-            (" " * _GAP).join(part.ljust(each) for part in parts).rstrip()
-            for parts in zip_longest(*blocks, fillvalue="")
-        )
+        beside = max(1, (width + _GAP) // (_NARROWEST + _GAP))
+        rows = [shown[start : start + beside] for start in range(0, len(shown), beside)]
+        if room is not None:
+            rows = rows[: max(0, room // (_LOWEST + 1))]
+        if not rows or width < LEAST_WIDTH:
+            return
+        height = _HIGHEST if room is None else min(room // len(rows) - 1, _HIGHEST)
+        for row in rows:
+            yield from _beside_each_other(row, run.last_step, width, height)
+        yield ""
+
+
+def _beside_each_other(curves: Sequence[tuple[str, Curve]], last_step: int, width: int, height: int) -> Iterator[str]:
+    """The lines of plots of equal width, each below its name."""
+    each = (width - _GAP * (len(curves) - 1)) // len(curves)
+    blocks = [[name[:each].center(each), *plot(curve, last_step, each, height)] for name, curve in curves]
+    for parts in zip_longest(*blocks, fillvalue=""):
+        yield (" " * _GAP).join(part.ljust(each) for part in parts).rstrip()
 
 
 def watch(paths: Sequence[Path], metrics: Sequence[str], every: float, *, once: bool) -> None:

@@ -1,5 +1,6 @@
 """`ltg-mdlm eval generation` on small models: figures, files, and what it refuses."""
 
+import contextlib
 import json
 import math
 import sys
@@ -16,6 +17,7 @@ from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.grammar_recogniser import sentences
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.special_tokens import BOS
+from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.generation import acceptance, likeness
 from ltg_mdlm.evaluate.generation.judge import open_judge
@@ -258,6 +260,7 @@ def test_autoregressive_sampling_has_no_steps_and_so_one_line():
         (("--mauve",), "give one with --judge"),
         (("--sampler", "autoregressive"), "needs a model trained on causal rows"),
         (("--sampler", "magic"), "no such sampler"),
+        (("--sampler", "autoregressive", "--steps", "3"), "--steps has no effect"),
         (("--corpus", "nowhere"), "not a corpus folder"),
         (("--out", "{file}/results"), "cannot be written"),
         (("--length", "5000"), "do not fit"),
@@ -273,6 +276,13 @@ def test_what_cannot_be_measured_is_refused_and_writes_nothing(run, models, tmp_
     code, _, err = run("eval", "generation", str(models["uniform_mdlm"]), *size, *chosen, *out)
     assert (code, message in err) == (2, True), err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_several_processes_are_refused_since_they_would_do_the_same(run, models, monkeypatch):
+    several = contextlib.nullcontext(Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
+    monkeypatch.setattr(Ranks, "setup", lambda: several)
+    code, _, err = run("eval", "generation", str(models["uniform_mdlm"]))
+    assert (code, "start it without torchrun" in err) == (2, True), err
 
 
 def test_a_corpus_that_is_gone_is_named_with_the_option_that_helps(run, tmp_path):

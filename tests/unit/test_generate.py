@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from copy import deepcopy
@@ -25,7 +26,7 @@ from ltg_mdlm.generate.categorical import draw_tokens, nucleus
 from ltg_mdlm.generate.predictor import model_predictor
 from ltg_mdlm.generate.rates import rates, trained_schedule
 from ltg_mdlm.generate.show import order_picture, shown
-from ltg_mdlm.generate.template import infilling
+from ltg_mdlm.generate.template import continuation, infilling
 from ltg_mdlm.trained_model import TrainedModel, open_model
 
 SAMPLERS = ("ancestral", "confidence", "entropy", "block", "autoregressive")
@@ -162,6 +163,12 @@ def test_an_exported_folder_generates_what_its_run_does(uniform_run, uniform, tm
     assert generate(open_model(str(folder), Ranks.alone()), rule, length=6) == generate(uniform, rule, length=6)
 
 
+def test_weights_that_an_exported_folder_does_not_hold_are_refused(uniform_run, tmp_path):
+    export_model(uniform_run, tmp_path / "exported")
+    with pytest.raises(UserError, match="holds averaged weights only"):
+        open_model(tmp_path / "exported", weights="raw")
+
+
 def test_the_trained_schedule_is_that_of_the_plugin(uniform):
     t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     expected = [0.0, *(1 - torch.cos(torch.pi / 2 * t)).tolist(), 1.0]  # the laptop configuration's cosine
@@ -211,6 +218,8 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_types():
     ("settings", "message"),
     [
         ({"temperature": -1.0}, "--temperature -1.0"),
+        ({"temperature": float("inf")}, "--temperature inf"),
+        ({"temperature": float("nan")}, "--temperature nan"),
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"top_p": 1.5}, "--top-p 1.5"),
         ({"steps": 0}, "--steps 0"),
@@ -247,6 +256,8 @@ def test_a_rule_without_sense_is_refused(settings, message):
         ("uniform", {}, {"prompt": ""}, "--prompt: there is no text"),
         ("uniform", {}, {"prompt": "a <mask>"}, "is filled in --infill only"),
         ("uniform", {}, {"infill": "the dog"}, "there is no <mask> in it"),
+        ("uniform", {}, {"prompt": "a \udcff"}, "some of its bytes are no text"),
+        ("uniform", {}, {"infill": "\udcff <mask>"}, "some of its bytes are no text"),
         ("uniform", {}, {"infill": "a <mask>", "prompt": "a"}, "leave --prompt and --length out"),
         ("uniform", {}, {"infill": "a <mask>", "length": 3}, "leave --prompt and --length out"),
         ("uniform", {}, {"count": 0}, "--count 0"),
@@ -284,6 +295,32 @@ def test_given_words_are_dim_and_the_order_is_drawn():
     assert len(lines[2][2]) > len(lines[3][2])
 
 
+def test_the_terminal_shows_the_text_that_programs_get():
+    """The stack's tokenizer puts a blank behind the end of a line, and takes it away again when it decodes."""
+    tokenizer = small_tokenizer()
+    ids = tokenizer.encode("the dog\nran")
+    places = (-1,) * (len(ids) - 1) + (0,)
+    sample = Sample(text=tokenizer.decode(ids), ids=tuple(ids), unmasked_at=places, ended=False, passes=1)
+    assert shown(sample, tokenizer).plain == sample.text == "the dog\nran"
+
+
+@pytest.mark.parametrize("prompt", ["the dog ", "the dog\n"])
+def test_a_blank_at_the_end_of_a_prompt_belongs_to_the_first_drawn_token(prompt):
+    tokenizer = small_tokenizer()
+    template, stripped = continuation(tokenizer, prompt, 2), tokenizer.encode(prompt.rstrip(" "))
+    expected = stripped[:-1] if prompt.endswith("\n") else stripped
+    assert template.ids == (BOS, *expected, MASK, MASK)
+    assert tokenizer.decode(template.ids[1:-2]) == prompt.rstrip(" ")
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_no_temperature_draws_what_is_forbidden(temperature, top_p):
+    logits_NV = torch.tensor([[-torch.inf, -torch.inf, 3.0, 2.0, -1.0]]).repeat(50, 1)
+    drawn_N = draw_tokens(logits_NV, SamplingRule(temperature=temperature, top_p=top_p), 0, torch.arange(50))
+    assert (drawn_N == 2).all() if temperature < 1 else set(drawn_N.tolist()) <= {2, 3, 4}
+
+
 def test_the_command_prints_texts_and_their_order(run, uniform_run):
     code, out, _ = run("generate", str(uniform_run), "--prompt", "the dog", "--length", "3", "--show-order")
     assert code == 0
@@ -303,6 +340,14 @@ def test_the_command_prints_a_json_object_per_sample(run, uniform_run):
         assert record["forward_passes"] in (1, 2)
         assert record["rule"]["steps"] == 2
         assert record["text"].startswith("the")
+
+
+def test_characters_that_the_terminal_lacks_are_question_marks(run, uniform_run, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1", write_through=True))
+    code, _, err = run("generate", str(uniform_run), "--prompt", "the 日本", "--length", "2", "--show-order")
+    assert code == 0, err
+    assert written.getvalue().startswith(b"the ??")
 
 
 @pytest.mark.parametrize(

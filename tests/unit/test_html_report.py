@@ -274,6 +274,58 @@ def test_figures_of_samples_stand_beside_those_of_real_text(tmp_path):
     assert cells[share + 1 : share + 3] == ["0.250", "0.500 ★"]
 
 
+def test_samples_of_other_settings_or_judges_are_not_compared(tmp_path):
+    runs = [fabricate_run(tmp_path / "a"), fabricate_run(tmp_path / "b", "freq_mdlm")]
+    rules = ({"temperature": 1.0, "top_p": 1.0, "eta_cap": None}, {"temperature": 0.5, "top_p": 1.0, "eta_cap": 0.1})
+    for run, rule, judge in zip(runs, rules, ("judges/one", "judges/two"), strict=True):
+        folder = tmp_path / "results" / run.name / "main" / "generation"
+        folder.mkdir(parents=True)
+        row = {"rule": {"sampler": "ancestral", "steps": 8, "seed": 3, **rule}, "perplexity_per_word": 9.0}
+        about = {"judge": judge, "count": 100, "length": 64 if run is runs[0] else 32}
+        (folder / "summary.json").write_text(json.dumps({**about, "results": [row], "real_text": {"entropy": 6.0}}))
+    cells = Outline(page_of(runs, tmp_path, results=tmp_path / "results")).cells
+    assert "ancestral, 8 steps, judge one" in cells
+    assert "ancestral, 8 steps, temperature 0.5, eta cap 0.1, length 32, judge two" in cells
+    assert {"real text", "real text, length 32"} <= set(cells)
+
+
+@pytest.mark.parametrize("summary", ["[]", "{}", '{"results": [{"rule": null}], "real_text": null}', "rubbish"])
+def test_a_damaged_summary_of_samples_breaks_nothing(tmp_path, summary):
+    run = fabricate_run(tmp_path / "a")
+    folder = tmp_path / "results" / "a" / "main" / "generation"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(summary)
+    assert 'id="generation"' not in page_of([run], tmp_path, results=tmp_path / "results")
+
+
+def test_metrics_whose_names_look_alike_have_charts_of_their_own(tmp_path):
+    run = fabricate_run(tmp_path / "a")
+    rows = [{"step": step, "p/a": 1.0, "p-a": 2.0, "ä": 3.0, "ö": 4.0} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    outline = Outline(page_of([run], tmp_path))
+    assert outline.images == 4
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+@pytest.mark.parametrize(("spike", "told"), [(-900.0, "-900"), (900.0, "900")])
+def test_the_most_extreme_value_of_a_cut_axis_is_told(tmp_path, spike, told):
+    run = fabricate_run(tmp_path / "a")
+    values = [float(step % 7) for step in range(300)]
+    values[150] = spike
+    rows = [{"step": step, "x": value} for step, value in enumerate(values)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert f"the most extreme value is {told}." in page_of([run], tmp_path)
+
+
+def test_of_a_sweep_that_has_just_begun_the_finished_groups_stand_out(tmp_path):
+    runs = [
+        fabricate_run(tmp_path / f"{i}", "uniform_mdlm", f"training.seq_len={64 + i}", status=status)
+        for i, status in enumerate(["finished"] + ["running"] * 7)
+    ]
+    page = page_of(runs, tmp_path)
+    assert "Of 8 groups, 1 has a line of their own, the best finished ones" in " ".join(page.split())
+
+
 def test_damaged_samples_are_told_and_break_nothing(tmp_path):
     run = write_run(tmp_path / "run")
     folder = tmp_path / "results" / "run" / "main" / "generation"
@@ -286,6 +338,8 @@ def test_damaged_samples_are_told_and_break_nothing(tmp_path):
 def test_the_page_is_refused_before_anything_is_read_when_it_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         write_report([tmp_path], tmp_path / "missing" / "page.html", results=None, extent=Extent())
+    with pytest.raises(UserError, match="is a folder: give the page a file name"):
+        write_report([tmp_path], tmp_path, results=None, extent=Extent())
 
 
 @pytest.mark.parametrize("option", [("--samples", "1"), ("--results", "somewhere"), ("--recipes", "0")])

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from support.fabricated import fabricate_run
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.metrics_file import Curve
 from ltg_mdlm.run_folder import RunFolder, Status
-from ltg_mdlm.watch.braille import characters, plot
+from ltg_mdlm.watch.braille import LEAST_WIDTH, characters, label, plot
 from ltg_mdlm.watch.progress import WatchedRun
 from ltg_mdlm.watch.screen import Watch, watch
 
@@ -75,6 +77,40 @@ def test_the_screen_fits_into_eighty_columns_and_needs_no_colour(tmp_path):
     assert max(map(len, lines)) <= 80
     assert sum("running" in line for line in lines) == 2
     assert sum("loss" in line and "valid/bound" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("width", [1, 5, LEAST_WIDTH - 1, LEAST_WIDTH, 40])
+def test_no_terminal_is_too_narrow(tmp_path, width):
+    lines = text_of(Watch([running(tmp_path / "run", steps=40, planned=100)]), width)
+    assert max(map(len, lines)) <= width
+    assert any("loss" in line for line in lines[2:]) == (width >= LEAST_WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("value", "width", "text"), [(2.3456e-05, 8, "2.35e-05"), (-1.234e-05, 7, "-1e-05"), (4.5, 8, "4.5")]
+)
+def test_labels_have_as_many_digits_as_there_is_room_for(value, width, text):
+    assert label(value, width) == text
+
+
+def test_every_metric_that_is_asked_for_has_a_plot_or_a_word(tmp_path):
+    run = running(tmp_path / "run", steps=40, planned=100, every_metric=True)
+    asked = ["loss", "lr", "grad_norm", "tokens_per_second", "los"]
+    text = "\n".join(text_of(Watch([run], asked)))
+    assert all(re.search(rf"^ +.*{name}", text, re.MULTILINE) for name in asked[:4])
+    assert "not logged: los; there are" in text
+    assert len(text_of(Watch([run], asked), height=24)) <= 24
+
+
+def test_a_run_that_is_deleted_meanwhile_stays_as_it_was_last_seen(tmp_path):
+    run, other = (running(tmp_path / name, steps=40, planned=100) for name in "ab")
+    watched = Watch([run, other])
+    shutil.rmtree(run)
+    watched.refresh()
+    assert text_of(watched)[0].startswith("a  gone  step 40")
+    shutil.rmtree(other)
+    watched.refresh()
+    assert watched.ended
 
 
 def test_many_runs_are_lines_without_plots(tmp_path):

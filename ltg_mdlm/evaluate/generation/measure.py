@@ -57,6 +57,8 @@ def rules_for(samplers: Sequence[str], steps: Sequence[int], **settings: Any) ->
 
     Raises UserError for a sampler that there is not, and settings that have no effect.
     """
+    if steps and all(name == "autoregressive" for name in samplers):
+        raise UserError("--sampler autoregressive draws one token per step, so that --steps has no effect")
     chosen = [
         (_sampler(name), None if name == "autoregressive" else count)
         for name, count in product(samplers, steps or (None,))
