@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ltg_mdlm.cli_generate import Temperature, TopP
+
 if TYPE_CHECKING:
     from ltg_mdlm.evaluate.suite import Outcome
 
@@ -153,12 +155,8 @@ def generation(
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Samples for each sampler and number of steps.")] = 100,
     length: Annotated[int, typer.Option("--length", min=1, help="Tokens of a sample.")] = 64,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Divides the logits; 0: the likeliest token.")
-    ] = 1.0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens of this probability in all.")
-    ] = 1.0,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     judge: Annotated[
         Path | None,
         typer.Option("--judge", metavar="MODEL", help="Causal model for perplexity: of this trainer or transformers."),

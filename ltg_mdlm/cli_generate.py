@@ -8,6 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+Temperature = Annotated[float, typer.Option("--temperature", min=0, help="Divides the logits; 0: the likeliest token.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens of this probability in all.")
+]
+
 
 def generate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, checkpoint, or exported folder.")],
@@ -39,12 +44,8 @@ def generate(
         Literal["linear", "trained"] | None,
         typer.Option("--schedule", help="Mask rates of the steps: equally spaced (default), or the run's schedule."),
     ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Divides the logits; 0: the likeliest token.")
-    ] = 1.0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens of this probability in all.")
-    ] = 1.0,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     block_length: Annotated[
         int | None, typer.Option("--block-length", min=1, help="Tokens per block of --sampler block; default 32.")
     ] = None,
