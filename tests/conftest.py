@@ -16,6 +16,11 @@ settings.load_profile("shared_machine")
 find_distributions()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slurm's jobs come first: they mostly wait, which other tests can use, but not if they are the last ones."""
+    items.sort(key=lambda item: "slurm" not in item.path.parts)
+
+
 def pytest_collection_finish() -> None:
     """Imports torch here, since the process that only hands tests out to others would do it before they begin."""
     import torch
