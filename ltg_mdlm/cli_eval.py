@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ltg_mdlm.cli_generate import Temperature, TopP
+from ltg_mdlm.cli_options import ModelPath, Out, Temperature, TokensPerBatch, TopP, WeightsOption
 
 if TYPE_CHECKING:
     from ltg_mdlm.evaluate.suite import Outcome
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a trained model.")
 
-ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Run folder (its newest checkpoint), checkpoint, or exported folder.")
-]
 Data = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="Evaluation data, as the official pipelines have them.")
 ]
@@ -46,13 +43,6 @@ Draws = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of these masks.")]
 Normalise = Annotated[Literal["none", "tokens"], typer.Option("--normalise", help="tokens: compare scores per token.")]
-WeightsOption = Annotated[
-    Literal["ema", "raw"], typer.Option("--weights", help="Averaged weights, or those of the last step.")
-]
-TokensPerBatch = Annotated[
-    int | None, typer.Option("--tokens-per-batch", min=1, help="Changes speed and memory only; default: by device.")
-]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results lie.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")]
 Csv = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", help="Write the table, with every figure, to a file, too.")
@@ -139,35 +129,45 @@ def suite(
     require_success(outcomes)
 
 
+Samplers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sampler",
+        metavar="ancestral|confidence|entropy|block|autoregressive",
+        help="Repeatable; default: ancestral, or autoregressive for a model that saw causal rows only.",
+    ),
+]
+StepCounts = Annotated[
+    list[int] | None, typer.Option("--steps", min=1, help="Repeatable; default: one step per token.")
+]
+SampleCount = Annotated[int, typer.Option("--count", min=1, help="Samples for each sampler and number of steps.")]
+SampleLength = Annotated[int, typer.Option("--length", min=1, help="Tokens of a sample.")]
+JudgePath = Annotated[
+    Path | None,
+    typer.Option("--judge", metavar="MODEL", help="Causal model for perplexity: of this trainer or transformers."),
+]
+MauveOption = Annotated[
+    bool, typer.Option("--mauve", help="Likeness to real text, as the judge reads both; takes 100 samples or more.")
+]
+CorpusPath = Annotated[
+    Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus to compare with; default: the run's own.")
+]
+SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the samples, and of the choice of real text.")]
+
+
 @eval_app.command()
 def generation(
     model: ModelPath,
-    sampler: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sampler",
-            metavar="ancestral|confidence|entropy|block|autoregressive",
-            help="Repeatable; default: ancestral, or autoregressive for a model that saw causal rows only.",
-        ),
-    ] = None,
-    steps: Annotated[
-        list[int] | None, typer.Option("--steps", min=1, help="Repeatable; default: one step per token.")
-    ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Samples for each sampler and number of steps.")] = 100,
-    length: Annotated[int, typer.Option("--length", min=1, help="Tokens of a sample.")] = 64,
+    sampler: Samplers = None,
+    steps: StepCounts = None,
+    count: SampleCount = 100,
+    length: SampleLength = 64,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
-    judge: Annotated[
-        Path | None,
-        typer.Option("--judge", metavar="MODEL", help="Causal model for perplexity: of this trainer or transformers."),
-    ] = None,
-    mauve: Annotated[
-        bool, typer.Option("--mauve", help="Likeness to real text, as the judge reads both; takes 100 samples or more.")
-    ] = False,
-    corpus: Annotated[
-        Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus to compare with; default: the run's own.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the samples, and of the choice of real text.")] = 0,
+    judge: JudgePath = None,
+    mauve: MauveOption = False,
+    corpus: CorpusPath = None,
+    seed: SamplingSeed = 0,
     weights: WeightsOption = "ema",
     out: Out = Path("results"),
     as_json: AsJson = False,

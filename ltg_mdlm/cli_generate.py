@@ -3,72 +3,72 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-Temperature = Annotated[float, typer.Option("--temperature", min=0, help="Divides the logits; 0: the likeliest token.")]
-TopP = Annotated[
-    float, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens of this probability in all.")
+from ltg_mdlm.cli_options import ModelPath, Temperature, TokensPerBatch, TopP, WeightsOption
+
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", metavar="TEXT", help="What the text begins with; kept as it is.")
 ]
+Infill = Annotated[
+    str | None,
+    typer.Option("--infill", metavar="TEXT", help="A text with a `<mask>` for every token to draw; the rest is kept."),
+]
+Length = Annotated[int | None, typer.Option("--length", min=1, help="Tokens to draw; default 64, or as many as fit.")]
+SamplerOption = Annotated[
+    Literal["auto", "ancestral", "confidence", "entropy", "block", "autoregressive"],
+    typer.Option(
+        "--sampler",
+        help="ancestral: the reverse diffusion; confidence, entropy: the surest tokens first; block: the same in"
+        " blocks from left to right; autoregressive: for models with causal rows; auto: the first one that fits.",
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="From all masked to nothing masked; default: one per token.")
+]
+ScheduleOption = Annotated[
+    Literal["linear", "trained"] | None,
+    typer.Option("--schedule", help="Mask rates of the steps: equally spaced (default), or the run's schedule."),
+]
+BlockLength = Annotated[
+    int | None, typer.Option("--block-length", min=1, help="Tokens per block of --sampler block; default 32.")
+]
+EtaCap = Annotated[
+    float | None,
+    typer.Option("--eta-cap", min=0, max=1, help="Remask (ReMDM-cap): largest probability per step of ancestral."),
+]
+EtaRescale = Annotated[
+    float | None,
+    typer.Option("--eta-rescale", min=0, max=1, help="Remask (ReMDM-rescale): share of what keeps the mask rates."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Sample i of a seed is the same for any --count.")]
+Count = Annotated[int, typer.Option("--count", min=1, help="Samples to draw.")]
+ShowOrder = Annotated[bool, typer.Option("--show-order", help="Show the order in which tokens were drawn.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per sample.")]
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, checkpoint, or exported folder.")],
+    model: ModelPath,
     *,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", metavar="TEXT", help="What the text begins with; kept as it is.")
-    ] = None,
-    infill: Annotated[
-        str | None,
-        typer.Option(
-            "--infill", metavar="TEXT", help="A text with a `<mask>` for every token to draw; the rest is kept."
-        ),
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option("--length", min=1, help="Tokens to draw; default 64, or as many as fit.")
-    ] = None,
-    sampler: Annotated[
-        Literal["auto", "ancestral", "confidence", "entropy", "block", "autoregressive"],
-        typer.Option(
-            "--sampler",
-            help="ancestral: the reverse diffusion; confidence, entropy: the surest tokens first; block: the same in"
-            " blocks from left to right; autoregressive: for models with causal rows; auto: the first one that fits.",
-        ),
-    ] = "auto",
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="From all masked to nothing masked; default: one per token.")
-    ] = None,
-    schedule: Annotated[
-        Literal["linear", "trained"] | None,
-        typer.Option("--schedule", help="Mask rates of the steps: equally spaced (default), or the run's schedule."),
-    ] = None,
+    prompt: Prompt = None,
+    infill: Infill = None,
+    length: Length = None,
+    sampler: SamplerOption = "auto",
+    steps: Steps = None,
+    schedule: ScheduleOption = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
-    block_length: Annotated[
-        int | None, typer.Option("--block-length", min=1, help="Tokens per block of --sampler block; default 32.")
-    ] = None,
-    eta_cap: Annotated[
-        float | None,
-        typer.Option("--eta-cap", min=0, max=1, help="Remask (ReMDM-cap): largest probability per step of ancestral."),
-    ] = None,
-    eta_rescale: Annotated[
-        float | None,
-        typer.Option("--eta-rescale", min=0, max=1, help="Remask (ReMDM-rescale): share of what keeps the mask rates."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Sample i of a seed is the same for any --count.")] = 0,
-    count: Annotated[int, typer.Option("--count", min=1, help="Samples to draw.")] = 1,
-    weights: Annotated[
-        Literal["ema", "raw"], typer.Option("--weights", help="Averaged weights, or those of the last step.")
-    ] = "ema",
-    tokens_per_batch: Annotated[
-        int | None, typer.Option("--tokens-per-batch", min=1, help="Changes speed and memory only; default: by device.")
-    ] = None,
-    show_order: Annotated[
-        bool, typer.Option("--show-order", help="Show the order in which tokens were drawn.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per sample.")] = False,
+    block_length: BlockLength = None,
+    eta_cap: EtaCap = None,
+    eta_rescale: EtaRescale = None,
+    seed: Seed = 0,
+    count: Count = 1,
+    weights: WeightsOption = "ema",
+    tokens_per_batch: TokensPerBatch = None,
+    show_order: ShowOrder = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw texts from a trained model, by masked diffusion or from left to right.
 

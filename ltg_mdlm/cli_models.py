@@ -10,13 +10,33 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from ltg_mdlm.cli_options import Out, WeightsOption
+
+FinetuneData = Annotated[
+    Path, typer.Option("--data", metavar="PATH", help="Folder with files like rte.train.jsonl, or one of the files.")
+]
+FinetuneTasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME", help="boolq, multirc, mnli, rte, mrpc, qqp, wsc; default: all there."),
+]
+FinetuneSeeds = Annotated[
+    list[int] | None, typer.Option("--seed", min=0, help="Repeatable: mean and spread; default 42.")
+]
+FinetuneSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a published setting (repeatable); lr, batch_rows, epochs, seq_len, warmup, final_factor,"
+        " betas, eps, weight_decay, clip, dropout, head_dropout, precision.",
+    ),
+]
+
 
 def export(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder or checkpoint.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
-    weights: Annotated[
-        Literal["ema", "raw"], typer.Option("--weights", help="Averaged weights, or those of the last step.")
-    ] = "ema",
+    weights: WeightsOption = "ema",
     revisions: Annotated[
         bool, typer.Option("--revisions", help="Also every chck_* checkpoint, each in a subfolder of DIR beside main.")
     ] = False,
@@ -128,30 +148,12 @@ def import_(
 def finetune(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or checkpoint.")],
     *,
-    data: Annotated[
-        Path,
-        typer.Option("--data", metavar="PATH", help="Folder with files like rte.train.jsonl, or one of the files."),
-    ],
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", metavar="NAME", help="boolq, multirc, mnli, rte, mrpc, qqp, wsc; default: all there."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results lie.")] = Path("results"),
-    seed: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, help="Repeatable: mean and spread; default 42.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a published setting (repeatable); lr, batch_rows, epochs, seq_len, warmup, final_factor,"
-            " betas, eps, weight_decay, clip, dropout, head_dropout, precision.",
-        ),
-    ] = None,
-    weights: Annotated[
-        Literal["ema", "raw"], typer.Option("--weights", help="Averaged weights, or those of the last step.")
-    ] = "ema",
+    data: FinetuneData,
+    task: FinetuneTasks = None,
+    out: Out = Path("results"),
+    seed: FinetuneSeeds = None,
+    set_: FinetuneSets = None,
+    weights: WeightsOption = "ema",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do tasks again that are done already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
