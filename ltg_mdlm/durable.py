@@ -23,10 +23,15 @@ def temporary_name(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Replace a small file."""
     aside = temporary_name(path)
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
+    write_file(aside, text)
     aside.replace(path)
     sync(path.parent)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file of a folder that is to be published, or that has its temporary name, and force it to disk."""
+    path.write_text(text, encoding="utf-8")
+    sync(path)
 
 
 def publish_folder(aside: Path, final: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,20 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def read_rows(path: Path, containing: bytes = b"") -> Iterator[dict[str, Any]]:
+    """The rows of a metrics file, if there is one, whose line contains some bytes; damaged lines are left out.
+
+    So is a torn last line, which is being written or never will be.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            # Most lines are of training: those who look for others need not parse them.
+            if line.endswith(b"\n") and containing in line and (row := parse_row(line)) is not None:
+                yield row
 
 
 @dataclass

@@ -13,10 +13,10 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from ltg_mdlm.config import flatten
+from ltg_mdlm.config import flatten, parse_yaml
 from ltg_mdlm.durable import temporary_name
 from ltg_mdlm.errors import UserError
-from ltg_mdlm.metrics_file import parse_row
+from ltg_mdlm.metrics_file import read_rows
 from ltg_mdlm.run_folder import SILENT_SECONDS, Lock, RunFolder
 from ltg_mdlm.sweep import short_names
 
@@ -83,7 +83,7 @@ def read_run(path: Path) -> RunRow:
 
 def _read_settings(folder: RunFolder) -> Mapping[str, Any]:
     try:
-        settings = yaml.safe_load(folder.read_config() or "{}")
+        settings = parse_yaml(folder.read_config() or "{}")
     except (yaml.YAMLError, UnicodeError) as error:
         raise UserError(f"{folder.config_file} is not valid YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
@@ -117,16 +117,13 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _last_figures(metrics: Path) -> dict[str, float | None]:
-    """Of the last validation; lines that are torn or damaged are left out."""
-    last: Mapping[str, Any] = {}
-    if metrics.is_file():
-        with metrics.open("rb") as lines:
-            for line in lines:
-                # Most lines are of training, which need not be parsed.
-                if b'"valid/loss"' in line and (row := parse_row(line)) is not None:
-                    last = row
+    """Of the last validation."""
+    validations = list(read_rows(metrics, b'"valid/loss"'))
+    if not validations:
+        return {}
+    last = validations[-1]
     figures = {key.removeprefix("valid/"): value for key, value in last.items() if key.startswith("valid/")}
-    return {"validated": last["step"], **figures} if last else {}
+    return {"validated": last["step"], **figures}
 
 
 def differing_settings(rows: Sequence[RunRow]) -> list[str]:

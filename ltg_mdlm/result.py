@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ltg_mdlm.metrics_file import read_rows
 
 ROWS = (
     ("valid/loss", "objective", "{:.4f}"),
@@ -23,7 +24,7 @@ ROWS = (
 
 def result_text(folder: Path) -> str:
     """Held-out figures before and after training, and where everything lies."""
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "valid/loss" in row]
+    rows = list(read_rows(folder / "metrics.jsonl", b'"valid/loss"'))
     if not rows:
         return f"no validation text, so there is nothing to report beyond {folder / 'metrics.jsonl'}"
     first, last = rows[0], rows[-1]
@@ -39,11 +40,3 @@ def result_text(folder: Path) -> str:
 def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
     value = row.get(key)
     return "-" if value is None else form.format(value)
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a torn last line, which is being written or never will be, is left out."""
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ltg_mdlm.durable import publish_folder, temporary_name
+from ltg_mdlm.durable import publish_folder, temporary_name, write_file
 from ltg_mdlm.evaluate.scoring import ScoringRule
 from ltg_mdlm.evaluate.tasks import TaskResult
 from ltg_mdlm.trained_model import TrainedModel
@@ -59,10 +59,10 @@ def write_result(folder: Path, result: TaskResult, about: Mapping[str, Any], sec
         "validated": result.validated,
         "seconds": round(seconds, 3),
     }
-    (aside / result.predictions_file).write_text(as_json(result.predictions), encoding="utf-8")
-    (aside / "best_temperature_report.txt").write_text(temperature_report(result), encoding="utf-8")
-    (aside / "items.jsonl").write_text("".join(as_json(item) for item in result.items), encoding="utf-8")
-    (aside / "summary.json").write_text(as_json(summary, indent=2), encoding="utf-8")
+    write_file(aside / result.predictions_file, as_json(result.predictions))
+    write_file(aside / "best_temperature_report.txt", temperature_report(result))
+    write_file(aside / "items.jsonl", "".join(as_json(item) for item in result.items))
+    write_file(aside / "summary.json", as_json(summary, indent=2))
     publish_folder(aside, folder)
 
 

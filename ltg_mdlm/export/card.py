@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ltg_mdlm.config import flatten
-from ltg_mdlm.result import ROWS, read_metrics
+from ltg_mdlm.metrics_file import read_rows
+from ltg_mdlm.result import ROWS
 from ltg_mdlm.run_folder import RunFolder
 from ltg_mdlm.trained_model import TrainedModel
 
@@ -129,6 +130,5 @@ def _results(trained: TrainedModel) -> list[str]:
 def _held_out(trained: TrainedModel) -> Mapping[str, Any] | None:
     """The last figures on held-out text that training had measured by the checkpoint's step."""
     file = RunFolder(trained.source.parent.parent).metrics_file
-    rows: Iterator[dict[str, Any]] = read_metrics(file) if file.is_file() else iter(())
-    known = [row for row in rows if "valid/loss" in row and row["step"] <= trained.about["step"]]
+    known = [row for row in read_rows(file, b'"valid/loss"') if row["step"] <= trained.about["step"]]
     return known[-1] if known else None

@@ -20,7 +20,7 @@ from typing import Any
 from rich.table import Table
 
 from ltg_mdlm.config import flatten
-from ltg_mdlm.durable import publish_folder, sync, temporary_name
+from ltg_mdlm.durable import publish_folder, temporary_name, write_file
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.finetune.rows import Rows
 from ltg_mdlm.finetune.training import FinetuneRun, TaskRows
@@ -109,19 +109,14 @@ def write_result(folder: Path, result: FinetuneResult) -> None:
     aside = temporary_name(folder)
     try:
         aside.mkdir(parents=True)
-        _write(aside / "predictions.json", json.dumps(result.official_predictions()))
-        _write(aside / "items.jsonl", "".join(json.dumps(item) + "\n" for item in result.items()))
-        _write(aside / "summary.json", json.dumps(result.summary(), indent=1))
+        write_file(aside / "predictions.json", json.dumps(result.official_predictions()))
+        write_file(aside / "items.jsonl", "".join(json.dumps(item) + "\n" for item in result.items()))
+        write_file(aside / "summary.json", json.dumps(result.summary(), indent=1))
         publish_folder(aside, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    sync(path)
 
 
 def read_summary(folder: Path) -> Summary | None:

@@ -7,10 +7,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import yaml
-
 from ltg_mdlm.api import Step
-from ltg_mdlm.config import RunConfig, stored_config
+from ltg_mdlm.config import RunConfig, parse_yaml, stored_config
 from ltg_mdlm.html_report.groups import Group
 from ltg_mdlm.html_report.runs import said
 from ltg_mdlm.html_report.svg import inline_svg
@@ -58,7 +56,7 @@ def _pictures_of(groups: Sequence[Group]) -> RecipePictures:
     run = groups[0].runs[0]
     file = run.row.folder / "config.yaml"
     try:
-        config = stored_config(yaml.safe_load(file.read_text(encoding="utf-8")), file)
+        config = stored_config(parse_yaml(file.read_text(encoding="utf-8")), file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             panels = _panels(config)

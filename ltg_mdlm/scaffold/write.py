@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ltg_mdlm import __version__
 from ltg_mdlm.api import PluginOptions
-from ltg_mdlm.durable import publish_folder, sync, temporary_name
+from ltg_mdlm.durable import publish_folder, temporary_name, write_file
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.scaffold import Kind
 from ltg_mdlm.scaffold.names import Names
@@ -74,7 +74,9 @@ def write_distribution(name: str, kind: Kind, out: Path | None = None) -> tuple[
         final.parent.mkdir(parents=True, exist_ok=True)
         for place, template in files_of(kind).items():
             text = (resources.files("ltg_mdlm.scaffold") / template).read_text(encoding="utf-8")
-            _write(aside / render(place, replacements), render(text, replacements))
+            file = aside / render(place, replacements)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, render(text, replacements))
         publish_folder(aside, final)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
@@ -89,9 +91,3 @@ def _require_free(folder: Path, final: Path) -> None:
     if final == Path.cwd():
         # An empty folder is replaced, which would leave the user's shell in one that is gone.
         raise UserError(f"{folder} is the current folder; name a folder within it with --out")
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    sync(file)

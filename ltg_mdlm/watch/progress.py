@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ltg_mdlm.config import parse_yaml
 from ltg_mdlm.metrics import clock
 from ltg_mdlm.metrics_file import MetricsFile
 from ltg_mdlm.report import run_status, shows_life
@@ -39,7 +40,7 @@ class WatchedRun:
     def _read_training(self) -> dict[str, Any]:
         """The section `training` of its settings; empty before they are written, and if they are damaged."""
         try:
-            return dict(yaml.safe_load(self.folder.read_config() or "")["training"])
+            return dict(parse_yaml(self.folder.read_config() or "")["training"])
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             return {}
 

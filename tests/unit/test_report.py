@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.report import find_runs, read_run, report_table
+from ltg_mdlm.result import result_text
 from ltg_mdlm.run_folder import SILENT_SECONDS, RunFolder, Status
 
 VALIDATION = {"valid/loss": 2.5, "valid/bound": 3.25, "valid/bound_standard_error": 0.01, "valid/minimal_pairs": None}
@@ -133,6 +135,14 @@ def test_a_damaged_line_hides_no_later_figures(tmp_path):
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write('"valid/loss" rubbish\n' + json.dumps({"step": 20, **VALIDATION}) + "\n")
     assert read_run(run).figures["validated"] == 20
+
+
+def test_a_damaged_line_does_not_keep_a_run_from_printing_its_result(tmp_path):
+    run = make_run(tmp_path / "run")
+    metrics = run / "metrics.jsonl"
+    first, *others = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([first, '{"valid/loss": 1.0, "st\n', *others]))
+    assert re.search(r"^bound on -log p, nats per token +9\.0000 +3\.2500$", result_text(run), re.MULTILINE)
 
 
 def test_text_json_and_csv_say_the_same(tmp_path, run):

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ltg_mdlm.durable import publish_folder, sync, temporary_name
+from ltg_mdlm.durable import publish_folder, temporary_name, write_file
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.evaluate.generation.examination import Examination
 from ltg_mdlm.evaluate.generation.measure import Quality
@@ -55,8 +55,8 @@ def write_results(folder: Path, examined: Examination) -> None:
     rows = (row for quality in examined.sampled for row in _sample_rows(quality))
     try:
         aside.mkdir(parents=True)
-        _write(aside / "samples.jsonl", "".join(map(as_json, rows)))
-        _write(aside / "summary.json", as_json(examined.summary(), indent=2))
+        write_file(aside / "samples.jsonl", "".join(map(as_json, rows)))
+        write_file(aside / "summary.json", as_json(examined.summary(), indent=2))
         publish_folder(aside, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder with --out") from None
@@ -102,8 +102,3 @@ def _sample_rows(quality: Quality) -> Iterator[dict[str, Any]]:
             "ended": sample.ended,
         }
         yield row | (quality.verdicts[number].to_json() if quality.verdicts else {})
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    sync(path)
