@@ -42,9 +42,14 @@ class ExportedFolder:
 
     @classmethod
     def read(cls, path: Path) -> ExportedFolder:
-        """Raises UserError for files that cannot be read."""
-        training = path / TRAINING_FILE
-        return cls(path, _read_json(path / CONFIG_FILE), _read_json(training) if training.is_file() else {})
+        """Raises UserError for files that cannot be read, and for the folder of another kind of model."""
+        training, config = path / TRAINING_FILE, _read_json(path / CONFIG_FILE)
+        if (kind := config.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
+            raise UserError(
+                f"{path}: a model of type {kind!r}, not one that `ltg-mdlm export` wrote\n  checkpoints of the"
+                " published code bases become run folders by `ltg-mdlm import`"
+            )
+        return cls(path, config, _read_json(training) if training.is_file() else {})
 
     @property
     def sizes(self) -> ModelConfig:

@@ -11,8 +11,6 @@ from torch import Tensor
 from ltg_mdlm.generate.rule import SamplingRule
 from ltg_mdlm.random import gumbel, stream_key
 
-_DRAWN_AT_ONCE = 512
-
 
 def draw_tokens(logits_NV: Tensor, rule: SamplingRule, visit: int, place_N: Tensor) -> Tensor:
     """int64[N]: one token from softmax(logits / temperature), cut to the nucleus `top_p` and renormalised.
@@ -22,20 +20,16 @@ def draw_tokens(logits_NV: Tensor, rule: SamplingRule, visit: int, place_N: Tens
     """
     if rule.temperature == 0:
         return logits_NV.argmax(1)
+    tempered_NV = _tempered(logits_NV, rule.temperature)
+    if rule.top_p < 1:
+        tempered_NV = tempered_NV.masked_fill(~nucleus(tempered_NV, rule.top_p), -torch.inf)
     key = stream_key(rule.seed, "tokens", visit)
-    parts = zip(torch.split(logits_NV, _DRAWN_AT_ONCE), torch.split(place_N, _DRAWN_AT_ONCE), strict=True)
-    return torch.cat([_draw(_tempered(logits_nV, rule.temperature), rule.top_p, key, n) for logits_nV, n in parts])
+    return (tempered_NV + gumbel(key, place_N, tempered_NV.shape[1])).argmax(1)
 
 
 def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
     """float64[N, V]: the largest is 0, since a temperature next to 0 would make it infinite and its draw undefined."""
     return (logits_NV - logits_NV.amax(1, keepdim=True)).double() / temperature
-
-
-def _draw(logits_NV: Tensor, top_p: float, key: tuple[int, int], place_N: Tensor) -> Tensor:
-    if top_p < 1:
-        logits_NV = logits_NV.masked_fill(~nucleus(logits_NV, top_p), -torch.inf)
-    return (logits_NV + gumbel(key, place_N, logits_NV.shape[1])).argmax(1)
 
 
 def nucleus(logits_NV: Tensor, top_p: float) -> Tensor:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ltg_mdlm.api import Step
 from ltg_mdlm.config import RunConfig, parse_yaml, stored_config
 from ltg_mdlm.html_report.groups import Group
 from ltg_mdlm.html_report.runs import said
@@ -69,21 +68,14 @@ def _panels(config: RunConfig) -> list[Panel]:
     from ltg_mdlm.build import batch_schedule, components_of, open_corpus
     from ltg_mdlm.distributed import Ranks
     from ltg_mdlm.host import Host
-    from ltg_mdlm.plots.plugin import measured_masking
+    from ltg_mdlm.plots.plugin import last_step, measured_masking
     from ltg_mdlm.plots.schedules import schedule_panels
 
     corpus = open_corpus(config)
     host = Host(config)
     schedule = batch_schedule(host.config, corpus)
     components = components_of(host, corpus, schedule, Ranks.alone())
-    last = schedule.max_steps - 1
-    end = Step(
-        seed=config.seed,
-        step=last,
-        progress=last / schedule.max_steps,
-        epoch=schedule.epoch(last),
-        rows=ROWS,
-    )
+    end = last_step(host.config, schedule, ROWS)
     return [*schedule_panels(components.noise_schedule), *measured_masking(components, host.config, corpus, end)]
 
 

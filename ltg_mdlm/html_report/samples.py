@@ -78,9 +78,11 @@ def _samples_of(group: Group, run: RunRecord, folder: Path | None, count: int) -
 
 
 def _written(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The first samples of every file below the folder, taking turns; damaged lines are left out."""
-    files = [list(_rows(file)) for file in sorted(folder.rglob("samples.jsonl"))]
-    turns = [rows[i] for i in range(count) for rows in files if i < len(rows)]
+    """Samples of every way of sampling, taking turns; damaged lines are left out."""
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for row in _rows(folder / "samples.jsonl"):
+        ways.setdefault(f"{row['sampler']} {row['steps']}", []).append(row)
+    turns = [rows[i] for i in range(count) for rows in ways.values() if i < len(rows)]
     return turns[:count]
 
 

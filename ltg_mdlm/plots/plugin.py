@@ -10,6 +10,7 @@ from ltg_mdlm.build import batch_schedule, components_of, corpus_statistics, ope
 from ltg_mdlm.config import RunConfig, load_settings
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.loader import validation_batches
+from ltg_mdlm.data.schedule import BatchSchedule
 from ltg_mdlm.distributed import Ranks
 from ltg_mdlm.errors import UserError
 from ltg_mdlm.host import Components, Host, describe_plugin
@@ -35,6 +36,13 @@ def plot_plugin(name: str, path: Path, *, corpus: Path | None = None, sets: Sequ
     save_panels(plugin_panels(name, host, opened), path, title=title_of(name, host.config))
 
 
+def last_step(config: RunConfig, schedule: BatchSchedule, rows: int) -> Step:
+    """The last step of training, as if it had `rows` rows: where curricula have got to their end."""
+    last = schedule.max_steps - 1
+    progress = last / schedule.max_steps
+    return Step(seed=config.seed, step=last, progress=progress, epoch=schedule.epoch(last), rows=rows)
+
+
 def plugin_panels(name: str, host: Host, corpus: Corpus) -> list[Panel]:
     """The panels of the slots that a plugin fills.  Raises UserError if it fills neither schedule nor masking."""
     config = host.config
@@ -44,15 +52,7 @@ def plugin_panels(name: str, host: Host, corpus: Corpus) -> list[Panel]:
     if components.providers["noise_schedule"] == name:
         panels += schedule_panels(components.noise_schedule)
     if components.providers["masking"] == name:
-        last = schedule.max_steps - 1
-        step = Step(
-            seed=config.seed,
-            step=last,
-            progress=last / schedule.max_steps,
-            epoch=schedule.epoch(last),
-            rows=MEASURED_ROWS,
-        )
-        panels += measured_masking(components, config, corpus, step)
+        panels += measured_masking(components, config, corpus, last_step(config, schedule, MEASURED_ROWS))
     if not panels:
         raise UserError(f"plugin {name!r} fills neither noise_schedule nor masking here: there is nothing to draw")
     return panels

@@ -250,7 +250,7 @@ def test_samples_are_drawn_with_the_pass_of_every_token(tmp_path):
 
 def test_samples_that_evaluation_left_are_shown_instead(tmp_path):
     run = write_run(tmp_path / "run")
-    folder = tmp_path / "results" / "run" / "main" / "generation" / "confidence_4"
+    folder = tmp_path / "results" / "run" / "main" / "generation"
     folder.mkdir(parents=True)
     row = {"ids": [20, 21, 22], "unmasked_at": [-1, 1, 0], "sampler": "confidence", "steps": 4}
     (folder / "samples.jsonl").write_text(f"{json.dumps(row)}\nrubbish\n")

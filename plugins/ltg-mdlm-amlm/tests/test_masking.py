@@ -13,37 +13,17 @@ from ltg_mdlm_amlm.masking import AdaptiveMasking, scale_to_rate, smoothed_accur
 from ltg_mdlm_amlm.plugin import Options
 from torch import Tensor
 
-from ltg_mdlm.api import Batch, Noise, Observation, RunContext, Step, Supervised
+from ltg_mdlm.api import Batch, Noise, Observation, Step, Supervised
+from ltg_mdlm.testing import toy
 
-VOCAB, SPECIAL, MASK = 40, 16, 4
-
-
-def context() -> RunContext:
-    """A run of 1000 steps in one process."""
-    special_V = torch.arange(VOCAB) < SPECIAL
-    return RunContext(
-        seed=0,
-        max_steps=1000,
-        seq_len=8,
-        vocab_size=VOCAB,
-        hidden_size=8,
-        mask_id=MASK,
-        special_V=special_V,
-        tokens_V=tuple(map(str, range(VOCAB))),
-        word_start_V=~special_V,
-        num_positions=0,
-        device=torch.device("cpu"),
-        rank=0,
-        world_size=1,
-        sum_over_ranks=lambda tensor: tensor,
-    )
+VOCAB, SPECIAL = 40, 16
 
 
 def strategy(**options: object) -> AdaptiveMasking:
     """Masking with these options."""
     chosen = Options(**options)
     return AdaptiveMasking(
-        context(),
+        toy.context(VOCAB),
         mask_rate=chosen.schedule().at,
         history=chosen.history,
         smoothing=chosen.smoothing,
