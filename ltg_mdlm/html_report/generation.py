@@ -20,7 +20,7 @@ FIGURES = {
     "entropy": ("Token entropy", "{:.2f}", None),
     "distinct_2": ("Distinct-2", "{:.3f}", None),
     "rep_4": ("Repetition of 4-grams", "{:.3f}", None),
-    "js_distance": ("Distance to the corpus' frequencies", "{:.3f}", True),
+    "js_distance": ("Distance to the corpus' frequencies", "{:.3f}", None),
     "grammatical_sentences": ("Share of grammatical sentences", "{:.3f}", False),
 }
 """Label, layout, and whether lower is better: of most figures, the nearest to real text is, and none is marked."""
