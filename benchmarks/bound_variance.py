@@ -22,11 +22,12 @@ from torch import Tensor
 from trained_run import load_run
 
 from ltg_mdlm.api import IGNORE, Batch, Step, labels_for
-from ltg_mdlm.build import Run, corpus_statistics
-from ltg_mdlm.data.loader import validation_batches
-from ltg_mdlm.evaluate.likelihood import complementary_masks, guesses
-from ltg_mdlm.random import stream_key, uniform_open
-from ltg_mdlm.validation import evaluating
+from ltg_mdlm.core.random import stream_key, uniform_open
+from ltg_mdlm.data.row_loader import validation_batches
+from ltg_mdlm.host.run_context import corpus_statistics
+from ltg_mdlm.inference.likelihood import complementary_masks, guesses
+from ltg_mdlm.training.assembly import Run
+from ltg_mdlm.training.validation import evaluating
 
 Draws = Iterator[tuple[Tensor, Tensor]]
 """Two times bool[B, T] masked tokens and float64[B] the probability with which each token is masked."""

@@ -29,13 +29,13 @@ from rich.table import Table
 from torch import Tensor
 from trained_run import load_run
 
-from ltg_mdlm.analysis import POWERS, log10_second_moment, second_moment_table
 from ltg_mdlm.api import Batch, NoiseSchedule, Step
-from ltg_mdlm.build import Run
-from ltg_mdlm.data.loader import validation_batches
-from ltg_mdlm.plots.figure import DISTINCT, Panel, save_panels
-from ltg_mdlm.plots.schedules import draw, schedule_panels
-from ltg_mdlm.recipe import DenoisingLoss, Recipe
+from ltg_mdlm.data.row_loader import validation_batches
+from ltg_mdlm.reporting.figure import DISTINCT, Panel, save_panels
+from ltg_mdlm.reporting.plugin_pictures import draw, schedule_panels
+from ltg_mdlm.reporting.schedule_analysis import POWERS, log10_second_moment, second_moment_table
+from ltg_mdlm.training.assembly import Run
+from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

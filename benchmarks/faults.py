@@ -28,13 +28,14 @@ from typing import Any
 
 import torch
 
-from ltg_mdlm.build import model_config
-from ltg_mdlm.checkpoint import Checkpoints, TrainingState, newest_checkpoint
-from ltg_mdlm.config import RunConfig, load_settings
-from ltg_mdlm.ema import EMA
+from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.host.run_context import model_config
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
-from ltg_mdlm.optim import build_optimizer
-from ltg_mdlm.run_folder import RunFolder
+from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState, newest_checkpoint
+from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.training.ema import EMA
+from ltg_mdlm.training.optimizers import build_optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from support.runs import (  # type: ignore[import-not-found]

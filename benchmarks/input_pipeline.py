@@ -18,8 +18,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.encode import available_cores
 from ltg_mdlm.data.prepare import prepare_corpus
-from ltg_mdlm.data.workers import available_cores
 
 SEQ_LENS = (128, 256, 512)
 BATCH_TOKENS = 1024 * 128
@@ -106,8 +106,8 @@ def measure_packing(split: Split, seq_len: int) -> None:
 
 def measure_loader(split: Split, seq_len: int) -> None:
     """Print tokens per second of an epoch's batches (torch is imported here, so that `prepare` is measured without)."""
-    from ltg_mdlm.data.loader import RowLoader
-    from ltg_mdlm.data.schedule import BatchSchedule
+    from ltg_mdlm.data.batch_schedule import BatchSchedule
+    from ltg_mdlm.data.row_loader import RowLoader
 
     steps = max(split.num_tokens // BATCH_TOKENS, 1)
     rows = BATCH_TOKENS // seq_len

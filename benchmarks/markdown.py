@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ltg_mdlm.machine import describe_machine
+from ltg_mdlm.core.machine import describe_machine
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from markdown import add_write_option, conditions, publish, table
 from torch import Tensor
 
-from ltg_mdlm.machine import peak_memory
+from ltg_mdlm.core.machine import peak_memory
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 

@@ -22,9 +22,8 @@ from ltg_mdlm_plugins.schedules import BimodalGaussian, Cosine, CosineSquared, M
 from markdown import add_write_option, publish, table
 from torch import Tensor
 
-from ltg_mdlm.generate.rates import EqualSteps, RateSchedule, rates
-from ltg_mdlm.generate.rule import SamplingRule
-from ltg_mdlm.generate.visits import remasking_probability
+from ltg_mdlm.inference.samplers import remasking_probability
+from ltg_mdlm.inference.sampling_rule import EqualSteps, RateSchedule, SamplingRule, rates
 from ltg_mdlm.testing.enumeration import JOINT_Q
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from markdown import add_write_option, conditions, publish, table
 
-from ltg_mdlm.flops import flops_per_token
 from ltg_mdlm.model import transformer
+from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 
 SIZES = {

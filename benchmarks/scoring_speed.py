@@ -19,14 +19,13 @@ import torch
 from markdown import add_write_option, conditions, publish, table
 from torch import Tensor
 
-from ltg_mdlm.build import first_of_each
-from ltg_mdlm.data.special_tokens import BOS, MASK, PAD
-from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.evaluate.denoiser import Denoiser
-from ltg_mdlm.evaluate.pair_files import MinimalPair, read_minimal_pairs
-from ltg_mdlm.evaluate.scoring import LikelihoodScorer, Score, ScoringRule, default_score
-from ltg_mdlm.evaluate.texts import Text
-from ltg_mdlm.trained_model import open_model
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs
+from ltg_mdlm.data.tokenizer import BOS, MASK, PAD
+from ltg_mdlm.inference.scoring import LikelihoodScorer, Score, ScoringRule, default_score
+from ltg_mdlm.inference.texts import Text
+from ltg_mdlm.inference.trained_model import Denoiser, open_model
+from ltg_mdlm.training.assembly import first_of_each
 
 BATCH = 64
 HEADER = ("score", "rows", "official loop, rows/s", "ours, rows/s", "ratio (least to most)", "other choices")

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from markdown import add_write_option, conditions, publish, table
 
 from ltg_mdlm.api import IGNORE
-from ltg_mdlm.build import Run, build_run, open_corpus
-from ltg_mdlm.checkpoint import Checkpoints
-from ltg_mdlm.config import load_settings
-from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.host import Host
-from ltg_mdlm.preemption import StopRequest
-from ltg_mdlm.trainer import Trainer
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.preemption import StopRequest
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.run_context import open_corpus
+from ltg_mdlm.storage.checkpoint import Checkpoints
+from ltg_mdlm.training.assembly import Run, build_run
+from ltg_mdlm.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from support.oracle import Oracle  # type: ignore[import-not-found]

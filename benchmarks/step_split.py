@@ -16,7 +16,7 @@ import torch
 from markdown import add_write_option, conditions, publish, table
 from short_documents import Ours, Published, small_run
 
-from ltg_mdlm.bench import PhaseClock, replaced
+from ltg_mdlm.training.bench import PhaseClock, replaced
 
 PHASES = ("data", "masking", "forward", "backward", "optimizer", "EMA", "other")
 

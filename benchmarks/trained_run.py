@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from ltg_mdlm.build import Run, build_run, open_corpus
-from ltg_mdlm.config import load_settings
-from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.host import Host
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.run_context import open_corpus
+from ltg_mdlm.training.assembly import Run, build_run
 
 
 def load_run(folder: Path) -> Run:

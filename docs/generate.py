@@ -31,7 +31,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def settings() -> str:
     """Every settings key, one section of the configuration after the other."""
-    from ltg_mdlm.config import RunConfig
+    from ltg_mdlm.core.config import RunConfig
 
     schema = RunConfig.model_json_schema()
     sections = {name: _section(part, schema) for name, part in schema["properties"].items()}
@@ -46,8 +46,8 @@ def settings() -> str:
 
 def options(plugin: str) -> str:
     """The options of one plugin, as `ltg-mdlm plugins show` lists them."""
-    from ltg_mdlm.host import import_plugin
-    from ltg_mdlm.installed import find
+    from ltg_mdlm.host.discovery import find
+    from ltg_mdlm.host.plugin_host import import_plugin
 
     model: type[BaseModel] = import_plugin(find(plugin)).options_model
     schema = model.model_json_schema()
@@ -56,7 +56,7 @@ def options(plugin: str) -> str:
 
 def hooks() -> str:
     """Every hook: its signature, what it is for, and its example."""
-    from ltg_mdlm import hookspecs
+    from ltg_mdlm.host import hookspecs
 
     names = [name for name in vars(hookspecs) if name.startswith("ltg_mdlm_")]
     return "\n\n".join(_hook(name, getattr(hookspecs, name)) for name in names)
@@ -114,7 +114,7 @@ def checks() -> str:
 
 def commands() -> str:
     """Every command with its arguments and options, by Typer's own generator."""
-    command = [sys.executable, "-m", "typer", "ltg_mdlm.cli", "utils", "docs", "--name", "ltg-mdlm"]
+    command = [sys.executable, "-m", "typer", "ltg_mdlm.cli.app", "utils", "docs", "--name", "ltg-mdlm"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # The page has a title and a table of contents of its own.
     text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text.partition("\n")[2])

@@ -5,6 +5,7 @@ Every session sees the same plugins, those of the distributions in this reposito
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -31,7 +32,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run a command line in this process: (exit code, stdout, stderr)."""
-    from ltg_mdlm.cli import main
+    from ltg_mdlm.cli.app import main
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ltg-mdlm", *arguments])
@@ -42,3 +43,20 @@ def run(monkeypatch, capsys):
         return int(end.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def base_vocabulary_corpus(tmp_path_factory) -> Path:
+    """A small corpus whose tokenizer has the published 16384 types."""
+    from ltg_mdlm.data.prepare import prepare_corpus
+    from ltg_mdlm.data.tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("base")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    text = folder / "words.txt"
+    # Every three-letter word, often enough to become a token: more than fill the vocabulary.
+    words = [f"{a}{b}{c}" for a in letters for b in letters for c in letters]
+    text.write_text("\n\n".join(" ".join(words[i::40]) for i in range(40)) * 16 + "\n")
+    corpus = prepare_corpus([text], folder / "corpus", vocab_size=16384, workers=1, progress=False)
+    assert Tokenizer.read(corpus.tokenizer_path).vocab_size == 16384
+    return corpus.path

@@ -1,1 +1,1 @@
-"""From text to packed rows: readers, tokenizer, corpus folders, packing, batches."""
+"""Text to corpus folders to packed rows; records and minimal pairs."""

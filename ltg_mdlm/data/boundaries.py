@@ -5,22 +5,27 @@ break with visible characters on both sides: its normaliser puts a space before 
 NFKC never composes across a space, and each alternative of its regex takes a space only as its first character
 or as part of a run of blanks.  Hence the tokens of a text are the tokens of its *units*, one after the other:
 
-    "a cat.\\nIt  sat"  ->  "a", "cat.\\n", "It  sat"
+    "a cat.\nIt  sat"  ->  "a", "cat.\n", "It  sat"
 
 A unit is a run of text between two safe cuts.  Nearly all units are single words, few are distinct, and a table
 of their tokens replaces almost all the work of the tokenizer (see `unit_table`).
+
+A memory of what a tokenizer makes of each unit of text (see `boundaries`).
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 _PLAIN_UNIT = re.compile(r"[!-~](?:[\t\v\f!-~]*[!-~])?\n?")
+
+
 _ALSO_BLANK = "\u180e"  # white space in the older Unicode tables that a regex engine may carry, but not in Python's
 
 
@@ -108,3 +113,49 @@ def _last_cut(text: str, blank: str, start: int, stop: int) -> int:
             return at + 1
         at = text.rfind(blank, start + 1, at)
     return 0
+
+
+Value = TypeVar("Value")
+
+
+_REMEMBERED = 1 << 17
+
+
+class UnitTable(Generic[Value]):
+    """Gives the values of a text's units, asking for those of new units only.
+
+    Few of the units of a text are new, so that nearly all the work is looking up words in a dictionary. The memory
+    is bounded: it is emptied when it holds more than some 130,000 units.
+    """
+
+    def __init__(
+        self, of_plain: Callable[[list[str]], Iterable[Value]], of_other: Callable[[list[str]], Iterable[Value]]
+    ) -> None:
+        """The two functions give the values of several units: of plain ones (`is_plain_unit`), and of any others."""
+        self._of_plain = of_plain
+        self._of_other = of_other
+        self._values: dict[str, Value] = {}
+
+    def values(self, text: str) -> Iterator[Value]:
+        """The values of the units of `text`, in order."""
+        words = split_words(text)
+        if len(self._values) > _REMEMBERED:
+            self._values.clear()
+        new = set(words).difference(self._values)
+        if all(map(is_unit, new)):
+            self._remember(new)
+            return map(self._values.__getitem__, words)
+        units = join_unsafe(words)
+        # Not remembered: with blanks inside, too rare; with an unsafe end, a unit at the end of this text only.
+        unusual = [unit for unit in units if not is_unit(unit)]
+        self._remember(set(units).difference(self._values, unusual))
+        here = dict(zip(unusual, self._of_other(unusual), strict=True))
+        return (here[unit] if unit in here else self._values[unit] for unit in units)
+
+    def _remember(self, units: Iterable[str]) -> None:
+        plain: list[str] = []
+        other: list[str] = []
+        for unit in units:
+            (plain if is_plain_unit(unit) else other).append(unit)
+        self._values.update(zip(plain, self._of_plain(plain), strict=True))
+        self._values.update(zip(other, self._of_other(other), strict=True))

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.encode import id_type
 from ltg_mdlm.data.tokenizer import Tokenizer
-from ltg_mdlm.errors import UserError
 
 FORMAT = 1
 """Version of the folder's layout."""
+
 
 _BITS_SET = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
@@ -139,21 +140,6 @@ class Corpus:
             train=_open_split(path / "train", splits["train"], own),
             valid=_open_split(path / "valid", splits["valid"], own) if "valid" in splits else None,
             description=description,
-        )
-
-    @classmethod
-    def from_bin(cls, train: Path, tokenizer: Path, *, valid: Path | None = None) -> Corpus:
-        """Read `*_tokenized.bin` files of the existing stack into memory, see `tokenized_bin.read_tokenized_bin`."""
-        from ltg_mdlm.data.tokenized_bin import read_tokenized_bin  # imports torch, which `prepare` does without
-
-        own = Tokenizer.read(tokenizer)
-        return cls(
-            path=Path(train).parent,
-            tokenizer_path=Path(tokenizer),
-            tokenizer=own,
-            train=read_tokenized_bin(train, own),
-            valid=read_tokenized_bin(valid, own) if valid is not None else None,
-            description={"tokenizer": {"fingerprint": own.fingerprint, "vocab_size": own.vocab_size}},
         )
 
     @property

@@ -8,12 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from ltg_mdlm.data.corpus import Split
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.corpus import Corpus, Split
 from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
-from ltg_mdlm.errors import UserError
 
 _ID_TYPES = (torch.int16, torch.int32, torch.int64)
+
+
+def open_tokenized_bin(train: Path, tokenizer: Path, *, valid: Path | None = None) -> Corpus:
+    """A corpus from `*_tokenized.bin` files, which are read into memory.  Raises UserError as `read_tokenized_bin`."""
+    own = Tokenizer.read(tokenizer)
+    return Corpus(
+        path=Path(train).parent,
+        tokenizer_path=Path(tokenizer),
+        tokenizer=own,
+        train=read_tokenized_bin(train, own),
+        valid=read_tokenized_bin(valid, own) if valid is not None else None,
+        description={"tokenizer": {"fingerprint": own.fingerprint, "vocab_size": own.vocab_size}},
+    )
 
 
 def read_tokenized_bin(path: str | Path, tokenizer: Tokenizer) -> Split:

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from ltg_mdlm.testing import toy
     from ltg_mdlm.testing.conformance import PluginConformance
     from ltg_mdlm.testing.host_reads import NoHostReads
+    from ltg_mdlm.testing.plugin_under_test import PluginUnderTest
     from ltg_mdlm.testing.ranks import run_on_ranks
-    from ltg_mdlm.testing.subject import PluginUnderTest
-    from ltg_mdlm.testing.training import train_steps
+    from ltg_mdlm.testing.training_steps import train_steps
 
 __all__ = ["NoHostReads", "PluginConformance", "PluginUnderTest", "run_on_ranks", "toy", "train_steps"]
 
 _MODULES = {
     "NoHostReads": "host_reads",
     "PluginConformance": "conformance",
-    "PluginUnderTest": "subject",
+    "PluginUnderTest": "plugin_under_test",
     "run_on_ranks": "ranks",
-    "train_steps": "training",
+    "train_steps": "training_steps",
 }
 
 

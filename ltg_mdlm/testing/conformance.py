@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ltg_mdlm.testing.checks.every import CHECKS
-from ltg_mdlm.testing.subject import PluginUnderTest
-from ltg_mdlm.testing.training import Steps, train_steps
-from ltg_mdlm.testing.verdict import Check, Examination
+from ltg_mdlm.testing.all_checks import CHECKS
+from ltg_mdlm.testing.plugin_under_test import Check, Examination, PluginUnderTest
+from ltg_mdlm.testing.training_steps import Steps, train_steps
 
 
 class PluginConformance:

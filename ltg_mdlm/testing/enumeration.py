@@ -16,16 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltg_mdlm.api import Batch, Step
+from ltg_mdlm.core.batch import Batch, Step
 
 TYPES, LENGTH = 3, 3
+
+
 SEQUENCES_QL = torch.tensor(list(itertools.product(range(TYPES), repeat=LENGTH)))
+
+
 JOINT_Q = torch.from_numpy(np.random.default_rng(0).dirichlet([0.5] * TYPES**LENGTH))
+
+
 ENTROPY = float(-(JOINT_Q * JOINT_Q.log()).sum())
 """Nats per row."""
 
+
 SEQUENCE_S = torch.arange(len(SEQUENCES_QL)).repeat_interleave(2**LENGTH)
+
+
 TOKENS_SL = SEQUENCES_QL[SEQUENCE_S]
+
+
 MASKED_SL = torch.tensor(list(itertools.product([False, True], repeat=LENGTH))).repeat(len(SEQUENCES_QL), 1)
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ltg_mdlm.recipe import HostCopy
+from ltg_mdlm.core.host_memory import HostCopy
 
 _ATEN = torch.ops.aten
+
+
 _READS = {
     _ATEN._local_scalar_dense.default,  # item(), float(), bool(), if tensor
     _ATEN.equal.default,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ltg_mdlm.distributed import Ranks
+from ltg_mdlm.core.distributed import Ranks
 
 
 class RankFailed(AssertionError):

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltg_mdlm.api import Batch, CorpusStatistics, Noise, RunContext, Step
-from ltg_mdlm.data.special_tokens import BOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS
+from ltg_mdlm.core.batch import Batch, Noise, Step
+from ltg_mdlm.core.components import CorpusStatistics, RunContext
+from ltg_mdlm.data.tokenizer import BOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS
 
 VOCAB = 48
 """Token types, the control tokens included."""
+
+
 POSITIONS = 65536
 """Tokens of the corpus that the rows pretend to come from."""
 

@@ -31,7 +31,7 @@ from ltg_mdlm_plugins.objectives import StateDependentBound
 from ltg_mdlm_plugins.rarity import inverse_rarity, rank_rarity
 
 if TYPE_CHECKING:
-    from ltg_mdlm.config import RunConfig
+    from ltg_mdlm.api import RunConfig
 
 
 class Options(PluginOptions):

@@ -36,7 +36,7 @@ from ltg_mdlm_plugins.schedules import (
 )
 
 if TYPE_CHECKING:
-    from ltg_mdlm.config import RunConfig
+    from ltg_mdlm.api import RunConfig
 
 ScheduleName = Literal["linear", "cosine", "cosine_squared", "gaussian", "bimodal_gaussian"]
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from support.runs import TINY
 
-from ltg_mdlm.build import build_run, open_corpus
-from ltg_mdlm.checkpoint import Checkpoints
-from ltg_mdlm.config import load_settings
-from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.host import Host
-from ltg_mdlm.preemption import StopRequest
-from ltg_mdlm.trainer import Trainer
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.preemption import StopRequest
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.run_context import open_corpus
+from ltg_mdlm.storage.checkpoint import Checkpoints
+from ltg_mdlm.training.assembly import build_run
+from ltg_mdlm.training.trainer import Trainer
 
 CURVES = {
     "uniform_mdlm": [5.898, 7.705, 5.483, 6.269, 7.067, 7.341, 7.112, 7.703, 6.691, 7.998, 6.129, 7.086],

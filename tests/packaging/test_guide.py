@@ -16,9 +16,9 @@ from hatchling.build import build_wheel
 from support.installed import plugins_installed
 from support.runs import TINY, environment, rows, status
 
-from ltg_mdlm.config import load_settings
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.testing.check_report import examine
 from ltg_mdlm.testing.ranks import run_on_ranks
-from ltg_mdlm.testing.report import examine
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,7 +83,7 @@ def test_a_plugin_of_the_guide_passes_the_conformance_kit(example, tmp_path):
 def trained(rank: int, folder: Path, name: str, sets: tuple[str, ...]) -> list[dict]:
     """Rows that a short run with this plugin logs in training."""
     sys.path.insert(0, str(folder))
-    from ltg_mdlm.train import launch
+    from ltg_mdlm.training.launch import launch
 
     launch(load_settings([], [*TINY, *SHORT, *sets], [name], folder / "run"))
     return [row for row in rows(folder / "run") if "loss" in row]

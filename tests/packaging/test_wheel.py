@@ -12,7 +12,7 @@ import pytest
 from hatchling.build import build_wheel
 
 from ltg_mdlm.scaffold import Kind
-from ltg_mdlm.scaffold.write import files_of, write_distribution
+from ltg_mdlm.scaffold.write_distribution import files_of, write_distribution
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,8 +49,8 @@ def test_wheel_holds_every_template_of_a_new_plugin(wheel):
 
 
 def test_wheel_holds_the_templates_of_the_page_about_runs(wheel):
-    templates = sorted((ROOT / "ltg_mdlm/html_report/templates").iterdir())
-    assert {f"ltg_mdlm/html_report/templates/{path.name}" for path in templates} <= set(wheel.namelist())
+    templates = sorted((ROOT / "ltg_mdlm/reporting/html_report/templates").iterdir())
+    assert {f"ltg_mdlm/reporting/html_report/templates/{path.name}" for path in templates} <= set(wheel.namelist())
 
 
 def test_a_new_plugin_is_installed_by_pip_with_its_entry_point(tmp_path):
@@ -65,7 +65,7 @@ def test_a_new_plugin_is_installed_by_pip_with_its_entry_point(tmp_path):
 
 def test_wheel_registers_the_built_in_plugins_and_the_command(wheel):
     text = next(wheel.read(n).decode() for n in wheel.namelist() if n.endswith("entry_points.txt"))
-    assert "ltg-mdlm = ltg_mdlm.cli:main" in text
+    assert "ltg-mdlm = ltg_mdlm.cli.app:main" in text
     for name in ("uniform_mdlm", "freq_mdlm", "gpt_bert"):
         assert f"{name} = ltg_mdlm_plugins.{name}:" in text
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from ltg_mdlm.api import IGNORE, Step
-from ltg_mdlm.config import load_settings
-from ltg_mdlm.errors import UserError
-from ltg_mdlm.host import Components, Host
-from ltg_mdlm.recipe import Recipe
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.slots import Components
 from ltg_mdlm.testing.toy import context, statistics, text_batch, zipfian_counts
+from ltg_mdlm.training.recipe import Recipe
 
 SLOTS = ("row_mode", "noise_schedule", "masking", "objective", "time_conditioning")
 

@@ -19,7 +19,7 @@ from support.batches import frequency_masking
 from torch import Tensor
 
 from ltg_mdlm.api import Batch, UserError
-from ltg_mdlm.data.special_tokens import NUM_SPECIAL, PAD
+from ltg_mdlm.data.tokenizer import NUM_SPECIAL, PAD
 from ltg_mdlm.testing.toy import (
     VOCAB,
     batch_of,

@@ -20,7 +20,7 @@ from support.batches import batches, span_masking
 from torch import Tensor
 
 from ltg_mdlm.api import IGNORE, Batch, Corrupted, Observation, Step, Supervised
-from ltg_mdlm.data.special_tokens import MASK, NUM_SPECIAL
+from ltg_mdlm.data.tokenizer import MASK, NUM_SPECIAL
 from ltg_mdlm.testing.host_reads import NoHostReads
 from ltg_mdlm.testing.toy import VOCAB, batch_of, context, no_causal, noise_at, rows_of, step_for, text_batch
 

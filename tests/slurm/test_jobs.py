@@ -13,7 +13,7 @@ from support.slurm import Cluster
 from support.trained import write_run
 from support.waiting import wait_until
 
-from ltg_mdlm.report import find_runs, read_run, report_table
+from ltg_mdlm.reporting.run_table import find_runs, read_run, report_table
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 PATIENCE = 1800.0

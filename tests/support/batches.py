@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ltg_mdlm_plugins import freq_mdlm, gpt_bert, uniform_mdlm
 
 from ltg_mdlm.api import Batch, MaskingStrategy, NoiseSchedule
-from ltg_mdlm.data.special_tokens import NUM_SPECIAL
+from ltg_mdlm.data.tokenizer import NUM_SPECIAL
 from ltg_mdlm.testing.toy import VOCAB, batch_of, context, statistics, zipfian_counts
 
 _tokens = st.integers(NUM_SPECIAL, VOCAB - 1) | st.sampled_from([0, 2, 5, 15])

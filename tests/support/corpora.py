@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ltg_mdlm.data.corpus import Split
-from ltg_mdlm.data.special_tokens import NUM_SPECIAL
-from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.tokenizer import NUM_SPECIAL, Tokenizer
 
 WORDS = [
     "the",

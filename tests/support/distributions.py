@@ -1,4 +1,4 @@
-"""The distributions in `plugins/`, found as if they were installed: an editable installation on the import path."""
+"""The distributions in `plugins/examples/`, found as if they were installed in editable mode."""
 
 import os
 import site
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hatchling.build import build_editable
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
-DISTRIBUTIONS = sorted(path.parent for path in PLUGINS.glob("*/pyproject.toml"))
+EXAMPLES = Path(__file__).parents[2] / "plugins" / "examples"
+DISTRIBUTIONS = sorted(path.parent for path in EXAMPLES.glob("*/pyproject.toml"))
 
 
 @cache

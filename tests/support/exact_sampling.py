@@ -14,13 +14,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ltg_mdlm.data.special_tokens import BOS, MASK, NUM_SPECIAL
-from ltg_mdlm.generate.canvas import Canvas, Setting
-from ltg_mdlm.generate.predictor import Readout
-from ltg_mdlm.generate.rates import RateSchedule
-from ltg_mdlm.generate.rule import SamplingRule
-from ltg_mdlm.generate.sampling import draw_rows
-from ltg_mdlm.generate.template import Template
+from ltg_mdlm.data.tokenizer import BOS, MASK, NUM_SPECIAL
+from ltg_mdlm.inference.canvas import Canvas, Readout, Setting, Template
+from ltg_mdlm.inference.sampling import draw_rows
+from ltg_mdlm.inference.sampling_rule import RateSchedule, SamplingRule
 from ltg_mdlm.testing.enumeration import JOINT_Q, LENGTH, SEQUENCES_QL, TYPES
 
 GAPS = Template((BOS, *[MASK] * LENGTH))

@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from ltg_mdlm.config import load_settings
-from ltg_mdlm.evaluate.results import as_json
-from ltg_mdlm.metrics import JSONLines
-from ltg_mdlm.run_folder import RunFolder, Status
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.evaluation.suite import as_json
+from ltg_mdlm.storage.run_folder import RunFolder, Status
+from ltg_mdlm.training.metric_sinks import JSONLines
 
 _FEW = {"step", "words_seen", "tokens_seen", "loss", "tokens_per_second", "valid/loss", "valid/bound"}
 

@@ -11,7 +11,7 @@ import torch
 from support.corpora import small_tokenizer
 from support.models import disturbed_model, small_config
 
-from ltg_mdlm.trained_model import TrainedModel
+from ltg_mdlm.inference.trained_model import TrainedModel
 
 PROMPTS = {"rte": ("sentence1", "sentence2"), "mrpc": ("sentence1", "sentence2"), "mnli": ("premise", "hypothesis")}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ltg_mdlm.installed import installed_plugins
+from ltg_mdlm.host.discovery import installed_plugins
 
 BROKEN_PLUGINS = Path(__file__).parent / "broken_plugins"
 """On the import path there, plugins with one mistake each are installed."""

@@ -9,8 +9,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltg_mdlm.config import load_settings
-from ltg_mdlm.errors import UserError
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
 
 FAULTY = Path(__file__).parent / "faulty"
@@ -111,7 +111,7 @@ def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
     os.environ["FAULTS"] = json.dumps(faults)
     os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
     sys.path.insert(0, str(FAULTY))
-    from ltg_mdlm.train import launch
+    from ltg_mdlm.training.launch import launch
 
     mine = sets_of_rank[rank] if sets_of_rank else ()
     code, printed = None, io.StringIO()
@@ -128,8 +128,8 @@ def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
 
 def launch_under_agent(out: Path, faults: tuple[dict, ...], log: Path) -> None:
     """What each process of a torchrun job with the plugin `faulty` does; their messages go to one file."""
-    from ltg_mdlm.cli import report_errors
-    from ltg_mdlm.train import launch
+    from ltg_mdlm.cli.errors import report_errors
+    from ltg_mdlm.training.launch import launch
 
     os.environ["FAULTS"] = json.dumps(faults)
     sys.path.insert(0, str(FAULTY))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from ltg_mdlm.evaluate.texts import NextWord, Text, TextScore
+from ltg_mdlm.inference.texts import NextWord, Text, TextScore
 
 
 class TableScorer:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ltg_mdlm.installed import installed_plugins
+from ltg_mdlm.host.discovery import installed_plugins
 
 
 def write_distribution(folder: Path, plugin: str, source: str, *, version: str = "1.0", name: str = "") -> Path:

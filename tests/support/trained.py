@@ -13,13 +13,13 @@ from support.installed import plugins_installed
 
 from ltg_mdlm import __version__
 from ltg_mdlm.api import CorpusStatistics
-from ltg_mdlm.build import build_model, run_context
-from ltg_mdlm.checkpoint import Checkpoints, TrainingState
-from ltg_mdlm.config import load_settings
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.data.tokenizer import Tokenizer
-from ltg_mdlm.distributed import Ranks
-from ltg_mdlm.host import Host
-from ltg_mdlm.run_folder import RunFolder
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.run_context import build_model, run_context
+from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
+from ltg_mdlm.storage.run_folder import RunFolder
 
 SIZES = (
     "model.hidden_size=24",

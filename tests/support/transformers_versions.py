@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.shared import made_once
 
-from ltg_mdlm.data.builtin import default_cache_dir
+from ltg_mdlm.data.synthetic.builtin import default_cache_dir
 
 VERSIONS = {"old": "transformers==4.51.3", "new": "transformers>=5,<6"}
 

@@ -1,0 +1,1 @@
+"""Settings, component types, randomness, files, processes, errors: what every other layer uses."""

@@ -1,0 +1,252 @@
+"""The settings of a run: YAML files, named configs and `--set`, validated once; errors say where a setting came from.
+
+Defaults are the published recipe of frequency-informed masked diffusion (arXiv 2509.05056, base size).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """Where the text comes from: a prepared corpus folder, or files of the existing LTG stack."""
+
+    corpus: str = Field(
+        "builtin", description="folder made by `ltg-mdlm prepare`, or 'builtin' for the generated corpus"
+    )
+    builtin_words: int = Field(300_000, ge=1000, description="words of the generated corpus")
+    builtin_zipf_exponent: float = Field(1.0, ge=0, description="exponent of the generated corpus' word frequencies")
+    train: Path | None = Field(None, description="*_tokenized.bin of the existing stack, instead of a corpus folder")
+    valid: Path | None = Field(None, description="*_tokenized.bin with validation documents, used with `train`")
+    tokenizer: Path | None = Field(None, description="tokenizer JSON that made `train`")
+    end_of_document: bool = Field(False, description="append a maskable </s> to every document")
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataConfig:
+        if self.train is None and (self.valid or self.tokenizer):
+            raise ValueError("data.valid and data.tokenizer go with data.train")
+        if self.train is not None and self.tokenizer is None:
+            raise ValueError("data.train needs data.tokenizer: the tokenizer JSON that made it")
+        return self
+
+
+class ModelSection(Section):
+    """Sizes of the transformer; the vocabulary's size comes from the tokenizer."""
+
+    hidden_size: int = Field(768, ge=1, description="width of the hidden states")
+    intermediate_size: int = Field(2560, ge=1, description="inner width of the gated MLP")
+    num_hidden_layers: int = Field(12, ge=1, description="layers, each of attention and a gated MLP")
+    num_attention_heads: int = Field(12, ge=1, description="heads of attention; they divide hidden_size")
+    max_position_embeddings: int = Field(512, ge=1, description="tokens of the longest row the model can read")
+    position_bucket_size: int = Field(
+        32,
+        ge=4,
+        multiple_of=2,
+        description="buckets of distances in either direction: half of them exact, the others on a logarithmic scale",
+    )
+    layer_norm_eps: float = Field(1e-5, gt=0, description="added to the variance in layer norms")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of hidden states and of attention")
+    cond_dim: int = Field(128, ge=1, description="width of the time conditioning, when there is one")
+    depth_weighted_averaging: bool = Field(False, description="DenseFormer averaging, as in GPT-BERT")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelSection:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+class BatchRamp(Section):
+    """Linear growth of the global batch."""
+
+    start: float = Field(0.25, gt=0, le=1, description="share of global_batch_rows in the first step")
+    until: Fraction = Field(1.0, description="progress at which the full size is reached")
+
+
+class TrainingConfig(Section):
+    """How long, on what batches, in what arithmetic."""
+
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training split; or give max_steps")
+    seq_len: int = Field(128, ge=8, description="tokens per row")
+    seq_len_schedule: list[tuple[Fraction, int]] | None = Field(
+        None, description="[[progress, tokens per row], ...], starting at 0; replaces seq_len"
+    )
+    global_batch_rows: int = Field(1024, ge=1, description="rows per step at the first sequence length")
+    batch_ramp: BatchRamp | None = Field(None, description="growth of the global batch; null: full size throughout")
+    micro_batch_rows: int | None = Field(None, ge=1, description="rows per forward pass and rank; null: by memory")
+    packing: Literal["documents_packed", "one_document"] = Field(
+        "documents_packed", description="fill rows with several documents, or give each document rows of its own"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device computes it natively"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep less for the backward pass and compute it again: less memory, slower"
+    )
+    compile: bool = Field(
+        False, description="on GPUs: torch.compile the layers; the first step of each shape takes a minute"
+    )
+    deterministic: bool = Field(False, description="deterministic CUDA kernels: bitwise equal curves, slower")
+    max_refused_updates: int = Field(10, ge=1, description="non-finite steps in a row before the run stops")
+    threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores / processes")
+
+    @model_validator(mode="after")
+    def _length_of_training(self) -> TrainingConfig:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give either training.max_steps or training.epochs (set the other to null)")
+        starts = [start for start, _ in self.seq_len_schedule or [(0.0, self.seq_len)]]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError("training.seq_len_schedule must start at progress 0 and increase")
+        return self
+
+    @property
+    def stages(self) -> list[tuple[float, int]]:
+        """(progress, tokens per row) of every stage."""
+        return list(self.seq_len_schedule or [(0.0, self.seq_len)])
+
+
+class OptimizerConfig(Section):
+    """Optimiser, learning-rate curve and weight averaging."""
+
+    name: Literal["lamb", "adamw"] = Field("lamb", description="lamb: weights move by a share of their own norm")
+    lr: float = Field(7e-3, gt=0, description="learning rate after warm-up")
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.98), description="decay of the averages of the gradient and of its square"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the root of the average square")
+    weight_decay: float = Field(0.1, ge=0, description="not applied to biases and layer norms")
+    clip: float = Field(2.0, gt=0, description="largest global gradient norm")
+    warmup: Fraction = Field(0.016, description="share of training with linear warm-up")
+    cooldown: Fraction = Field(0.016, description="share of training with linear decay to zero at the end")
+    final_factor: Fraction = Field(0.1, description="learning-rate factor that the cosine ends in")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0: no averaging")
+    ema_ramp: bool = Field(True, description="decay at most (1+n)/(10+n) after n updates")
+
+
+class CheckpointConfig(Section):
+    """When state is written, and how much of it is kept."""
+
+    every: int = Field(500, ge=1, description="steps")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep, beside those by words seen")
+    by_words: bool = Field(True, description="keep chck_1M ... chck_1000M for ever, as BabyLM submissions need")
+
+
+class ValidationConfig(Section):
+    """What is measured on held-out text, with the averaged weights."""
+
+    every: int = Field(500, ge=1, description="steps")
+    rows: int = Field(512, ge=1, description="rows of held-out text to use at most")
+    draws: int = Field(
+        2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs"
+    )
+    pairs: str | None = Field(
+        "corpus", description="BLiMP-style file or folder of minimal pairs; 'corpus': those that come with the corpus"
+    )
+    pairs_every: int | None = Field(
+        None, ge=1, description="steps between scoring them; null: only before and after training"
+    )
+    pairs_per_phenomenon: int = Field(
+        50,
+        ge=2,
+        multiple_of=2,
+        description="minimal pairs to score of each phenomenon, at most; even: they come in twins",
+    )
+
+
+def _wandb_mode(value: object) -> object:
+    """YAML reads `off` and `on` as booleans."""
+    return {False: "off", True: "online"}.get(value, value) if isinstance(value, bool) else value
+
+
+class LoggingConfig(Section):
+    """Console, metrics.jsonl and wandb."""
+
+    every: int = Field(10, ge=1, description="steps")
+    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_wandb_mode)] = Field(
+        "auto", description="auto: if installed, online when logged in, else offline"
+    )
+    wandb_project: str = Field("ltg-mdlm", description="project that wandb files the run under")
+
+
+class RunSection(Section):
+    """Where the run lives."""
+
+    out: Path | None = Field(None, description="run folder; null: runs/<config>-<plugins>-s<seed>")
+    init_from: Path | None = Field(None, description="run folder or checkpoint whose weights start this run")
+
+
+def _no_options(value: object) -> object:
+    """`freq_mdlm:` with nothing behind it selects the plugin with its defaults."""
+    return {} if value is None else value
+
+
+PluginSettings = Annotated[dict[str, Any], BeforeValidator(_no_options)]
+
+
+class Provider(Section):
+    """Where a component comes from: a plugin, its distribution, and the file it is defined in."""
+
+    plugin: str
+    distribution: str
+    version: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} of {self.distribution} {self.version} ({self.file})"
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    name: str = Field("custom", description="first part of the default run folder")
+    seed: int = Field(0, ge=0, description="of weights, order of rows, masks, noise and dropout")
+    plugins: dict[str, PluginSettings] = Field(default_factory=dict, description="selected plugins and their options")
+    slots: dict[str, str] = Field(default_factory=dict, description="which plugin fills a slot that several offer")
+    data: DataConfig = DataConfig()
+    model: ModelSection = ModelSection()
+    training: TrainingConfig = TrainingConfig(epochs=10)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    run: RunSection = RunSection()
+    plugin_versions: dict[str, str] = Field(
+        default_factory=dict, description="written by the trainer: what the run used"
+    )
+    provenance: dict[str, Provider] = Field(
+        default_factory=dict, description="written by the trainer: what filled each slot"
+    )
+
+    @model_validator(mode="after")
+    def _rows_fit_the_model(self) -> RunConfig:
+        longest = max(length for _, length in self.training.stages)
+        if longest > self.model.max_position_embeddings:
+            raise ValueError(
+                f"rows of {longest} tokens are longer than model.max_position_embeddings"
+                f" {self.model.max_position_embeddings}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved settings, as `--config` reads them."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def run_folder(self) -> Path:
+        """`run.out`, or runs/<config>-<plugins>-s<seed>."""
+        chosen = [p for p in self.plugins if p != "uniform_mdlm"] or ["uniform_mdlm"]
+        return self.run.out or Path("runs") / "-".join([self.name, *chosen, f"s{self.seed}"])

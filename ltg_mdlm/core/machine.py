@@ -1,0 +1,70 @@
+"""The machine that measurements are made on: its name, its matrix rate, the memory taken from it."""
+
+from __future__ import annotations
+
+import platform
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
+"""Width of the square matrices whose product sets the peak."""
+
+
+PEAK_SECONDS = 1.0
+
+
+def matrix_peak(device: torch.device, *, bf16: bool) -> float:
+    """Best rate of a large square matrix product, FLOP per second."""
+    size = PEAK_SIZE[device.type]
+    left = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    right = torch.randn_like(left)
+    best, end = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(4):
+            left @ right
+        synchronise(device)
+        best = min(best, (time.perf_counter() - start) / 4)
+    return 2 * size**3 / best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device's queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU, or that this process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe_machine(device: torch.device) -> str:
+    """The processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{found[1] if found else platform.processor() or platform.machine()} ({capability})"
+
+
+def bf16_for(precision: str, device: torch.device) -> bool:
+    """Resolve auto, fp32 or bf16: auto is bf16 where matrix products in it are native."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # The only question torch answers about bf16 arithmetic of the CPU is behind a leading underscore.
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(native())

@@ -1,0 +1,221 @@
+"""Which rows each step trains on: pure arithmetic, known before training begins.
+
+Training is divided into stages by row length. Within a stage the rows of the epochs are taken one after the other, a
+global batch per step; a new stage begins with a fresh epoch of its own rows.
+
+Suffixes: S steps, K stages asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.corpus import Split
+from ltg_mdlm.data.packing import Packing, RowPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Consecutive steps with one row length."""
+
+    seq_len: int
+    first_step: int
+    steps: int
+    rows: int
+    """Rows of all its steps."""
+    plan: RowPlan
+    """The rows of an epoch."""
+
+    @property
+    def epochs(self) -> float:
+        return self.rows / self.plan.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """The whole training in numbers; tokens and words are those of its share of epochs, so exact for whole ones."""
+
+    epochs: float
+    rows: int
+    tokens: int
+    """Other than padding."""
+    words: int
+    tokens_by_length: tuple[tuple[int, int], ...]
+    """(row length, tokens) of each stage."""
+
+
+class BatchSchedule:
+    """Row length and global batch of every step.
+
+    Attributes:
+        max_steps: number of steps
+        stages: those with at least one step, in order
+    """
+
+    def __init__(
+        self,
+        plans: Mapping[int, RowPlan],
+        *,
+        stages: Sequence[tuple[float, int]],
+        global_batch_rows: int,
+        max_steps: int | None = None,
+        epochs: float | None = None,
+        ramp: tuple[float, float] | None = None,
+    ) -> None:
+        """Plan `max_steps` steps, or as many whole ones as `epochs` passes over the training split allow.
+
+        Args:
+            plans: the rows of an epoch, by row length
+            stages: (progress, row length) where each stage begins, the first at 0
+            global_batch_rows: rows per step at the first row length; at others as many as have the same tokens
+            max_steps: number of steps; or give `epochs`
+            epochs: passes over the training split, all stages together
+            ramp: (start, until): the batch grows linearly from that share of its size, to all of it at that progress
+
+        Raises UserError if `epochs` is less than one global batch.
+        """
+        assert (max_steps is None) != (epochs is None)
+        assert stages[0][0] == 0
+        self._plans = [plans[length] for _, length in stages]
+        self._begins = [Fraction(str(progress)) for progress, _ in stages]
+        self._batch_rows_K = global_batch_rows * np.array([stages[0][1] / length for _, length in stages])
+        self._ramp = ramp
+        self.max_steps = max_steps if max_steps is not None else self._steps_for(float(epochs or 0))
+        self._stage_S, self._rows_S = self._steps(self.max_steps)
+        self._first_row_S = np.cumsum(self._rows_S) - self._rows_S
+        self.stages = [self._stage(k) for k in np.unique(self._stage_S)]
+
+    @classmethod
+    def plan(
+        cls,
+        split: Split,
+        *,
+        stages: Sequence[tuple[float, int]],
+        global_batch_rows: int,
+        max_steps: int | None = None,
+        epochs: float | None = None,
+        ramp: tuple[float, float] | None = None,
+        packing: Packing = "documents_packed",
+        end_of_document: bool = False,
+    ) -> BatchSchedule:
+        """Pack a split at every row length, and plan the steps as `BatchSchedule(...)` does."""
+        lengths = {length for _, length in stages}
+        plans = {length: RowPlan(split, length, packing=packing, end_of_document=end_of_document) for length in lengths}
+        return cls(
+            plans, stages=stages, global_batch_rows=global_batch_rows, max_steps=max_steps, epochs=epochs, ramp=ramp
+        )
+
+    def _steps(self, max_steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """int64[S], int64[S]: index of the row length, and rows of the global batch, for each of `max_steps` steps."""
+        step_S = np.arange(max_steps)
+        first_step_K = [math.ceil(progress * max_steps) for progress in self._begins]
+        stage_S = np.searchsorted(first_step_K, step_S, side="right") - 1
+        start, until = self._ramp or (1.0, 0.0)
+        grown_S = np.minimum(step_S / (until * max_steps), 1) if until else np.ones(max_steps)
+        rows_S = np.rint(self._batch_rows_K[stage_S] * (start + (1 - start) * grown_S))
+        return stage_S, np.maximum(rows_S, 1).astype(np.int64)
+
+    def _epochs_in(self, max_steps: int) -> float:
+        """Passes over the training split in `max_steps` steps."""
+        stage_S, rows_S = self._steps(max_steps)
+        rows_K = np.bincount(stage_S, weights=rows_S, minlength=len(self._plans))
+        return float(sum(rows / plan.rows for rows, plan in zip(rows_K, self._plans, strict=True)))
+
+    def _steps_for(self, epochs: float) -> int:
+        """The number of steps whose rows come closest to `epochs` from below, by bisection."""
+        if self._epochs_in(1) > epochs:
+            first = self._steps(1)[1][0]
+            raise UserError(
+                f"training.epochs: {epochs:g} epochs are less than one step: an epoch has {self._plans[0].rows:,} rows,"
+                f" the first global batch {first:,}; lower training.global_batch_rows"
+            )
+        low, high = 1, 2
+        while self._epochs_in(high) <= epochs:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._epochs_in(middle) <= epochs else (low, middle)
+        return low
+
+    def _stage(self, k: int) -> Stage:
+        first, last = np.searchsorted(self._stage_S, [k, k + 1])
+        return Stage(
+            seq_len=self._plans[k].seq_len,
+            first_step=int(first),
+            steps=int(last - first),
+            rows=int(self._rows_S[first:last].sum()),
+            plan=self._plans[k],
+        )
+
+    def stage(self, step: int) -> int:
+        """Index in `stages` of the stage that a step belongs to."""
+        return sum(stage.first_step <= step for stage in self.stages) - 1
+
+    def seq_len(self, step: int) -> int:
+        """Tokens per row of a step."""
+        return self.stages[self.stage(step)].seq_len
+
+    def rows(self, step: int) -> int:
+        """Rows of a step's global batch."""
+        return int(self._rows_S[step])
+
+    def first_row(self, step: int) -> int:
+        """Rows of all earlier steps."""
+        return int(self._first_row_S[step])
+
+    def first_row_in_stage(self, step: int) -> int:
+        """Rows of the earlier steps of the same stage: where in its epochs the step's global batch begins."""
+        return int(self._first_row_S[step] - self._first_row_S[self.stages[self.stage(step)].first_step])
+
+    def rows_by_stage(self, steps: int) -> list[int]:
+        """Rows of each stage in the first `steps` steps."""
+        done = [min(max(steps - stage.first_step, 0), stage.steps) for stage in self.stages]
+        return [
+            int(self._rows_S[stage.first_step : stage.first_step + count].sum())
+            for stage, count in zip(self.stages, done, strict=True)
+        ]
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training split before a step; for `max_steps`, those of the whole training."""
+        rows = self.rows_by_stage(step)
+        return float(sum(count / stage.plan.rows for count, stage in zip(rows, self.stages, strict=True)))
+
+    @property
+    def smallest_batch(self) -> int:
+        """Rows of the smallest global batch."""
+        return int(self._rows_S.min())
+
+    def totals(self) -> Totals:
+        """Epochs, rows, tokens and words of the whole training."""
+        tokens = tuple((stage.seq_len, round(stage.epochs * stage.plan.tokens)) for stage in self.stages)
+        return Totals(
+            epochs=self.epoch(self.max_steps),
+            rows=int(self._rows_S.sum()),
+            tokens=sum(count for _, count in tokens),
+            words=round(sum(stage.epochs * stage.plan.words for stage in self.stages)),
+            tokens_by_length=tokens,
+        )
+
+    def describe(self) -> list[str]:
+        """Lines for the user: the arithmetic of each stage, and of the whole."""
+        totals = self.totals()
+        whole = (
+            f"in all {self.max_steps:,} steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows, "
+            f"{totals.tokens:,} tokens, {totals.words:,} words"
+        )
+        return [*(self._describe_stage(i, stage) for i, stage in enumerate(self.stages, 1)), whole]
+
+    def _describe_stage(self, number: int, stage: Stage) -> str:
+        rows_S = self._rows_S[stage.first_step : stage.first_step + stage.steps]
+        batch = f"{rows_S[0]:,}" if rows_S.min() == rows_S.max() else f"{rows_S[0]:,} to {rows_S[-1]:,}"
+        plan = stage.plan
+        epoch = f"{plan.rows:,} rows ({plan.non_pad_share:.1%} tokens), {plan.rows / rows_S.mean():,.1f} steps"
+        steps = f"{stage.steps:,} steps of {batch} rows of {stage.seq_len}"
+        return f"stage {number}: {steps}; an epoch: {epoch}; {stage.epochs:.2f} epochs"

@@ -1,1 +1,0 @@
-"""The quality of generated text: `ltg-mdlm eval generation`."""

@@ -1,0 +1,1 @@
+"""Tasks, the evaluation suite, statistics, comparison, contamination, fine-tuning, quality of samples."""

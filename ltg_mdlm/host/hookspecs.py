@@ -1,0 +1,174 @@
+"""The hooks of the host.  A hook only registers: it returns a component, and is called once, at start-up.
+
+A plugin implements the hooks it needs, marked with `ltg_mdlm.api.hookimpl`, with any subset of the arguments.  A slot
+hook may return None, which leaves the slot to somebody else (in the end to `uniform_mdlm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from ltg_mdlm.core.components import (
+    Component,
+    CorpusStatistics,
+    MaskingStrategy,
+    NoiseSchedule,
+    Objective,
+    RowMode,
+    RunContext,
+    TimeConditioning,
+)
+from ltg_mdlm.core.config import RunConfig
+
+if TYPE_CHECKING:
+    from ltg_mdlm.core.config import RunConfig
+
+
+API_VERSION = 1
+"""Rises only when an existing plugin would break; this version and the one before it are supported."""
+
+
+PROJECT = "ltg_mdlm"
+
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+"""Marks a hook of the host; plugins need `hookimpl` only."""
+
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a method of a plugin as the implementation of the hook of its name."""
+
+
+@hookspec
+def ltg_mdlm_check_config(config: RunConfig) -> Iterable[str] | None:
+    """Look at the whole run's settings; raise UserError for what cannot work, return warnings for what may surprise.
+
+    >>> from ltg_mdlm.api import Plugin, UserError, hookimpl
+    >>> class ShortRowsOnly(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_check_config(self, config):
+    ...         if config.training.seq_len > 128:
+    ...             raise UserError("short_rows was only tested up to 128 tokens per row")
+    """
+
+
+@hookspec
+def ltg_mdlm_corpus_statistics(stats: CorpusStatistics, ctx: RunContext) -> None:
+    """Receive the training corpus' token counts, before any slot is filled.
+
+    >>> from ltg_mdlm.api import Plugin, hookimpl
+    >>> class Counting(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_corpus_statistics(self, stats):
+    ...         self.share_V = stats.token_count_V / stats.num_tokens
+    """
+
+
+@hookspec
+def ltg_mdlm_row_mode(ctx: RunContext) -> RowMode | None:
+    """Decide which rows of the global batch are causal.
+
+    >>> import torch
+    >>> from ltg_mdlm.api import Plugin, RowMode, hookimpl
+    >>> class EveryOther(RowMode):
+    ...     def causal(self, step, device):
+    ...         return torch.arange(step.rows, device=device) % 2 == 1
+    >>> class HalfCausal(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_row_mode(self):
+    ...         return EveryOther()
+    """
+
+
+@hookspec
+def ltg_mdlm_noise_schedule(ctx: RunContext) -> NoiseSchedule | None:
+    """Decide how mask rates are distributed.
+
+    >>> import torch
+    >>> from ltg_mdlm.api import NoiseSchedule, Plugin, hookimpl
+    >>> class Quadratic(NoiseSchedule):
+    ...     def rate(self, t, progress):
+    ...         return t**2
+    ...     def slope(self, t, progress):
+    ...         return 2 * t
+    >>> class QuadraticSchedule(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_noise_schedule(self):
+    ...         return Quadratic()
+    """
+
+
+@hookspec
+def ltg_mdlm_masking(ctx: RunContext) -> MaskingStrategy | None:
+    """Decide which tokens of a row are hidden.
+
+    >>> from ltg_mdlm.api import MaskingStrategy, Plugin, hookimpl
+    >>> class WordStarts(MaskingStrategy):
+    ...     keeps_rate = False
+    ...     def __init__(self, ctx):
+    ...         super().__init__(ctx.mask_id)
+    ...         self.start_V = ctx.word_start_V
+    ...     def mask_probability(self, batch, noise, step):
+    ...         return self.start_V[batch.ids_BT] * noise.rate_B.float().unsqueeze(1)
+    >>> class MaskWordStarts(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_masking(self, ctx):
+    ...         return WordStarts(ctx)
+    """
+
+
+@hookspec
+def ltg_mdlm_objective(ctx: RunContext) -> Objective | None:
+    """Decide how cross-entropies are weighted, and what their sum is divided by.
+
+    >>> import torch
+    >>> from ltg_mdlm.api import Objective, Plugin, hookimpl
+    >>> class MeanOverMasked(Objective):
+    ...     def denominators(self, batch, corrupted):
+    ...         return corrupted.masked_BT.sum().float().unsqueeze(0)
+    ...     def weights(self, supervised, step):
+    ...         return torch.ones_like(supervised.rate_N), None
+    >>> class PlainMLM(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_objective(self):
+    ...         return MeanOverMasked()
+    """
+
+
+@hookspec
+def ltg_mdlm_time_conditioning(ctx: RunContext) -> TimeConditioning | None:
+    """Decide what the model is told about a row's noise level.
+
+    Called for training, and again, without corpus statistics, whenever a trained model is evaluated or exported.
+
+    >>> from ltg_mdlm.api import Plugin, TimeConditioning, hookimpl
+    >>> class Time(TimeConditioning):
+    ...     def value(self, corrupted, noise):
+    ...         return noise.t_B.float() * ~corrupted.causal_B
+    ...     def value_for_rate(self, rate_B):
+    ...         return rate_B.float()
+    >>> class ConditionOnTime(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_time_conditioning(self):
+    ...         return Time()
+    """
+
+
+@hookspec
+def ltg_mdlm_observers(ctx: RunContext) -> Iterable[Component] | None:
+    """Add components that fill no slot: they see every step and may log.  All plugins' observers are used.
+
+    >>> from ltg_mdlm.api import Component, Plugin, hookimpl
+    >>> class Errors(Component):
+    ...     def observe(self, observation):
+    ...         self.error_rate = 1 - observation.correct_N.float().mean()
+    ...     def metrics(self):
+    ...         return {"error_rate": self.error_rate}
+    >>> class LogErrors(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_observers(self):
+    ...         return [Errors()]
+    """

@@ -1,0 +1,1 @@
+"""Export, import, upload, and the model card."""

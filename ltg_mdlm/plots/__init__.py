@@ -1,1 +1,0 @@
-"""Pictures of a recipe's parts; matplotlib is needed only here (`pip install "ltg-mdlm[plots]"`)."""

@@ -1,0 +1,76 @@
+"""Curves as they are drawn: no more points than can be seen, and no extreme lost.
+
+The axis of steps is cut into `BINS` equal parts.  A run's line goes through the means of the parts, its band from their
+smallest to their largest value; where a part holds one logged value, that is the curve itself.  The line of several
+seeds goes through the mean of the runs' means, with a band of one standard deviation on both sides.
+
+Suffix P: parts that hold a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltg_mdlm.storage.metrics_file import Curve
+
+BINS = 200
+
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is drawn of a group."""
+
+    step_P: Floats
+    value_P: Floats
+    """NaN where nothing finite was logged, which breaks the line"""
+    low_P: Floats
+    high_P: Floats
+    seeds: int
+    """How many runs it averages."""
+
+
+def run_line(curve: Curve, last_step: int, bins: int = BINS) -> Line:
+    """Means and extremes of a run within equal parts of 0..`last_step`."""
+    step_N, value_N = np.asarray(curve.steps, dtype=np.float64), np.asarray(curve.values, dtype=np.float64)
+    bin_N = _bin_of(step_N, last_step, bins)
+    parts = [bin_N == part for part in np.unique(bin_N)]
+    steps = [step_N[part].mean() for part in parts]
+    finite = [value_N[part][np.isfinite(value_N[part])] for part in parts]
+    figures = [(some.mean(), some.min(), some.max()) if len(some) else (np.nan,) * 3 for some in finite]
+    value_P, low_P, high_P = np.asarray(figures, dtype=np.float64).reshape(-1, 3).T
+    return Line(np.asarray(steps), value_P, low_P, high_P, seeds=1)
+
+
+def group_line(curves: Sequence[Curve], last_step: int, bins: int = BINS) -> Line:
+    """The line of one run, or of several that differ in their seed; `curves` are not empty."""
+    lines = [run_line(curve, last_step, bins) for curve in curves]
+    if len(lines) == 1:
+        return lines[0]
+    step_RB, value_RB = (np.full((len(lines), bins), np.nan) for _ in range(2))
+    for r, line in enumerate(lines):
+        place = _bin_of(line.step_P, last_step, bins)
+        step_RB[r, place], value_RB[r, place] = line.step_P, line.value_P
+    kept = ~np.isnan(step_RB).all(axis=0)
+    step_P, (value_P, deviation_P) = _mean(step_RB[:, kept])[0], _mean(value_RB[:, kept])
+    return Line(step_P, value_P, value_P - deviation_P, value_P + deviation_P, seeds=len(lines))
+
+
+def _bin_of(step_N: Floats, last_step: int, bins: int) -> NDArray[np.int64]:
+    place_N: NDArray[np.int64] = np.clip((step_N * bins / max(last_step, 1)).astype(np.int64), 0, bins - 1)
+    return place_N
+
+
+def _mean(value_RP: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the runs that have a value; NaN and 0 where none has."""
+    n_P = (~np.isnan(value_RP)).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        mean_P = np.nansum(value_RP, axis=0) / np.where(n_P == 0, np.nan, n_P)
+    square_P = np.nansum((value_RP - mean_P) ** 2, axis=0)
+    return mean_P, np.sqrt(square_P / np.maximum(n_P - 1, 1))

@@ -1,0 +1,106 @@
+"""A picture as a list of panels, in one style.
+
+Colours are told apart by people with any colour vision (Okabe and Ito's set; viridis for ordered series), and ordered
+series also differ in lightness, so that they survive printing in grey.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltg_mdlm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+DISTINCT = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+ORDERED = ("#440154", "#3B528B", "#21918C", "#5EC962", "#D8B800")
+"""viridis from dark to light; its last, palest yellow is darkened to be seen on white."""
+
+
+MUTED = "#666666"
+
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#333333",
+    "axes.edgecolor": "#999999",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#666666",
+    "ytick.color": "#666666",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: what it shows, and the function that draws it."""
+
+    title: str
+    draw: Callable[[Axes], None]
+
+
+def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 150) -> None:
+    """Draw the panels side by side, at most three in a line, and write the picture.
+
+    The file's ending chooses the format.  Raises UserError without matplotlib, and for a file that cannot be written.
+    """
+    check_writable(path)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
+    lines = math.ceil(len(panels) / columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * columns, 3.5 * lines + 0.4))
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        for place, panel in enumerate(panels, start=1):
+            axes = figure.add_subplot(lines, columns, place)
+            axes.set_title(panel.title)
+            panel.draw(axes)
+        _save(figure, path, dpi)
+
+
+def require_matplotlib() -> None:
+    """Raises UserError that says how to install it."""
+    try:
+        import matplotlib.backend_bases  # noqa: F401
+    except ImportError:
+        raise UserError('pictures need matplotlib\n  pip install "ltg-mdlm[plots]"') from None
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError if no picture can be written there: no matplotlib, unknown format, no such folder."""
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise UserError(f"{path}: no picture format ends in {path.suffix!r}\n  known: {', '.join(known)}")
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.resolve().parent}")
+
+
+def _save(figure: Figure, path: Path, dpi: int) -> None:
+    try:
+        figure.savefig(path, dpi=dpi)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""The HTML report about runs: one self-contained page."""

@@ -1,0 +1,97 @@
+"""Pictures of each recipe's noise schedule and masking, drawn anew from its settings, as `plugins show --plot` does."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.settings import parse_yaml, stored_config
+from ltg_mdlm.reporting.figure import STYLE, Panel
+from ltg_mdlm.reporting.html_report.charts import inline_svg
+from ltg_mdlm.reporting.html_report.run_groups import Group, said
+
+_DECIDING = ("plugins", "slots", "data.")
+"""Settings that decide what the pictures show."""
+
+
+_SIZE = (4.7, 3.4)
+
+
+ROWS = 256
+"""Of the corpus, on which masking is measured."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One panel, ready for the page."""
+
+    title: str
+    svg: str
+    on_paper: bool
+    """Holds pixels, whose colours do not follow the page's."""
+
+
+@dataclass(frozen=True)
+class RecipePictures:
+    """The pictures of all groups whose schedule and masking are the same."""
+
+    groups: Sequence[Group]
+    pictures: Sequence[Picture]
+    problem: str = ""
+    """Why there are none."""
+
+
+def recipe_pictures(groups: Sequence[Group], most: int) -> tuple[list[RecipePictures], int]:
+    """Pictures of the first recipes, at most so many, and how many more there are."""
+    alike: dict[str, list[Group]] = {}
+    for group in groups:
+        deciding = {key: value for key, value in group.settings.items() if key.startswith(_DECIDING)}
+        if deciding:
+            alike.setdefault(repr(sorted(deciding.items(), key=lambda item: item[0])), []).append(group)
+    recipes = list(alike.values())
+    return [_pictures_of(recipe) for recipe in recipes[:most]], max(len(recipes) - most, 0)
+
+
+def _pictures_of(groups: Sequence[Group]) -> RecipePictures:
+    run = groups[0].runs[0]
+    file = run.row.folder / "config.yaml"
+    try:
+        config = stored_config(parse_yaml(file.read_text(encoding="utf-8")), file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            panels = _panels(config)
+            return RecipePictures(groups, [_drawn(panel, groups[0].code) for panel in panels])
+    except Exception as error:  # plugins of third parties run here, and may not be those that trained
+        return RecipePictures(groups, [], said(error))
+
+
+def _panels(config: RunConfig) -> list[Panel]:
+    from ltg_mdlm.core.distributed import Ranks
+    from ltg_mdlm.host.plugin_host import Host
+    from ltg_mdlm.host.run_context import batch_schedule, components_of, open_corpus
+    from ltg_mdlm.reporting.plugin_pictures import last_step, measured_masking, schedule_panels
+
+    corpus = open_corpus(config)
+    host = Host(config)
+    schedule = batch_schedule(host.config, corpus)
+    components = components_of(host, corpus, schedule, Ranks.alone())
+    end = last_step(host.config, schedule, ROWS)
+    return [*schedule_panels(components.noise_schedule), *measured_masking(components, host.config, corpus, end)]
+
+
+def _drawn(panel: Panel, code: str) -> Picture:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**STYLE, "savefig.dpi": 110}):
+        figure = Figure(figsize=_SIZE)
+        # Several times as fast as a layout that is fitted.
+        axes = figure.add_subplot()
+        figure.subplots_adjust(left=0.15, right=0.97, top=0.97, bottom=0.15)
+        panel.draw(axes)
+        name = re.sub(r"\W+", "-", f"recipe-{code}-{panel.title}", flags=re.ASCII).strip("-").lower()
+        svg = inline_svg(figure, name, panel.title, f"{panel.title} of the recipe of group {code}.")
+    return Picture(panel.title, svg, on_paper="<image" in svg)

@@ -1,0 +1,225 @@
+"""Runs that differ in their seed alone are one group: its figures are averaged, with their spread.
+
+What a run folder holds for the page; a folder in any state gives a record, and says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import string
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.reporting.run_table import RunRow, read_run
+from ltg_mdlm.storage.metrics_file import MetricsFile
+from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.training.sweep import SEED, short_names
+
+PLUGINS = "plugins"
+
+
+WITHOUT_EFFECT = ("logging.", "checkpoint.", "training.threads", "training.micro_batch_rows")
+"""Settings that change nothing of what is trained."""
+
+
+_FALLBACK = "uniform_mdlm"
+
+
+_LONGEST_VALUE = 32
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe."""
+
+    code: str
+    """One or two letters, by which charts and tables name it."""
+    name: str
+    """What tells it from the other groups."""
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those that all its runs share."""
+        return recipe(self.runs[0])
+
+    @property
+    def measured(self) -> tuple[tuple[RunRecord, ...], bool]:
+        """The runs whose figures stand for it, and whether they are finished: those if there are any, else all."""
+        finished = tuple(run for run in self.runs if run.finished)
+        return finished or self.runs, bool(finished)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds."""
+
+    mean: float
+    deviation: float | None
+    """Standard deviation of one seed (n - 1 in the denominator); None for a single seed."""
+    n: int
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Over the values that are there; None if there is none.  One that is not finite makes all of it NaN."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if not all(map(math.isfinite, known)):
+        return Spread(math.nan, None, len(known))
+    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """In order of appearance; a run without settings is a group of its own."""
+    alike: dict[str, list[RunRecord]] = defaultdict(list)
+    for run in runs:
+        settings = recipe(run)
+        alike[repr(sorted(settings.items(), key=lambda item: item[0])) if settings else str(run.row.folder)].append(run)
+    recipes = list(alike.values())
+    keys = differing([recipe(members[0]) for members in recipes])
+    return [
+        Group(_code(i), _name(members[0], keys, alone=len(recipes) == 1), tuple(members))
+        for i, members in enumerate(recipes)
+    ]
+
+
+def recipe(run: RunRecord) -> dict[str, Any]:
+    """The settings that decide what is trained, but for the seed."""
+    return {key: value for key, value in run.settings.items() if key != SEED and not key.startswith(WITHOUT_EFFECT)}
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Key paths, but for the seed, with more than one value among those that know them; the plugins come first.
+
+    A folder without settings says nothing, and an option of a plugin that only some select is not compared.
+    """
+    keys = dict.fromkeys([PLUGINS, *(key for some in settings for key in some if key != SEED)])
+    return [key for key in keys if len({repr(some[key]) for some in settings if key in some}) > 1]
+
+
+def _code(index: int) -> str:
+    letters = string.ascii_uppercase
+    return letters[index] if index < 26 else letters[index // 26 - 1] + letters[index % 26]
+
+
+def _name(run: RunRecord, keys: Sequence[str], *, alone: bool) -> str:
+    if not run.settings:
+        return run.name
+    labels = short_names(keys)
+    parts = [setting_text(key, run.settings[key], labels[key]) for key in keys if key in run.settings]
+    return ", ".join(parts) if parts and not alone else shown_plugins(run.settings.get(PLUGINS))
+
+
+def setting_text(key: str, value: Any, label: str) -> str:
+    """`power=0.5`; of the plugins, their names alone."""
+    return shown_plugins(value) if key == PLUGINS else f"{label}={shown(value)}"
+
+
+def shown_plugins(value: Any) -> str:
+    """The selected plugins without the fallback, if there are others."""
+    names = [name for name in str(value or _FALLBACK).split("+") if name]
+    return " + ".join([name for name in names if name != _FALLBACK] or [_FALLBACK])
+
+
+def shown(value: Any) -> str:
+    """A setting's value as YAML would have it, shortened in the middle."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    half = _LONGEST_VALUE // 2
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: half - 1]}…{text[-half:]}"
+
+
+_OF_VERSIONS = "plugin_versions."
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of the page."""
+
+    row: RunRow
+    metrics: MetricsFile
+    versions: Mapping[str, str]
+    """Of the program, torch and every plugin; and on how many ranks it ran."""
+    problems: tuple[str, ...]
+    """What a reader should know before they trust its figures."""
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.row.folder.resolve().name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By key path, without the versions, which the trainer wrote beside them."""
+        return {key: value for key, value in self.row.settings.items() if not key.startswith(_OF_VERSIONS)}
+
+    @property
+    def words_seen(self) -> int | None:
+        """As last logged."""
+        seen = self.metrics.last.get("words_seen", math.nan)
+        return int(seen) if math.isfinite(seen) else None
+
+    @property
+    def remarks(self) -> list[str]:
+        """Why it ended as it did, and its problems."""
+        return [*([self.row.reason] if self.row.reason else []), *self.problems]
+
+    @property
+    def finished(self) -> bool:
+        """Whether its figures are those of the end of training."""
+        return self.row.status == "finished"
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a run folder; never raises for what it holds."""
+    row, metrics = read_run(path), MetricsFile(RunFolder(path).metrics_file).refresh()
+    problems = []
+    if not metrics.curves:
+        problems.append("no metrics were logged")
+    if metrics.unreadable:
+        problems.append(f"{metrics.unreadable} lines of metrics.jsonl are damaged and left out")
+    if metrics.refused:
+        problems.append(f"{metrics.refused} updates were refused because they were not finite")
+    if (diverged_at := first_not_finite(metrics)) is not None:
+        problems.append(f"the objective was not finite at step {diverged_at}")
+    return RunRecord(row=row, metrics=metrics, versions=_versions(row, path), problems=tuple(problems))
+
+
+def said(error: Exception) -> str:
+    """The first line of an error, as the page shows it."""
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def first_not_finite(metrics: MetricsFile) -> int | None:
+    """The first logged step whose objective is not a number."""
+    curve = metrics.curves.get("loss")
+    if curve is None:
+        return None
+    return next((step for step, value in zip(curve.steps, curve.values, strict=True) if not math.isfinite(value)), None)
+
+
+def _versions(row: RunRow, path: Path) -> dict[str, str]:
+    """Of the newest checkpoint, and of the settings, which name plugins only."""
+    of_plugins = {
+        key.removeprefix(_OF_VERSIONS): str(value)
+        for key, value in row.settings.items()
+        if key.startswith(_OF_VERSIONS)
+    }
+    states = sorted(RunFolder(path).checkpoints.glob("step_*/state.json"))
+    return of_plugins | (_versions_of_checkpoint(states[-1]) if states else {})
+
+
+def _versions_of_checkpoint(state: Path) -> dict[str, str]:
+    """Empty if it cannot be read: the run's figures do not depend on it."""
+    try:
+        about = json.loads(state.read_text(encoding="utf-8"))
+        return {**about["versions"], "ranks": str(about["world_size"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,369 @@
+"""`ltg-mdlm plugins show NAME --plot FILE`: a plugin's components, built as for a run, in one picture.
+
+A masking strategy in pictures: how often a token is masked, by how frequent its type is.
+
+Measured on rows of the user's corpus, so that it works for any strategy.
+
+Shapes: B rows, T tokens per row, V vocabulary, G mask rates, I intervals of frequency ranks.
+
+A noise schedule in pictures: which mask rates it draws, what their rows weigh, and what that amounts to.
+
+Shapes: R drawn rows, G points on the axis of mask rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.core.batch import Batch, Noise, Step
+from ltg_mdlm.core.components import MaskingStrategy, NoiseSchedule
+from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.data.batch_schedule import BatchSchedule
+from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.data.row_loader import validation_batches
+from ltg_mdlm.host.discovery import find
+from ltg_mdlm.host.plugin_host import Host, import_plugin
+from ltg_mdlm.host.run_context import batch_schedule, components_of, corpus_statistics, open_corpus
+from ltg_mdlm.host.slots import Components
+from ltg_mdlm.reporting.figure import DISTINCT, MUTED, ORDERED, Panel, check_writable, save_panels
+from ltg_mdlm.reporting.schedule_analysis import POWERS, effective_weight
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+MEASURED_ROWS = 1024
+
+
+ROWS_AT_A_TIME = 128
+
+
+def plot_plugin(name: str, path: Path, *, corpus: Path | None = None, sets: Sequence[str] = ()) -> None:
+    """Draw the noise schedule and the masking that a plugin provides, in the default config with `sets` on top.
+
+    Masking is measured on training rows of `corpus` (default: the built-in one).  Raises UserError for settings that
+    make no run, a plugin that provides neither part, and a picture that cannot be written.
+    """
+    check_writable(path)
+    of_corpus = [] if corpus is None else [f"data.corpus={corpus}"]
+    settings = load_settings(plugins=[name], sets=[*of_corpus, *sets])
+    host = Host(settings.config, settings.sources)
+    opened = open_corpus(host.config)
+    save_panels(plugin_panels(name, host, opened), path, title=title_of(name, host.config))
+
+
+def last_step(config: RunConfig, schedule: BatchSchedule, rows: int) -> Step:
+    """The last step of training, as if it had `rows` rows: where curricula have got to their end."""
+    last = schedule.max_steps - 1
+    progress = last / schedule.max_steps
+    return Step(seed=config.seed, step=last, progress=progress, epoch=schedule.epoch(last), rows=rows)
+
+
+def plugin_panels(name: str, host: Host, corpus: Corpus) -> list[Panel]:
+    """The panels of the slots that a plugin fills.  Raises UserError if it fills neither schedule nor masking."""
+    config = host.config
+    schedule = batch_schedule(config, corpus)
+    components = components_of(host, corpus, schedule, Ranks.alone())
+    panels = []
+    if components.providers["noise_schedule"] == name:
+        panels += schedule_panels(components.noise_schedule)
+    if components.providers["masking"] == name:
+        panels += measured_masking(components, config, corpus, last_step(config, schedule, MEASURED_ROWS))
+    if not panels:
+        raise UserError(f"plugin {name!r} fills neither noise_schedule nor masking here: there is nothing to draw")
+    return panels
+
+
+def measured_masking(components: Components, config: RunConfig, corpus: Corpus, step: Step) -> list[Panel]:
+    """Panels of the masking, on rows of the training split."""
+    rows = validation_batches(
+        corpus.train,
+        seq_len=config.training.stages[-1][1],
+        micro_batch_rows=ROWS_AT_A_TIME,
+        rows=step.rows,
+        packing=config.training.packing,
+        end_of_document=config.data.end_of_document,
+    )
+    rank_V = frequency_rank(corpus_statistics(config, corpus).token_count_V)
+    measured = masking_by_rank(components.masking, rows.batches, rank_V, step)
+    return masking_panels(measured, ", end of training")
+
+
+def title_of(name: str, config: RunConfig) -> str:
+    """The plugin's name, and the options that differ from their defaults."""
+    options = config.plugins[name]
+    defaults = import_plugin(find(name)).options_model.model_construct().model_dump(mode="json")
+    changed = [f"{option} = {value}" for option, value in options.items() if value != defaults.get(option)]
+    return "   ".join([name, *changed])
+
+
+RATES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+INTERVALS = 24
+
+
+LEAST_SHARE = 0.005
+"""Intervals that hold a smaller share of the measured tokens are not shown: their averages would be noise."""
+
+
+FLAT = 0.005
+"""A strategy whose probabilities differ less than this, relative to the mask rate, does not depend on rank."""
+
+
+LEAST_SPAN = 0.1
+"""The axis of ratios shows at least 1 - this to 1 + this: small differences are to look small."""
+
+
+_RANK_LABEL = "frequency rank (1 = most frequent token type)"
+
+
+@dataclass(frozen=True)
+class MaskingByRank:
+    """Averages over the tokens of every interval of frequency ranks."""
+
+    rank_I: Tensor
+    """Mean frequency rank of the interval's tokens, on a logarithmic scale; 1 is the most frequent type."""
+    probability_GI: Tensor
+    """What the strategy states."""
+    masked_GI: Tensor
+    """Share of tokens that it masked."""
+
+
+def frequency_rank(token_count_V: Tensor) -> Tensor:
+    """int64[V]: 1 for the most frequent type; ties go by id."""
+    order_V = token_count_V.argsort(descending=True, stable=True)
+    rank_V = torch.empty_like(order_V)
+    rank_V[order_V] = torch.arange(1, len(order_V) + 1)
+    return rank_V
+
+
+def masking_by_rank(
+    masking: MaskingStrategy, batches: Sequence[Batch], rank_V: Tensor, step: Step, rates: Sequence[float] = RATES
+) -> MaskingByRank:
+    """Mask the rows at every rate, and average over tokens of similar rank.
+
+    `step` says how far training is, and its `rows` counts the rows of all batches.
+    """
+    edges = torch.unique(torch.logspace(0, math.log10(int(rank_V.max()) + 1), INTERVALS + 1).round())
+    sums = torch.zeros(2, len(rates), len(edges) - 1, dtype=torch.float64)
+    tokens_I, log_rank_I = sums.new_zeros(len(edges) - 1), sums.new_zeros(len(edges) - 1)
+    for batch in batches:
+        rank_N = rank_V[batch.ids_BT[batch.maskable_BT]]
+        interval_N = torch.bucketize(rank_N, edges, right=True) - 1
+        tokens_I.index_add_(0, interval_N, torch.ones(len(rank_N), dtype=torch.float64))
+        log_rank_I.index_add_(0, interval_N, rank_N.double().log())
+        for g, rate in enumerate(rates):
+            stated_BT, masked_BT = mask_at(masking, batch, rate, step)
+            sums[0, g].index_add_(0, interval_N, stated_BT[batch.maskable_BT].double())
+            sums[1, g].index_add_(0, interval_N, masked_BT[batch.maskable_BT].double())
+    shown_I = tokens_I >= LEAST_SHARE * tokens_I.sum()
+    means = sums[:, :, shown_I] / tokens_I[shown_I]
+    return MaskingByRank((log_rank_I[shown_I] / tokens_I[shown_I]).exp(), means[0], means[1])
+
+
+def mask_at(masking: MaskingStrategy, batch: Batch, rate: float, step: Step) -> tuple[Tensor, Tensor]:
+    """float[B, T] stated probability and bool[B, T] mask, with all rows at one mask rate."""
+    rate_B = torch.full(batch.row_B.shape, rate, dtype=torch.float64)
+    noise = Noise(t_B=rate_B, rate_B=rate_B, slope_B=torch.ones_like(rate_B))
+    causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
+    return masking.mask_probability(batch, noise, step), masking.corrupt(batch, causal_B, noise, step).masked_BT
+
+
+def masking_panels(measured: MaskingByRank, when: str, rates: Sequence[float] = RATES) -> list[Panel]:
+    """Probabilities, and their ratio to the mask rate unless it is 1 throughout."""
+    ratio_GI = measured.probability_GI / torch.tensor(rates, dtype=torch.float64).unsqueeze(1)
+    panels = [Panel(f"Masking by frequency{when}", partial(_draw_probability, measured, rates))]
+    if bool((ratio_GI - 1).abs().max() > FLAT):
+        panels.append(Panel(f"Relative to the mask rate{when}", partial(_draw_ratio, measured.rank_I, ratio_GI, rates)))
+    return panels
+
+
+def _draw_probability(measured: MaskingByRank, rates: Sequence[float], axes: Axes) -> None:
+    # The curves are named at the end where they lie further apart.
+    end, align = max(((0, "left"), (-1, "right")), key=lambda e: _least_gap(measured.probability_GI[:, e[0]]))
+    for g, (rate, colour) in enumerate(zip(rates, ORDERED, strict=True)):
+        axes.plot(measured.rank_I, measured.probability_GI[g], color=colour)
+        axes.plot(measured.rank_I, measured.masked_GI[g], "o", color=colour, markersize=3.5)
+        at = (float(measured.rank_I[end]), float(measured.probability_GI[g, end]))
+        axes.annotate(f"γ = {rate:g}", at, (0, 5), textcoords="offset points", ha=align, color=colour)
+    axes.plot([], [], color=MUTED, label="probability")
+    axes.plot([], [], "o", color=MUTED, markersize=3.5, label="share masked")
+    axes.set(xscale="log", xlabel=_RANK_LABEL, ylabel="probability of being masked", ylim=(0, 1.16))
+    axes.legend(loc="upper left", ncols=2)
+
+
+def _least_gap(values: Tensor) -> float:
+    return float(values.sort().values.diff().min())
+
+
+def _draw_ratio(rank_I: Tensor, ratio_GI: Tensor, rates: Sequence[float], axes: Axes) -> None:
+    coincide = float((ratio_GI - ratio_GI[0]).abs().max()) < FLAT
+    for place, (ratio_I, colour, rate) in enumerate(zip(ratio_GI, ORDERED, rates, strict=True)):
+        # Curves that coincide show as stripes.
+        width = 1.3 * (len(rates) - place) if coincide else None
+        axes.plot(rank_I, ratio_I, color=colour, linewidth=width, label=f"γ = {rate:g}")
+    axes.axhline(1, color=MUTED, linewidth=0.8)
+    low, high = axes.get_ylim()
+    axes.set(xscale="log", xlabel=_RANK_LABEL, ylabel="probability / γ")
+    axes.set_ylim(min(low, 1 - LEAST_SPAN), max(high, 1 + LEAST_SPAN))
+    axes.legend()
+
+
+HISTOGRAM_ROWS, SCATTER_ROWS = 65536, 4096
+"""Rows drawn for a histogram, and for a panel with a dot for each."""
+
+
+DASHES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
+
+
+LEAST_RATE = 0.005
+"""Left end of logarithmic axes of mask rates; below it weights are 1 / γ times a constant."""
+
+
+DECADES = 8
+"""Height of logarithmic axes, at most: weights can span 40 decades."""
+
+
+_RATE_LABEL = "mask rate γ"
+
+
+def schedule_panels(schedule: NoiseSchedule) -> list[Panel]:
+    """Panels for any schedule; what needs a density is left out where there is none."""
+    varies, single = varies_in_training(schedule), is_single_rate(schedule)
+    at, when = (0.5, " at progress 0.5") if varies else (0.0, "")
+    has_density = schedule.density(torch.tensor([0.5], dtype=torch.float64), at) is not None
+    panels: list[Panel] = []
+    if not single:
+        panels += [
+            Panel("Density of mask rates", partial(_draw_density, schedule, (0.0, 0.5, 1.0) if varies else (0.0,))),
+            Panel(f"Weight of {SCATTER_ROWS:,} drawn rows{when}", partial(_draw_row_weights, schedule, at)),
+        ]
+    if has_density:
+        panels.append(Panel(f"Effective weight{when}", partial(_draw_effective_weights, schedule, at)))
+    if varies and has_density:
+        panels.append(Panel("Density over training", partial(_draw_heat_map, schedule)))
+    elif varies:
+        panels.append(Panel("Mask rates over training", partial(_draw_quantiles, schedule)))
+    return panels
+
+
+def draw(schedule: NoiseSchedule, progress: float, rows: int = HISTOGRAM_ROWS, seed: int = 0) -> Noise:
+    """The noise of a global batch of that many rows, as training would draw it."""
+    one_BT = torch.ones(rows, 1, dtype=torch.int64)
+    batch = Batch(
+        ids_BT=one_BT,
+        document_BT=torch.zeros_like(one_BT, dtype=torch.int32),
+        position_BT=-one_BT,
+        maskable_BT=one_BT.bool(),
+        row_B=torch.arange(rows),
+    )
+    return schedule.sample(batch, Step(seed=seed, step=0, progress=progress, epoch=0.0, rows=rows))
+
+
+def varies_in_training(schedule: NoiseSchedule) -> bool:
+    """Whether the mask rates depend on progress."""
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    return not torch.allclose(schedule.rate(t, 0.0), schedule.rate(t, 1.0), atol=1e-9)
+
+
+def is_single_rate(schedule: NoiseSchedule) -> bool:
+    """Whether all rows of a step have the same mask rate, which leaves no density and nothing to weigh."""
+    rate_R = draw(schedule, 0.0, rows=256).rate_B
+    return bool(rate_R.max() - rate_R.min() < 1e-9)
+
+
+def _draw_density(schedule: NoiseSchedule, progress: tuple[float, ...], axes: Axes) -> None:
+    rate_G = torch.linspace(0.0005, 0.9995, 2000, dtype=torch.float64)
+    several, highest = len(progress) > 1, 0.0
+    for at, colour in zip(progress, ORDERED[::2] if several else (DISTINCT[2],), strict=True):
+        drawn = axes.hist(
+            draw(schedule, at).rate_B.numpy(), bins=100, range=(0, 1), density=True, color=colour, alpha=0.25
+        )
+        # Without the first and last bar: densities can be infinite there, or have atoms.
+        highest = max(highest, *map(float, drawn[0][1:-1]))
+        density_G = schedule.density(rate_G, at)
+        if density_G is not None:
+            axes.plot(rate_G, density_G, color=colour, label=None if several else "density")
+        if several:
+            axes.plot([], [], color=colour, label=f"progress {at:g}")
+    axes.plot([], [], color=MUTED, alpha=0.25, linewidth=6, label=f"{HISTOGRAM_ROWS:,} drawn rows")
+    axes.set(xlabel=_RATE_LABEL, ylabel="density q(γ)", xlim=(0, 1), ylim=(0, 1.15 * highest))
+    axes.legend()
+
+
+def _draw_row_weights(schedule: NoiseSchedule, progress: float, axes: Axes) -> None:
+    """A dot per drawn row: one rate can have several slopes, as with the `component` derivative of a mixture."""
+    noise = draw(schedule, progress, rows=SCATTER_ROWS)
+    shown_R = noise.rate_B >= LEAST_RATE
+    rate_R, slope_R = noise.rate_B[shown_R], noise.slope_B[shown_R]
+    for power, colour in zip(POWERS, DISTINCT, strict=False):
+        axes.plot(rate_R, slope_R**power / rate_R, ".", color=colour, markersize=2.5, alpha=0.6, rasterized=True)
+        axes.plot([], [], "o", color=colour, markersize=4, label=f"p = {power:g}")
+    if not shown_R.all():
+        most = (noise.slope_B.clamp(min=1) ** max(POWERS) / noise.rate_B).max()
+        note = f"{(~shown_R).double().mean():.1%} further left, up to {float(most):.0e}"
+        axes.text(0.02, 0.02, note, transform=axes.transAxes, fontsize=8, color=MUTED)
+    _finish_weights(axes, "slopeᵖ / γ")
+
+
+def _draw_effective_weights(schedule: NoiseSchedule, progress: float, axes: Axes) -> None:
+    rate_G = torch.logspace(math.log10(LEAST_RATE), -1e-6, 2000, dtype=torch.float64)
+    for power, colour, dashes in zip(POWERS, DISTINCT, DASHES, strict=False):
+        weight_G = effective_weight(schedule, power, rate_G, progress)
+        axes.plot(rate_G, weight_G, color=colour, linestyle=dashes, label=f"p = {power:g}")
+    _finish_weights(axes, "q(γ)¹⁻ᵖ / γ")
+
+
+def _finish_weights(axes: Axes, label: str) -> None:
+    """Logarithmic axes, of which the upper decades are shown when there are too many."""
+    axes.set(xscale="log", yscale="log", xlabel=_RATE_LABEL, ylabel=label, xlim=(LEAST_RATE, 1))
+    ticks = [0.01, 0.03, 0.1, 0.3, 1]
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(max(lowest, highest * 10.0**-DECADES), 5 * highest)  # room for the legend
+    axes.legend(ncols=2)
+
+
+def _draw_heat_map(schedule: NoiseSchedule, axes: Axes) -> None:
+    progress_P, rate_G = torch.linspace(0, 1, 101), torch.linspace(0.0025, 0.9975, 200, dtype=torch.float64)
+    densities = [schedule.density(rate_G, float(at)) for at in progress_P]
+    density_GP = torch.stack([d for d in densities if d is not None], dim=1)
+    highest = float(density_GP.max())
+    mesh = axes.pcolormesh(
+        progress_P,
+        rate_G,
+        density_GP.clamp(min=highest * 1e-4),
+        norm="log",
+        vmin=highest * 1e-4,
+        cmap="cividis",
+        shading="nearest",
+        rasterized=True,
+    )
+    axes.figure.colorbar(mesh, ax=axes, label="density q(γ)")
+    axes.set(xlabel="progress (share of training)", ylabel=_RATE_LABEL, xlim=(0, 1), ylim=(0, 1))
+    axes.grid(False)
+
+
+def _draw_quantiles(schedule: NoiseSchedule, axes: Axes) -> None:
+    """Median and central 90 % of the mask rates; a line if all rows have the same one."""
+    progress_P = torch.linspace(0, 1, 41)
+    level = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    rate_3P = torch.stack([draw(schedule, float(at), SCATTER_ROWS).rate_B.quantile(level) for at in progress_P], dim=1)
+    if not is_single_rate(schedule):
+        axes.fill_between(progress_P, rate_3P[0], rate_3P[2], color=DISTINCT[2], alpha=0.2, label="central 90 %")
+    axes.plot(progress_P, rate_3P[1], color=DISTINCT[2], label="median")
+    axes.set(xlabel="progress (share of training)", ylabel=_RATE_LABEL, xlim=(0, 1), ylim=(0, None))
+    if not is_single_rate(schedule):
+        axes.legend()

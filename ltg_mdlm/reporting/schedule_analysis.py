@@ -1,0 +1,102 @@
+"""What a noise schedule and a derivative power do to the loss: effective weights and second moments.
+
+A row at mask rate gamma is weighted with |d gamma / dt|^p / gamma, and its loss is about that weight times its k
+masked tokens times their cross-entropy.  Averaged over rows, mask rate gamma counts q(gamma)^(1-p) / gamma, q the
+density of mask rates: at p = 1 the schedule cancels, at p = 0 it chooses.  How noisy the average is depends on the
+second moment of weight x k, which for Gaussian schedules is astronomical at p = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ltg_mdlm.core.components import NoiseSchedule
+
+LEAST_RATE = 2.0**-24
+"""`Step.uniform` resolves no smaller probability: rows below this mask rate have no masked token."""
+
+
+POWERS = (0.0, 0.1, 0.5, 1.0)
+
+
+def effective_weight(schedule: NoiseSchedule, power: float, rate: Tensor, progress: float = 0.0) -> Tensor:
+    """float64: how much the cross-entropy at each mask rate counts in the expected loss, q^(1 - power) / gamma.
+
+    Raises ValueError for a schedule that has no density.
+    """
+    return torch.exp(_log_importance(schedule, power, rate, progress)) / rate
+
+
+def log10_second_moment(
+    schedule: NoiseSchedule, power: float, progress: float = 0.0, tokens: int | None = None
+) -> float:
+    """log10 of E[(w k / T)^2] for a row of T maskable tokens with k of them masked and weight w = slope^power / gamma.
+
+    With `tokens=None` T is large and k / T = gamma, so that it is the second moment of slope^power.  Otherwise k is
+    binomial, which adds E[slope^2p (1 - gamma) / (gamma T)]: the price of small mask rates, whose few masked tokens
+    weigh a lot; rates below LEAST_RATE mask nothing.  Raises ValueError for a schedule that has no density.
+    """
+    rate, log_weight = _rate_quadrature(0.0 if tokens is None else LEAST_RATE)
+    log_term = log_weight + _log_importance(schedule, 2 * power, rate, progress)
+    if tokens is not None:
+        log_term = log_term + torch.log1p((1 - rate) / (rate * tokens))
+    return float(log_term.logsumexp(0)) / math.log(10)
+
+
+def second_moment_table(
+    schedules: Mapping[str, NoiseSchedule],
+    powers: Sequence[float] = POWERS,
+    progress: Sequence[float] = (0.0, 1.0),
+    tokens: int = 128,
+) -> Table:
+    """log10 second moments for every schedule and power, of long rows and of rows of `tokens` tokens."""
+    table = Table(title=f"log10 E[(w k / T)^2]: long rows / rows of {tokens} tokens")
+    table.add_column("schedule")
+    table.add_column("progress", justify="right")
+    for power in powers:
+        table.add_column(f"p = {power:g}", justify="right")
+    for name, schedule in schedules.items():
+        previous: list[str] = []
+        for at in progress:
+            cells = [
+                " / ".join(_decimal(log10_second_moment(schedule, power, at, length)) for length in (None, tokens))
+                for power in powers
+            ]
+            # Most schedules are the same throughout training.
+            if cells != previous:
+                table.add_row(name, f"{at:g}", *cells)
+            previous = cells
+    return table
+
+
+def _decimal(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # adding 0.0 turns -0.0 into 0.0
+
+
+def _log_importance(schedule: NoiseSchedule, power: float, rate: Tensor, progress: float) -> Tensor:
+    log_importance = schedule.log_importance(rate, power, progress)
+    if log_importance is None:
+        raise ValueError(f"{type(schedule).__name__} has no density of mask rates")
+    return log_importance
+
+
+def _rate_quadrature(lowest: float) -> tuple[Tensor, Tensor]:
+    """Nodes in (lowest, 1) and the logs of their weights, for integrals over mask rates.
+
+    gamma = sin^2(pi x / 2) takes out the inverse-square-root poles that the cosine schedules' densities have at the
+    ends; geometric panels follow 1 / gamma.
+    """
+    start = max(2 / math.pi * math.asin(math.sqrt(lowest)), 1e-15)
+    edges = np.concatenate([np.geomspace(start, 0.05, 65), np.linspace(0.05, 1, 401)[1:]])
+    node, weight = np.polynomial.legendre.leggauss(16)
+    half = np.diff(edges)[:, None] / 2
+    x = torch.from_numpy((edges[:-1, None] + half * (1 + node)).ravel())
+    jacobian = math.pi / 2 * torch.sin(math.pi * x)
+    log_weight = torch.from_numpy((half * weight).ravel()).log() + jacobian.log()
+    return torch.sin(math.pi / 2 * x).square(), log_weight

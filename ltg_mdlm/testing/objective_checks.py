@@ -1,0 +1,158 @@
+"""Objectives: groups, weights and denominators that any split of a batch leaves alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.core.batch import Batch, Step, Supervised
+from ltg_mdlm.core.components import Objective
+from ltg_mdlm.host.slots import Components
+from ltg_mdlm.testing.masking_checks import masks_belong_to_rows_of_the_global_batch
+from ltg_mdlm.testing.plugin_under_test import Part, PluginUnderTest, Violation, check
+from ltg_mdlm.testing.registration_checks import found
+from ltg_mdlm.testing.sample_rows import (
+    all_masked,
+    causal_rows,
+    micro_batch_of,
+    noise_at_the_ends,
+    require_finite,
+    require_tensor,
+    sample_batch,
+    sample_step,
+    supervised_of,
+)
+from ltg_mdlm.testing.toy import VOCAB, noise_at, rows_of
+from ltg_mdlm.training.recipe import MicroBatch
+
+
+@check(found)
+def the_objective_returns_tensors_of_the_promised_types_and_shapes(subject: PluginUnderTest) -> None:
+    """int64[N] groups in [0, K), float32[K] denominators, float32[N] weights or float32[K] terms."""
+    components = subject.components()
+    part, batch = subject.objective(components), sample_batch()
+    objective, step = part.component, sample_step(batch)
+    groups = len(objective.group_names)
+    micro_batch = all_masked(components, batch, noise_at(0.3, batch), step)
+    supervised = supervised_of(components, micro_batch)
+    shape, device = tuple(supervised.label_N.shape), batch.ids_BT.device
+    group_N = objective.group(supervised)
+    require_tensor(group_N, part.where("group"), "group", torch.int64, shape, device)
+    if ((group_N < 0) | (group_N >= groups)).any():
+        low, high = int(group_N.min()), int(group_N.max())
+        raise Violation(part.where("group"), f"0 .. {groups - 1}, one for each of group_names", f"{low} .. {high}")
+    denominators = objective.denominators(batch, micro_batch.corrupted)
+    require_tensor(denominators, part.where("denominators"), "denominators", torch.float32, (groups,), device)
+    if objective.needs_logits:
+        terms = objective.loss_terms(random_logits(supervised), supervised, step)
+        require_tensor(terms, part.where("loss_terms"), "loss_terms", torch.float32, (groups,), device)
+        return
+    nll_weight_N, z_weight_N = objective.weights(supervised, step)
+    require_tensor(nll_weight_N, part.where("weights"), "nll weight", torch.float32, shape, device)
+    if z_weight_N is not None:
+        require_tensor(z_weight_N, part.where("weights"), "z weight", torch.float32, shape, device)
+
+
+def random_logits(supervised: Supervised, scale: float = 1.0) -> Tensor:
+    """float32[N, V] with gradient."""
+    generator = torch.Generator().manual_seed(0)
+    return (scale * torch.randn(len(supervised.label_N), VOCAB, generator=generator)).requires_grad_()
+
+
+@check(the_objective_returns_tensors_of_the_promised_types_and_shapes)
+def losses_and_gradients_are_finite_at_the_ends(subject: PluginUnderTest) -> None:
+    """At mask rates near 0 and 1, steep and flat slopes, and for a model that is sure."""
+    components = subject.components()
+    part, batch = subject.objective(components), sample_batch()
+    step = sample_step(batch)
+    where = part.where("loss_terms" if part.component.needs_logits else "weights")
+    for noise in noise_at_the_ends(batch):
+        at = f"mask rate {float(noise.rate_B[0]):g}, slope {float(noise.slope_B[0]):g}"
+        supervised = supervised_of(components, all_masked(components, batch, noise, step))
+        logits_NV = random_logits(supervised, scale=50.0)
+        loss = loss_of(part.component, logits_NV, supervised, step, where, at)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert logits_NV.grad is not None
+        require_finite(loss.detach(), where, f"loss at {at}")
+        require_finite(logits_NV.grad, where, f"gradients at {at}")
+
+
+def loss_of(objective: Objective, logits_NV: Tensor, supervised: Supervised, step: Step, where: str, at: str) -> Tensor:
+    """Scalar: the sum over groups, not yet divided."""
+    if objective.needs_logits:
+        return objective.loss_terms(logits_NV, supervised, step).sum()
+    nll_weight_N, z_weight_N = objective.weights(supervised, step)
+    require_finite(nll_weight_N, where, f"weights at {at}")
+    nll_N = torch.nn.functional.cross_entropy(logits_NV, supervised.label_N, reduction="none")
+    loss = (nll_weight_N * nll_N).sum()
+    return loss if z_weight_N is None else loss + (z_weight_N * logits_NV.logsumexp(1).square()).sum()
+
+
+SPLITS = (slice(0, 5), slice(5, 6), slice(6, None))
+"""Micro-batches of the sample batch."""
+
+
+@check(the_objective_returns_tensors_of_the_promised_types_and_shapes, masks_belong_to_rows_of_the_global_batch)
+def denominators_are_positive_and_add_up_over_micro_batches(subject: PluginUnderTest) -> None:
+    """Global sums are divided by the global sum of them: a mean of means would depend on the split."""
+    components = subject.components()
+    part, batch = subject.objective(components), sample_batch()
+    step, where = sample_step(batch), part.where("denominators")
+    whole = corrupted_at(components, batch, step)
+    whole_K = part.component.denominators(whole.batch, whole.corrupted)
+    used_K = part.component.group(supervised_of(components, whole)).bincount(minlength=len(whole_K)) > 0
+    if not (whole_K[used_K] > 0).all():
+        raise Violation(where, "more than 0 for every group with supervised positions", str(whole_K.tolist()))
+    parts = [corrupted_at(components, rows_of(batch, rows), step) for rows in SPLITS]
+    shares = [part.component.denominators(m.batch, m.corrupted) for m in parts]
+    if not torch.allclose(torch.stack(shares).sum(0), whole_K, rtol=1e-5):
+        raise Violation(
+            where,
+            f"shares of micro-batches that add up to {whole_K.tolist()}, that of the whole batch",
+            " + ".join(str(share.tolist()) for share in shares),
+        )
+
+
+@check(the_objective_returns_tensors_of_the_promised_types_and_shapes, masks_belong_to_rows_of_the_global_batch)
+def the_loss_of_a_row_does_not_depend_on_other_rows(subject: PluginUnderTest) -> None:
+    """Weights or terms of micro-batches are those of the whole batch."""
+    components = subject.components()
+    part, batch = subject.objective(components), sample_batch()
+    step = sample_step(batch)
+    micro_batches = [corrupted_at(components, rows_of(batch, rows), step) for rows in (slice(None), *SPLITS)]
+    whole, *parts = (supervised_of(components, micro_batch) for micro_batch in micro_batches)
+    if part.component.needs_logits:
+        require_terms_add_up(part, whole, step)
+        return
+    weight_N = torch.cat([part.component.weights(supervised, step)[0] for supervised in parts])
+    expected_N = part.component.weights(whole, step)[0]
+    wrong_N = ~torch.isclose(weight_N, expected_N, rtol=1e-5)
+    if wrong_N.any():
+        raise Violation(
+            part.where("weights"),
+            f"weight {float(expected_N[wrong_N][0]):.6g}, as in the whole batch, in a micro-batch, too",
+            f"{float(weight_N[wrong_N][0]):.6g}; divide in denominators, which are summed over the global batch",
+        )
+
+
+def require_terms_add_up(part: Part[Objective], supervised: Supervised, step: Step) -> None:
+    """`loss_terms` is called on slices of the positions, and the results are added."""
+    logits_NV = random_logits(supervised).detach()
+    whole_K = part.component.loss_terms(logits_NV, supervised, step)
+    middle = len(logits_NV) // 3
+    added_K = sum(
+        part.component.loss_terms(logits_NV[rows], supervised[rows], step)
+        for rows in (slice(0, middle), slice(middle, None))
+    )
+    if not torch.allclose(torch.as_tensor(added_K), whole_K, rtol=1e-4):
+        raise Violation(
+            part.where("loss_terms"),
+            f"terms of two slices that add up to {whole_K.tolist()}, those of all positions",
+            str(torch.as_tensor(added_K).tolist()),
+        )
+
+
+def corrupted_at(components: Components, batch: Batch, step: Step, rate: float = 0.3) -> MicroBatch:
+    """Corrupted as in training, at one mask rate."""
+    noise = noise_at(rate, batch)
+    return micro_batch_of(batch, components.masking.corrupt(batch, causal_rows(batch, step), noise, step), noise)

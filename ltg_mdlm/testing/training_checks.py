@@ -1,0 +1,268 @@
+"""Real training steps: state that survives a resume, splits that change nothing, no waiting for the device.
+
+Two processes against one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltg_mdlm.core.components import Component
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.storage.checkpoint import newest_checkpoint
+from ltg_mdlm.testing.component_checks import COMPONENT_CHECKS
+from ltg_mdlm.testing.host_reads import HostRead, cuda_waits_are_errors, no_host_reads_in_a_step
+from ltg_mdlm.testing.plugin_under_test import NotApplicable, Part, PluginUnderTest, Violation, check, innermost_line
+from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
+from ltg_mdlm.testing.sample_rows import require_equal, unchanged
+from ltg_mdlm.testing.training_steps import Steps, take_steps, train_steps, trainer_of
+from ltg_mdlm.training.metric_sinks import Row
+from ltg_mdlm.training.trainer import Trainer
+
+NO_DROPOUT = "model.dropout=0"
+"""Dropout is drawn per micro-batch and rank."""
+
+
+ROUNDING = 1e-3
+"""Relative: sums in another order, over a few steps of training."""
+
+
+def own_components(subject: PluginUnderTest, trainer: Trainer) -> list[Part[Component]]:
+    """The plugin's components in a run.  Raises NotApplicable if it has none."""
+    parts = subject.own(trainer.recipe.components)
+    if not parts:
+        raise NotApplicable(f"{subject.name} provides no component")
+    return parts
+
+
+@check(*COMPONENT_CHECKS)
+def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
+    """`observe` leaves what it sees as it is; `metrics` are numbers or tensors of one element, under text keys."""
+    with trainer_of(subject) as (trainer, _):
+        observe_a_step(subject, trainer)
+        for part in own_components(subject, trainer):
+            for key, value in part.component.metrics().items():
+                if not isinstance(key, str) or not is_scalar(value):
+                    expected = f"a number, or a tensor of one element, for {key!r}"
+                    raise Violation(part.where("metrics"), expected, kind(value))
+
+
+def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> None:
+    """What components see of the next step, without an update; `nll` stands in for the model's, in turn.
+
+    Raises Violation if an observation is changed.
+    """
+    recipe, step = trainer.recipe, next(trainer.steps())
+    one_K = torch.ones(len(recipe.components.objective.group_names))
+    for batch in trainer.run.loader.micro_batches(step.step):
+        micro_batch = recipe.corrupt(batch, step)
+        output = trainer.run.loss(micro_batch, one_K, step)
+        if nll:
+            nll_N = torch.tensor(nll).repeat(len(output.nll_N))[: len(output.nll_N)]
+            output = replace(output, nll_N=nll_N)
+        where = f"{subject.label}: observe of its components"
+        with unchanged(where, batch, output.supervised, correct_N=output.correct_N, nll_N=output.nll_N):
+            recipe.observe(step, micro_batch, output)
+    recipe.step_end(step)
+
+
+def is_scalar(value: object) -> bool:
+    """Whether a metric can be logged."""
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+
+
+def kind(value: object) -> str:
+    """What a value is, in short."""
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+@check(a_step_is_observed_and_logged_as_scalars)
+def five_steps_of_training_have_finite_losses(subject: PluginUnderTest) -> None:
+    """On the built-in corpus, from the start."""
+    with trainer_of(subject) as (trainer, rows):
+        own_components(subject, trainer)
+        take_steps(trainer, 5)
+        for row in rows.rows:
+            if not math.isfinite(float(row["loss"])):
+                raise Violation(subject.label, f"a finite loss in step {row['step']}", str(row["loss"]))
+
+
+trains = five_steps_of_training_have_finite_losses
+
+
+@check(trains)
+def a_resumed_run_goes_on_bitwise(subject: PluginUnderTest) -> None:
+    """k steps, save, load and one more step leave the weights and states that k + 1 steps leave."""
+    with trainer_of(subject) as (straight, _), trainer_of(subject) as (resumed, _):
+        own_components(subject, straight)
+        take_steps(straight, 3)
+        straight.save()
+        straight.checkpoints.finish()
+        saved = newest_checkpoint(straight.checkpoints.folder)
+        assert saved is not None
+        state = straight.checkpoints.load(saved)
+        for key in straight.recipe.state_dict().keys() - state.components.keys():
+            raise Violation(subject.label, f"{key} in the checkpoint", "it is not")
+        resumed.restore(state)
+        take_steps(straight, 2)
+        take_steps(resumed, 2)
+        where = f"{subject.label}: state_dict and load_state_dict of its components"
+        for key, value in resumed.recipe.state_dict().items():
+            require_equal(value, straight.recipe.state_dict()[key], where, f"state {key} after a resume:")
+        weights = straight.run.loss.model.state_dict()
+        for key, value in resumed.run.loss.model.state_dict().items():
+            if not torch.equal(value, weights[key]):
+                raise Violation(where, "bitwise the weights of an uninterrupted run", f"{key} differs after a resume")
+
+
+def require_alike(where: str, one: Steps, other: Steps, how: str) -> None:
+    """Raises Violation unless two runs have the same losses and states, up to rounding."""
+    for row, (a, b) in enumerate(zip(one.losses, other.losses, strict=True)):
+        if not math.isclose(a, b, rel_tol=ROUNDING):
+            raise Violation(where, f"loss {a:.6f} in step {row + 1}, as without {how}", f"{b:.6f}")
+    for key, value in one.state.items():
+        same = (
+            torch.equal(value, other.state[key])
+            if not value.is_floating_point()
+            else torch.allclose(value.double(), other.state[key].double(), rtol=ROUNDING, atol=1e-6, equal_nan=True)
+        )
+        if not same:
+            raise Violation(where, f"the state {key} as without {how}", "another; add up over the global batch")
+
+
+@check(trains)
+def two_micro_batches_train_what_one_does(subject: PluginUnderTest) -> None:
+    """Losses and states do not depend on the size of micro-batches."""
+    where = f"{subject.label}: 1 against 2 micro-batches"
+    one, two = (train_steps(subject, NO_DROPOUT, f"training.micro_batch_rows={rows}", steps=4) for rows in (6, 3))
+    if not subject.own(one.components):
+        raise NotApplicable(f"{subject.name} provides no component")
+    require_alike(where, one, two, "a second micro-batch")
+
+
+@dataclass(frozen=True)
+class CountingRanks(Ranks):
+    """A process on its own that counts what it would ask of others."""
+
+    sums: list[Tensor] = field(default_factory=list)
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The tensor itself, noted."""
+        self.sums.append(tensor)
+        return tensor
+
+
+@check(trains)
+def saving_and_loading_do_not_communicate(subject: PluginUnderTest) -> None:
+    """`state_dict` and `load_state_dict` may be called on one rank alone."""
+    ranks = CountingRanks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+    with trainer_of(subject, ranks=ranks) as (trainer, _):
+        take_steps(trainer, 2)
+        for part in own_components(subject, trainer):
+            before = len(ranks.sums)
+            state = part.component.state_dict()
+            require_silence(ranks, before, part, "state_dict")
+            part.component.load_state_dict({key: value.clone() for key, value in state.items()})
+            require_silence(ranks, before, part, "load_state_dict")
+
+
+def require_silence(ranks: CountingRanks, before: int, part: Part[Component], method: str) -> None:
+    """Raises Violation if a method has asked other ranks."""
+    if len(ranks.sums) != before:
+        raise Violation(part.where(method), "no communication: other ranks may not be here", "a call of sum_over_ranks")
+
+
+@check(trains)
+def a_refused_step_leaves_finite_state(subject: PluginUnderTest) -> None:
+    """Observations of a step that was refused hold NaN and infinity; what adapts to them must not keep them."""
+    with trainer_of(subject) as (trainer, _):
+        parts = own_components(subject, trainer)
+        take_steps(trainer, 1)
+        observe_a_step(subject, trainer, math.nan, math.inf)
+        for part in parts:
+            for key, value in part.component.state_dict().items():
+                if not torch.isfinite(value).all():
+                    raise Violation(
+                        part.where("observe"),
+                        f"state {key} finite after a step whose nll_N is not",
+                        f"{float(value[~torch.isfinite(value)][0])}; leave such values out (torch.isfinite)",
+                    )
+
+
+def require_no_waiting(
+    subject: PluginUnderTest, trainer: Trainer, watch: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Raises Violation, with the line, if a step that is not logged waits for the device."""
+    own_components(subject, trainer)
+    steps = trainer.steps()
+    trainer.train_step(next(steps))  # the first is logged
+    step = next(steps)
+    try:
+        with watch():
+            trainer.train_step(step)
+    except (HostRead, RuntimeError) as error:
+        where = f"{subject.label}: {innermost_line(error)}"
+        raise Violation(where, "steps that never ask the host for a tensor's value", str(error)) from error
+
+
+@check(trains)
+def steps_never_read_from_the_device(subject: PluginUnderTest) -> None:
+    """No item(), float(), bool(), nonzero or x[mask] in a step that is not logged: each would stop a GPU."""
+    with trainer_of(subject, "logging.every=100") as (trainer, _):
+        require_no_waiting(subject, trainer, no_host_reads_in_a_step)
+
+
+@check(trains)
+def steps_never_wait_for_cuda(subject: PluginUnderTest) -> None:
+    """The same on a GPU, as CUDA sees it, with every tensor on the right device."""
+    if not torch.cuda.is_available():
+        raise NotApplicable("no CUDA device here")
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cuda", 0))
+    with trainer_of(subject, "logging.every=100", ranks=ranks) as (trainer, _):
+        require_no_waiting(subject, trainer, cuda_waits_are_errors)
+
+
+STEPS = 4
+
+
+PATIENCE = 300.0
+"""Seconds: two processes that start on a busy machine."""
+
+
+@check(two_micro_batches_train_what_one_does)
+def two_processes_train_what_one_does(subject: PluginUnderTest) -> None:
+    """Losses and states of two gloo ranks are those of one process, and equal on both, bit by bit."""
+    alone = train_steps(subject, NO_DROPOUT, steps=STEPS)
+    if not subject.own(alone.components):
+        raise NotApplicable(f"{subject.name} provides no component")
+    where = f"{subject.label}: 1 against 2 processes"
+    try:
+        results = run_on_ranks(
+            steps_on_a_rank, 2, subject.name, dict(subject.options), tuple(subject.sets), timeout=PATIENCE
+        )
+    except RankFailed as error:
+        raise Violation(where, f"{STEPS} steps", str(error).strip()) from error
+    (rows, first), (_, second) = results
+    for key, value in first.items():
+        if not torch.equal(value, second[key]):
+            raise Violation(
+                where,
+                f"state {key} equal on every rank",
+                "rank 1 has another; sum with RunContext.sum_over_ranks in step_end before using it",
+            )
+    require_alike(where, alone, Steps(tuple(rows), alone.components, first), "a second process")
+
+
+def steps_on_a_rank(
+    ranks: Ranks, name: str, options: Mapping[str, Any], sets: Sequence[str]
+) -> tuple[Sequence[Row], dict[str, torch.Tensor]]:
+    """The logged rows and the states of components, as this rank has them."""
+    done = train_steps(PluginUnderTest(name, options, sets), NO_DROPOUT, steps=STEPS, ranks=ranks)
+    return done.rows, done.state

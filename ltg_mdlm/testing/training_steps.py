@@ -1,0 +1,83 @@
+"""Steps of the real trainer with a plugin, at a size that takes a second."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.preemption import StopRequest
+from ltg_mdlm.host.run_context import open_corpus
+from ltg_mdlm.host.slots import Components
+from ltg_mdlm.storage.checkpoint import Checkpoints
+from ltg_mdlm.testing.plugin_under_test import PluginUnderTest
+from ltg_mdlm.training.assembly import build_run
+from ltg_mdlm.training.metric_sinks import Row
+from ltg_mdlm.training.trainer import Trainer
+
+
+class Rows:
+    """A sink that keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def write(self, row: Row) -> None:
+        """Keep one row."""
+        self.rows.append(row)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+@contextmanager
+def trainer_of(subject: PluginUnderTest, *sets: str, ranks: Ranks | None = None) -> Iterator[tuple[Trainer, Rows]]:
+    """A trainer of the tiny run with this plugin, and what it logs; its checkpoints go to a folder that is deleted."""
+    ranks = ranks or Ranks.alone()
+    host = subject.host(*sets)
+    rows = Rows()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), every=1, keep=1, by_words=False, writes=ranks.is_main)
+        trainer = Trainer(build_run(host, open_corpus(host.config), ranks), checkpoints, [rows], StopRequest())
+        try:
+            yield trainer, rows
+        finally:
+            trainer.close()
+
+
+def take_steps(trainer: Trainer, count: int) -> None:
+    """Train the next steps."""
+    steps = trainer.steps()
+    for _ in range(count):
+        trainer.train_step(next(steps))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a few steps of training came to."""
+
+    rows: tuple[Row, ...]
+    """The logged rows, as in metrics.jsonl, one for each step."""
+    components: Components
+    """As the last step left them."""
+    state: dict[str, Tensor]
+    """Their state as a checkpoint holds it, under `<slot>/<key>`."""
+
+    @property
+    def losses(self) -> list[float]:
+        """Of every step."""
+        return [float(row["loss"]) for row in self.rows]
+
+
+def train_steps(plugin: PluginUnderTest, *sets: str, steps: int = 5, ranks: Ranks | None = None) -> Steps:
+    """Train a tiny model from the start; `sets` are further settings, as `key.path=value`."""
+    with trainer_of(plugin, *sets, ranks=ranks) as (trainer, rows):
+        take_steps(trainer, steps)
+        recipe = trainer.recipe
+        state = {key: value.detach().clone() for key, value in recipe.state_dict().items()}
+        return Steps(tuple(rows.rows), recipe.components, state)

@@ -1,0 +1,217 @@
+"""From settings to the objects of a run: corpus, schedule, plugins' components, model, optimiser, validator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltg_mdlm import __version__
+from ltg_mdlm.core.components import CorpusStatistics
+from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.machine import bf16_for
+from ltg_mdlm.data.batch_schedule import BatchSchedule
+from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs
+from ltg_mdlm.data.row_loader import RowLoader, validation_batches
+from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS
+from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.host.failures import failures_named
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, corpus_statistics
+from ltg_mdlm.host.slots import Components
+from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, default_score
+from ltg_mdlm.inference.trained_model import Denoiser
+from ltg_mdlm.storage.checkpoint import find_checkpoint, load_weights
+from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.storage.tensor_files import copy_named
+from ltg_mdlm.training.ema import EMA
+from ltg_mdlm.training.optimizers import AdamW, build_optimizer
+from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
+from ltg_mdlm.training.validation import PairValidator, Validator
+
+TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
+"""Tokens per forward pass when `training.micro_batch_rows` is null."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the trainer works with."""
+
+    config: RunConfig
+    ranks: Ranks
+    corpus: Corpus
+    schedule: BatchSchedule
+    loader: RowLoader
+    recipe: Recipe
+    loss: DenoisingLoss
+    optimizer: AdamW
+    ema: EMA
+    validator: Validator | None
+    pairs: PairValidator | None
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.loss.model.parameters() if p.requires_grad)
+
+
+def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint should tell about the run it comes from."""
+    return {
+        "seed": config.seed,
+        "world_size": ranks.world_size,
+        "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
+        "provenance": {slot: provider.model_dump() for slot, provider in components.provenance.items()},
+        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"}),
+        "modes": sorted(components.row_mode.modes),
+        "predicts": components.masking.predicts,
+    }
+
+
+def use_bf16(config: RunConfig, device: torch.device) -> bool:
+    """Resolve `training.precision`."""
+    return bf16_for(config.training.precision, device)
+
+
+def micro_batch_rows(config: RunConfig, device: torch.device) -> int:
+    """Rows per forward pass at the longest row."""
+    longest = max(length for _, length in config.training.stages)
+    return config.training.micro_batch_rows or max(TOKENS_PER_MICRO_BATCH[device.type] // longest, 1)
+
+
+def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
+    """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
+    config = host.config
+    schedule = batch_schedule(config, corpus)
+    components = components_of(host, corpus, schedule, ranks)
+    with failures_named(components, lambda _: "before the first step"):
+        return assemble(config, corpus, schedule, components, ranks)
+
+
+def assemble(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, components: Components, ranks: Ranks) -> Run:
+    """Put model, optimiser, validators and loader around the components.  Raises UserError as `build_run`."""
+    recipe = Recipe(components)
+    model = build_model(config, corpus.vocab_size, recipe.components.time_conditioning).to(ranks.device)
+    if config.run.init_from is not None:
+        checkpoint = find_checkpoint(config.run.init_from)
+        require_same_tokens(checkpoint, corpus.tokenizer)
+        copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
+    model.transformer.activation_checkpointing = config.training.activation_checkpointing
+    loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
+    if config.training.compile and ranks.device.type == "cuda":
+        loss.compile_layers()
+    settings = config.optimizer
+    loader = RowLoader(
+        corpus.train,
+        schedule,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        micro_batch_rows=micro_batch_rows(config, ranks.device),
+        device=ranks.device,
+    )
+    return Run(
+        config=config.model_copy(update={"provenance": recipe.components.provenance}),
+        ranks=ranks,
+        corpus=corpus,
+        schedule=schedule,
+        loader=loader,
+        recipe=recipe,
+        loss=loss,
+        optimizer=build_optimizer(
+            settings.name,
+            model,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            max_norm=settings.clip,
+        ),
+        ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
+        validator=build_validator(config, corpus, loss, recipe, corpus_statistics(config, corpus), ranks),
+        pairs=build_pairs(config, corpus, loss, recipe.components, ranks),
+    )
+
+
+def require_same_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the run of `checkpoint` kept a tokenizer that cuts text differently: other ids, other words.
+
+    Runs of older versions kept none.
+    """
+    kept = RunFolder(checkpoint.absolute().parent.parent).tokenizer_file
+    if kept.is_file() and Tokenizer.read(kept).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"run.init_from: {checkpoint} was trained with another tokenizer ({kept}) than this run's corpus was made"
+            " with, so that its weights belong to other tokens"
+            f"\n  prepare the corpus with that one: ltg-mdlm prepare ... --tokenizer {kept}"
+        )
+
+
+def build_validator(
+    config: RunConfig,
+    corpus: Corpus,
+    loss: DenoisingLoss,
+    recipe: Recipe,
+    statistics: CorpusStatistics,
+    ranks: Ranks,
+) -> Validator | None:
+    """The validator of the held-out split; None without such a split."""
+    if corpus.valid is None:
+        return None
+    held_out = validation_batches(
+        corpus.valid,
+        seq_len=config.training.stages[0][1],
+        rows=config.validation.rows,
+        micro_batch_rows=micro_batch_rows(config, ranks.device),
+        end_of_document=config.data.end_of_document,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+    return Validator(
+        loss,
+        recipe,
+        held_out.batches,
+        statistics,
+        rows=held_out.rows,
+        draws=config.validation.draws,
+        seed=config.seed,
+        tokens_per_byte=corpus.valid.num_tokens / max(corpus.valid.text_bytes, 1),
+        ranks=ranks,
+    )
+
+
+def build_pairs(
+    config: RunConfig, corpus: Corpus, loss: DenoisingLoss, components: Components, ranks: Ranks
+) -> PairValidator | None:
+    """What scores minimal pairs, or None when there are none.  Raises UserError for an unreadable file."""
+    wanted = config.validation.pairs
+    path = corpus.path / MINIMAL_PAIRS if wanted == "corpus" else Path(wanted) if wanted else None
+    if path is None or (wanted == "corpus" and not path.exists()):
+        return None
+    denoiser = Denoiser(
+        model=loss.model,
+        tokenizer=corpus.tokenizer,
+        predicts=components.masking.predicts,
+        modes=components.row_mode.modes,
+        value_for_rate=components.time_conditioning.value_for_rate,
+    )
+    pairs = first_of_each(read_minimal_pairs(path), config.validation.pairs_per_phenomenon)
+    return PairValidator(loss, pairs, LikelihoodScorer(denoiser, ScoringRule(score=default_score(denoiser)), ranks))
+
+
+def first_of_each(pairs: Iterable[MinimalPair], limit: int) -> list[MinimalPair]:
+    """At most `limit` pairs of each phenomenon."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for pair in pairs:
+        seen[pair.uid] += 1
+        if seen[pair.uid] <= limit:
+            chosen.append(pair)
+    return chosen

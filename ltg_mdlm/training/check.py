@@ -1,0 +1,174 @@
+"""`ltg-mdlm check`: what a run would do, before it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import Settings
+from ltg_mdlm.data.batch_schedule import BatchSchedule
+from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, open_corpus
+from ltg_mdlm.host.slots import Components
+from ltg_mdlm.model.flops import flops_per_token
+from ltg_mdlm.training.sweep import SEED, Point, Sweep
+
+BABYLM_EPOCHS = 10
+
+
+BABYLM_WORDS = 1_000_000_000
+"""Words a strict-track model may see: 10 epochs of 100M."""
+
+
+H200_FLOPS = 790e12
+"""Measured dense bf16 matrix rate of one H200, FLOP/s."""
+
+
+ASSUMED_UTILISATION = 0.4
+
+
+ASSUMED_SUPERVISED = 0.4
+"""Share of positions that carry a loss."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What `check` prints."""
+
+    config: RunConfig
+    parameters: int
+    max_steps: int
+    epochs: float
+    rows: int
+    tokens: int
+    words: int
+    stages: list[str]
+    providers: dict[str, str]
+    gpu_hours: float
+    warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "parameters": self.parameters,
+            "steps": self.max_steps,
+            "epochs": self.epochs,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "words": self.words,
+            "h200_hours": round(self.gpu_hours, 3),
+            "slots": self.providers,
+            "warnings": self.warnings,
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    def to_text(self) -> str:
+        """The resolved settings as YAML, then the arithmetic, then the warnings."""
+        slots = ", ".join(f"{slot}: {plugin}" for slot, plugin in self.providers.items())
+        lines = [
+            self.config.to_yaml(),
+            f"parameters   {self.parameters:,}",
+            f"slots        {slots}",
+            *self.stages,
+            f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings with everything that decides about a run, short of its model."""
+
+    config: RunConfig
+    warnings: list[str]
+    corpus: Corpus
+    schedule: BatchSchedule
+    components: Components
+
+
+def resolve(settings: Settings) -> Resolved:
+    """Fill the slots, without training.  Raises UserError as `train` would."""
+    host = Host(settings.config, settings.sources)
+    warnings = host.check_config()
+    corpus = open_corpus(host.config)
+    schedule = batch_schedule(host.config, corpus)
+    return Resolved(host.config, warnings, corpus, schedule, components_of(host, corpus, schedule, Ranks.alone()))
+
+
+def describe_run(settings: Settings) -> RunReport:
+    """Resolve settings and count, without training.  Raises UserError as `train` would."""
+    resolved = resolve(settings)
+    config, schedule, components = resolved.config, resolved.schedule, resolved.components
+    with torch.device("meta"):
+        model = build_model(config, resolved.corpus.vocab_size, components.time_conditioning)
+    totals = schedule.totals()
+    flops = sum(
+        tokens * flops_per_token(model.config, length, ASSUMED_SUPERVISED).training
+        for length, tokens in totals.tokens_by_length
+    )
+    return RunReport(
+        config=config,
+        parameters=sum(p.numel() for p in model.parameters()),
+        max_steps=schedule.max_steps,
+        epochs=totals.epochs,
+        rows=totals.rows,
+        tokens=totals.tokens,
+        words=totals.words,
+        stages=schedule.describe(),
+        providers=components.providers,
+        gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
+        warnings=resolved.warnings + budget_warnings(totals.epochs, totals.words),
+    )
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """The points of a sweep that differ in nothing but the seed."""
+
+    points: tuple[Point, ...]
+    report: RunReport
+    """of the first of them"""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all of them together."""
+        return len(self.points) * self.report.gpu_hours
+
+
+def require_valid(sweep: Sweep) -> None:
+    """Resolve the settings of every point, plugin options included.  Raises UserError that names the first mistake."""
+    for point in sweep.points:
+        settings = sweep.settings(point)
+        try:
+            Host(settings.config, settings.sources).check_config()
+        except UserError as error:
+            raise sweep.blame(point, error) from None
+
+
+def describe_sweep(sweep: Sweep) -> list[SweepCost]:
+    """Resolve every point and count, without training.  Raises UserError as `train` would."""
+    require_valid(sweep)
+    seeds_apart: dict[str, list[Point]] = {}
+    for point in sweep.points:
+        others = {key: value for key, value in point.values.items() if key != SEED}
+        seeds_apart.setdefault(repr(others), []).append(point)
+    return [SweepCost(tuple(points), describe_run(sweep.settings(points[0]))) for points in seeds_apart.values()]
+
+
+def budget_warnings(epochs: float, words: int) -> list[str]:
+    """Limits of the BabyLM challenge that a run would exceed."""
+    warnings = []
+    if epochs > BABYLM_EPOCHS:
+        warnings.append(f"{epochs:.1f} epochs: BabyLM submissions may see each word at most {BABYLM_EPOCHS} times")
+    if words > BABYLM_WORDS:
+        warnings.append(
+            f"{words / 1e9:.1f}B words: BabyLM submissions may see 100M (strict-small) or 1B words (strict)"
+        )
+    return warnings

@@ -1,0 +1,200 @@
+"""Where numbers go: metrics.jsonl, the console, wandb."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import netrc
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ltg_mdlm.core.config import LoggingConfig
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.terminal import clock
+
+Row = Mapping[str, float | int | str]
+
+
+class Sink(Protocol):
+    """One destination of metrics."""
+
+    def write(self, row: Row) -> None:
+        """Take one row; it always has `step`."""
+
+    def close(self) -> None:
+        """Flush."""
+
+
+class JSONLines:
+    """metrics.jsonl: one object per row, each line complete once written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, path.open("ab", buffering=0)
+
+    def write(self, row: Row) -> None:
+        """Append; a number that is not finite becomes null, which JSON can express.
+
+        Raises UserError if the disk does not take it; what it took of the line is dropped when the run goes on.
+        """
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        line = (json.dumps(clean) + "\n").encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self._path}: {error.strerror}"
+                "\n  nothing saved is lost; make room, then run the same command to go on"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ConsoleSink:
+    """A live progress bar on a terminal; elsewhere a line now and then, so that log files stay short."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, first_step: int, max_steps: int, console: Console) -> None:
+        self._console, self._max_steps = console, max_steps
+        # The first training row starts the clock, so that neither start-up nor the first validation enters the ETA.
+        self._started: tuple[int, float] | None = None
+        self._last_line = -math.inf
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=console,
+            )
+            self._task = self._progress.add_task("", total=max_steps, completed=first_step, status="")
+            self._progress.start()
+
+    def write(self, row: Row) -> None:
+        """Show a training row; print an event, or what was measured."""
+        if "event" in row:
+            self._print(f"step {row['step']}: {str(row['event']).replace('_', ' ')}, see metrics.jsonl")
+        elif "loss" not in row:
+            self._print(_validation_line(row))
+        elif self._progress is not None:
+            self._progress.update(self._task, completed=float(row["step"]), status=_training_text(row))
+        elif self._due(int(row["step"])):
+            self._print(self._line(row))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _due(self, step: int) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < self.SECONDS_BETWEEN_LINES and step < self._max_steps:
+            return False
+        self._last_line = now
+        return True
+
+    def _line(self, row: Row) -> str:
+        step, now = int(row["step"]), time.monotonic()
+        if self._started is None:
+            self._started = step, now
+            return f"step {step}/{self._max_steps}  {_training_text(row)}"
+        first_step, start = self._started
+        left = (now - start) / (step - first_step) * (self._max_steps - step)
+        return f"step {step}/{self._max_steps}  {_training_text(row)}  ETA {clock(left)}"
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _training_text(row: Row) -> str:
+    return f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
+
+
+def _validation_line(row: Row) -> str:
+    parts = []
+    if "valid/loss" in row:
+        parts += [
+            f"loss {row['valid/loss']:.4f}",
+            f"bound {row['valid/bound']:.4f} ± {row['valid/bound_standard_error']:.4f} nats per token",
+            f"accuracy {float(row['valid/accuracy']):.1%}",
+        ]
+    if "valid/causal_nll" in row:
+        parts.append(f"causal {row['valid/causal_nll']:.4f}")
+    if "valid/minimal_pairs" in row:
+        parts.append(f"minimal pairs {float(row['valid/minimal_pairs']):.1%}")
+    return f"validation at step {row['step']}: {', '.join(parts)}"
+
+
+class WandbSink:
+    """Mirrors every row to wandb, one run per run folder."""
+
+    def __init__(self, folder: Path, settings: LoggingConfig, mode: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=settings.wandb_project,
+            name=folder.name,
+            id=run_id(folder),
+            resume="allow",
+            dir=str(folder),
+            mode=mode,
+            config=dict(config),
+            settings=wandb.Settings(silent=True),
+        )
+
+    def write(self, row: Row) -> None:
+        """Log under the row's step."""
+        self._run.log(dict(row), step=int(row["step"]))
+
+    def close(self) -> None:
+        """Finish the wandb run."""
+        self._run.finish()
+
+
+def run_id(folder: Path) -> str:
+    """A stable wandb id for a run folder, kept inside it, so that a resumed run continues its curve."""
+    path = folder / "wandb_id"
+    if not path.exists():
+        path.write_text(f"{folder.name}-{os.urandom(4).hex()}"[-64:], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def wandb_mode(settings: LoggingConfig) -> str | None:
+    """The mode to use, or None for no wandb: asks neither the user nor the network."""
+    if settings.wandb == "off":
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        if settings.wandb != "auto":
+            print(
+                f"note: logging.wandb={settings.wandb}, but wandb is not installed (pip install wandb)", file=sys.stderr
+            )
+        return None
+    if settings.wandb == "auto":
+        return "online" if _logged_in() else "offline"
+    return settings.wandb
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,274 @@
+"""Sweeps: a grid of settings x seeds in one YAML file, each point of which is a run with a folder of its own.
+
+    configs: [freq_cosine]                        # base configs as for --config, later wins
+    grid:                                         # key path -> values; a single value is set for every point
+      plugin: [freq_mdlm, [dual, freq_mdlm]]      # as --plugin: a name, or several
+      plugins.uniform_mdlm.schedule: [linear, cosine]
+      plugins.uniform_mdlm.derivative_power: [0, 1]
+    seeds: [0, 1, 2]
+    exclude:                                      # points with all of these values
+      - {plugins.uniform_mdlm.schedule: linear, plugins.uniform_mdlm.derivative_power: 0}
+
+Points are numbered from 0 in the order of the file, the last key fastest but for the seeds, which are fastest of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationInfo, field_validator
+
+from ltg_mdlm.core.config import Section
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import (
+    Layer,
+    Settings,
+    config_folders,
+    did_you_mean,
+    flatten,
+    load_settings,
+    parse_set,
+    parse_yaml,
+    validate,
+)
+
+SEED = "seed"
+
+
+PLUGIN = "plugin"
+"""In a grid: the plugins of a point, which is no setting, but selects them as `--plugin` does."""
+
+
+_LONGEST_VALUE = 24
+
+
+_LONGEST_NAME = 120
+"""Characters of a run folder's name; file systems allow 255 bytes, and other names are made from it."""
+
+
+NonEmpty = Annotated[list[Any], Field(min_length=1)]
+
+
+class SweepFile(Section):
+    """What a sweep file says."""
+
+    configs: list[str] = Field(default_factory=list, description="base configs of every point; later wins")
+    grid: dict[str, NonEmpty] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="seeds of every point")
+    exclude: list[dict[str, Any]] = Field(
+        default_factory=list, description="key path -> value or values; points that match all of them are left out"
+    )
+
+    @field_validator("grid")
+    @classmethod
+    def _keys_belong_to_a_grid(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if SEED in grid:
+            raise ValueError("list the seeds under seeds:, not in the grid")
+        if "run.out" in grid:
+            raise ValueError("run folders are named by the sweep; leave run.out away")
+        for names in grid.get(PLUGIN, ()):
+            if not all(isinstance(name, str) for name in _choices(names)):
+                raise ValueError(f"{PLUGIN} takes names of plugins, or lists of them, not {names!r}")
+        for key, values in grid.items():
+            _require_distinct(values, key)
+            if inner := next((other for other in grid if other.startswith(f"{key}.")), None):
+                raise ValueError(f"{key} and {inner} cannot both be in the grid: one is part of the other")
+        return grid
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        _require_distinct(seeds, "seeds")
+        return seeds
+
+    @field_validator("exclude")
+    @classmethod
+    def _exclusions_name_points(cls, exclude: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
+        if not {"grid", "seeds"} <= info.data.keys():
+            return exclude  # what is wrong with those is reported already
+        axes = {**info.data["grid"], SEED: info.data["seeds"]}
+        for key, value in (item for rule in exclude for item in rule.items()):
+            if key not in axes:
+                raise ValueError(f"{key} is not in the grid{did_you_mean(key, axes)}")
+            for wanted in _choices(value):
+                if not _is_among(wanted, axes[key]):
+                    raise ValueError(f"{key} never has the value {wanted!r}, so nothing would be left out")
+        return exclude
+
+    @property
+    def varying(self) -> list[str]:
+        """Key paths with more than one value."""
+        return [key for key, values in self.grid.items() if len(values) > 1]
+
+
+def _require_distinct(values: Sequence[Any], key: str) -> None:
+    for i, value in enumerate(values):
+        if _is_among(value, values[:i]):
+            raise ValueError(f"{key} has the value {value!r} twice")
+
+
+def _choices(value: Any) -> list[Any]:
+    """An exclusion's values: a list of them, or one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _is_among(value: Any, values: Iterable[Any]) -> bool:
+    """Membership that tells `true` from 1, as YAML does and Python does not."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    index: int
+    name: str
+    """of its run folder: the values that vary, and the seed"""
+    values: Mapping[str, Any]
+    """by key path, the seed included"""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values by key path; plugins are selected by a section of their own, which options then fill."""
+        selected: dict[str, Any] = {f"plugins.{name}": {} for name in _choices(self.values.get(PLUGIN, []))}
+        return selected | {key: value for key, value in self.values.items() if key != PLUGIN}
+
+
+class Sweep:
+    """The points of a sweep file, with what the command line adds to all of them."""
+
+    def __init__(self, path: Path, content: SweepFile, sets: Sequence[str] = (), out_root: Path | None = None) -> None:
+        """`sets` are `--set` texts for every point; run folders lie in `out_root`, by default runs/<name of the file>.
+
+        Raises UserError if no point is left, or a `--set` contradicts the grid.
+        """
+        self.path, self.content, self._sets = path, content, tuple(sets)
+        self.out_root = out_root or Path("runs") / path.stem
+        self.points = tuple(_points(content))
+        if not self.points:
+            raise UserError(f"{path}: its exclusions leave no point out of the grid to train")
+        for text in sets:
+            for key in flatten(parse_set(text).values).keys() & {*content.grid, SEED}:
+                raise UserError(f"--set {text}: {key} is set by the sweep\n  change it in {path}")
+
+    def point(self, index: int) -> Point:
+        """Raises UserError if there is no such point."""
+        if not 0 <= index < len(self.points):
+            raise UserError(f"{self.path} has no point {index}: its points are 0 to {len(self.points) - 1}")
+        return self.points[index]
+
+    def folder(self, point: Point) -> Path:
+        """The point's run folder."""
+        return self.out_root / point.name
+
+    def settings(self, point: Point) -> Settings:
+        """The point's settings.  Raises UserError that names the point, as `train` would with the same settings."""
+        layer = Layer(f"{self.path} (point {point.index})", _nested(point.settings))
+        try:
+            return load_settings(self.content.configs, self._sets, out=self.folder(point), layers=[layer])
+        except UserError as error:
+            raise self.blame(point, error) from None
+
+    def blame(self, point: Point, error: UserError) -> UserError:
+        """The same mistake, with the point it is in."""
+        return UserError(f"point {point.index} ({point.name}) of {self.path} cannot be trained\n  {error}")
+
+
+def open_sweep(name: str, sets: Sequence[str] = (), out_root: Path | None = None) -> Sweep:
+    """Read a sweep file: a path, or the name of one in `configs/sweeps`.  Raises UserError for any mistake in it."""
+    path = find_sweep(name)
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold configs, grid, seeds and exclude, not {type(values).__name__}")
+    return Sweep(path, validate(SweepFile, values, {"sweep": str(path)}, prefix="sweep."), sets, out_root)
+
+
+def find_sweep(name: str) -> Path:
+    """A given path, else a packaged sweep, else one of the repository's `configs/sweeps/`."""
+    if Path(name).is_file():
+        return Path(name)
+    folders = [folder / "sweeps" for folder in config_folders()]
+    for folder in folders:
+        if (path := folder / f"{name.removesuffix('.yaml')}.yaml").is_file():
+            return path
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise UserError(f"{name}: no such sweep file{did_you_mean(name, known)}\n  named sweeps: {', '.join(known)}")
+
+
+def _points(content: SweepFile) -> Iterator[Point]:
+    labels = short_names(content.varying)
+    keys = [*content.grid, SEED]
+    kept = (
+        values
+        for choice in itertools.product(*content.grid.values(), content.seeds)
+        if not _is_excluded(values := dict(zip(keys, choice, strict=True)), content.exclude)
+    )
+    for index, values in enumerate(kept):
+        yield Point(index, folder_name({labels[key]: values[key] for key in content.varying}, values[SEED]), values)
+
+
+def _is_excluded(values: Mapping[str, Any], exclude: Iterable[Mapping[str, Any]]) -> bool:
+    return any(all(_is_among(values[key], _choices(wanted)) for key, wanted in rule.items()) for rule in exclude)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Key paths as nested sections."""
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, key = path.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = value
+    return nested
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Every key path's shortest ending that no other one has."""
+
+    def ending(path: str, parts: int) -> str:
+        return ".".join(path.split(".")[-parts:])
+
+    names = {}
+    for path in paths:
+        parts = 1
+        while ending(path, parts) != path and sum(ending(other, parts) == ending(path, parts) for other in paths) > 1:
+            parts += 1
+        names[path] = ending(path, parts)
+    return names
+
+
+def folder_name(values: Mapping[str, Any], seed: int) -> str:
+    """A short name that is safe in every file system, and another one for other values.
+
+    >>> folder_name({"schedule": "cosine", "power": 0.5}, seed=2)
+    'schedule=cosine-power=0.5-s2'
+    """
+    name = "-".join(f"{key}={_value_name(value)}" for key, value in values.items())
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{_digest(name)}"
+    return "-".join(part for part in (name, f"s{seed}") if part)
+
+
+def _value_name(value: Any) -> str:
+    """The value itself where it can be part of a file name; else what can be kept of it, and a digest."""
+    written = json.dumps(value, sort_keys=True, default=str)
+    text = value if isinstance(value, str) else written
+    safe = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
+    reads_back = safe == text and parse_yaml(text) == value
+    return text if reads_back and len(text) <= _LONGEST_VALUE else f"{safe[:_LONGEST_VALUE]}-{_digest(written)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

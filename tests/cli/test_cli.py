@@ -1,0 +1,123 @@
+"""What the command line prints and returns: results on stdout, mistakes as one message on stderr with exit code 2."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from ltg_mdlm import __version__
+
+SMALL = (
+    "--set", "data.builtin_words=4000",
+    "--set", "model.hidden_size=32",
+    "--set", "model.intermediate_size=64",
+    "--set", "model.num_attention_heads=2",
+)  # fmt: skip
+
+
+def test_version(run):
+    assert run("--version") == (0, f"ltg-mdlm {__version__}\n", "")
+
+
+def test_plugins_list_names_the_built_in_ones_with_their_distribution(run):
+    code, out, _ = run("plugins", "list", "--json")
+    found = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert {"uniform_mdlm", "freq_mdlm", "gpt_bert"} <= found.keys()
+    assert found["freq_mdlm"]["distribution"] == "ltg-mdlm"
+
+
+@pytest.mark.parametrize("name", ["uniform_mdlm", "freq_mdlm", "gpt_bert"])
+def test_plugins_show_describes_every_option(run, name):
+    code, out, _ = run("plugins", "show", name, "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert shown["options"]
+    assert all(option["description"] for option in shown["options"])
+    assert all(hook.startswith("ltg_mdlm_") for hook in shown["hooks"])
+    assert name in run("plugins", "show", name)[1]
+
+
+def test_check_resolves_counts_and_trains_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("check", "--plugin", "freq_mdlm", "--json", *SMALL)
+    report = json.loads(out)
+    assert code == 0
+    assert report["steps"] == report["config"]["training"]["max_steps"]
+    assert report["rows"] == report["steps"] * report["config"]["training"]["global_batch_rows"]
+    assert report["slots"]["masking"] == "freq_mdlm"
+    assert report["config"]["plugins"]["freq_mdlm"]["power"] == 0.02
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("config", "parameters"), [("freq_cosine", 126_636_800), ("gpt_bert_100m", 119_454_532)])
+def test_check_counts_the_published_parameters(run, base_vocabulary_corpus, config, parameters):
+    code, out, err = run("check", "--config", config, "--set", f"data.corpus={base_vocabulary_corpus}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["parameters"] == parameters
+
+
+def test_check_warns_beyond_the_babylm_budget(run):
+    _, out, _ = run("check", "--set", "training.max_steps=null", "--set", "training.epochs=11", "--json", *SMALL)
+    assert any("BabyLM submissions may see each word at most 10 times" in text for text in json.loads(out)["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--plugin", "freq_mdln"), "did you mean 'freq_mdlm'"),
+        (("train", "--set", "training.max_stepz=3"), "did you mean 'max_steps'"),
+        (("train", "--set", "seed=minus one"), "seed:"),
+        (("train", "--set", "data.corpus=/nowhere"), "/nowhere: not a corpus folder"),
+        (("train", "--resume", "/nowhere"), "/nowhere"),
+        (("train", "--plugin", "freq_mdlm", "--plugin", "gpt_bert", *SMALL), "slots.masking=freq_mdlm"),
+        (("prepare", "/nowhere.txt", "--out", "x"), "/nowhere.txt"),
+        (("plugins", "show", "nonsense"), "no installed plugin is called 'nonsense'"),
+    ],
+)
+def test_mistakes_end_with_code_2_one_message_and_nothing_written(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_do_not_collide_with_torchruns_own():
+    """torchrun's parser swallows, even after the module, options that are prefixes of its own."""
+    files = Path(sys.modules["ltg_mdlm.cli.app"].__file__).parent.glob("*.py")
+    names = [name for file in files for name in re.findall(r'"(--[a-z-]+)"', file.read_text())]
+    assert names
+    torchruns = get_args_parser()._option_string_actions
+    assert "--log-dir" in torchruns
+    assert not [name for name in names if any(theirs.startswith(name) for theirs in torchruns)]
+
+
+def test_the_package_imports_without_torch():
+    code = "import sys, ltg_mdlm, ltg_mdlm.cli.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bench_prints_one_json_object_and_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("bench", "--plugin", "gpt_bert", "--rows", "4", "--steps", "3", "--json", *SMALL)
+    assert code == 0
+    assert json.loads(out)["global_batch_rows"] == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_path_after_valid_is_held_out(run, tmp_path):
+    """A shell expands `--valid dev/*.dev` to several arguments; none of them may end up in training."""
+    for name in ("a.train", "b.train", "c.dev", "d.dev"):
+        (tmp_path / name).write_text(f"the text of {name} is not long\n")
+    paths = [str(tmp_path / name) for name in ("a.train", "c.dev", "d.dev", "b.train")]
+    corpus = str(tmp_path / "corpus")
+    code, out, _ = run("prepare", paths[0], "--valid", *paths[1:3], "--out", corpus, paths[3], "--vocab-size", "300")
+    assert code == 0
+    assert re.findall(r"in (\d) file", out) == ["2", "2"]

@@ -1,0 +1,220 @@
+"""Files of minimal pairs, and those of the built-in corpus."""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from support.corpora import real_data
+
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs, write_minimal_pairs
+from ltg_mdlm.data.synthetic.builtin import write_builtin_text
+from ltg_mdlm.data.synthetic.grammar_lexicon import Lexicon
+from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.inference.choices import accuracy_by_group, accuracy_of, answer, pair_questions
+from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
+from ltg_mdlm.inference.trained_model import Denoiser
+
+DOGS = {"sentence_good": "The dogs run.", "sentence_bad": "The dogs runs.", "UID": "agreement", "field": "morphology"}
+
+
+class UnigramModel:
+    """Predicts the same distribution everywhere."""
+
+    config = SimpleNamespace(max_position_embeddings=512, cond_dim=None)
+    output_weight_VD = torch.zeros(1)
+
+    def __init__(self, count_V):
+        self.logits_V = torch.tensor(count_V, dtype=torch.float64).add(0.5).log()
+
+    def __call__(self, ids_BT, document_BT=None, causal_B=None, value_B=None):
+        return self.logits_V.expand(*ids_BT.shape, -1)
+
+    def head(self, hidden_ND):
+        return hidden_ND
+
+    def logits(self, features_ND):
+        return features_ND
+
+
+# The pairs of the built-in corpus.
+
+
+@pytest.fixture(scope="module")
+def builtin(tmp_path_factory):
+    return write_builtin_text(tmp_path_factory.mktemp("builtin"), words=40_000)
+
+
+@pytest.fixture(scope="module")
+def by_uid(builtin):
+    groups = defaultdict(list)
+    for pair in read_minimal_pairs(builtin.minimal_pairs):
+        groups[pair.uid].append(pair)
+    return groups
+
+
+def words_of(said):
+    return re.findall(r"[\w'-]+", said.lower())
+
+
+def test_builtin_pairs_cover_thirteen_phenomena_of_about_a_hundred_pairs(by_uid):
+    assert len(by_uid) == 13
+    assert all(100 <= len(pairs) <= 102 for pairs in by_uid.values())
+    assert all(pair.field and pair.term for pairs in by_uid.values() for pair in pairs)
+
+
+def test_no_builtin_pair_occurs_twice_or_is_its_own_counterpart(by_uid):
+    pairs = [(pair.good, pair.bad) for group in by_uid.values() for pair in group]
+    assert len(set(pairs)) == len(pairs)
+    assert {good for good, _ in pairs}.isdisjoint(bad for _, bad in pairs)
+
+
+def test_good_and_bad_have_the_same_number_of_words(by_uid):
+    for group in by_uid.values():
+        for pair in group:
+            assert len(words_of(pair.good)) == len(words_of(pair.bad)), pair
+
+
+def log_count(count, said):
+    return sum(math.log(count[word]) for word in words_of(said))
+
+
+def test_a_model_of_word_frequencies_is_at_chance_on_every_phenomenon(builtin, by_uid):
+    """Words counted in the training text, and the scorer left out: exactly one half, by balance."""
+    count = Counter(words_of(builtin.train.read_text("utf-8")))
+    for uid, pairs in by_uid.items():
+        gains = [
+            sum(math.log(count[w]) for w in words_of(p.good)) - sum(math.log(count[w]) for w in words_of(p.bad))
+            for p in pairs
+        ]
+        accuracy = sum((gain > 1e-9) + 0.5 * (abs(gain) <= 1e-9) for gain in gains) / len(gains)
+        assert accuracy == pytest.approx(0.5, abs=0.01), uid
+
+
+def test_a_model_of_token_frequencies_is_at_chance(builtin, by_uid):
+    """The same through the scorer and a byte-pair tokenizer, in which the rarer form may have more tokens."""
+    text = builtin.train.read_text("utf-8")
+    tokenizer = Tokenizer.train([text], 1024)
+    count_V = np.bincount(tokenizer.backend.encode(text, add_special_tokens=False).ids, minlength=tokenizer.vocab_size)
+    questions = pair_questions(pair for group in by_uid.values() for pair in group)
+    denoiser = Denoiser(
+        model=UnigramModel(count_V),
+        tokenizer=tokenizer,
+        predicts="same",
+        modes=frozenset({"masked"}),
+        value_for_rate=lambda rate_B: None,
+    )
+    scores = LikelihoodScorer(denoiser, ScoringRule(), Ranks.alone())([question.candidates for question in questions])
+    assert 0.45 <= accuracy_of(questions, scores) <= 0.55
+    found = [answer(question, scored) for question, scored in zip(questions, scores, strict=True)]
+    for uid, accuracy in accuracy_by_group(questions, found)["UID"].items():
+        assert 0.4 <= accuracy <= 0.6, uid
+
+
+ONE_WORD = {
+    "determiner_noun_agreement": None,
+    "subject_verb_agreement": None,
+    "subject_verb_agreement_attractor": None,
+    "subject_verb_agreement_relative_clause": None,
+    "anaphor_gender_agreement": {"himself", "herself"},
+    "anaphor_number_agreement": {"himself", "herself", "themselves"},
+    "irregular_past_participle": None,
+    "auxiliary_verb_form": None,
+    "transitivity": None,
+}
+
+
+def test_pairs_that_claim_one_wrong_word_differ_in_that_word_only(by_uid):
+    for uid, allowed in ONE_WORD.items():
+        for pair in by_uid[uid]:
+            differing = [(a, b) for a, b in zip(words_of(pair.good), words_of(pair.bad), strict=True) if a != b]
+            assert len(differing) == 1, pair
+            assert allowed is None or allowed.issuperset(differing[0]), pair
+
+
+@pytest.mark.parametrize("uid", ["adjective_noun_order", "wh_question_inversion"])
+def test_pairs_about_word_order_hold_the_same_words(by_uid, uid):
+    for pair in by_uid[uid]:
+        assert Counter(words_of(pair.good)) == Counter(words_of(pair.bad)), pair
+
+
+def test_the_attractor_stands_before_the_verb_and_has_the_other_number(by_uid):
+    """Numbers of nouns are looked up in the lexicon, those of verbs listed here."""
+    nouns = [noun for words in Lexicon().nouns.values() for noun in words.members if noun.plural]
+    is_plural = {noun.singular: False for noun in nouns} | {noun.plural: True for noun in nouns}
+    takes_plural = dict.fromkeys(("are", "were", "have"), True) | dict.fromkeys(("is", "was", "has"), False)
+    pattern = re.compile(r"The (\w+) (?:near|behind|next to|in front of|by) the (\w+) (is|are|was|were|has|have)\b")
+    found = [
+        match.groups() for pair in by_uid["subject_verb_agreement_attractor"] if (match := pattern.match(pair.good))
+    ]
+    assert len(found) > 50
+    for head, attractor, verb in found:
+        assert takes_plural[verb] == is_plural[head] != is_plural[attractor]
+
+
+# Files.
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
+    return path
+
+
+def test_pairs_are_read_as_they_were_written(tmp_path):
+    pairs = [
+        MinimalPair("The dogs run.", "The dogs runs.", "agreement", "morphology", "sva"),
+        MinimalPair("A ü", "B", "x"),
+    ]
+    write_minimal_pairs(tmp_path / "pairs.jsonl", pairs)
+    assert read_minimal_pairs(tmp_path / "pairs.jsonl") == pairs
+
+
+def test_a_folder_is_read_file_by_file_and_a_row_without_uid_is_named_like_its_file(tmp_path):
+    write_rows(tmp_path / "b.jsonl", DOGS)
+    write_rows(tmp_path / "a.jsonl", {"sentence_good": "Is it?", "sentence_bad": "It is?"}, "")
+    (tmp_path / "readme.txt").write_text("not pairs")
+    assert [pair.uid for pair in read_minimal_pairs(tmp_path)] == ["a", "agreement"]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "JSON object"),
+        ({"sentence_good": "A dog."}, "sentence_bad"),
+        ({**DOGS, "sentence_good": 3}, "sentence_good"),
+        ({**DOGS, "sentence_bad": " "}, "sentence_bad"),
+    ],
+)
+def test_a_bad_row_is_reported_with_its_file_and_line(tmp_path, row, complaint):
+    path = write_rows(tmp_path / "pairs.jsonl", DOGS, row)
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:2: .*{complaint}"):
+        read_minimal_pairs(path)
+
+
+def test_files_that_hold_no_pairs_are_the_users_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "latin.jsonl").write_bytes(b'{"sentence_good": "\xe9"}')
+    for name, complaint in (("empty", "no rows"), ("gone.jsonl", "no such file"), ("latin.jsonl", "UTF-8")):
+        with pytest.raises(UserError, match=complaint):
+            read_minimal_pairs(tmp_path / name)
+
+
+def test_blimp_and_its_supplement_are_read():
+    folder = real_data("babylm_eval_2025", "fast_eval")
+    blimp = read_minimal_pairs(folder / "blimp_fast")
+    assert len({pair.uid for pair in blimp}) == 67
+    assert all(pair.field and pair.term for pair in blimp)
+    assert {pair.uid for pair in read_minimal_pairs(folder / "supplement_fast")} == {
+        "hypernym",
+        "qa_congruence_easy",
+        "qa_congruence_tricky",
+        "subject_aux_inversion",
+        "turn_taking",
+    }

@@ -1,0 +1,270 @@
+"""From text files to a corpus folder."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.corpora import VOCAB, documents, small_tokenizer, write_text
+
+from ltg_mdlm.core import files as aside
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data import encode as workers
+from ltg_mdlm.data import prepare
+from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.data.encode import EncoderPool
+from ltg_mdlm.data.prepare import batches, prepare_corpus, sample
+from ltg_mdlm.data.sources import Piece
+from ltg_mdlm.data.tokenizer import Tokenizer
+
+TRAIN, VALID = documents(60), documents(10, seed=1)
+
+
+@pytest.fixture
+def texts(tmp_path) -> dict[str, Path]:
+    small_tokenizer().save(tmp_path / "tokenizer.json")
+    return {
+        "train": write_text(tmp_path / "a.train", TRAIN),
+        "valid": write_text(tmp_path / "a.dev", VALID),
+        "tokenizer": tmp_path / "tokenizer.json",
+        "out": tmp_path / "corpus",
+    }
+
+
+def make(texts: dict[str, Path], **options) -> Corpus:
+    """The corpus of the texts, with the small tokenizer unless told otherwise."""
+    given = {"valid": [texts["valid"]], "tokenizer": texts["tokenizer"], "progress": False, **options}
+    return prepare_corpus([texts["train"]], texts["out"], **given)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_corpus_holds_the_documents_their_words_and_counts(texts):
+    corpus = make(texts)
+    assert corpus.valid is not None
+    for split, expected in ((corpus.train, TRAIN), (corpus.valid, VALID)):
+        ids = [small_tokenizer().encode(text) for text in expected]
+        flat = np.concatenate(ids)
+        assert split.tokens.tolist() == flat.tolist()
+        assert split.tokens.dtype == np.uint16
+        assert np.diff(split.offsets).tolist() == [len(document) for document in ids]
+        assert split.words.tolist() == [len(text.split()) for text in expected]
+        assert split.token_count_V.tolist() == np.bincount(flat, minlength=VOCAB).tolist()
+        assert split.text_bytes == sum(len(text.encode()) for text in expected)
+        assert split.word_start(0, split.num_tokens).sum() == split.num_words == split.words.sum()
+
+
+def test_every_source_is_recorded_with_its_hash(texts):
+    data = texts["train"].read_bytes()
+    (source,) = make(texts).train.sources
+    assert source == {"file": "a.train", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_tokenizer_is_trained_when_none_is_given(texts):
+    corpus = make(texts, tokenizer=None, vocab_size=300, valid=())
+    assert corpus.valid is None
+    assert corpus.vocab_size == 300
+    assert corpus.tokenizer.definition == Tokenizer.train(TRAIN, 300).definition
+    assert corpus.description["tokenizer"]["trained_on"] == {"bytes": corpus.train.text_bytes} | {
+        "of_bytes": corpus.train.text_bytes
+    }
+
+
+def test_a_large_corpus_is_sampled_evenly_for_the_tokenizer(texts):
+    corpus = make(texts, tokenizer=None, vocab_size=300, sample_bytes=texts["train"].stat().st_size // 3)
+    trained_on = corpus.description["tokenizer"]["trained_on"]
+    assert trained_on["bytes"] == pytest.approx(trained_on["of_bytes"] / 3, rel=0.2)
+    assert "of 0.0 MB of text" in corpus.describe()
+
+
+def test_a_sample_is_spread_over_the_whole():
+    chosen = np.array([int(text) for text in sample(map(str, range(10_000)), 0.1)])
+    assert len(chosen) == pytest.approx(1000, abs=5)
+    assert np.bincount(chosen // 1000).tolist() == pytest.approx([100] * 10, abs=5)
+    assert list(sample("abc", 1.0)) == ["a", "b", "c"]
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(texts, monkeypatch):
+    monkeypatch.setattr(prepare, "_BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(prepare, "PIECE_CHARACTERS", 100)
+    found = []
+    for count in (1, 2, 3):
+        make(texts, workers=count)
+        found.append(contents(texts["out"]))
+        shutil.rmtree(texts["out"])
+    assert found[0] == found[1] == found[2]
+
+
+def test_long_documents_are_whole_again_in_the_corpus(texts, monkeypatch):
+    expected = contents(make(texts).path)
+    shutil.rmtree(texts["out"])
+    monkeypatch.setattr(prepare, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", 70)
+    assert contents(make(texts).path) == expected
+
+
+def test_batches_hold_all_pieces_in_order(monkeypatch):
+    monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", 10)
+    pieces = [Piece("x" * n, True) for n in (1, 4, 9, 30, 2, 2)]
+    found = list(batches(pieces))
+    assert [piece for batch in found for piece in batch] == pieces
+    assert [len(batch) for batch in found] == [3, 1, 2]
+
+
+def test_the_same_request_again_does_nothing(texts):
+    before = contents(make(texts).path)
+    stamp = (texts["out"] / "corpus.json").stat().st_mtime_ns
+    assert make(texts).train.num_tokens > 0
+    assert (texts["out"] / "corpus.json").stat().st_mtime_ns == stamp
+    assert contents(texts["out"]) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"valid": ()}, "valid files"),
+        ({"drop_headings": True}, "drop_headings"),
+        ({"tokenizer": None}, "sample_bytes, tokenizer, vocab_size"),
+    ],
+)
+def test_a_folder_with_another_corpus_is_left_alone(texts, change, differs):
+    before = contents(make(texts).path)
+    with pytest.raises(UserError, match=rf"corpus: holds another corpus \(other {differs}\)"):
+        make(texts, **change)
+    write_text(texts["train"], ["something else"])
+    with pytest.raises(UserError, match=r"other train files"):
+        make(texts)
+    assert contents(texts["out"]) == before
+
+
+def test_a_place_that_is_taken_is_left_alone(texts):
+    texts["out"].mkdir()
+    make(texts)  # an empty folder is free
+    shutil.rmtree(texts["out"])
+    texts["out"].mkdir()
+    (texts["out"] / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="corpus: exists and is not a corpus folder"):
+        make(texts)
+    with pytest.raises(UserError, match=r"thesis.tex: exists and is not a corpus folder"):
+        make({**texts, "out": texts["out"] / "thesis.tex"})
+    with pytest.raises(UserError, match=r"inside: not a folder|inside: .*nothing was written"):
+        make({**texts, "out": texts["out"] / "thesis.tex" / "inside"})
+    assert contents(texts["out"]) == {"thesis.tex": b"x"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), UserError("bad")])
+def test_nothing_is_left_after_an_exception(texts, monkeypatch, error):
+    def fail(self: object, encoded: object) -> None:
+        raise error
+
+    before = set(texts["out"].parent.iterdir())
+    monkeypatch.setattr(prepare.SplitWriter, "add", fail)
+    with pytest.raises(type(error)):
+        make(texts)
+    assert set(texts["out"].parent.iterdir()) == before
+
+
+def test_a_full_disk_is_found_before_anything_is_written(texts, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match=r"0 MB free, but .* MB are needed; nothing was written"):
+        make(texts)
+    assert not texts["out"].exists()
+
+
+def test_a_disk_that_fills_up_on_the_way_is_a_clear_error(texts, monkeypatch):
+    def fail(self: object, encoded: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare.SplitWriter, "add", fail)
+    with pytest.raises(UserError, match="corpus: the disk is full; nothing was written"):
+        make(texts)
+
+
+def test_what_a_killed_process_left_is_deleted(texts):
+    finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    host = aside.socket.gethostname()
+    dead = texts["out"].parent / f".corpus.{host}-{finished.stdout.strip()}"
+    alive = texts["out"].parent / f".corpus.{host}-{os.getppid()}"
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "tokens.bin").write_text("half")
+    make(texts)
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_text_that_changes_on_the_way_is_noticed(texts, monkeypatch):
+    start = prepare._Job.encode
+
+    def change_first(self: object, *arguments: object) -> object:
+        write_text(texts["train"], [*TRAIN, "and more"])
+        return start(self, *arguments)
+
+    monkeypatch.setattr(prepare._Job, "encode", change_first)
+    with pytest.raises(UserError, match="the train files changed while they were read"):
+        make(texts)
+    assert not texts["out"].exists()
+
+
+def test_no_files_at_all_are_refused(texts):
+    with pytest.raises(UserError, match="no text files given"):
+        prepare_corpus([], texts["out"], progress=False)
+
+
+@pytest.mark.parametrize("empty", ["train", "valid"])
+def test_a_split_without_text_is_refused(texts, empty):
+    texts[empty].write_text(" \n\n \n")
+    with pytest.raises(UserError, match=rf"{texts[empty].name}: no text for the {empty} split"):
+        make(texts)
+    assert not texts["out"].exists()
+
+
+def test_a_validation_file_must_not_be_a_training_file(texts):
+    shutil.copy(texts["train"], texts["valid"])
+    with pytest.raises(UserError, match=r"a.dev: the validation file is also a training file \(.*a.train\)"):
+        make(texts)
+
+
+def test_bad_text_is_found_before_the_tokenizer_is_trained(texts, monkeypatch):
+    texts["valid"].write_bytes(b"fine\n\xff\n")
+    monkeypatch.setattr(Tokenizer, "train", lambda *_: pytest.fail("trained first"))
+    with pytest.raises(UserError, match=r"a.dev, line 2: not UTF-8"):
+        make(texts, tokenizer=None)
+
+
+def test_a_dead_worker_is_an_error_not_a_hang(texts):
+    with EncoderPool(small_tokenizer(), texts["tokenizer"], 2) as pool:
+        for process in pool._processes:
+            process.kill()
+            process.wait()
+        with pytest.raises(UserError, match="an encoding process died"):
+            list(pool.encode([[Piece("a b", True)]] * 4))
+
+
+def test_workers_do_not_import_torch(texts):
+    command = "import sys, ltg_mdlm.data.encode, ltg_mdlm.data.prepare; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(workers._PACKAGE_ROOT)}
+    found = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_a_vocabulary_above_65536_takes_four_bytes_per_token(texts):
+    definition = json.loads(json.dumps(small_tokenizer().definition))
+    vocabulary = definition["model"]["vocab"]
+    for i in range(VOCAB, 66_000):
+        vocabulary[f"Ġ{i}x"] = i
+    definition["pre_tokenizer"] = {**definition["pre_tokenizer"]["pretokenizers"][1]}  # bytes alone: one part per line
+    texts["tokenizer"].write_text(json.dumps(definition))
+    texts["train"].write_text("65999x\n\n65536x\n\n400x")
+    corpus = make(texts, valid=())
+    assert corpus.train.tokens.dtype == np.uint32
+    assert corpus.train.tokens.tolist() == [65999, 65536, 400]
+    assert corpus.train.words.tolist() == [1, 1, 1]

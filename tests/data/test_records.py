@@ -1,0 +1,139 @@
+"""Records of evaluation files, and what is said about those that are not as they should be."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.records import only_file, parse_object, read_records, read_table
+
+
+def test_rows_of_a_folder_come_file_by_file_and_know_their_lines(tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"x": 3}\n', "utf-8")
+    (tmp_path / "a.jsonl").write_text('\ufeff{"x": 1}\r\n\n{"x": 2}', "utf-8")
+    (tmp_path / "notes.txt").write_text("no rows")
+    records = read_records(tmp_path)
+    assert [(record.file.name, record.line, record.count("x")) for record in records] == [
+        ("a.jsonl", 1, 1),
+        ("a.jsonl", 3, 2),
+        ("b.jsonl", 1, 3),
+    ]
+
+
+@given(texts=st.lists(st.text(min_size=1).filter(lambda text: text.strip()), min_size=1))
+def test_any_text_is_read_as_it_was_written(texts, tmp_path_factory):
+    """Escaped or not: line separators of Unicode within a string do not end a row."""
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)]
+    file.write_text("\n".join(lines), "utf-8")
+    assert [record.text("text") for record in read_records(file)] == texts
+
+
+@pytest.mark.parametrize(
+    ("value", "method", "complaint"),
+    [
+        (None, "text", "x must be text, not None"),
+        ("  ", "text", "x must be text, not '  '"),
+        ("\ud800", "text", r"x must be text, not '\\ud800'"),
+        (["a"], "texts", "x must be a list of at least 2 texts"),
+        (["a", 1], "texts", "x must be a list of at least 2 texts"),
+        (True, "count", "x must be a count, not True"),
+        (-1, "count", "x must be a count, not -1"),
+        ("1", "count", "x must be a count, not '1'"),
+        (True, "number", "x must be a number"),
+        ("many", "number", "x must be a number, not 'many'"),
+        ("", "number", "x must be a number"),
+        (10**400, "number", "x must be a number"),
+        (float("inf"), "number", "x must be a number, not inf"),
+        ("many", "number_or_missing", "x must be a number"),
+        ({}, "label", "x must be text"),
+        (False, "label", "x must be text"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_reported_with_file_and_line(tmp_path, value, method, complaint):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"x": "first"}) + "\n" + json.dumps({"x": value}) + "\n")
+    record = read_records(file)[1]
+    extra = {"texts": (2,), "label": ("default",)}.get(method, ())
+    with pytest.raises(UserError, match=rf"^{file}:2: {complaint}"):
+        getattr(record, method)("x", *extra)
+
+
+def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"sentense_good": "A.", "UID": 7}')
+    (record,) = read_records(tmp_path)
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: sentence_good is missing \(there is sentense_good, UID\)"):
+        record.text("sentence_good")
+    assert (record.label("UID", "?"), record.label("field", "none")) == ("7", "none")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "no rows"),
+        (b"\n \n", "no rows"),
+        (b'{"a": 1}\n{"a": ', r"rows\.jsonl:2: not JSON"),
+        (b'{"a": 1}\n["a"]', r"rows\.jsonl:2: expected a JSON object, not \['a'\]"),
+        (b"[" * 100_000, r"rows\.jsonl:1: "),
+        (b'{"a": "\xe9"}', r"rows\.jsonl: not UTF-8 text \(byte 7\)"),
+    ],
+)
+def test_files_without_rows_are_the_users_error(tmp_path, content, complaint):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        read_records(tmp_path / "rows.jsonl")
+
+
+def test_a_folder_cannot_be_read_as_a_file(tmp_path):
+    (tmp_path / "rows.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"rows\.jsonl cannot be read"):
+        read_records(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        read_records(tmp_path / "gone.jsonl")
+
+
+def test_errors_of_a_whole_json_file_name_the_line(tmp_path):
+    with pytest.raises(UserError, match=r"words\.json:3: not JSON"):
+        parse_object('{"a": 1,\n"b": 2,\n}', tmp_path / "words.json")
+
+
+def test_cells_of_a_table_are_text_or_numbers_or_missing(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text('word,length,rate\n"two\nlines",3,\nb,x,1.5\n', "utf-8")
+    first, second = read_table(file)
+    assert (first.text("word"), first.number("length"), str(first.number_or_missing("rate"))) == (
+        "two\nlines",
+        3,
+        "nan",
+    )
+    assert (second.line, second.number_or_missing("rate")) == (4, 1.5)
+    with pytest.raises(UserError, match=r"table\.csv:4: length must be a number, not 'x'"):
+        second.number("length")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "no rows"),
+        ("a,b\n", "no rows"),
+        ("a,b\n1,2\n3\n", r"table\.csv:3: a row of another length"),
+        ("a,b\n1,2,3\n", r"table\.csv:2: a row of another length"),
+        ('a,b\n"1"x,2\n', r"table\.csv:2: not CSV"),
+    ],
+)
+def test_tables_that_are_none_are_the_users_error(tmp_path, content, complaint):
+    (tmp_path / "table.csv").write_text(content, "utf-8")
+    with pytest.raises(UserError, match=complaint):
+        read_table(tmp_path / "table.csv")
+
+
+def test_the_only_file_of_a_kind_is_found(tmp_path):
+    with pytest.raises(UserError, match=r"expected one \.csv file, found none"):
+        only_file(tmp_path, ".csv")
+    (tmp_path / "a.csv").touch()
+    assert only_file(tmp_path, ".csv") == only_file(tmp_path / "a.csv", ".csv") == tmp_path / "a.csv"
+    (tmp_path / "b.csv").touch()
+    with pytest.raises(UserError, match=r"found a\.csv, b\.csv"):
+        only_file(tmp_path, ".csv")

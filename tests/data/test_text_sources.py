@@ -1,0 +1,176 @@
+"""Reading documents from text files."""
+
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from support.corpora import documents, write_text
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data import sources
+from ltg_mdlm.data.sources import Piece, find_sources, read_pieces
+
+
+def texts_of(path: Path, **options) -> list[str]:
+    """The documents of a file, put together from their pieces."""
+    texts: list[str] = []
+    for piece in read_pieces(path, **options):
+        if piece.opens_document:
+            texts.append(piece.text)
+        else:
+            texts[-1] += piece.text
+    return texts
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("suffix", [".txt", ".train", ".dev", ".jsonl"])
+def test_every_format_and_compression_gives_the_same_documents(tmp_path, suffix, compression):
+    expected = documents(30)
+    plain = "\n".join(map(json.dumps, expected)) if suffix == ".jsonl" else "\n\n".join(expected)
+    path = write(tmp_path / f"text{suffix}{compression}", COMPRESS[compression](plain.encode()))
+    assert texts_of(path) == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a b\nc\n\nd\n", "\ufeff\n \n\na b\nc\n \t \n\n\nd", "a b\r\nc\r\n\r\nd\r\n", "  a b\nc  \n\n\t\n\n d \n\n\n"],
+)
+def test_blank_lines_separate_documents_whatever_the_line_breaks_and_margins(tmp_path, content):
+    assert texts_of(write(tmp_path / "a.txt", content)) == ["a b\nc", "d"]
+
+
+def test_json_lines_are_strings_or_objects_with_a_text(tmp_path):
+    path = write(tmp_path / "a.jsonl", '"one\\n\\ntwo"\n\n{"text": " three\\r\\nfour ", "id": 7}\n')
+    assert texts_of(path) == ["one\n\ntwo", "three\nfour"]
+
+
+def test_headings_are_deleted_and_separate_documents_only_when_asked(tmp_path):
+    path = write(tmp_path / "a.train", "= = = A title = = =\nfirst\n= = = B = = = \nsecond = = = x\n= = = C = = =")
+    assert texts_of(path, drop_headings=True) == ["first", "second = = = x"]
+    assert texts_of(path) == ["= = = A title = = =\nfirst\n= = = B = = = \nsecond = = = x\n= = = C = = ="]
+
+
+TEXT = st.text(st.sampled_from("ab. \n\t\r´\u3000é字"), max_size=200)
+
+
+@given(TEXT, st.integers(1, 20), st.integers(3, 30), st.booleans())
+def test_blocks_and_pieces_never_change_the_documents(tmp_path_factory, text, block, limit, drop):
+    """Against splitting the whole text at once; the size of blocks and pieces is an implementation detail."""
+    text = text.replace("b", "\n= = = h = = =\n") if drop else text
+    path = write(tmp_path_factory.mktemp("text") / "a.txt", text)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = ["" if drop and line == "= = = h = = =" else line for line in lines]
+    paragraphs = "\n".join(line if line.strip() else "" for line in lines).split("\n\n")
+    expected = [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_BLOCK_CHARACTERS", block)
+        patch.setattr(sources, "_LONGEST_UNBROKEN", 1000)
+        assert texts_of(path, drop_headings=drop, limit=limit) == expected
+
+
+def test_a_long_line_is_read_in_pieces_with_little_memory(tmp_path):
+    """As text8, a corpus of one line."""
+    path = write(tmp_path / "line.txt", "seven little words are repeated here and " * 500_000)
+    tracemalloc.start()
+    pieces = [len(piece.text) for piece in read_pieces(path)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(pieces) == path.stat().st_size - 1
+    assert max(pieces) <= sources.PIECE_CHARACTERS
+    assert peak < path.stat().st_size
+
+
+def test_a_file_without_any_blank_is_refused(tmp_path):
+    path = write(tmp_path / "blob.txt", "x" * 6_000_000)
+    with pytest.raises(UserError, match=r"blob.txt: .* characters without a blank"):
+        list(read_pieces(path))
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, compression):
+    content = COMPRESS[compression]("å\n\nb\n".encode() * 1000 + b"caf\xe9\nrest\n")
+    path = write(tmp_path / f"latin.txt{compression}", content)
+    with pytest.raises(UserError, match=r"latin.txt.*, line 3001: not UTF-8"):
+        list(read_pieces(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "a"', "line 2: not JSON"),
+        (b"[1, 2]", "line 2: neither a JSON string nor"),
+        (b"17", "line 2: neither a JSON string nor"),
+        (b'{"txt": "a"}', "line 2: neither a JSON string nor"),
+        (b'{"text": null}', "line 2: neither a JSON string nor"),
+        (b'"\\ud800"', "line 2: half a surrogate pair"),
+        (b'"\xff"', "line 2: not UTF-8"),
+    ],
+)
+def test_a_bad_json_line_is_named_with_its_number(tmp_path, line, message):
+    path = write(tmp_path / "bad.jsonl", b'"fine"\n' + line + b'\n"fine"\n')
+    with pytest.raises(UserError, match=f"bad.jsonl, {message}"):
+        list(read_pieces(path))
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut short", "not compressed", "empty", "flipped"])
+def test_damaged_compression_is_noticed(tmp_path, compression, damage):
+    whole = COMPRESS[compression]("\n\n".join(documents(2000)).encode())
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    content = {"cut short": whole[: len(whole) // 2], "not compressed": b"text\n", "empty": b"", "flipped": flipped}
+    path = write(tmp_path / f"a.txt{compression}", bytes(content[damage]))
+    if (compression, damage) == (".gz", "empty"):
+        assert list(read_pieces(path)) == []  # gunzip, too, takes nothing for no members
+        return
+    with pytest.raises(UserError, match=f"a.txt{compression}: (damaged|cannot be read)|not UTF-8"):
+        list(read_pieces(path))
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_concatenated_compressed_files_are_read_to_the_end(tmp_path, compression):
+    compress = COMPRESS[compression]
+    path = write(tmp_path / f"a.txt{compression}", compress(b"a\n\n") + compress(b"") + compress(b"b\n"))
+    assert list(read_pieces(path)) == [Piece("a", True), Piece("b", True)]
+
+
+def test_folders_are_searched_in_order_and_other_files_in_them_left_alone(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("b/z.train.gz", "a.txt", "README.md", ".hidden.txt", "c.jsonl.zst"):
+        write(tmp_path / name, "")
+    found = [str(path.relative_to(tmp_path)) for path in find_sources([tmp_path])]
+    assert found == ["a.txt", "b/z.train.gz", "c.jsonl.zst"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.txt", "no such file or folder"),
+        ("page.html", r"unknown kind of file; text files end in \.train"),
+        ("folder", "no text files in this folder"),
+    ],
+)
+def test_what_is_no_text_file_is_refused(tmp_path, name, message):
+    write(tmp_path / "page.html", "")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"{name}: {message}"):
+        find_sources([tmp_path / name])
+
+
+def test_a_file_given_twice_is_refused(tmp_path):
+    path = write_text(tmp_path / "a.txt", ["x"])
+    with pytest.raises(UserError, match=r"a.txt: given twice"):
+        find_sources([path, tmp_path])

@@ -1,0 +1,195 @@
+"""The byte-level BPE tokenizer of the stack."""
+
+import json
+import random
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.corpora import VOCAB, documents, small_tokenizer
+from tokenizers import Tokenizer as Library
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.tokenizer import MASK, NUM_SPECIAL, SPECIAL_TOKENS, Tokenizer, untrained_tokenizer
+
+
+def pieces(text: str) -> list[str]:
+    """The parts of a text that are tokenised each on its own, as text."""
+    backend = small_tokenizer().backend
+    parts = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+    return [backend.decoder.decode(["Ġx", part]).removeprefix("x") for part, _ in parts]
+
+
+def test_the_first_sixteen_ids_are_special():
+    vocabulary = small_tokenizer().vocabulary
+    names = ["<unk>", "<s>", "</s>", "<pad>", "<mask>"] + [f"<special_{i}>" for i in range(11)]
+    assert vocabulary[:16] == names == list(SPECIAL_TOKENS)
+    assert len(set(vocabulary)) == small_tokenizer().vocab_size == VOCAB
+
+
+def test_text_is_cut_as_the_stack_cuts_it():
+    """Worked out by hand from the regex: digits one by one, a sign joined with the line break behind it, ..."""
+    assert pieces("don't McDonald 123 (a).\nb\t\tc  d") == [
+        *[" don", "'t", " Mc", "Donald", " 1", "2", "3", " (", "a", ").\n", " b", "\t", "\tc", " ", " d"]
+    ]
+    assert pieces("a  \n\n b") == [" a", "\n\n", " ", " b"]
+    assert pieces("x" * 50) == [" " + "x" * 23, "x" * 24, "x" * 3]
+    assert pieces("ﬁ…Ⅻ") == [" fi", "...", "XII"]  # NFKC
+
+
+@given(st.text(st.sampled_from("ab é字😀.,1\t\u0301ﬁ") | st.characters(codec="utf-8"), max_size=60))
+def test_decoding_gives_back_the_normalised_text(text):
+    tokenizer = small_tokenizer()
+    text = unicodedata.normalize("NFKC", text.replace("\n", ""))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_lines_survive_without_the_spaces_at_their_ends():
+    tokenizer = small_tokenizer()
+    assert tokenizer.decode(tokenizer.encode("one  \n two\n\nthree")) == "one\n two\n\nthree"
+
+
+def test_a_document_begins_with_s_in_the_file_s_own_template():
+    backend = small_tokenizer().backend
+    assert backend.encode("the", "the").tokens == ["<s>", "Ġthe", "<s>", "Ġthe"]
+
+
+def test_special_tokens_written_in_a_text_are_ordinary_text():
+    ids = small_tokenizer().encode("a <mask> b</s><s> <special_3>")
+    assert min(ids) >= NUM_SPECIAL
+    assert small_tokenizer().decode(ids) == "a <mask> b</s><s> <special_3>"
+
+
+def test_training_depends_on_the_texts_alone_not_on_their_order():
+    texts = documents(300, seed=4)
+    first = Tokenizer.train(texts, 600)
+    assert Tokenizer.train(random.Random(1).sample(texts, len(texts)), 600).definition == first.definition
+
+
+def test_the_merges_are_those_of_the_library_trained_on_the_text_itself():
+    """The words are counted from ready-made parts of the text; the library cuts the same texts by itself."""
+    texts = [*documents(150, seed=2), "´a  b\n\n c \t\n", "x" * 60, "naïve ﬁ 字字", "a.\n/b"]
+    library = untrained_tokenizer()
+    trainer = BpeTrainer(
+        vocab_size=330,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+        initial_alphabet=ByteLevel.alphabet(),
+    )
+    library.train_from_iterator(texts, trainer)
+    assert Tokenizer.train(texts, 330).definition["model"] == json.loads(library.to_str())["model"]
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+    with pytest.raises(UserError, match="vocabulary of 271: at least 272"):
+        Tokenizer.train(["a"], 271)
+    assert Tokenizer.train(["abc abc"], 272).vocab_size == 272
+
+
+def test_a_file_that_lacks_the_special_tokens_gets_them_back(tmp_path):
+    """Published files of the stack do; the library alone would split `<mask>` into characters."""
+    definition = {**small_tokenizer().definition, "added_tokens": []}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(definition))
+    restored = Tokenizer.read(path)
+    assert restored.definition == small_tokenizer().definition
+    assert restored.fingerprint == small_tokenizer().fingerprint
+    saved = tmp_path / "saved.json"
+    restored.save(saved)
+    assert len(Library.from_file(str(path)).encode("<mask>").ids) > 3
+    assert Library.from_file(str(saved)).encode("<mask>").ids[-1] == MASK
+
+
+def test_the_fingerprint_is_of_what_decides_the_tokens():
+    definition = small_tokenizer().definition
+    model = definition["model"]
+    same = {**definition, "model": {**model, "merges": [" ".join(pair) for pair in model["merges"]]}}
+    other = {**definition, "model": {**model, "merges": model["merges"][1:]}}
+    cased = {**definition, "normalizer": {"type": "Lowercase"}}
+    fingerprints = [Tokenizer(d).fingerprint for d in (definition, same, other, cased)]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 3
+
+
+def test_only_the_stack_s_own_tokenizer_is_trusted_to_cut_at_spaces():
+    definition = small_tokenizer().definition
+    extra = {**definition["added_tokens"][0], "id": VOCAB, "content": "catdog", "special": False}
+    others = [
+        {**definition, "normalizer": {"type": "NFC"}},
+        {**definition, "pre_tokenizer": {**definition["pre_tokenizer"]["pretokenizers"][1], "use_regex": True}},
+        {**definition, "added_tokens": [*definition["added_tokens"], extra]},
+        {**definition, "model": {**definition["model"], "dropout": 0.1}},
+    ]
+    assert small_tokenizer().cuts_at_spaces
+    assert [Tokenizer(other).cuts_at_spaces for other in others] == [False] * 4
+
+
+def without(token: str) -> dict:
+    definition = json.loads(json.dumps(small_tokenizer().definition))
+    del definition["model"]["vocab"][token]
+    definition["added_tokens"] = [added for added in definition["added_tokens"] if added["content"] != token]
+    return definition
+
+
+def with_id(last: int) -> dict:
+    definition = json.loads(json.dumps(small_tokenizer().definition))
+    definition["model"]["vocab"][small_tokenizer().vocabulary[-1]] = last
+    return definition
+
+
+def with_vocabulary(*tokens: str, merges: tuple = ()) -> dict:
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *tokens])}
+    return {"model": {"type": "BPE", "vocab": vocabulary, "merges": list(merges)}}
+
+
+BAD_FILES = {
+    "no mask": (lambda: without("<mask>"), r"<mask> is missing, but must have id 4"),
+    "a gap": (lambda: with_id(VOCAB + 1), f"the ids are not 0 to {VOCAB - 1} without a gap"),
+    "no vocabulary": (lambda: {"model": {}}, "not a tokenizer file: it has no BPE vocabulary"),
+    "a list": (list, "not a tokenizer file: it has no BPE vocabulary"),
+    "word pieces": (
+        lambda: {"model": {"type": "WordPiece", "vocab": {"<mask>": 4}}},
+        "a WordPiece tokenizer; the stack's are byte-level BPE",
+    ),
+    "bad merges": (lambda: with_vocabulary(merges=(["a", "b"],)), "not a tokenizer file: "),
+    "other bytes": (
+        lambda: with_vocabulary("▁a"),
+        "not a byte-level tokenizer: '▁' in its vocabulary stands for no byte",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path, case):
+    make, message = BAD_FILES[case]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(make()))
+    with pytest.raises(UserError, match=f"tokenizer.json: {message}"):
+        Tokenizer.read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read: No such file"), (b"vocab: 5", "not JSON"), (b"\xff\xfe", "not JSON")],
+)
+def test_what_is_no_json_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Tokenizer.read(path)
+
+
+def test_token_texts_are_readable_and_know_where_words_begin():
+    tokenizer = small_tokenizer()
+    tokens, opens = tokenizer.tokens, tokenizer.token_text.opens_word_V
+    assert tokens[:5] == ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
+    for text, begins in ((" the", True), ("\n", False), ("e", False), (" ", False), ("<mask>", False)):
+        assert opens[tokens.index(text)] == begins
+    assert [opens[i] for i in tokenizer.encode("the dogs\nran")] == [
+        tokens[i].startswith(" ") for i in tokenizer.encode("the dogs\nran")
+    ]

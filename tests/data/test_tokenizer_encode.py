@@ -1,0 +1,107 @@
+"""Encoding by units gives what the tokenizer gives, and marks the tokens in which words begin."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from support.corpora import documents, small_tokenizer
+
+from ltg_mdlm.data import boundaries as unit_table
+from ltg_mdlm.data.boundaries import cut
+from ltg_mdlm.data.encode import Encoder, word_starts_by_offsets
+from ltg_mdlm.data.sources import Piece
+from ltg_mdlm.data.tokenizer import Tokenizer
+
+CHARACTERS = "ab.'-1 \n\t\x0b\x1c\x85\xa0¨´é\u0301\u0345字\u2028\u3000ﬁﬁ㎡\u1680\u180e\u200b😀<>/_"
+NASTY = st.text(st.sampled_from(CHARACTERS + "   \n\n"), max_size=40) | st.text(max_size=20)
+ENCODER = Encoder(small_tokenizer())
+
+
+def visible(text: str) -> str:
+    """What the readers hand on: no margins, newlines only."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+@settings(max_examples=600)
+@given(st.lists(NASTY, min_size=1, max_size=5))
+@example(["´a", "b ´a"])
+@example(["a \x1c b", "a\n\n\nb\n c"])
+@example(["<mask> a", "a\n<s>"])
+def test_units_have_the_tokens_of_the_whole_text(texts):
+    """Also in later texts, when units are remembered from earlier ones."""
+    for text in filter(None, map(visible, texts)):
+        encoded = ENCODER.encode([Piece(text, True)])
+        assert encoded.ids_N.tolist() == small_tokenizer().encode(text)
+        assert encoded.text_bytes == len(text.encode())
+
+
+@settings(max_examples=300)
+@given(NASTY.filter(visible), st.integers(2, 12))
+def test_pieces_of_a_long_document_have_its_tokens_and_words(text, limit):
+    text = visible(text)
+    parts = list(cut(text, limit))
+    encoded = ENCODER.encode([Piece(part, i == 0) for i, part in enumerate(parts)])
+    assert "".join(parts) == text
+    assert encoded.ids_N.tolist() == small_tokenizer().encode(text)
+    assert encoded.tokens_P.sum() == len(encoded.ids_N)
+    assert encoded.opens_P.tolist() == [True] + [False] * (len(parts) - 1)
+
+
+@settings(max_examples=300)
+@given(NASTY.filter(visible))
+def test_the_marked_tokens_are_as_many_as_the_words(text):
+    encoded = ENCODER.encode([Piece(visible(text), True)])
+    words = len(text.split())
+    assert encoded.word_start_N.sum() == encoded.words_P.sum() == words
+
+
+@given(st.text(st.sampled_from("ab.'1é字 \n\t"), max_size=40).filter(visible))
+def test_a_token_is_marked_when_it_brings_a_new_word(text):
+    """Against the number of words in ever longer beginnings of the text."""
+    text = visible(text)
+    encoded = ENCODER.encode([Piece(text, True)])
+    texts = small_tokenizer().token_text.bytes_V
+    words = [len(b"".join(texts[i] for i in encoded.ids_N[:n]).split()) for n in range(len(encoded.ids_N) + 1)]
+    assert encoded.word_start_N.tolist() == np.diff(words).astype(bool).tolist()
+
+
+def test_a_character_that_normalises_to_a_space_begins_no_word():
+    """´ becomes a space and a combining accent; the text still has two words."""
+    encoded = ENCODER.encode([Piece("the don´t", True)])
+    tokens = [small_tokenizer().vocabulary[i] for i in encoded.ids_N]
+    marked = [token for token, starts in zip(tokens, encoded.word_start_N, strict=True) if starts]
+    assert marked == ["Ġthe", "Ġdon"]
+
+
+def test_words_that_share_a_token_are_credited_to_its_neighbours():
+    assert word_starts_by_offsets("a b c d", np.array([1, 5, 6, 7])).tolist() == [True, True, True, True]
+    assert word_starts_by_offsets("a b c", np.array([4, 5])).tolist() == [True, True]
+    assert word_starts_by_offsets("aaaa b", np.array([1, 2, 4, 6])).tolist() == [True, False, False, True]
+
+
+def test_a_full_memory_of_units_changes_nothing(monkeypatch):
+    pieces = [Piece(text, True) for text in documents(40)]
+    expected = ENCODER.encode(pieces)
+    monkeypatch.setattr(unit_table, "_REMEMBERED", 3)
+    found = Encoder(small_tokenizer()).encode(pieces)
+    assert found.ids_N.tolist() == expected.ids_N.tolist()
+    assert found.words_P.tolist() == expected.words_P.tolist()
+
+
+@pytest.mark.parametrize("normalizer", [None, {"type": "Lowercase"}, {"type": "StripAccents"}])
+def test_a_tokenizer_with_other_rules_is_asked_for_the_whole_text(normalizer):
+    definition = json.loads(json.dumps(small_tokenizer().definition))
+    definition["normalizer"] = normalizer
+    definition["pre_tokenizer"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    tokenizer = Tokenizer(definition)
+    for text in ["Two dogs\n ran  away", "x", "é \u0301 Ω", *documents(5)]:
+        encoded = Encoder(tokenizer).encode([Piece(text, True)])
+        assert encoded.ids_N.tolist() == tokenizer.encode(text)
+        assert encoded.word_start_N.sum() == min(len(text.split()), len(encoded.ids_N))

@@ -1,0 +1,246 @@
+"""`ltg-mdlm finetune`: which tasks are run, what is written, what is not done twice, and who does what."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.finetuning import trained_model, write_rows, write_task
+from support.trained import write_run
+
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.evaluation.finetune_suite import finetune_suite, result_table, share
+from ltg_mdlm.evaluation.finetune_tasks import FinetuneSettings
+
+QUICK = ("epochs=2", "lr=1e-3", "batch_rows=8", "seq_len=64", "precision=fp32")
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Fine-tunes a small model on the tasks of a folder: (summaries, what was said)."""
+
+    def run(data: Path, **options):
+        said: list[str] = []
+        arguments = {"sets": QUICK, "out": tmp_path / "results"} | options
+        return finetune_suite(trained_model(), data, Ranks.alone(), say=said.append, **arguments), said
+
+    return run
+
+
+def json_lines(file: Path):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_official_file_our_items_and_the_summary_agree(suite, tmp_path):
+    data = write_task(tmp_path / "data", "rte", valid=12)
+    ((summary,), _) = suite(data, seeds=[42, 7, 42])
+    folder = tmp_path / "results" / "tiny" / "main" / "finetune" / "rte"
+    assert sorted(path.name for path in folder.iterdir()) == ["items.jsonl", "predictions.json", "summary.json"]
+    official = json.loads((folder / "predictions.json").read_text())
+    rows = official["rte"]["predictions"]
+    assert [row["id"] for row in rows] == [f"rte_{i}" for i in range(12)]
+    assert all(type(row["pred"]) is int for row in rows)
+    items, labels = json_lines(folder / "items.jsonl"), [row["label"] for row in json_lines(data / "rte.valid.jsonl")]
+    assert [item["label"] for item in items] == labels
+    assert [item["predictions"][0] for item in items] == [row["pred"] for row in rows]
+    right_by_seed = np.array([[p == item["label"] for p in item["predictions"]] for item in items]).mean(0)
+    assert [run["metrics"]["accuracy"] for run in summary["runs"]] == pytest.approx(right_by_seed.tolist())
+    assert np.mean([item["correct"] for item in items]) == pytest.approx(summary["mean"]["accuracy"])
+    assert summary["seeds"] == [42, 7]
+    assert summary["spread"]["accuracy"] == pytest.approx(np.std(right_by_seed, ddof=1))
+    assert summary["majority_accuracy"] == max(np.mean(labels), 1 - np.mean(labels))
+    assert summary == json.loads((folder / "summary.json").read_text())
+
+
+def test_the_summary_says_what_was_asked_for_and_counts(suite, tmp_path):
+    data = write_task(tmp_path / "data", "mrpc", train=20, valid=9)
+    write_rows(data / "mrpc.valid.jsonl", [{"sentence1": "a dog", "sentence2": "the " * 200, "label": 1}] * 3)
+    ((summary,), _) = suite(data)
+    assert (summary["task"], summary["model"], summary["revision"], summary["step"]) == ("mrpc", "tiny", "main", 12)
+    assert (summary["metric"], summary["selected_by"], summary["data"]) == ("accuracy", "f1", "data")
+    assert summary["seeds"] == [42]
+    assert summary["settings"]["epochs"] == 2
+    assert summary["settings"].keys() == FinetuneSettings.model_fields.keys()
+    assert summary["train"]["rows"] == 20
+    assert summary["valid"] == {"rows": 3, "labels": {"1": 3}, "truncated": 3}
+    (run,) = summary["runs"]
+    assert [epoch["epoch"] for epoch in run["epochs"]] == [1, 2]
+    assert run["metrics"] == {key: run["epochs"][run["best_epoch"] - 1][key] for key in ("accuracy", "f1", "mcc")}
+
+
+def test_a_finished_task_is_not_done_again_unless_asked_for(suite, tmp_path):
+    data = write_task(tmp_path / "data")
+    first, _ = suite(data, sets=[*QUICK, "epochs=1"])
+    before = everything(tmp_path / "results")
+    again, said = suite(data, sets=[*QUICK, "epochs=1"])
+    assert again == first
+    assert said == [
+        f"rte: done already, in {tmp_path}/results/tiny/main/finetune/rte (--overwrite does it again)",
+    ]
+    assert everything(tmp_path / "results") == before
+    replaced, said = suite(data, overwrite=True)
+    assert replaced[0]["settings"]["epochs"] == 2
+    assert said == [f"rte: {tmp_path}/results/tiny/main/finetune/rte"]
+    assert [path.name for path in (tmp_path / "results/tiny/main/finetune").iterdir()] == ["rte"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"sets": [*QUICK, "epochs=1", "clip=1"]}, "holds a result of other settings.clip, settings.epochs;"),
+        ({"seeds": [1]}, "holds a result of other seeds;"),
+    ],
+)
+def test_a_result_of_other_settings_is_neither_shown_nor_replaced(suite, tmp_path, change, complaint):
+    data = write_task(tmp_path / "data")
+    suite(data)
+    before = everything(tmp_path / "results")
+    with pytest.raises(UserError, match=complaint):
+        suite(data, **change)
+    write_task(data, train=41)
+    with pytest.raises(UserError, match=r"holds a result of other sha256\.train;"):
+        suite(data)
+    assert everything(tmp_path / "results") == before
+
+
+def test_nothing_is_written_when_one_of_the_files_is_bad(suite, tmp_path):
+    data = write_task(write_task(tmp_path / "data", "rte"), "mrpc")
+    with (data / "mrpc.valid.jsonl").open("a") as file:
+        file.write('{"sentence1": "a"}\n')
+    with pytest.raises(UserError, match=r"mrpc.valid.jsonl:13: label must be 0 or 1"):
+        suite(data)
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_interrupted_task_leaves_no_folder_and_finished_ones_stay(suite, tmp_path):
+    data = write_task(write_task(tmp_path / "data", "rte"), "mrpc", train=80)
+    with pytest.raises(UserError, match=r"mrpc, seed 42: .* not finite"):
+        suite(data, tasks=["mrpc"], sets=[*QUICK, "lr=1e30", "warmup=0"])
+    assert not (tmp_path / "results").exists()
+    suite(data, tasks=["rte"])
+    assert [path.name for path in (tmp_path / "results/tiny/main/finetune").iterdir()] == ["rte"]
+
+
+def test_a_folder_that_is_no_result_is_left_alone(suite, tmp_path):
+    folder = tmp_path / "results/tiny/main/finetune/rte"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="rte: not a result of fine-tuning"):
+            suite(write_task(tmp_path / "data"), overwrite=overwrite)
+    assert (folder / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_a_damaged_summary_is_no_result(suite, tmp_path, content):
+    folder = tmp_path / "results/tiny/main/finetune/rte"
+    folder.mkdir(parents=True)
+    if content is not None:
+        (folder / "summary.json").write_text(content)
+    with pytest.raises(UserError, match="rte: not a result of fine-tuning"):
+        suite(write_task(tmp_path / "data"))
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_training(suite, tmp_path, monkeypatch):
+    (tmp_path / "results").write_text("a file")
+    monkeypatch.setattr("ltg_mdlm.evaluation.finetune_suite.finetune_task", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(UserError, match=r"rte: cannot be written: .*results is not a folder"):
+        suite(write_task(tmp_path / "data"))
+
+
+def test_rows_longer_than_the_model_takes_are_refused_with_the_setting_that_helps(suite, tmp_path):
+    with pytest.raises(UserError, match=r"the model takes at most 512 tokens.*\n?.*--set seq_len=512"):
+        suite(write_task(tmp_path / "data"), sets=["seq_len=1024"])
+
+
+def test_the_table_has_a_line_per_task_and_the_mean_accuracy(suite, tmp_path):
+    data = write_task(write_task(tmp_path / "data", "rte"), "mnli", labels=3)
+    summaries, _ = suite(data, seeds=[0, 1], sets=[*QUICK, "epochs=1"])
+    table = result_table(summaries)
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells["task"] == ["mnli", "rte", "mean"]
+    assert cells["F1"][0] == "-"
+    assert "±" in cells["accuracy"][0]
+    means = [summary["mean"]["accuracy"] for summary in summaries]
+    assert cells["accuracy"][2] == f"{50 * sum(means):.1f}"
+
+
+@dataclass(frozen=True)
+class Load:
+    """A job of so many tokens."""
+
+    tokens: int
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_ranks_share_all_jobs_evenly_by_tokens(world_size):
+    jobs = [Load(tokens) for tokens in (9, 1, 5, 4, 3)]
+    shares = [share(jobs, Ranks(rank, world_size, 0, Ranks.alone().device)) for rank in range(world_size)]
+    assert sorted(job.tokens for mine in shares for job in mine) == [1, 3, 4, 5, 9]
+    assert all(mine == sorted(mine, key=lambda job: job.tokens) for mine in shares)
+    most = {1: 22, 2: 12, 3: 9, 8: 9}
+    assert max(sum(job.tokens for job in mine) for mine in shares) == most[world_size]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A run folder."""
+    return write_run(tmp_path_factory.mktemp("runs") / "mine")
+
+
+def test_the_command_trains_prints_a_table_and_later_says_that_it_is_done(run, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = write_task(tmp_path / "data", train=16)
+    sets = [part for text in ("epochs=1", "batch_rows=8") for part in ("--set", text)]
+    code, out, err = run("finetune", str(tiny_run), "--data", str(data), *sets)
+    assert code == 0, err
+    assert out.splitlines()[0].split() == [
+        "task",
+        "rows",
+        "seeds",
+        "epoch",
+        "accuracy",
+        "F1",
+        "MCC",
+        "majority",
+        "truncated",
+    ]
+    assert out.splitlines()[1].startswith("rte")
+    code, out, err = run("finetune", str(tiny_run), "--data", str(data), *sets, "--json")
+    assert code == 0
+    assert "rte: done already, in results/mine/main/finetune/rte" in err
+    assert [summary["task"] for summary in json.loads(out)] == ["rte"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "data", "--task", "rta"), "did you mean 'rte'"),
+        (("--data", "data", "--set", "learning_rate=1"), "settings of finetune: lr, batch_rows"),
+        (("--data", "nowhere"), "nowhere: no such file"),
+        (("--data", "data", "--task", "wsc"), "wsc.train.jsonl"),
+    ],
+)
+def test_mistakes_of_the_command_end_with_code_2_and_one_message(
+    run, tiny_run, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    write_task(Path("data"))
+    code, _, err = run("finetune", str(tiny_run), *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert [path.name for path in Path().iterdir()] == ["data"]
+
+
+def test_the_help_names_every_setting(run):
+    _, out, _ = run("finetune", "--help")
+    words = " ".join(out.replace("│", " ").split())
+    assert ", ".join(FinetuneSettings.model_fields) in words

@@ -1,0 +1,207 @@
+"""Fine-tuning itself: it learns, it repeats, it follows the published recipe, and it leaves the trained model alone."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.finetuning import separable_rows, trained_model, write_rows
+from torch.nn import functional as F
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.evaluation import finetune_training as training
+from ltg_mdlm.evaluation.finetune_tasks import TASKS, read_examples, settings_of
+from ltg_mdlm.evaluation.finetune_training import (
+    Finetuning,
+    SequenceClassifier,
+    TaskRows,
+    encode,
+    finetune_once,
+    micro_batches,
+    trainable_copy,
+)
+from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
+
+CPU = torch.device("cpu")
+FAST = ("lr=3e-3", "batch_rows=8", "seq_len=64", "precision=fp32")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return trained_model()
+
+
+@pytest.fixture
+def rows_of(tmp_path, trained):
+    """The rows of a separable task."""
+
+    def read(train: int, valid: int, task: str = "rte") -> TaskRows:
+        splits = [
+            encode(read_examples(file, TASKS[task]), trained.tokenizer, 64)
+            for file in (
+                write_rows(tmp_path / f"{seed}.jsonl", separable_rows(count, task, TASKS[task].labels, seed))
+                for seed, count in enumerate((train, valid))
+            )
+        ]
+        return TaskRows(TASKS[task], *splits)
+
+    return read
+
+
+def settings(*sets: str, task: str = "rte"):
+    return settings_of(TASKS[task], [*FAST, *sets])
+
+
+@pytest.mark.parametrize("task", ["rte", "mnli"])
+@pytest.mark.parametrize("cond_dim", [None, 16])
+def test_a_separable_task_is_learnt(rows_of, task, cond_dim):
+    run = finetune_once(trained_model(cond_dim=cond_dim), rows_of(64, 32, task), settings("epochs=5"), seed=42)
+    assert run.best_epoch.metrics["accuracy"] > 0.9
+    assert run.epochs[-1].loss < 0.5 * run.epochs[0].loss
+
+
+def test_a_seed_repeats_itself_and_another_one_differs(trained, rows_of):
+    rows = rows_of(24, 8)
+    wanted = settings("epochs=2", "dropout=0.1", "lr=1e-4")
+    first, again, other = (finetune_once(trained, rows, wanted, seed) for seed in (1, 1, 2))
+    assert first.epochs == again.epochs
+    assert first.epochs[0].loss != other.epochs[0].loss
+
+
+def test_the_trained_model_stays_as_it_was(trained, rows_of):
+    before = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+    finetune_once(trained, rows_of(16, 4), settings("epochs=1", "dropout=0.3"), seed=0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.model.state_dict().items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in trained.model.parameters())
+    assert not trained.model.training
+    assert trained.model.config.hidden_dropout_prob == 0
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_metric_that_the_task_is_selected_by(
+    trained, rows_of, monkeypatch
+):
+    """Accuracy would choose the second epoch, F1 the third."""
+    told = iter([{"accuracy": 0.6, "f1": 0.5}, {"accuracy": 0.8, "f1": 0.6}, {"accuracy": 0.7, "f1": 0.9}] * 2)
+    monkeypatch.setattr(training, "scores", lambda *_: next(told))
+    rows = rows_of(8, 4, "mrpc")
+    assert finetune_once(trained, rows, settings("epochs=3", task="mrpc"), seed=0).best == 2
+    assert finetune_once(trained, replace(rows, task=TASKS["rte"]), settings("epochs=3"), seed=0).best == 1
+    monkeypatch.setattr(training, "scores", lambda *_: {"accuracy": 0.5})
+    assert finetune_once(trained, replace(rows, task=TASKS["rte"]), settings("epochs=3"), seed=0).best == 0
+
+
+def test_the_first_update_is_that_of_torchs_adamw_on_the_mean_loss_of_the_batch(trained, rows_of):
+    """Weight decay on every parameter; micro-batches change nothing; the vocabulary head is not trained."""
+    rows, wanted = rows_of(8, 4), settings("weight_decay=0.3", "warmup=0", "epochs=4")
+    ours = Finetuning(trained, rows, wanted, seed=3)
+    ours._budget = 20
+    literal = Finetuning(trained, rows, wanted, seed=3)._classifier
+    vocabulary_head = [p for name, p in literal.named_parameters() if name.startswith("encoder.classifier.")]
+    trainable = [p for p in literal.parameters() if all(p is not head for head in vocabulary_head)]
+    (whole,) = micro_batches(rows.train, range(8), 10_000, CPU)
+    optimizer = torch.optim.AdamW(trainable, lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.3)
+    literal.head.eval()  # its dropout would differ between batches
+    ours._classifier.head.eval()
+    loss = F.cross_entropy(literal(whole.ids_BT, whole.document_BT, torch.zeros(8)), whole.label_B)
+    loss.backward()
+    optimizer.step()
+    assert float(ours._step(list(range(8)))) / 8 == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in ours._classifier.named_parameters():
+        expected = dict(literal.named_parameters())[name]
+        # the first step of Adam is lr * sign(gradient): tiny gradients may differ in sign
+        assert torch.isclose(parameter, expected, atol=1e-5).float().mean() > 0.99, name
+
+
+def test_the_learning_rate_warms_up_and_falls_on_a_cosine_to_its_final_factor(trained, rows_of, monkeypatch):
+    run = Finetuning(trained, rows_of(80, 4), settings("epochs=10", "lr=1", "warmup=0.1"), seed=0)
+    rates = []
+    monkeypatch.setattr(run._optimizer, "step", lambda lr, ok: rates.append(lr))
+    for epoch in range(10):
+        run.epoch(epoch, lambda: None)
+    expected = [(s + 1) / 10 for s in range(10)]
+    expected += [0.1 + 0.9 * (1 + math.cos(math.pi * s / 90)) / 2 for s in range(90)]
+    assert rates == pytest.approx(expected)
+
+
+def test_every_epoch_has_another_order_and_leaves_out_what_does_not_fill_a_step(trained, rows_of):
+    run = Finetuning(trained, rows_of(27, 4), settings(), seed=0)
+    epochs = [[row for batch in run._batches(epoch) for row in batch] for epoch in range(4)]
+    assert all(len(set(rows)) == 24 for rows in epochs)
+    assert len({tuple(rows) for rows in epochs}) == 4
+    assert set(np.concatenate(epochs)) == set(range(27))
+
+
+def test_fewer_rows_than_a_batch_are_one_step(trained, rows_of):
+    run = Finetuning(trained, rows_of(5, 4), settings(), seed=0)
+    assert [sorted(batch) for batch in run._batches(0)] == [[0, 1, 2, 3, 4]]
+
+
+def test_predictions_are_those_of_each_row_alone_with_dropout_off(trained, rows_of):
+    rows = rows_of(64, 20)
+    run = Finetuning(trained, rows, settings("dropout=0.2", "head_dropout=0.5", "epochs=2"), seed=0)
+    predicted = [run.epoch(number, lambda: None).predictions for number in range(2)][-1]
+    classifier = run._classifier
+    alone = [
+        classifier(torch.tensor([ids]), torch.zeros(1, len(ids)), torch.zeros(1)).argmax() for ids in rows.valid.ids
+    ]
+    assert predicted == [int(label) for label in alone]
+    assert len(set(predicted)) == 2, "all of one class: nothing was compared"
+
+
+def test_the_head_is_that_of_the_official_suite_on_the_first_position():
+    model = trained_model(cond_dim=None).model
+    torch.manual_seed(0)
+    classifier = SequenceClassifier(model, 3, 0.0).eval()
+    ids_BT = torch.randint(16, 100, (2, 7))
+    document_BT = torch.zeros(2, 7)
+    first_BD = model(ids_BT)[:, 0]
+    _, inner, _, _, _, outer = classifier.head
+    normal = (first_BD - first_BD.mean(-1, keepdim=True)) / (
+        first_BD.var(-1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    features = F.gelu(normal @ inner.weight.T + inner.bias)
+    features = (features - features.mean(-1, keepdim=True)) / (
+        features.var(-1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    torch.testing.assert_close(classifier(ids_BT, document_BT, None), features @ outer.weight.T + outer.bias)
+
+
+class DoubledTime(TimeEmbedding):
+    """A plugin's own embedding of time."""
+
+    def forward(self, value_B):
+        return 2 * super().forward(value_B)
+
+
+def test_a_copy_computes_the_same_with_a_plugins_own_time_embedding_and_dropout_of_its_own():
+    config = trained_model().model.config
+    torch.manual_seed(0)
+    model = Transformer(config, DoubledTime(config.cond_dim)).eval().requires_grad_(False)
+    torch.nn.init.normal_(model.transformer.adaLN_modulations[0].weight)
+    copied = trainable_copy(model, 0.5)
+    ids_BT, value_B = torch.randint(16, 100, (2, 9)), torch.tensor([0.1, 0.7])
+    torch.testing.assert_close(copied.eval()(ids_BT, value_B=value_B), model(ids_BT, value_B=value_B))
+    copied.train()
+    assert not torch.equal(copied(ids_BT, value_B=value_B), copied(ids_BT, value_B=value_B))
+    trainable = {name for name, parameter in copied.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in copied.named_parameters() if not name.startswith("classifier.")}
+
+
+def test_a_divergence_ends_with_a_message(trained, rows_of):
+    with pytest.raises(
+        UserError, match=r"rte, seed 7: \d+ updates of epoch 1 were not finite; try a lower lr than 1e\+30"
+    ):
+        finetune_once(trained, rows_of(24, 4), settings("lr=1e30", "warmup=0", "epochs=1"), seed=7)
+
+
+def test_bf16_trains_close_to_float32(trained, rows_of):
+    rows = rows_of(16, 4)
+    losses = [
+        finetune_once(trained, rows, settings("epochs=1", "lr=1e-4", "head_dropout=0", f"precision={name}"), 0)
+        .epochs[0]
+        .loss
+        for name in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)

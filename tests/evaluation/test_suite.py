@@ -1,0 +1,203 @@
+"""The suite: what is found, what is left out and why, and what one broken file does to the others."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+from support.corpora import real_data
+from support.scorers import TableScorer
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.evaluation.suite import Outcome, require_success, run_suite, suite_table, suite_tasks, write_suite
+from ltg_mdlm.evaluation.tasks import find_data, task_of
+
+PAIR = {"sentence_good": "A dog runs.", "sentence_bad": "A dog run."}
+EWOK = {"Context1": "Hot.", "Context2": "Cold.", "Target1": "A.", "Target2": "B.", "Domain": "d"}
+TRACKING = {"input_prefix": "Box", "options": [" a", " bc"], "numops": 0}
+COMPS = {"prefix_acceptable": "A wren", "prefix_unacceptable": "A big trout", "property_phrase": "flies."}
+WUG = {"sentences": "a\tb", "ratio": 0.5}
+
+
+def write(file, *rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
+    return file.parent
+
+
+def printed(outcomes):
+    console = Console(width=400, file=io.StringIO())
+    console.print(suite_table(outcomes))
+    return console.file.getvalue().splitlines()
+
+
+TASKS = suite_tasks([], "my_model")
+
+
+@pytest.mark.parametrize(
+    ("folder", "row", "expected"),
+    [
+        ("blimp_fast", PAIR, "blimp"),
+        ("supplement_filtered", PAIR, "blimp"),
+        ("ewok_fast", EWOK, "ewok"),
+        ("entity_tracking", TRACKING, "entity_tracking"),
+        ("comps", COMPS, "comps"),
+        ("wug_adj_nominalization", WUG, "wug_adj"),
+        ("wug_past_tense", WUG, "wug_past"),
+        ("glue_filtered", {"sentence1": "a", "label": 1}, "glue"),
+        ("my_pairs", PAIR, "blimp"),
+        ("world", EWOK, "ewok"),
+        ("boxes", TRACKING, "entity_tracking"),
+        ("concepts", COMPS, "comps"),
+        ("entailment", {"sentence1": "a", "label": 1}, "glue"),
+        ("chat", {"prompt": "hello"}, None),
+        ("broken", "{", None),
+    ],
+)
+def test_data_are_recognised_by_their_folders_name_and_else_by_their_fields(tmp_path, folder, row, expected):
+    found = task_of(write(tmp_path / folder / "rows.jsonl", row), TASKS)
+    assert (found.name if found else None) == expected
+
+
+def test_a_task_is_found_by_the_name_of_a_file_as_well(tmp_path):
+    write(tmp_path / "wug_past_tense.jsonl", WUG)
+    task = task_of(tmp_path / "wug_past_tense.jsonl", TASKS)
+    assert task is not None
+    assert task.name == "wug_past"
+
+
+def test_data_are_found_at_any_level_even_below_a_folder_that_is_called_like_a_task(tmp_path):
+    write(tmp_path / "blimp_data" / "full_eval" / "blimp_filtered" / "a.jsonl", PAIR)
+    write(tmp_path / "blimp_data" / "full_eval" / "ewok_filtered" / "a.jsonl", EWOK)
+    write(tmp_path / "blimp_data" / ".cache" / "comps" / "a.jsonl", COMPS)
+    write(tmp_path / "blimp_data" / "settings.yaml", "a: 1")
+    found = list(find_data(tmp_path / "blimp_data", TASKS))
+    assert [(path.name, task.name) for path, task in found] == [("blimp_filtered", "blimp"), ("ewok_filtered", "ewok")]
+
+
+def test_all_that_is_found_is_run_and_the_rest_is_skipped_with_a_reason(tmp_path):
+    write(tmp_path / "blimp_fast" / "a.jsonl", PAIR)
+    write(tmp_path / "entity_tracking" / "regular.jsonl", TRACKING)
+    write(tmp_path / "glue_filtered" / "rte.train.jsonl", {"label": 0})
+    write(tmp_path / "cdi_childes" / "words.json", "{}")
+    write(tmp_path / "other" / "rows.jsonl", {"prompt": "hello"})
+    outcomes = list(run_suite(TASKS, TableScorer(), tmp_path))
+    assert [(o.task, o.data, o.status) for o in outcomes] == [
+        ("blimp", "blimp_fast", "done"),
+        ("AoA_word", "cdi_childes", "skipped"),
+        ("entity_tracking", "entity_tracking", "done"),
+        ("glue", "glue_filtered", "skipped"),
+        ("-", "other", "skipped"),
+        ("ewok", "-", "skipped"),
+        ("comps", "-", "skipped"),
+        ("wug_adj", "-", "skipped"),
+        ("wug_past", "-", "skipped"),
+        ("reading", "-", "skipped"),
+    ]
+    require_success(outcomes)
+    lines = printed(outcomes)
+    assert len(lines) == 1 + len(outcomes)
+    assert "accuracy 0.0%, tie rate 0.0%" in lines[1]
+    assert "unvalidated" not in lines[1]
+    assert "accuracy 100.0%" in lines[3]
+    assert "unvalidated" in lines[3]
+    for line, reason in (
+        (2, "chck_*"),
+        (4, "add --finetune"),
+        (5, "not the data of a known task"),
+        (6, "no folder ewok*"),
+    ):
+        assert reason in lines[line]
+
+
+def test_a_malformed_file_fails_its_own_task_alone(tmp_path):
+    write(tmp_path / "blimp_fast" / "a.jsonl", PAIR, "{")
+    write(tmp_path / "supplement_fast" / "b.jsonl", PAIR)
+    outcomes = list(run_suite(TASKS, TableScorer(), tmp_path))
+    assert [o.status for o in outcomes[:2]] == ["failed", "done"]
+    assert "a.jsonl:2: not JSON" in printed(outcomes)[1]
+    with pytest.raises(UserError, match=r"^1 of \d+ tasks failed\n  blimp_fast: .*a\.jsonl:2: not JSON"):
+        require_success(outcomes)
+
+
+def test_results_of_two_folders_of_one_name_are_not_mixed_up(tmp_path):
+    for name in ("fast_eval", "full_eval"):
+        write(tmp_path / name / "blimp" / "a.jsonl", PAIR)
+    first, second, *_ = run_suite(TASKS, TableScorer(), tmp_path)
+    assert (first.status, second.status) == ("done", "skipped")
+    assert "fast_eval/blimp has the same name" in second.reason
+
+
+@pytest.mark.parametrize("folder", ["", "nothing", "other"])
+def test_a_folder_without_data_of_any_task_is_the_users_error(tmp_path, folder):
+    write(tmp_path / "other" / "rows.jsonl", {"prompt": "hello"})
+    (tmp_path / "empty").mkdir()
+    path = tmp_path / folder if folder else tmp_path / "empty"
+    with pytest.raises(UserError, match="no such folder" if folder == "nothing" else "no evaluation data"):
+        list(run_suite(TASKS, TableScorer(), path))
+
+
+def test_fine_tuning_runs_where_it_is_asked_for_and_counts_its_tasks_alike(tmp_path):
+    folder = write(tmp_path / "glue_filtered" / "rte.train.jsonl", {"label": 0})
+    summaries = [
+        {"task": "rte", "mean": {"accuracy": 0.5, "f1": 0.1}, "valid": {"rows": 139}},
+        {"task": "mnli", "mean": {"accuracy": 0.7}, "valid": {"rows": 4908}},
+    ]
+    asked = []
+    tasks = suite_tasks([], "my_model", finetune=lambda path: asked.append(path) or summaries)
+    result = next(run_suite(tasks, TableScorer(), tmp_path)).result
+    assert asked == [folder]
+    assert (result.task, result.value, result.questions) == ("glue", pytest.approx(0.6), 139 + 4908)
+    assert result.breakdown == {"UID": {"rte": 0.5, "mnli": 0.7}}
+    assert result.place is None
+
+
+def test_the_json_file_holds_all_figures_and_null_for_undefined_ones(tmp_path):
+    write(tmp_path / "wug_past_tense" / "rows.jsonl", WUG, WUG)
+    outcomes = [*run_suite(TASKS, TableScorer(), tmp_path)][:2]
+    assert math.isnan(outcomes[0].result.value)
+    write_suite(tmp_path / "suite.json", {"model": "my_model", "score": "pll"}, outcomes)
+    assert json.loads((tmp_path / "suite.json").read_text()) == {
+        "model": "my_model",
+        "score": "pll",
+        "tasks": [
+            {
+                "task": "wug_past",
+                "data": "wug_past_tense",
+                "status": "done",
+                "metric": "spearman",
+                "value": None,
+                "figures": {"spearman": None, "tie_rate": 1.0},
+                "breakdown": {"UID": {"avg": None}},
+                "questions": 2,
+                "validated": True,
+            },
+            {"task": "blimp", "data": "-", "status": "skipped", "reason": outcomes[1].reason},
+        ],
+    }
+
+
+def test_reasons_are_shown_as_they_are():
+    outcome = Outcome(task="blimp", data="[red]", status="failed", reason="rows.jsonl:2: ['a']")
+    assert "[red]" in printed([outcome])[1]
+    assert "['a']" in printed([outcome])[1]
+
+
+def test_the_published_fast_evaluation_is_run_as_far_as_it_is_there():
+    scorer = TableScorer(surprisal=lambda word: len(word.word) ** 0.5)
+    outcomes = list(run_suite(TASKS, scorer, real_data("babylm_eval_2025")))
+    assert {(o.task, o.data): o.result.questions for o in outcomes if o.result} == {
+        ("blimp", "blimp_fast"): 13_400,
+        ("blimp", "supplement_fast"): 250,
+        ("reading", "reading"): 1726,
+        ("wug_adj", "wug_adj_nominalization"): 200,
+        ("wug_past", "wug_past_tense"): 50,
+    }
+    assert {o.task for o in outcomes if o.status == "skipped"} == {
+        "glue",
+        "ewok",
+        "entity_tracking",
+        "comps",
+        "AoA_word",
+    }

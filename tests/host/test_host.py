@@ -1,0 +1,223 @@
+"""Finding, importing and registering plugins, and filling slots; every failure names who is to blame."""
+
+import sys
+import textwrap
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import Field
+
+from ltg_mdlm.api import CorpusStatistics, MaskingStrategy, Plugin, PluginOptions, RunContext, hookimpl
+from ltg_mdlm.cli.plugin_help import describe_plugin
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.host import discovery as installed_module
+from ltg_mdlm.host.discovery import Installed, installed_plugins
+from ltg_mdlm.host.plugin_host import Host
+
+CONTEXT = RunContext(
+    seed=0,
+    max_steps=10,
+    seq_len=8,
+    vocab_size=20,
+    hidden_size=4,
+    mask_id=4,
+    special_V=torch.arange(20) < 16,
+    tokens_V=tuple(map(str, range(20))),
+    word_start_V=torch.ones(20, dtype=torch.bool),
+    num_positions=100,
+    device=torch.device("cpu"),
+    rank=0,
+    world_size=1,
+    sum_over_ranks=lambda x: x,
+)
+STATISTICS = CorpusStatistics(token_count_V=torch.arange(20), num_tokens=190, num_words=100)
+
+
+class Half(MaskingStrategy):
+    def mask_probability(self, batch, noise, step):
+        return torch.full(batch.ids_BT.shape, 0.5)
+
+
+class HalfOptions(PluginOptions):
+    share: float = Field(0.5, ge=0, le=1, description="of tokens to mask")
+
+
+class HalfPlugin(Plugin[HalfOptions]):
+    """Masks half of everything."""
+
+    options_model = HalfOptions
+
+    @hookimpl
+    def ltg_mdlm_masking(self, ctx):
+        return Half(ctx.mask_id)
+
+
+class OtherHalfPlugin(HalfPlugin):
+    pass
+
+
+class FuturePlugin(HalfPlugin):
+    api_version = 99
+
+
+class MisspeltPlugin(Plugin[PluginOptions]):
+    @hookimpl
+    def ltg_mdlm_maskng(self, ctx):
+        return None
+
+
+class WrongReturn(Plugin[PluginOptions]):
+    @hookimpl
+    def ltg_mdlm_masking(self):
+        return "not a strategy"
+
+
+class Silent(Plugin[PluginOptions]):
+    @hookimpl
+    def ltg_mdlm_masking(self):
+        return None
+
+
+class Picky(Plugin[PluginOptions]):
+    @hookimpl
+    def ltg_mdlm_check_config(self, config):
+        return [f"seed is {config.seed}"]
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Make classes of this module look like installed plugins of named distributions."""
+    known = dict(installed_plugins())
+
+    def add(name: str, target: str, distribution: str = "some-dist") -> None:
+        point = EntryPoint(name, target, "ltg_mdlm")
+        known[name] = (*known.get(name, ()), Installed(name, target, distribution, "1.2", point))
+        monkeypatch.setattr(installed_module, "installed_plugins", lambda: known)
+
+    return add
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """This module under an importable name."""
+    monkeypatch.setitem(sys.modules, "host_test_plugins", sys.modules[__name__])
+    return "host_test_plugins"
+
+
+def make_host(*plugins: str, sets: tuple[str, ...] = ()) -> Host:
+    settings = load_settings(["laptop"], sets, plugins)
+    return Host(settings.config, settings.sources)
+
+
+def test_built_in_plugins_are_found_through_their_entry_points():
+    assert {"uniform_mdlm", "freq_mdlm", "gpt_bert"} <= set(installed_plugins())
+
+
+def test_a_misspelt_plugin_gets_a_suggestion():
+    with pytest.raises(UserError, match="did you mean 'freq_mdlm'"):
+        make_host("freq_mdml")
+
+
+def test_a_misspelt_option_is_explained_with_its_place_and_the_known_ones():
+    with pytest.raises(UserError) as error:
+        make_host("freq_mdlm", sets=("plugins.freq_mdlm.pwer=0.1",))
+    text = str(error.value)
+    assert "plugins.freq_mdlm.pwer: no such option (did you mean 'power'?)" in text
+    assert "set on the command line: --set plugins.freq_mdlm.pwer=0.1" in text
+    assert "options of freq_mdlm: " in text
+    assert "ltg-mdlm plugins show freq_mdlm" in text
+
+
+def test_a_selected_plugin_fills_its_slot_and_the_fallback_the_others(install, module):
+    install("half", f"{module}:HalfPlugin")
+    components = make_host("half").build(CONTEXT, STATISTICS)
+    assert components.providers["masking"] == "half"
+    assert {v for k, v in components.providers.items() if k != "masking"} == {"uniform_mdlm"}
+
+
+def test_a_plugin_that_returns_none_leaves_its_slot(install, module):
+    install("silent", f"{module}:Silent")
+    assert make_host("silent").build(CONTEXT, STATISTICS).providers["masking"] == "uniform_mdlm"
+
+
+def test_two_plugins_in_one_slot_need_a_decision(install, module):
+    install("half", f"{module}:HalfPlugin", "first-dist")
+    install("other", f"{module}:OtherHalfPlugin", "second-dist")
+    with pytest.raises(UserError, match=r"(?s)first-dist 1\.2.*second-dist 1\.2.*slots\.masking=half"):
+        make_host("half", "other").build(CONTEXT, STATISTICS)
+    decided = make_host("half", "other", sets=("slots.masking=other",)).build(CONTEXT, STATISTICS)
+    assert decided.providers["masking"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("slots.maskin=half", "did you mean 'masking'"), ("slots.masking=hal", "did you mean 'half'")],
+)
+def test_slot_settings_are_checked(install, module, setting, message):
+    install("half", f"{module}:HalfPlugin")
+    with pytest.raises(UserError, match=message):
+        make_host("half", sets=(setting,))
+
+
+def test_two_distributions_with_one_name_are_both_named(install, module):
+    install("half", f"{module}:HalfPlugin", "first-dist")
+    install("half", f"{module}:OtherHalfPlugin", "second-dist")
+    with pytest.raises(UserError, match=r"first-dist 1\.2 and second-dist 1\.2"):
+        make_host("half")
+
+
+def test_a_broken_plugin_breaks_only_those_who_select_it(install, tmp_path: Path, monkeypatch):
+    (tmp_path / "broken_plugin_module.py").write_text(textwrap.dedent("import nonexistent_package_xyz\n"))
+    monkeypatch.syspath_prepend(tmp_path)
+    install("broken", "broken_plugin_module:Plugin", "broken-dist")
+    make_host("freq_mdlm")
+    with pytest.raises(UserError, match=r"broken-dist 1\.2.*broken_plugin_module.*nonexistent_package_xyz"):
+        make_host("broken")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("FuturePlugin", r"plugin API 99; this is API \d+: update ltg-mdlm"),
+        ("MisspeltPlugin", r"(?s)ltg_mdlm_maskng.*hooks of the host: .*ltg_mdlm_masking"),
+        ("CONTEXT", "is not a subclass"),
+    ],
+)
+def test_unusable_plugins_are_refused_with_their_distribution(install, module, target, message):
+    install("odd", f"{module}:{target}", "odd-dist")
+    with pytest.raises(UserError, match=message) as error:
+        make_host("odd")
+    assert "odd-dist 1.2" in str(error.value)
+
+
+def test_a_hook_that_returns_the_wrong_type_is_named(install, module):
+    install("wrong", f"{module}:WrongReturn", "wrong-dist")
+    with pytest.raises(UserError, match=r"wrong-dist 1\.2 \(.*test_host\.py\): ltg_mdlm_masking returned str, not"):
+        make_host("wrong").build(CONTEXT, STATISTICS)
+
+
+def test_warnings_of_check_config_carry_the_plugins_name(install, module):
+    install("picky", f"{module}:Picky")
+    assert make_host("picky").check_config() == ["picky: seed is 0"]
+
+
+def test_resolved_settings_hold_all_options_and_versions(install, module):
+    install("half", f"{module}:HalfPlugin")
+    config = make_host("half").config
+    assert config.plugins["half"] == {"share": 0.5}
+    assert config.plugin_versions["half"] == "some-dist 1.2"
+    assert "schedule" in config.plugins["uniform_mdlm"]
+
+
+def test_a_plugin_describes_itself(install, module):
+    install("half", f"{module}:HalfPlugin")
+    shown = describe_plugin("half")
+    assert shown.summary == "Masks half of everything."
+    assert shown.hooks == ["ltg_mdlm_masking"]
+    assert [(o.name, o.type, o.default, o.description) for o in shown.options] == [
+        ("share", "float", 0.5, "of tokens to mask")
+    ]
+    assert shown.file == __file__

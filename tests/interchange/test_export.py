@@ -1,0 +1,324 @@
+"""What an exported folder holds, and what it is worth when it is opened again; no `transformers` needed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from support.trained import EMBEDDING_PLUGIN, embedding_plugin_installed, write_run
+
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.inference.trained_model import open_model
+from ltg_mdlm.interchange.export_model import export_model
+from ltg_mdlm.model.rate_table import INTERVALS, RateTable
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    "config.json",
+    "configuration_ltg_mdlm.py",
+    "modeling_ltg_mdlm.py",
+    "transformer.py",
+    "rate_table.py",
+    "time_embedding.py",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "training.json",
+    "README.md",
+}
+
+
+@pytest.fixture
+def embedding_plugin():
+    """The plugin `embedding` is installed."""
+    with embedding_plugin_installed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def uniform(tmp_path_factory) -> Path:
+    """A run of uniform_mdlm."""
+    return write_run(tmp_path_factory.mktemp("runs") / "uniform")
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory) -> Path:
+    """A run of gpt_bert."""
+    return write_run(tmp_path_factory.mktemp("runs") / "hybrid", "gpt_bert")
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def opened(path: Path, **options):
+    return open_model(path, Ranks.alone(), **options)
+
+
+def sigma(rate):
+    """MDLM's value for a mask rate."""
+    return -torch.log1p(-0.999 * rate)
+
+
+def test_an_export_is_complete_and_its_code_is_the_packages_own(uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} == FILES
+    for name in (name for name in FILES if name.endswith(".py")):
+        assert (folder / name).read_bytes() == (ROOT / "ltg_mdlm" / "model" / name).read_bytes()
+
+
+def test_the_config_says_how_to_use_a_diffusion_model(uniform, tmp_path):
+    config = config_of(export_model(uniform, tmp_path / "out")[0])
+    assert config["backends"] == ["mlm"]
+    assert config["predicts"] == "same"
+    assert (config["mask_rate"], config["constant_rate"]) == ("fraction", None)
+    assert config["tie_word_embeddings"] is False
+    assert config["torch_dtype"] == "float32"
+    assert {name: config[f"{name}_token_id"] for name in ("unk", "bos", "eos", "pad", "mask", "cls", "sep")} == {
+        "unk": 0,
+        "bos": 1,
+        "eos": 2,
+        "pad": 3,
+        "mask": 4,
+        "cls": 1,
+        "sep": 2,
+    }
+
+
+def test_the_config_of_a_hybrid_says_that_it_predicts_the_next_token_and_nothing_of_mask_rates(hybrid, tmp_path):
+    config = config_of(export_model(hybrid, tmp_path / "out")[0])
+    assert config["backends"] == ["mntp", "causal"]
+    assert config["predicts"] == "next"
+    assert config["cond_dim"] is None
+    assert not {"mask_rate", "constant_rate", "rate_intervals", "time_embedding"} & config.keys()
+
+
+def test_the_embedding_matrix_is_in_the_weights_once(uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 not a dict
+        assert file.metadata() == {"format": "pt"}
+    assert shapes.count([320, 24]) == 1
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("plugin", ["uniform_mdlm", "freq_mdlm", "gpt_bert"])
+def test_an_exported_model_opens_as_the_one_it_was(plugin, weights, tmp_path):
+    run = write_run(tmp_path / "run", plugin)
+    [folder] = export_model(run, tmp_path / "out", weights=weights)
+    trained, exported = opened(run, weights=weights), opened(folder)
+    same = {
+        name: torch.equal(tensor, exported.model.state_dict()[name])
+        for name, tensor in trained.model.state_dict().items()
+    }
+    assert all(same.values())
+    assert exported.model.config == trained.model.config
+    assert exported.tokenizer.fingerprint == trained.tokenizer.fingerprint
+    assert (exported.predicts, exported.modes) == (trained.predicts, trained.modes)
+    assert (exported.weights, exported.name, exported.revision) == (weights, "out", "main")
+    assert exported.about["words_seen"] == 500_000
+
+
+def test_averaged_and_last_weights_differ(uniform, tmp_path):
+    folders = [export_model(uniform, tmp_path / name, weights=name)[0] for name in ("ema", "raw")]
+    average, last = (opened(folder).model.embedding.word_embedding.weight for folder in folders)
+    torch.testing.assert_close(average, last + 0.01)
+
+
+@pytest.mark.parametrize(("plugin", "value"), [("uniform_mdlm", torch.tensor([0.0, 0.3, 1.0])), ("gpt_bert", None)])
+def test_an_exported_model_keeps_its_map_of_mask_rates(plugin, value, tmp_path):
+    [folder] = export_model(write_run(tmp_path / "run", plugin), tmp_path / "out")
+    assert "rate_intervals" not in config_of(folder)  # the value is the rate, or there is none
+    found = opened(folder).value_for_rate(torch.tensor([0.0, 0.3, 1.0]))
+    assert found is None if value is None else torch.equal(found, value)
+
+
+def test_a_map_of_mask_rates_other_than_the_identity_travels_as_a_table(tmp_path):
+    run = write_run(tmp_path / "run", "uniform_mdlm", "plugins.uniform_mdlm.conditioning=sigma")
+    [folder] = export_model(run, tmp_path / "out")
+    assert config_of(folder)["rate_intervals"] == INTERVALS
+    rates = torch.tensor([masked / length for length in range(1, 513) for masked in {0, 1, 2, 3, length // 2, length}])
+    rates = rates.clamp(max=1)
+    got, expected = (opened(path).value_for_rate(rates) for path in (folder, run))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize(("below", "error"), [(0.5, 2e-7), (0.9, 8e-7), (511 / 512, 2e-5), (1.0, 7e-5)])
+def test_a_table_of_sigma_is_as_exact_as_documented(below, error):
+    rates = torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * below
+    assert float((RateTable.of(sigma)(rates) - sigma(rates)).abs().max()) < error
+
+
+def test_a_table_is_exact_at_its_nodes_and_constant_outside():
+    nodes = torch.arange(INTERVALS + 1) / INTERVALS
+    table = RateTable.of(lambda rate: rate.square())
+    assert torch.equal(table(nodes), nodes.square())
+    assert table(torch.tensor([-0.1, 1.1])).tolist() == [0.0, 1.0]
+
+
+def test_a_map_that_is_not_finite_cannot_be_tabulated():
+    with pytest.raises(ValueError, match="of mask rate 1 is not finite"):
+        RateTable.of(lambda rate: -torch.log1p(-rate))
+
+
+def test_revisions_are_a_folder_each(tmp_path):
+    run = write_run(tmp_path / "run", words_seen=(1_000_000, 2_100_000, 2_200_000))
+    folders = export_model(run, tmp_path / "out", revisions=True)
+    assert [folder.name for folder in folders] == ["main", "chck_1M", "chck_2M"]
+    assert json.loads((tmp_path / "out" / "revisions.json").read_text()) == {
+        "revisions": ["main", "chck_1M", "chck_2M"]
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"main", "chck_1M", "chck_2M", "revisions.json"}
+    for folder, words in zip(folders, (2_200_000, 1_000_000, 2_100_000), strict=True):
+        assert {path.name for path in folder.iterdir()} == FILES
+        model = opened(folder)
+        assert (model.name, model.revision, model.about["words_seen"]) == ("out", folder.name, words)
+    assert opened(tmp_path / "out").source == tmp_path / "out" / "main"
+
+
+def test_the_tokenizer_puts_a_beginning_before_texts_and_no_end_behind(uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out")
+    template = json.loads((folder / "tokenizer.json").read_text())["post_processor"]
+    named = [
+        {part: next(iter(piece.values()))["id"] for part, piece in enumerate(template[kind])}
+        for kind in ("single", "pair")
+    ]
+    assert [list(pieces.values()) for pieces in named] == [["<s>", "A"], ["<s>", "A", "<s>", "B"]]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    assert settings["pad_token"] == "<pad>"
+
+
+def test_the_card_says_how_to_evaluate_what_was_trained_and_what_was_measured(hybrid, tmp_path):
+    card = (export_model(hybrid, tmp_path / "out")[0] / "README.md").read_text()
+    for text in (
+        "# hybrid",
+        "`mntp`",
+        "`causal`",
+        "500,000 words seen",
+        "plugins.gpt_bert.causal_share",
+        "the generated corpus",
+        "| objective | 5.0000 |",
+    ):
+        assert text in card
+
+
+def test_the_card_of_a_diffusion_model_says_what_it_is_told_and_warns_of_causal_scores(uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out", mask_rate="constant", constant_rate=0.15)
+    card = (folder / "README.md").read_text()
+    assert "told the constant 0.15" in card
+    assert "its scores mean nothing" in card
+    assert (config_of(folder)["mask_rate"], config_of(folder)["constant_rate"]) == ("constant", 0.15)
+
+
+def test_folders_of_the_machine_stay_out_of_an_export(tmp_path):
+    run = write_run(tmp_path / "run", "uniform_mdlm", f"data.corpus={tmp_path}/private/corpus", "logging.wandb=off")
+    [folder] = export_model(run, tmp_path / "out")
+    texts = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert not [name for name, text in texts.items() if str(tmp_path).encode() in text]
+    assert b"Data: corpus." in texts["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_rate": "constant"}, "--constant-rate goes with"),
+        ({"mask_rate": "zero", "constant_rate": 0.1}, "--constant-rate goes with"),
+        ({"mask_rate": "constant", "constant_rate": 1.5}, "between 0 and 1"),
+        ({"revisions": True}, "no checkpoints by words seen"),
+    ],
+)
+def test_options_that_do_not_fit_are_errors_and_nothing_is_written(options, message, uniform, tmp_path):
+    with pytest.raises(UserError, match=message):
+        export_model(uniform, tmp_path / "out", **options)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_model_without_time_conditioning_is_told_no_rate(hybrid, tmp_path):
+    with pytest.raises(UserError, match="no time conditioning"):
+        export_model(hybrid, tmp_path / "out", mask_rate="zero")
+    assert not os.listdir(tmp_path)
+
+
+def test_an_output_folder_with_something_in_it_is_left_alone(uniform, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        export_model(uniform, tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_the_command_prints_the_folders_to_load_models_from(uniform, run, tmp_path):
+    code, out, _ = run("export", str(uniform), "--out", str(tmp_path / "out"), "--constant-rate", "0.2")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n")
+    assert config_of(tmp_path / "out")["mask_rate"] == "constant"
+    code, _, err = run("export", str(uniform), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_an_empty_output_folder_is_filled(uniform, tmp_path):
+    assert export_model(uniform, tmp_path)[0] == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_folder_name_with_a_dot_is_refused(uniform, tmp_path):
+    with pytest.raises(UserError, match="without dots"):
+        export_model(uniform, tmp_path / "model-v1.0")
+
+
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_a_damaged_checkpoint_is_not_exported(part, tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "checkpoints" / "step_0000001" / f"{part}.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"{part}\.safetensors is missing"):
+        export_model(run / "checkpoints" / "step_0000001", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", '{"hidden_size": 24}', "config.json: not the sizes of a model"),
+        ("config.json", '{"model_type": "gpt2"}', "a model of type 'gpt2', not one that `ltg-mdlm export` wrote"),
+        ("model.safetensors", "", "model.safetensors cannot be read"),
+        ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer file"),
+    ],
+)
+def test_a_broken_export_does_not_open(file, content, message, uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out")
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        opened(folder)
+
+
+def test_a_plugins_own_embedding_travels_with_relative_imports(embedding_plugin, tmp_path):
+    run = write_run(tmp_path / "run", "embedding")
+    [folder] = export_model(run, tmp_path / "out")
+    source = (EMBEDDING_PLUGIN / "polynomial_embedding.py").read_text()
+    expected = source.replace("from ltg_mdlm.model.transformer import", "from .transformer import")
+    assert (folder / "time_embedding.py").read_text() == expected + "\nEMBEDDING = Polynomial\n"
+    assert config_of(folder)["time_embedding"] == "Polynomial"
+    value_B = torch.rand(5)
+    assert torch.equal(opened(folder).model.sigma_map(value_B), opened(run).model.sigma_map(value_B))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("beside_the_plugin", r"embedding_plugin.py:\d+ imports ltg_mdlm_plugins.conditioning"),
+        ("from_torch", r"torch.nn.modules.container.Sequential cannot travel .* imports"),
+        ("forgetful", "computes something else\n.*persistent buffers"),
+        ("scaled", "fails: TypeError: .*'scale'"),
+    ],
+)
+def test_an_embedding_that_cannot_travel_is_an_error_that_says_why(name, message, embedding_plugin, tmp_path):
+    run = write_run(tmp_path / "run", "embedding", f"plugins.embedding.embedding={name}")
+    with pytest.raises(UserError, match=message):
+        export_model(run, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["run"]

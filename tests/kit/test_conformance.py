@@ -1,0 +1,414 @@
+"""The conformance kit: the built-in plugins pass it, and every mistake is found by the check that is about it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from support.installed import BROKEN_PLUGINS, plugins_installed
+
+from ltg_mdlm.testing import PluginConformance, PluginUnderTest
+from ltg_mdlm.testing.all_checks import CHECKS
+from ltg_mdlm.testing.plugin_under_test import Examination
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class TestUniformMDLM(PluginConformance):
+    plugin = "uniform_mdlm"
+
+    def test_a_five_step_run_logs_every_step(self, five_step_run):
+        assert [row["step"] for row in five_step_run.rows] == [1, 2, 3, 4, 5]
+        assert five_step_run.losses == [row["loss"] for row in five_step_run.rows]
+
+
+class TestUniformMDLMWithTheBimodalSchedule(PluginConformance):
+    plugin = "uniform_mdlm"
+    options = {"schedule": "bimodal_gaussian", "derivative_power": 0.1, "conditioning": "sigma"}  # noqa: RUF012
+
+
+class TestFreqMDLM(PluginConformance):
+    plugin = "freq_mdlm"
+
+
+class TestTheExactWeightingOfFreqMDLM(PluginConformance):
+    plugin = "freq_mdlm"
+    options = {"statistics": "corpus", "weighting": "exact", "power": 1.0}  # noqa: RUF012
+
+
+class TestGPTBert(PluginConformance):
+    plugin = "gpt_bert"
+
+    def test_a_five_step_run_leaves_state(self, five_step_run):
+        assert int(five_step_run.state["masking/mask_count"].sum()) > 0
+
+
+@pytest.fixture(scope="module")
+def broken_plugins() -> Iterator[None]:
+    with plugins_installed(BROKEN_PLUGINS):
+        yield
+
+
+class Mistake(NamedTuple):
+    """A plugin of `support/broken_plugins`, what is wrong with it, and how the kit says so."""
+
+    plugin: str
+    broken: str
+    check: str
+    where: str
+    message: str
+    """A regular expression for what was expected and what was found."""
+
+
+MISTAKES = [
+    Mistake(
+        "absent",
+        "its entry point names no class",
+        "it_is_found_by_its_entry_point_and_fills_what_it_registers",
+        "plugin 'absent', entry-point group ltg_mdlm",
+        "importing broken_plugins:Absent raised AttributeError",
+    ),
+    Mistake(
+        "lenient",
+        "options accept unknown names",
+        "an_unknown_option_is_refused",
+        r"LenientOptions \(broken_plugins.py:\d+\)",
+        "(?s)an error for plugins.lenient.no_such_option.*found: accepted; keep extra='forbid'",
+    ),
+    Mistake(
+        "mute",
+        "an option has no description",
+        "every_option_is_described",
+        r"MuteOptions \(broken_plugins.py:\d+\)",
+        "found: none for untold$",
+    ),
+    Mistake(
+        "undescribed",
+        "no docstring anywhere",
+        "the_plugin_and_its_hooks_are_described",
+        r"Undescribed \(undescribed.py:\d+\)",
+        "expected: a docstring of the class or its module",
+    ),
+    Mistake(
+        "double_realised_rate",
+        "a float64 realised rate",
+        "masking_returns_tensors_of_the_promised_types_and_shapes",
+        r"DoubleRealisedRate.corrupt of ltg_mdlm_masking \(broken_plugins.py:\d+\)",
+        r"realised_rate_B float32\[19\] on cpu\n  found: float64\[19\] on cpu",
+    ),
+    Mistake(
+        "rate_in_place",
+        "clamps the batch's mask rates in place",
+        "masking_leaves_its_inputs_as_they_are",
+        "RateInPlace.mask_probability of ltg_mdlm_masking",
+        "expected: Noise.rate_B as it was",
+    ),
+    Mistake(
+        "masks_control_tokens",
+        "masks `<s>`, too",
+        "control_tokens_and_padding_are_never_masked_or_predicted",
+        "MasksControlTokens.corrupt of ltg_mdlm_masking",
+        r"found: id 1 \(<s>\) masked at \[0, 0\], mask rate 0.5",
+    ),
+    Mistake(
+        "leaking_input",
+        "hides the tokens of causal rows",
+        "only_masked_tokens_of_masked_rows_are_changed",
+        "LeakingInput.corrupt of ltg_mdlm_masking",
+        r"input_BT, where nothing is masked, = 1 at \[1, 0\]\n  found: 4",
+    ),
+    Mistake(
+        "unshifted_causal_labels",
+        "causal rows predict the token they show",
+        "labels_are_the_hidden_tokens_where_they_are_predicted",
+        "UnshiftedCausalLabels.corrupt of ltg_mdlm_masking",
+        r"label 21 at \[1, 0\] of labels_BT \(causal row, predicts same",
+    ),
+    Mistake(
+        "realised_over_all_positions",
+        "a realised rate that counts padding",
+        "the_realised_rate_is_masked_over_maskable",
+        "RealisedOverAllPositions.corrupt of ltg_mdlm_masking",
+        r"realised_rate_B 0\.\d{4} in row \d+\n  found: 0\.\d{4}",
+    ),
+    Mistake(
+        "less_than_its_rate",
+        "masks 90 % of its mask rate",
+        "the_mask_rate_is_kept_if_keeps_rate_says_so",
+        "LessThanItsRate.mask_probability of ltg_mdlm_masking",
+        r"50.00% \+- 2.3\d% of 11629 tokens masked, since keeps_rate is True\n  found: 45.\d\d%",
+    ),
+    Mistake(
+        "not_uniform",
+        "says uniform, masks odd types more",
+        "its_kind_is_what_the_probabilities_show",
+        "NotUniform.mask_probability of ltg_mdlm_masking",
+        "probability 0.02000 at mask rate 0.02, since kind is 'uniform'\n  found: 0.01000 for a token of type",
+    ),
+    Mistake(
+        "generator_with_state",
+        "draws with torch.rand",
+        "a_step_gives_the_same_masks_whenever_it_is_asked",
+        "GeneratorWithState.corrupt of ltg_mdlm_masking",
+        "asked twice: masked_BT = ",
+    ),
+    Mistake(
+        "rows_of_the_micro_batch",
+        "numbers rows within the micro-batch",
+        "masks_belong_to_rows_of_the_global_batch",
+        "RowsOfTheMicroBatch.corrupt of ltg_mdlm_masking",
+        "rows 8 to 18 on their own: masked_BT = ",
+    ),
+    Mistake(
+        "infinite_hazard",
+        "a hazard 1 / (1 - gamma)",
+        "hazards_are_finite_and_not_negative",
+        "InfiniteHazard.hazard of ltg_mdlm_masking",
+        "finite hazard at mask rate 1\n  found: inf",
+    ),
+    Mistake(
+        "falling",
+        "gamma = 1 - t",
+        "mask_rates_are_in_the_unit_interval_and_never_fall",
+        "Falling.rate of ltg_mdlm_noise_schedule",
+        "rates that increase with t, from 1 at t = 1e-09",
+    ),
+    Mistake(
+        "wrong_slope",
+        "gamma = t^2 with slope t",
+        "slopes_are_the_derivatives_of_the_rates",
+        "WrongSlope.slope of ltg_mdlm_noise_schedule",
+        r"0.0121311, the difference quotient of rate at t = 0.0061\n  found: 0.00606557",
+    ),
+    Mistake(
+        "wrong_density",
+        "gamma = t^2 with density 2 gamma",
+        "the_density_is_one_over_the_slope",
+        "WrongDensity.density of ltg_mdlm_noise_schedule",
+        r"82.4324 at mask rate 3.679e-05, 1 / \(d rate / dt\)\n  found: 7.35824e-05",
+    ),
+    Mistake(
+        "partial_support",
+        "mask rates from 0.2 to 0.8, said to be all",
+        "full_support_means_that_every_mask_rate_is_drawn",
+        "PartialSupport.rate of ltg_mdlm_noise_schedule",
+        "none of 100,000 rows between 0.00 and 0.01",
+    ),
+    Mistake(
+        "one_draw_for_all",
+        "one t for a whole micro-batch",
+        "the_noise_of_a_row_belongs_to_the_row",
+        "OneDrawForAll.sample of ltg_mdlm_noise_schedule",
+        "rows 18 to 5 on their own: t_B = ",
+    ),
+    Mistake(
+        "double_weights",
+        "float64 weights",
+        "the_objective_returns_tensors_of_the_promised_types_and_shapes",
+        "DoubleWeights.weights of ltg_mdlm_objective",
+        r"nll weight float32\[(\d+)\] on cpu\n  found: float64\[\1\] on cpu",
+    ),
+    Mistake(
+        "slope_in_place",
+        "clamps slopes in place",
+        "the_objective_leaves_its_inputs_as_they_are",
+        "SlopeInPlace.weights of ltg_mdlm_objective",
+        "expected: Supervised.slope_N as it was",
+    ),
+    Mistake(
+        "infinite_at_one",
+        "a weight 1 / (1 - gamma)",
+        "losses_and_gradients_are_finite_at_the_ends",
+        "InfiniteAtOne.weights of ltg_mdlm_objective",
+        "finite weights at mask rate 1, slope 1e-06\n  found: inf",
+    ),
+    Mistake(
+        "constant_denominator",
+        "a denominator of 1 for every micro-batch",
+        "denominators_are_positive_and_add_up_over_micro_batches",
+        "ConstantDenominator.denominators of ltg_mdlm_objective",
+        r"add up to \[1.0\], that of the whole batch\n  found: \[1.0\] \+ \[1.0\] \+ \[1.0\]",
+    ),
+    Mistake(
+        "mean_of_means",
+        "weights divided by the micro-batch's positions",
+        "the_loss_of_a_row_does_not_depend_on_other_rows",
+        "MeanOfMeans.weights of ltg_mdlm_objective",
+        "as in the whole batch, in a micro-batch, too\n.*divide in denominators",
+    ),
+    Mistake(
+        "bound_for_all",
+        "every recipe is called a bound",
+        "no_bound_is_claimed_where_none_is_known",
+        "BoundForAll.bound_for of ltg_mdlm_objective",
+        "False for masking of kind 'other'\n  found: True",
+    ),
+    Mistake(
+        "softened_bound",
+        "derivative power 0.5 is called a bound",
+        "a_claimed_bound_is_one",
+        "SoftenedBound.bound_for of ltg_mdlm_objective",
+        "at least 2.8829 nats per row, the entropy.*\n  found: 2.7200 for the denoiser that this loss prefers",
+    ),
+    Mistake(
+        "tells_causal_rows",
+        "causal rows are told a mask rate",
+        "the_model_is_told_a_finite_value_and_zero_in_causal_rows",
+        "TellsCausalRows.value of ltg_mdlm_time_conditioning",
+        "0 for causal rows\n  found: .* in row 1, which is causal",
+    ),
+    Mistake(
+        "infinite_sigma",
+        "sigma = -log(1 - gamma) up to gamma = 1",
+        "every_mask_rate_has_a_value_for_evaluation",
+        "InfiniteSigma.value_for_rate of ltg_mdlm_time_conditioning",
+        "a finite value for mask rate 1\n  found: inf",
+    ),
+    Mistake(
+        "noise_in_place",
+        "zeroes the rates of causal rows in place",
+        "conditioning_and_schedule_leave_their_inputs_as_they_are",
+        "NoiseInPlace.value of ltg_mdlm_time_conditioning",
+        "expected: Noise.rate_B as it was",
+    ),
+    Mistake(
+        "scalar_embedding",
+        "an embedding that is no vector",
+        "the_embedding_maps_values_to_vectors",
+        "ScalarEmbedding.embedding of ltg_mdlm_time_conditioning",
+        r"float32\[3, 12\] on cpu\n  found: float32\[3\] on cpu",
+    ),
+    Mistake(
+        "alternating",
+        "modes depend on how often they were asked",
+        "the_modes_of_a_step_are_a_function_of_the_step",
+        "Alternating.causal of ltg_mdlm_row_mode",
+        "step 7 asked again: causal_R = ",
+    ),
+    Mistake(
+        "undeclared_causal_rows",
+        "causal rows, but modes says masked only",
+        "rows_are_in_the_modes_that_are_declared",
+        "UndeclaredCausalRows.modes of ltg_mdlm_row_mode",
+        "and no others: masked\n  found: 6400 causal rows of 12800",
+    ),
+    Mistake(
+        "vector_metric",
+        "a metric of three numbers",
+        "a_step_is_observed_and_logged_as_scalars",
+        "VectorMetric.metrics of ltg_mdlm_masking",
+        r"for 'scales'\n  found: a tensor of shape \[3\]",
+    ),
+    Mistake(
+        "smooths_in_place",
+        "clamps the observed losses in place",
+        "a_step_is_observed_and_logged_as_scalars",
+        "observe of its components",
+        "expected: nll_N as it was",
+    ),
+    Mistake(
+        "crashes_in_step_end",
+        "an error in step_end",
+        "a_step_is_observed_and_logged_as_scalars",
+        r"broken_plugins.py:\d+ in step_end",
+        "found: AttributeError: 'CrashesInStepEnd' object has no attribute 'never_set'",
+    ),
+    Mistake(
+        "nan_in_step_three",
+        "a weight that is not a number, in one step",
+        "five_steps_of_training_have_finite_losses",
+        "plugin 'nan_in_step_three'",
+        "a finite loss in step 4\n  found: nan",
+    ),
+    Mistake(
+        "forgetful",
+        "adaptive state that no checkpoint holds",
+        "a_resumed_run_goes_on_bitwise",
+        "state_dict and load_state_dict of its components",
+        "bitwise the weights of an uninterrupted run\n  found: .* differs after a resume",
+    ),
+    Mistake(
+        "last_micro_batch",
+        "state from the last micro-batch only",
+        "two_micro_batches_train_what_one_does",
+        "1 against 2 micro-batches",
+        "the state masking/scale as without a second micro-batch",
+    ),
+    Mistake(
+        "each_rank_for_itself",
+        "state that is not summed over ranks",
+        "two_processes_train_what_one_does",
+        "1 against 2 processes",
+        "state masking/scale equal on every rank\n.*sum with RunContext.sum_over_ranks in step_end",
+    ),
+    Mistake(
+        "talkative_state",
+        "state_dict sums over ranks",
+        "saving_and_loading_do_not_communicate",
+        "TalkativeState.state_dict of ltg_mdlm_masking",
+        "found: a call of sum_over_ranks",
+    ),
+    Mistake(
+        "keeps_nan",
+        "state takes in the NaN of a refused step",
+        "a_refused_step_leaves_finite_state",
+        "KeepsNaN.observe of ltg_mdlm_masking",
+        "state scale finite after a step whose nll_N is not\n  found: nan",
+    ),
+    Mistake(
+        "asks_the_host",
+        "item() in observe",
+        "steps_never_read_from_the_device",
+        r"broken_plugins.py:\d+ in observe",
+        "found: aten._local_scalar_dense.default waits for the device",
+    ),
+    Mistake(
+        "selects_by_mask",
+        "x[mask] in observe",
+        "steps_never_read_from_the_device",
+        r"broken_plugins.py:\d+ in observe",
+        "found: aten.index.Tensor waits for the device",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.plugin for mistake in MISTAKES])
+def test_a_mistake_is_found_by_the_check_that_is_about_it_and_no_other(mistake: Mistake, broken_plugins):
+    examination = Examination(PluginUnderTest(mistake.plugin))
+    failed = {v.check.name: v.reason for v in map(examination.verdict, CHECKS) if v.outcome == "failed"}
+    assert list(failed) == [mistake.check]
+    assert f"plugin '{mistake.plugin}'" in failed[mistake.check]
+    assert re.search(mistake.where, failed[mistake.check]), failed[mistake.check]
+    assert re.search(mistake.message, failed[mistake.check]), failed[mistake.check]
+
+
+def test_the_adaptive_plugin_that_mistakes_are_made_in_has_none(broken_plugins):
+    examination = Examination(PluginUnderTest("adaptive"))
+    assert not [v for v in map(examination.verdict, CHECKS) if v.outcome == "failed"]
+
+
+def test_every_check_finds_some_mistake():
+    """But the one that needs a GPU."""
+    assert {check.name for check in CHECKS} - {mistake.check for mistake in MISTAKES} == {"steps_never_wait_for_cuda"}
+
+
+def test_the_documentation_lists_every_mistake():
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", (DOCS / "mistakes.md").read_text(), re.MULTILINE)
+    assert rows[1:] == [(mistake.broken, mistake.check.replace("_", " ")) for mistake in MISTAKES]
+
+
+def test_checks_behind_a_failed_one_are_not_run_and_say_why(broken_plugins):
+    verdicts = {c.name: Examination(PluginUnderTest("falling")).verdict(c) for c in CHECKS if "slopes" in c.name}
+    (verdict,) = verdicts.values()
+    assert verdict.outcome == "not applicable"
+    assert verdict.reason == "not run: repair first 'mask rates are in the unit interval and never fall'"
+
+
+def test_the_command_needs_no_pytest():
+    code = "import sys, ltg_mdlm.testing.check_report; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

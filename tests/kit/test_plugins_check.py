@@ -1,0 +1,62 @@
+"""`ltg-mdlm plugins check`: a table of verdicts, the reasons of failures, and an exit code."""
+
+import json
+
+import pytest
+from support.installed import BROKEN_PLUGINS, plugins_installed
+
+from ltg_mdlm.testing import check_report as report
+from ltg_mdlm.testing.component_checks import REGISTRATION_CHECKS
+from ltg_mdlm.testing.masking_checks import the_mask_rate_is_kept_if_keeps_rate_says_so
+
+FEW = (*REGISTRATION_CHECKS, the_mask_rate_is_kept_if_keeps_rate_says_so)
+
+
+@pytest.fixture(autouse=True)
+def few_checks(monkeypatch):
+    monkeypatch.setattr(report, "CHECKS", FEW)
+
+
+def test_a_plugin_that_keeps_its_promises_ends_with_code_0_and_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("plugins", "check", "freq_mdlm")
+    assert (code, err) == (0, "")
+    assert "an unknown option is refused" in out
+    assert out.endswith(": 5 passed, 0 failed, 0 not applicable\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_apply_says_why(run):
+    _, out, _ = run("plugins", "check", "gpt_bert")
+    (line,) = (line for line in out.splitlines() if "the mask rate is kept" in line)
+    assert line.startswith("not applicable")
+    assert line.rstrip().endswith("keeps_rate is False")
+
+
+def test_a_broken_plugin_ends_with_code_2_and_the_reason_below_the_table(run):
+    with plugins_installed(BROKEN_PLUGINS):
+        code, out, _ = run("plugins", "check", "mute")
+    assert code == 2
+    assert "failed: every option is described\n  plugin 'mute' (broken-plugins 1.0): MuteOptions" in out
+    assert "    found: none for untold\n" in out
+    assert "mute of broken-plugins 1.0: 4 passed, 1 failed" in out
+
+
+def test_options_are_those_of_the_command_line(run):
+    code, out, _ = run("plugins", "check", "freq_mdlm", "--set", "plugins.freq_mdlm.statistics=corpus", "--json")
+    verdicts = {row["check"]: row for row in json.loads(out)}
+    assert code == 0
+    assert verdicts["the_mask_rate_is_kept_if_keeps_rate_says_so"]["reason"] == "keeps_rate is False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("freq_mdln",), "did you mean 'freq_mdlm'"),
+        (("freq_mdlm", "--set", "training.max_steps=3"), "set only plugins.* and slots.*"),
+    ],
+)
+def test_mistakes_of_the_user_are_errors_before_any_check(run, arguments, message):
+    code, out, err = run("plugins", "check", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err

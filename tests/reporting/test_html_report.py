@@ -1,0 +1,375 @@
+"""The page about runs: what it says, and that no state of a run breaks it."""
+
+import json
+import re
+import statistics
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.fabricated import fabricate_large_sweep, fabricate_result, fabricate_run, fabricate_sweep
+from support.trained import write_run
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.reporting.html_report.page import Extent, write_report
+from ltg_mdlm.reporting.html_report.run_groups import group_runs, read_record, spread
+from ltg_mdlm.reporting.html_report.sample_gallery import shown_sample
+from ltg_mdlm.storage.run_folder import RunFolder
+
+
+class Outline(HTMLParser):
+    """Headings, ids, tables and references of a page; fails on tags that are not closed."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[int] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.cells: list[str] = []
+        self.tables = self.images = 0
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        about = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        self.tables += tag == "table"
+        self.images += tag == "svg" and about.get("role") == "img"
+        self.ids += [about["id"]] if "id" in about else []
+        self.references += [about[key] for key in ("href", "src", "xlink:href") if about.get(key)]
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open) and self.cells:
+            self.cells[-1] += data.replace("\u202f", " ").replace("\xa0", " ")
+
+
+def page_of(runs: list[Path], folder: Path, *, results: Path | None = None, samples: int = 0, recipes: int = 0) -> str:
+    write_report(runs, folder / "page.html", results=results, extent=Extent(recipes, samples))
+    return (folder / "page.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> tuple[str, list[Path]]:
+    """The page of two plugins with three seeds each, with results of evaluation."""
+    folder = tmp_path_factory.mktemp("sweep")
+    runs = fabricate_sweep(folder / "runs")
+    for run, accuracy in zip(runs, (0.61, 0.63, 0.65, 0.71, 0.72, 0.76), strict=True):
+        fabricate_result(folder / "results", run.name, accuracy)
+    return page_of(runs, folder, results=folder / "results"), runs
+
+
+def test_the_page_needs_nothing_but_itself(sweep):
+    page, _ = sweep
+    outline = Outline(page)
+    assert all(reference.startswith(("#", "data:")) for reference in outline.references)
+    assert "<script" not in page
+    assert "http" not in page
+    assert "@import" not in page
+
+
+def test_the_page_has_its_parts_in_order_and_every_picture_a_text(sweep):
+    outline = Outline(sweep[0])
+    assert outline.headings[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(outline.headings))
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {reference[1:] for reference in outline.references if reference.startswith("#")} <= set(outline.ids)
+    assert outline.images == sweep[0].count("<title id=") == sweep[0].count("<desc id=")
+    for title in ("Objective in training", "Accuracy of rare token types", "Throughput", "freq_mdlm/power"):
+        assert f"<figcaption>{title}" in sweep[0]
+
+
+def test_colours_follow_the_page_and_text_stays_text(sweep):
+    drawings = re.findall(r"<svg .*?</svg>", sweep[0], re.DOTALL)
+    curves = [drawing for drawing in drawings if 'id="chart-' in drawing]
+    assert curves
+    assert not any(re.search(r"#[0-9a-fA-F]{6}\b", drawing) for drawing in curves)
+    assert all(">step</text>" in drawing for drawing in curves)
+
+
+def test_seeds_are_averaged_with_their_spread_and_the_better_group_is_marked(sweep):
+    cells = Outline(sweep[0]).cells
+    first, second = [0.61, 0.63, 0.65], [0.71, 0.72, 0.76]
+    for values, mark in ((first, ""), (second, " ★")):
+        mean, deviation = 100 * statistics.mean(values), 100 * statistics.stdev(values)
+        assert f"{mean:.1f} ± {deviation:.1f}{mark}n = 3" in cells
+
+
+def test_the_held_out_figures_are_those_of_the_runs(sweep):
+    page, runs = sweep
+    last = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])["valid/bound"] for run in runs[3:]]
+    assert f"{statistics.mean(last):.4f} ± {statistics.stdev(last):.4f} ★" in " ".join(Outline(page).cells)
+
+
+def test_what_differs_is_told_and_what_is_equal_is_folded_away(sweep):
+    page, _ = sweep
+    differing = page[page.index('id="differences"') : page.index("<details>")]
+    assert "freq_mdlm" in differing
+    assert "training.max_steps" not in differing
+    assert '<th scope="row">training.max_steps</th><td>100</td>' in page
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
+    runs = [*fabricate_sweep(tmp_path), fabricate_run(tmp_path / "wide", "freq_mdlm", "model.hidden_size=64")]
+    groups = group_runs([read_record(run) for run in runs])
+    assert [(group.code, len(group.runs)) for group in groups] == [("A", 3), ("B", 3), ("C", 1)]
+    assert [group.name for group in groups[1:]] == ["freq_mdlm, hidden_size=256", "freq_mdlm, hidden_size=64"]
+
+
+def test_versions_that_differ_are_told(tmp_path):
+    runs = [fabricate_run(tmp_path / "a", seed=0), fabricate_run(tmp_path / "b", seed=1, torch="2.7.1")]
+    assert "2.13.0, 2.7.1" in page_of(runs, tmp_path)
+
+
+def test_the_spread_is_that_of_a_sample():
+    found = spread([1.0, 2.0, 4.0, None])
+    assert (found.mean, found.deviation, found.n) == (pytest.approx(7 / 3), pytest.approx(np.std([1, 2, 4], ddof=1)), 3)
+    assert spread([None]) is None
+    assert np.isnan(spread([1.0, float("nan")]).mean)
+
+
+def broken_runs(folder: Path) -> list[Path]:
+    """Runs in every state that a folder can be in."""
+    fabricate_run(folder / "good", seed=1)
+    fabricate_run(folder / "half", steps=40, planned=100, status="preempted", seed=2)
+    fabricate_run(folder / "diverged", status="failed", diverges_at=60)
+    for name in ("empty", "only_lock", "config_broken", "config_list", "metrics_broken", "binary"):
+        (folder / name).mkdir()
+    (folder / "empty" / "config.yaml").write_text("")
+    (folder / "only_lock" / "lock").write_text("machine process 1")
+    (folder / "config_broken" / "config.yaml").write_text("a: [")
+    (folder / "config_list" / "config.yaml").write_text("- 1\n")
+    (folder / "metrics_broken" / "config.yaml").write_text("plugins: null\nseed: 3\n")
+    (folder / "metrics_broken" / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\nrubbish\n[1]\n{"step": 2, "lo')
+    (folder / "binary" / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    (folder / "binary" / "status.json").write_text('{"status"')
+    RunFolder(folder / "binary").checkpoints.mkdir()
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def test_no_state_of_a_run_breaks_the_page_and_each_is_told(tmp_path):
+    page = page_of(broken_runs(tmp_path / "runs"), tmp_path, samples=1)
+    cells = " | ".join(Outline(page).cells)
+    for told in (
+        "the objective was not finite at step 60",
+        "not finite",
+        "preempted",
+        "config.yaml is not valid YAML",
+        "must hold settings, not list",
+        "2 lines of metrics.jsonl are damaged",
+        "no metrics were logged",
+    ):
+        assert told in cells, told
+    assert "drawn for this page" not in page  # none of them has a checkpoint
+
+
+def test_an_unfinished_group_is_not_called_the_best(tmp_path):
+    good = fabricate_run(tmp_path / "a", level=6.0)
+    half = fabricate_run(tmp_path / "b", "freq_mdlm", level=3.0, steps=50, planned=100, status="preempted")
+    other = fabricate_run(tmp_path / "c", "gpt_bert", level=7.0)
+    cells = Outline(page_of([good, half, other], tmp_path)).cells
+    bounds = cells[next(i for i, cell in enumerate(cells) if cell.startswith("bound on")) :][1:4]
+    assert ["★" in bound for bound in bounds] == [True, False, False]
+    assert "at step 50, preempted" in bounds[1]
+
+
+def test_groups_with_one_schedule_and_masking_share_their_pictures(tmp_path):
+    wide = fabricate_run(tmp_path / "wide", "uniform_mdlm", "model.hidden_size=64")
+    page = page_of([fabricate_run(tmp_path / "plain"), wide], tmp_path, recipes=2)
+    part = page[page.index('id="recipes"') :]
+    assert part.count("<h3>") == 1
+    assert "hidden_size=64" in part
+    assert "Density of mask rates" in part
+    assert "Masking by frequency" in part
+
+
+def test_recipes_that_cannot_be_drawn_and_those_left_out_are_told(tmp_path):
+    lost = fabricate_run(tmp_path / "lost", "uniform_mdlm", "data.corpus=/nowhere")
+    other = fabricate_run(tmp_path / "other", "freq_mdlm")
+    page = page_of([lost, other], tmp_path, recipes=1)
+    assert "Not drawn: /nowhere" in page
+    assert "1 more recipes are not drawn" in page
+
+
+def test_a_run_of_its_own_needs_no_comparison(tmp_path):
+    page = page_of([fabricate_run(tmp_path / "alone")], tmp_path)
+    assert "<h1>Run alone</h1>" in page
+    assert "All runs have the same settings" in page
+    assert "★" not in "".join(Outline(page).cells)
+
+
+def test_what_files_say_is_never_taken_for_html(tmp_path):
+    run = fabricate_run(tmp_path / "a<b>&", status="failed")
+    RunFolder(run).write_status(RunFolder(run).read_status().__class__("failed", 3, "<script>alert(1)</script>"))
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.writelines(json.dumps({"step": 101 + i, "<b>/metric": i}) + "\n" for i in range(3))
+    page = page_of([run], tmp_path)
+    Outline(page)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_sixty_runs_give_a_page_that_is_small_enough(tmp_path):
+    page = page_of(fabricate_large_sweep(tmp_path / "runs"), tmp_path)
+    assert len(page) < 3_000_000
+    assert page.count('class="key"') == 1
+    assert len(re.findall(r"<figcaption>[A-T] schedule=", page)) == 20
+
+
+def test_results_of_runs_with_one_name_are_not_shown(tmp_path):
+    runs = [fabricate_run(tmp_path / folder / "same", seed=seed) for seed, folder in enumerate(("a", "b"))]
+    fabricate_result(tmp_path / "results", "same", 0.7)
+    page = page_of(runs, tmp_path, results=tmp_path / "results")
+    assert "Several runs are called same" in page
+    assert "blimp" not in page
+
+
+def test_samples_are_drawn_with_the_pass_of_every_token(tmp_path):
+    page = page_of([write_run(tmp_path / "run")], tmp_path, samples=1)
+    assert "drawn for this page" in page
+    assert re.search(r'<span class="token" style="--shade: 0\.\d\d">[^<]*<sub>\d+</sub></span>', page)
+
+
+def test_samples_that_evaluation_left_are_shown_instead(tmp_path):
+    run = write_run(tmp_path / "run")
+    folder = tmp_path / "results" / "run" / "main" / "generation"
+    folder.mkdir(parents=True)
+    row = {"ids": [20, 21, 22], "unmasked_at": [-1, 1, 0], "sampler": "confidence", "steps": 4}
+    (folder / "samples.jsonl").write_text(f"{json.dumps(row)}\nrubbish\n")
+    page = page_of([run], tmp_path, results=tmp_path / "results", samples=2)
+    assert "drawn for this page" not in page
+    assert re.findall(r"<sub>(\d+)</sub>", page) == ["2", "1"]
+    assert page.count('<span class="given">') == 1
+
+
+def test_figures_of_samples_stand_beside_those_of_real_text(tmp_path):
+    runs = [fabricate_run(tmp_path / "a"), fabricate_run(tmp_path / "b", "freq_mdlm")]
+    for run, share in zip(runs, (0.25, 0.5), strict=True):
+        folder = tmp_path / "results" / run.name / "main" / "generation"
+        folder.mkdir(parents=True)
+        row = {"rule": {"sampler": "block", "steps": 8}, "entropy": 5.0, "grammatical_sentences": share}
+        (folder / "summary.json").write_text(json.dumps({"results": [row], "real_text": {"entropy": 6.0}}))
+    cells = Outline(page_of(runs, tmp_path, results=tmp_path / "results")).cells
+    entropy = cells.index("block, 8 steps")
+    assert cells[entropy : entropy + 6] == ["block, 8 steps", "5.00", "5.00", "real text", "6.00", "6.00"]
+    share = cells.index("block, 8 steps", entropy + 1)
+    assert cells[share + 1 : share + 3] == ["0.250", "0.500 ★"]
+
+
+def test_samples_of_other_settings_or_judges_are_not_compared(tmp_path):
+    runs = [fabricate_run(tmp_path / "a"), fabricate_run(tmp_path / "b", "freq_mdlm")]
+    rules = ({"temperature": 1.0, "top_p": 1.0, "eta_cap": None}, {"temperature": 0.5, "top_p": 1.0, "eta_cap": 0.1})
+    for run, rule, judge in zip(runs, rules, ("judges/one", "judges/two"), strict=True):
+        folder = tmp_path / "results" / run.name / "main" / "generation"
+        folder.mkdir(parents=True)
+        row = {"rule": {"sampler": "ancestral", "steps": 8, "seed": 3, **rule}, "perplexity_per_word": 9.0}
+        about = {"judge": judge, "count": 100, "length": 64 if run is runs[0] else 32}
+        (folder / "summary.json").write_text(json.dumps({**about, "results": [row], "real_text": {"entropy": 6.0}}))
+    cells = Outline(page_of(runs, tmp_path, results=tmp_path / "results")).cells
+    assert "ancestral, 8 steps, judge one" in cells
+    assert "ancestral, 8 steps, temperature 0.5, eta cap 0.1, length 32, judge two" in cells
+    assert {"real text", "real text, length 32"} <= set(cells)
+
+
+@pytest.mark.parametrize("summary", ["[]", "{}", '{"results": [{"rule": null}], "real_text": null}', "rubbish"])
+def test_a_damaged_summary_of_samples_breaks_nothing(tmp_path, summary):
+    run = fabricate_run(tmp_path / "a")
+    folder = tmp_path / "results" / "a" / "main" / "generation"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(summary)
+    assert 'id="generation"' not in page_of([run], tmp_path, results=tmp_path / "results")
+
+
+def test_metrics_whose_names_look_alike_have_charts_of_their_own(tmp_path):
+    run = fabricate_run(tmp_path / "a")
+    rows = [{"step": step, "p/a": 1.0, "p-a": 2.0, "ä": 3.0, "ö": 4.0} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    outline = Outline(page_of([run], tmp_path))
+    assert outline.images == 4
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+@pytest.mark.parametrize(("spike", "told"), [(-900.0, "-900"), (900.0, "900")])
+def test_the_most_extreme_value_of_a_cut_axis_is_told(tmp_path, spike, told):
+    run = fabricate_run(tmp_path / "a")
+    values = [float(step % 7) for step in range(300)]
+    values[150] = spike
+    rows = [{"step": step, "x": value} for step, value in enumerate(values)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert f"the most extreme value is {told}." in page_of([run], tmp_path)
+
+
+def test_of_a_sweep_that_has_just_begun_the_finished_groups_stand_out(tmp_path):
+    runs = [
+        fabricate_run(tmp_path / f"{i}", "uniform_mdlm", f"training.seq_len={64 + i}", status=status)
+        for i, status in enumerate(["finished"] + ["running"] * 7)
+    ]
+    page = page_of(runs, tmp_path)
+    assert "Of 8 groups, 1 has a line of their own, the best finished ones" in " ".join(page.split())
+
+
+def test_damaged_samples_are_told_and_break_nothing(tmp_path):
+    run = write_run(tmp_path / "run")
+    folder = tmp_path / "results" / "run" / "main" / "generation"
+    folder.mkdir(parents=True)
+    (folder / "samples.jsonl").write_text('{"ids": [99999999], "unmasked_at": [0], "sampler": "block", "steps": 1}\n')
+    page = page_of([run], tmp_path, results=tmp_path / "results", samples=1)
+    assert "No samples of run: IndexError" in page
+
+
+def test_the_page_is_refused_before_anything_is_read_when_it_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        write_report([tmp_path], tmp_path / "missing" / "page.html", results=None, extent=Extent())
+    with pytest.raises(UserError, match="is a folder: give the page a file name"):
+        write_report([tmp_path], tmp_path, results=None, extent=Extent())
+
+
+@pytest.mark.parametrize("option", [("--samples", "1"), ("--results", "somewhere"), ("--recipes", "0")])
+def test_options_of_the_page_are_refused_without_it(tmp_path, run, option):
+    code, _, err = run("report", str(fabricate_run(tmp_path / "a")), *option)
+    assert code == 2
+    assert "add --out FILE.html" in err
+
+
+def test_the_command_writes_the_page_beside_the_table(tmp_path, run):
+    folder, page = fabricate_run(tmp_path / "a"), tmp_path / "p.html"
+    code, out, err = run("report", str(folder), "--out", str(page), "--samples", "0", "--recipes", "0")
+    assert code == 0, err
+    assert "finished" in out
+    assert f"page: {page}" in err
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_sample_is_shown_by_its_tokens():
+    class Letters:
+        tokens = tuple("abcd")
+
+    shown = shown_sample({"ids": [1, 3], "unmasked_at": [4, -1], "sampler": "block", "steps": None}, Letters())
+    assert [(token.text, token.place, token.share) for token in shown.tokens] == [("b", 5, 1.0), ("d", 0, 0.0)]
+
+
+def test_the_example_of_the_documentation_writes_a_page(tmp_path):
+    documentation = Path(__file__).parents[2] / "docs" / "report.md"
+    (code,) = re.findall(r"```python\n(.*?)```", documentation.read_text(), re.DOTALL)
+    fabricate_run(tmp_path / "run")
+    namespace: dict = {}
+    exec(code, namespace)
+    namespace["report"](tmp_path)
+    assert (tmp_path / "report.html").is_file()

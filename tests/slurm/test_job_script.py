@@ -1,0 +1,35 @@
+"""Functions of slurm/job.sh, called as a job's script would, where no Slurm is needed."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ltg_mdlm.storage.run_folder import RunFolder, Status
+
+SCRIPT = Path(__file__).parents[2] / "slurm" / "job.sh"
+
+
+def bash(commands: str, **variables: str) -> str:
+    """What the commands print after job.sh was sourced in job 7."""
+    environment = os.environ | {"SLURM_JOB_ID": "7"} | variables
+    done = subprocess.run(
+        ["bash", "-c", f"source {SCRIPT}; {commands}"], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_the_task_of_an_array_is_named_so_that_the_array_is_not_meant():
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert [bash('echo "$job"'), bash('echo "$job"', **task)] == ["7\n", "7_3\n"]
+
+
+@pytest.mark.parametrize("status", ["running", "preempted", "finished", "failed"])
+def test_the_status_is_read_from_the_run_folder(tmp_path, status):
+    RunFolder(tmp_path).write_status(Status(status, 3, 'it said "status": no'))
+    assert bash(f"status_of {tmp_path}") == f"{status}\n"
+
+
+def test_a_run_that_never_started_has_no_status(tmp_path):
+    assert bash(f"status_of {tmp_path}") == ""

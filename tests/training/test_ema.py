@@ -1,0 +1,164 @@
+"""The averaged weights against closed forms, and the exchange with the model's own to the bit."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.testing.host_reads import NoHostReads
+from ltg_mdlm.training.ema import EMA
+
+
+def one_weight(value=0.0):
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(value)
+    return model
+
+
+def follow(values, **settings):
+    """The average after a weight took these values, the first of them before any update."""
+    model = one_weight(values[0])
+    ema = EMA(model, **settings)
+    for value in values[1:]:
+        with torch.no_grad():
+            model.weight.fill_(value)
+        ema.update()
+    return float(ema.state_dict()["weight"])
+
+
+walks = st.lists(st.floats(-10, 10), min_size=2, max_size=12)
+
+
+@given(walks, st.floats(0, 0.9999))
+def test_without_ramp_the_weights_of_the_past_are_powers_of_the_decay(walk, decay):
+    age = np.arange(len(walk))[::-1]
+    share = (1 - decay) * decay**age
+    share[0] = decay ** (len(walk) - 1)
+    expected = float(share @ np.array(walk))
+    assert follow(walk, decay=decay, ramp=False) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@given(walks)
+def test_the_ramp_starts_at_two_elevenths(walk):
+    """d = (1 + n) / (10 + n) for update n = 1, 2, ..., which here never reaches 0.999."""
+    average = walk[0]
+    for n, value in enumerate(walk[1:], start=1):
+        decay = (1 + n) / (10 + n)
+        average = decay * average + (1 - decay) * value
+    assert follow(walk, decay=0.999, ramp=True) == pytest.approx(average, rel=1e-12, abs=1e-12)
+
+
+def test_the_ramp_ends_at_the_decay():
+    """(1 + n) / (10 + n) exceeds 0.5 from n = 9 on."""
+    walk = [0.0] * 9 + [1.0, 1.0]
+    assert follow(walk, decay=0.5, ramp=True) == pytest.approx(0.75)
+
+
+def test_a_decay_of_zero_is_the_newest_weight_itself():
+    assert follow([0.1, 0.2, 0.3], decay=0.0, ramp=False) == 0.3
+    assert follow([0.1, 0.2, 0.3], decay=0.0, ramp=True) == 0.3
+
+
+def test_a_refused_step_does_not_count():
+    averages = []
+    for refusals in ((), (0, 2)):
+        model = one_weight()
+        ema = EMA(model, decay=0.999, ramp=True)
+        for step in range(5):
+            if step in refusals:
+                ema.update(refused=torch.tensor(True))
+            with torch.no_grad():
+                model.weight.add_(1.0)
+            ema.update(refused=torch.tensor(False))
+        averages.append(ema.state_dict())
+    assert averages[0].keys() == averages[1].keys()
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+
+
+def test_an_update_never_waits_for_the_device():
+    ema = EMA(one_weight(), decay=0.999, ramp=True)
+    with NoHostReads():
+        ema.update(refused=torch.tensor(False))
+
+
+def trained(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))
+    ema = EMA(model, decay=0.9, ramp=False)
+    for _ in range(3):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        ema.update()
+    return model, ema
+
+
+def test_inside_the_block_the_model_is_the_average():
+    model, ema = trained()
+    averages = {name: t.clone() for name, t in ema.state_dict().items() if name != "count"}
+    own = copy.deepcopy(model.state_dict())
+    with ema.swap():
+        assert all(torch.equal(p, averages[name]) for name, p in model.named_parameters())
+        assert not torch.equal(model[0].weight, own["0.weight"])
+        # A checkpoint or a second evaluation inside still sees the averages.
+        assert all(torch.equal(ema.state_dict()[name], t) for name, t in averages.items())
+    assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
+    assert all(torch.equal(ema.state_dict()[name], t) for name, t in averages.items())
+
+
+def test_the_own_weights_come_back_after_an_exception():
+    model, ema = trained()
+    own = copy.deepcopy(model.state_dict())
+    with pytest.raises(ZeroDivisionError), ema.swap():
+        raise ZeroDivisionError
+    assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
+    with ema.swap():  # and the exchange works again
+        assert not torch.equal(model[0].weight, own["0.weight"])
+
+
+def test_updating_or_exchanging_inside_the_block_is_a_mistake():
+    _, ema = trained()
+    with ema.swap():
+        with pytest.raises(AssertionError):
+            ema.update()
+        with pytest.raises(AssertionError), ema.swap():
+            pass
+
+
+def test_the_exchange_keeps_the_optimisers_and_data_parallels_tensors():
+    """Values move, tensors stay: anything that holds on to a parameter or its memory goes on working."""
+    model, ema = trained()
+    before = [(id(p), p.data_ptr()) for p in model.parameters()]
+    with ema.swap():
+        assert [(id(p), p.data_ptr()) for p in model.parameters()] == before
+
+
+def test_shared_parameters_are_averaged_once():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    assert EMA(model, decay=0.9, ramp=False).state_dict().keys() == {"0.weight", "count"}
+
+
+def test_a_resumed_average_goes_on_to_the_bit():
+    model, ema = trained()
+    twin = copy.deepcopy(model)
+    resumed = EMA(twin, decay=0.9, ramp=False)
+    resumed.load_state_dict({name: t.clone() for name, t in ema.state_dict().items()})
+    for m, e in ((model, ema), (twin, resumed)):
+        with torch.no_grad():
+            m[0].weight.mul_(1.1)
+        e.update()
+    states = ema.state_dict(), resumed.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_averages_of_another_model_are_refused():
+    state = EMA(nn.Linear(3, 2), decay=0.9, ramp=False).state_dict()
+    with pytest.raises(UserError, match=r"weight \[2, 3\] instead of \[2, 2\]"):
+        EMA(nn.Linear(2, 2), decay=0.9, ramp=False).load_state_dict(state)

@@ -1,0 +1,254 @@
+"""Whatever happens to a run, its curve and its weights are those of a run to which nothing happened."""
+
+import importlib
+import json
+import os
+import re
+import signal
+from contextlib import contextmanager
+
+import pytest
+from support import runs
+from support.runs import (
+    SCORED,
+    killed,
+    launch_under_agent,
+    losses,
+    rows,
+    run,
+    saved_bits,
+    status,
+)
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ltg_mdlm.storage import checkpoint
+from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.training.agreement import differences, resume_notes, source_digest
+
+STEPS = 12
+PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "faulty")
+DROPOUT, NO_DROPOUT = "model.dropout=0.1", "model.dropout=0"
+
+
+def fault(at, do, **more):
+    return ({"at": at, "do": do, **more},)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run folder of each kind of run, trained once, without faults."""
+    made = {}
+
+    def get(*sets, plugin="uniform_mdlm", processes=1):
+        key = (sets, plugin, processes)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("undisturbed") / "run"
+            assert run(made[key], *sets, plugin=plugin, processes=processes)[0].code == 0
+        return made[key]
+
+    return get
+
+
+def require_same(out, expected):
+    """Every loss and validation, once, and every bit of the last checkpoint."""
+    assert sorted(losses(out)) == list(range(1, STEPS + 1))
+    assert losses(out) == losses(expected)
+    validated = [[row for row in rows(folder) if "valid/loss" in row] for folder in (out, expected)]
+    assert validated[0] == validated[1]
+    assert saved_bits(out, STEPS) == saved_bits(expected, STEPS)
+    assert status(out) == {"status": "finished", "step": STEPS, "reason": ""}
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_killed_again_and_again_a_run_ends_in_the_same_bits(plugin, tmp_path, undisturbed):
+    """Dropout and plugins' state included: before the first checkpoint, between two, while one is written."""
+    for at in ("step 2", "step 7", "step 9"):
+        killed(tmp_path / "run", DROPOUT, *SCORED, plugin=plugin, faults=fault(at, "SIGKILL"))
+    assert run(tmp_path / "run", DROPOUT, *SCORED, plugin=plugin)[0].code == 0
+    require_same(tmp_path / "run", undisturbed(DROPOUT, *SCORED, plugin=plugin))
+
+
+@pytest.mark.parametrize(
+    ("at", "signals", "step"),
+    [
+        ("start-up", "SIGTERM", 0),
+        ("step 5", "SIGTERM", 6),
+        ("step 5", "SIGUSR1 SIGTERM SIGUSR1", 6),
+        ("step 7", "SIGUSR1", 8),  # a checkpoint is due as well
+        ("validation", "SIGTERM", 7),
+    ],
+)
+def test_signals_save_and_stop_however_often_they_come(at, signals, step, tmp_path, undisturbed):
+    assert run(tmp_path / "run", plugin="faulty", faults=fault(at, signals))[0].code == 75
+    assert status(tmp_path / "run") == {"status": "preempted", "step": step, "reason": signals.split()[0]}
+    assert run(tmp_path / "run", plugin="faulty")[0].code == 0
+    require_same(tmp_path / "run", undisturbed(plugin="faulty"))
+
+
+def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, undisturbed):
+    assert run(tmp_path / "run", faults=fault(f"step {STEPS}", "SIGTERM"))[0].code == 0
+    require_same(tmp_path / "run", undisturbed())
+
+
+@pytest.mark.parametrize("plugin", PLUGINS[:3])
+def test_any_number_of_ranks_trains_on_the_same_batches_with_the_same_masks(plugin, tmp_path, undisturbed):
+    """Rule 1, also from 2 ranks to 1 and back, with other micro-batches: losses are equal up to rounding."""
+    curve = losses(undisturbed(NO_DROPOUT, plugin=plugin))
+    for processes, micro_batch_rows in ((1, 1), (2, 3), (4, 8)):
+        out = tmp_path / f"{processes} ranks"
+        run(out, NO_DROPOUT, f"training.micro_batch_rows={micro_batch_rows}", plugin=plugin, processes=processes)
+        assert losses(out) == pytest.approx(curve, abs=1e-5)
+    for processes, micro_batch_rows, faults in ((2, 1, "step 3"), (1, 4, "step 7"), (2, 2, "never")):
+        sets = (NO_DROPOUT, f"training.micro_batch_rows={micro_batch_rows}")
+        outcome = run(tmp_path / "resized", *sets, plugin=plugin, processes=processes, faults=fault(faults, "SIGTERM"))[
+            0
+        ]
+    assert "note: 1 process(es) trained until now, 2 go on" in outcome.output
+    assert sorted(losses(tmp_path / "resized")) == list(range(1, STEPS + 1))
+    assert losses(tmp_path / "resized") == pytest.approx(curve, abs=1e-5)
+
+
+def test_a_change_of_ranks_and_of_versions_is_announced():
+    """Dropout is seeded by rank, so the curve then differs by more than rounding."""
+    before = {"world_size": 2, "versions": {"torch": "1", "ltg_mdlm": "3"}}
+    now = {"world_size": 1, "versions": {"torch": "2", "ltg_mdlm": "3"}, "config": {"model": {"dropout": 0.1}}}
+    versions, ranks = resume_notes(before, now)
+    assert versions == "torch was 1, now it is 2"
+    assert re.search(r"2 process.* 1 go on: .* masks stay the same, dropout does not", ranks)
+    assert resume_notes(now, now) == []
+
+
+def _with_small_milestones(rank, *args):
+    checkpoint._MILLION = 100
+    return runs.launch_quietly(rank, *args)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_milestones_are_those_of_the_first_step_that_reaches_their_words(processes, tmp_path, monkeypatch):
+    """A "million" is a hundred words here; keep=1 leaves all of them alone."""
+    monkeypatch.setattr(runs, "launch_quietly", _with_small_milestones)
+    run(tmp_path / "run", "checkpoint.keep=1", processes=processes)
+    words = {row["step"]: row["words_seen"] for row in rows(tmp_path / "run") if "loss" in row}
+    folders = (tmp_path / "run" / "checkpoints").glob("chck_*")
+    found = {path.name: json.loads((path / "state.json").read_text())["step"] for path in folders}
+    reached = [m for m in (*range(1, 10), *range(10, 100, 10)) if m * 100 <= words[STEPS]]
+    assert len(reached) > 9
+    assert found == {f"chck_{m}M": min(s for s in words if words[s] >= m * 100) for m in reached}
+
+
+def test_one_step_that_is_not_finite_is_refused_listed_and_survived(tmp_path):
+    """Its event is written down even if the run is stopped before the next logged step."""
+    sets = ("logging.every=10", "validation.every=100")
+    faults = (*fault("loss 3", "nan"), *fault("step 5", "SIGTERM"))
+    assert run(tmp_path / "run", *sets, plugin="faulty", faults=faults)[0].code == 75
+    assert run(tmp_path / "run", *sets, plugin="faulty")[0].code == 0
+    events = [row for row in rows(tmp_path / "run") if "event" in row]
+    assert events == [{"step": 3, "event": "refused_update", "first_row": 12, "end_row": 18}]
+    assert [step for step, loss in losses(tmp_path / "run").items() if loss is not None] == [1, 10, 12]
+    whole = tmp_path / "whole"
+    run(whole, *sets, plugin="faulty", faults=fault("loss 3", "nan"))
+    assert saved_bits(whole, STEPS) == saved_bits(tmp_path / "run", STEPS)
+
+
+def test_the_status_counts_the_steps_until_training_failed(tmp_path):
+    faults = tuple(entry for step in (5, 6) for entry in fault(f"loss {step}", "nan"))
+    outcome = run(tmp_path / "run", "training.max_refused_updates=2", plugin="faulty", faults=faults)[0]
+    assert outcome.code == 3
+    assert (status(tmp_path / "run")["status"], status(tmp_path / "run")["step"]) == ("failed", 6)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_no_checkpoint(tmp_path, undisturbed):
+    """The save of step 8 fails, is repeated at step 9 and fails again."""
+    saved = tmp_path / "run" / "checkpoints" / "latest"
+    outcome = run(tmp_path / "run", faults=fault("step 5", "small files", after=str(saved)))[0]
+    assert outcome.code is None
+    assert re.search(r"warning: cannot write .*step_0000008: .*File too large", outcome.output)
+    assert re.search(r"error: cannot write .*step_00000(09|1[0-2]): .*\n.*make room, then run the same", outcome.output)
+    assert status(tmp_path / "run")["status"] == "failed"
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step_0000004\n"
+    assert run(tmp_path / "run")[0].code == 0
+    require_same(tmp_path / "run", undisturbed())
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, undisturbed):
+    run(tmp_path / "run", faults=fault("step 8", "SIGTERM"))
+    weights = tmp_path / "run" / "checkpoints" / "step_0000009" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    outcome = run(tmp_path / "run")[0]
+    assert re.search(r"warning: the checkpoint .*step_0000009 is passed over: .*SHA-256", outcome.output)
+    assert "going on from step 8" in outcome.output
+    require_same(tmp_path / "run", undisturbed())
+
+
+def test_a_second_trainer_leaves_the_folder_of_the_first_alone(tmp_path):
+    with RunFolder(tmp_path / "run").claim():
+        outcome = run(tmp_path / "run")[0]
+    assert re.search("error: .*another process trains in this run folder", outcome.output)
+    assert os.listdir(tmp_path / "run") == ["lock"]
+
+
+def test_ranks_with_other_settings_do_not_begin(tmp_path):
+    """Both ranks say the same, so only one of them has to."""
+    outcomes = run(tmp_path / "run", processes=2, sets_of_rank=((), ("seed=3", "optimizer.lr=0.5")))
+    for outcome in outcomes:
+        assert "process 1: optimizer.lr (0.5 instead of 0.01), seed (3 instead of 0)" in outcome.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_source_code_that_differs_is_noticed(tmp_path, monkeypatch):
+    (tmp_path / "package_x" / "part").mkdir(parents=True)
+    for name, text in (("__init__", ""), ("part/code", "x = 1\n")):
+        (tmp_path / "package_x" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("package_x")
+    before = source_digest("package_x")
+    assert source_digest("package_x") == before
+    (tmp_path / "package_x" / "part" / "code.py").write_text("x = 2\n")
+    assert source_digest("package_x") != before
+    facts = {"source code of package_x": before, "seed": "0"}
+    assert differences(facts, facts) == ""
+    text = differences(facts, {"source code of package_x": "y", "seed": "0"})
+    assert text == f"source code of package_x (y instead of {before})"
+
+
+@contextmanager
+def handlers_kept():
+    """torchrun's agent expects to have the process for itself."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_torchrun_restarts_a_run_of_which_processes_die(tmp_path, undisturbed):
+    """First one raises: its traceback comes before what the other one says.  Then one is killed.
+
+    The agent is torchrun's, but forks its processes from one that has imported torch, which spares seven imports.
+    """
+    expected = undisturbed(plugin="faulty", processes=2)
+    faults = (
+        *fault("step 5", "raise", rank=1, once=str(tmp_path / "raised")),
+        *fault("step 10", "SIGKILL", rank=1, once=str(tmp_path / "killed")),
+    )
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="test",
+        max_restarts=2,
+        start_method="forkserver",
+    )
+    with handlers_kept():
+        elastic_launch(agent, launch_under_agent)(tmp_path / "run", faults, tmp_path / "log")
+    log = (tmp_path / "log").read_text()
+    traceback, other = log.find("ArithmeticError: the culprit"), log.find("another process has ended")
+    assert 0 < traceback < other, log
+    assert log.count("ArithmeticError: the culprit") == 1
+    assert (tmp_path / "killed").exists()
+    require_same(tmp_path / "run", expected)

@@ -1,0 +1,118 @@
+"""Rows of metrics on their way to files, terminals and wandb."""
+
+import io
+import json
+import math
+import re
+import sys
+import types
+
+import pytest
+from rich.console import Console
+
+from ltg_mdlm.core.config import LoggingConfig
+from ltg_mdlm.core.terminal import clock
+from ltg_mdlm.training import metric_sinks as metrics
+from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, WandbSink, wandb_mode
+
+ROW = {"step": 1, "loss": 2.5, "lr": 1e-3, "tokens_per_second": 1234.0}
+
+
+def test_every_line_of_the_file_is_strict_json(tmp_path):
+    sink = JSONLines(tmp_path / "m.jsonl")
+    sink.write({"step": 1, "loss": math.nan, "grad_norm": math.inf})
+    sink.write(ROW)
+    sink.close()
+    lines = (tmp_path / "m.jsonl").read_text().splitlines()
+    strict = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
+    assert strict == [{"step": 1, "loss": None, "grad_norm": None}, ROW]
+
+
+def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    sink = ConsoleSink(0, 100, Console(file=out, width=200))
+    for step in range(1, 61):
+        sink.write({**ROW, "step": step})
+        now[0] += 1
+    lines = out.getvalue().splitlines()
+    assert [int(re.match(r"step (\d+)/100", line).group(1)) for line in lines] == [1, 11, 21, 31, 41, 51]
+    assert lines[-1].endswith("ETA 0:49")
+
+
+def test_the_last_step_is_always_shown():
+    out = io.StringIO()
+    sink = ConsoleSink(0, 2, Console(file=out, width=200))
+    sink.write(ROW)
+    sink.write({**ROW, "step": 2})
+    assert "step 2/2" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"valid/minimal_pairs": 0.625}, "validation at step 3: minimal pairs 62.5%"),
+        ({"event": "refused_update", "first_row": 0, "end_row": 6}, "step 3: refused update, see metrics.jsonl"),
+    ],
+)
+def test_rows_other_than_those_of_training_are_printed_at_once(row, text):
+    out = io.StringIO()
+    ConsoleSink(0, 100, Console(file=out, width=200)).write({"step": 3, **row})
+    assert out.getvalue() == f"{text}\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3600, "1:00:00"), (-5, "0:00")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    """A wandb that records what it is told."""
+    calls: dict = {"rows": []}
+
+    class Run:
+        def log(self, row, step):
+            calls["rows"].append((step, row))
+
+        def finish(self):
+            calls["finished"] = True
+
+    def init(**arguments):
+        calls.update(arguments)
+        return Run()
+
+    module = types.ModuleType("wandb")
+    module.__spec__ = types.SimpleNamespace(name="wandb")
+    module.init, module.Settings = init, lambda **kwargs: kwargs
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_wandb_is_offline_unless_the_user_is_logged_in(fake_wandb, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wandb_mode(LoggingConfig()) == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert wandb_mode(LoggingConfig()) == "online"
+    assert wandb_mode(LoggingConfig(wandb="off")) is None
+
+
+def test_wandb_is_never_required(monkeypatch):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    assert wandb_mode(LoggingConfig()) is None
+    assert wandb_mode(LoggingConfig(wandb="online")) is None
+
+
+def test_a_resumed_run_continues_its_wandb_run(fake_wandb, tmp_path):
+    ids = []
+    for _ in range(2):
+        sink = WandbSink(tmp_path, LoggingConfig(), "offline", {"seed": 0})
+        ids.append(fake_wandb["id"])
+        sink.write(ROW)
+        sink.close()
+    assert ids[0] == ids[1]
+    assert fake_wandb["resume"] == "allow"
+    assert fake_wandb["rows"] == [(1, ROW), (1, ROW)]

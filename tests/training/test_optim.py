@@ -1,0 +1,318 @@
+"""LAMB and AdamW against literal formulas, refusal and resume to the bit, and the published learning-rate curve."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.model.transformer import ModelConfig, TimeEmbedding, Transformer
+from ltg_mdlm.testing.host_reads import NoHostReads
+from ltg_mdlm.training.optimizers import AdamW, Lamb, build_optimizer, learning_rate_factor, parameter_groups
+
+BETAS, EPS, DECAY = (0.9, 0.98), 1e-8, 0.1
+LOOSE = 1e9
+"""A gradient norm that is never reached."""
+
+
+def small_model(seed=0, dtype=torch.float64):
+    """Weights, biases, a layer norm, and a weight that starts at zero, as the time conditioning's projections do."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 4), nn.Linear(4, 3, bias=False)).to(dtype)
+    nn.init.zeros_(model[2].weight)
+    return model
+
+
+def optimizer_for(model, name="lamb", max_norm=LOOSE):
+    return build_optimizer(name, model, betas=BETAS, eps=EPS, weight_decay=DECAY, max_norm=max_norm)
+
+
+def set_gradients(model, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.grad = (scale * noise).to(parameter.dtype)
+
+
+def bits(tensors):
+    """Bit patterns by name, so that -0.0 differs from 0.0 and NaN equals itself."""
+    return {name: t.detach().contiguous().view(torch.uint8).clone() for name, t in tensors.items() if t.dim()}
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def literal_lamb(parameters, gradients, moments, step, lr, decays):
+    """One step of LAMB as the paper writes it, in NumPy's float64, parameter by parameter."""
+    for i, (p, g, (m, v), decay) in enumerate(zip(parameters, gradients, moments, decays, strict=True)):
+        m = BETAS[0] * m + (1 - BETAS[0]) * g
+        v = BETAS[1] * v + (1 - BETAS[1]) * g * g
+        moments[i] = (m, v)
+        update = (m / (1 - BETAS[0] ** step)) / ((v / (1 - BETAS[1] ** step)) ** 0.5 + EPS) + decay * p
+        p_norm, update_norm = math.sqrt((p * p).sum()), math.sqrt((update * update).sum())
+        ratio = p_norm / update_norm if decay > 0 and p_norm > 0 and update_norm > 0 else 1.0
+        parameters[i] = p - lr * ratio * update
+
+
+@pytest.mark.parametrize("max_norm", [LOOSE, 0.7])
+def test_lamb_follows_its_formula(max_norm):
+    model = small_model()
+    optimizer = optimizer_for(model, "lamb", max_norm)
+    names = [name for name, _ in model.named_parameters()]
+    decays = [0.0 if name.endswith("bias") or name.startswith("1.") else DECAY for name in names]
+    parameters = [p.detach().clone().numpy() for p in model.parameters()]
+    moments = [(0 * p, 0 * p) for p in parameters]
+    for step in range(1, 31):
+        lr = 0.01 * step
+        set_gradients(model, step)
+        gradients = [p.grad.clone().numpy() for p in model.parameters()]
+        norm = math.sqrt(sum((g * g).sum() for g in gradients))
+        literal_lamb(parameters, [g * min(1, max_norm / norm) for g in gradients], moments, step, lr, decays)
+        assert float(optimizer.step(lr).grad_norm) == pytest.approx(norm, rel=1e-6)
+    # The clipping coefficient is a float32, and its divisor has 1e-6 added as in torch.
+    tolerance = 1e-12 if max_norm == LOOSE else 1e-5
+    for name, expected, p in zip(names, parameters, model.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), torch.from_numpy(expected), rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_adamw_agrees_with_torch():
+    model, reference = small_model(), small_model()
+    optimizer = optimizer_for(model, "adamw", max_norm=0.7)
+    groups = [
+        {"params": list(g.parameters.values()), "weight_decay": g.weight_decay}
+        for g in parameter_groups(reference, DECAY)
+    ]
+    torch_optimizer = torch.optim.AdamW(groups, lr=0.01, betas=BETAS, eps=EPS, foreach=False)
+    for step in range(30):
+        set_gradients(model, step)
+        set_gradients(reference, step)
+        nn.utils.clip_grad_norm_(reference.parameters(), 0.7)
+        optimizer.step(0.01)
+        torch_optimizer.step()
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@given(st.floats(1e-4, 0.5), st.floats(1e-3, 1e3), st.integers(0, 99))
+def test_lamb_moves_a_decaying_weight_by_lr_times_its_norm(lr, scale, seed):
+    """Whatever the size of weights and gradients: that is what the trust ratio is for."""
+    torch.manual_seed(seed)
+    weight = nn.Linear(6, 5, bias=False).double()
+    with torch.no_grad():
+        weight.weight.mul_(scale)
+    before = weight.weight.detach().clone()
+    set_gradients(weight, seed, scale=1 / scale)
+    optimizer_for(weight, "lamb").step(lr)
+    moved = (weight.weight.detach() - before).norm()
+    assert float(moved) == pytest.approx(lr * float(before.norm()), rel=1e-9)
+
+
+def test_a_zero_weight_takes_adams_first_step():
+    """The trust ratio is 1 while the weight is 0, and Adam's first step is the sign of the gradient."""
+    model = small_model()
+    set_gradients(model, 0)
+    gradient = model[2].weight.grad.clone()
+    optimizer_for(model, "lamb").step(0.01)
+    torch.testing.assert_close(model[2].weight.detach(), -0.01 * gradient.sign(), rtol=1e-5, atol=0)
+
+
+def test_biases_and_layer_norms_do_not_decay_and_all_else_does():
+    config = ModelConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=32,
+        max_position_embeddings=16,
+        position_bucket_size=4,
+        cond_dim=8,
+        depth_weighted_averaging=True,
+    )
+    model = Transformer(config, TimeEmbedding(8))
+    decaying, constant = parameter_groups(model, DECAY)
+    assert (decaying.weight_decay, constant.weight_decay) == (DECAY, 0)
+    assert {*decaying.parameters, *constant.parameters} == {name for name, _ in model.named_parameters()}
+    # The published rule, which goes by names.
+    assert set(constant.parameters) == {n for n, _ in model.named_parameters() if "bias" in n or "layer_norm" in n}
+    assert "embedding.relative_embedding" in decaying.parameters
+    assert "transformer.dwa_modules.alphas.0" in decaying.parameters
+
+
+def test_frozen_parameters_are_not_optimised():
+    model = small_model()
+    model[0].weight.requires_grad_(False)
+    assert not any("0.weight" in group.parameters for group in parameter_groups(model, DECAY))
+
+
+def spoil_with_nan(model):
+    model[0].weight.grad[1, 2] = math.nan
+
+
+def spoil_with_infinity(model):
+    model[1].bias.grad[0] = -math.inf
+
+
+def spoil_with_overflow(model):
+    """Every element is finite, but the square of the norm is not."""
+    model[3].weight.grad[:] = 1e38
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+@pytest.mark.parametrize("spoil", [spoil_with_nan, spoil_with_infinity, spoil_with_overflow])
+def test_a_non_finite_step_changes_no_bit(name, spoil):
+    model = small_model(dtype=torch.float32)
+    optimizer = optimizer_for(model, name, max_norm=1.0)
+    set_gradients(model, 0)
+    assert not optimizer.step(0.01).refused
+    before = bits(model.state_dict()) | bits(optimizer.state_dict())
+    count = optimizer.state_dict()["count"].clone()
+    set_gradients(model, 1)
+    spoil(model)
+    result = optimizer.step(0.01)
+    assert result.refused
+    assert not result.grad_norm.isfinite()
+    assert same_bits(before, bits(model.state_dict()) | bits(optimizer.state_dict()))
+    assert optimizer.state_dict()["count"] == count
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_a_run_goes_on_as_if_the_refused_step_had_not_been(name):
+    ends = []
+    for bad_steps in ((), (0, 3, 4)):
+        model = small_model(dtype=torch.float32)
+        optimizer = optimizer_for(model, name, max_norm=1.0)
+        for step in range(6):
+            if step in bad_steps:
+                set_gradients(model, 100 + step)
+                optimizer.step(0.01, ok=torch.tensor(False))
+            set_gradients(model, step)
+            optimizer.step(0.01)
+        ends.append(bits(model.state_dict()))
+    assert same_bits(*ends)
+
+
+def test_refusals_are_counted_in_all_and_in_a_row():
+    model = small_model()
+    optimizer = optimizer_for(model)
+    seen = []
+    for ok in (True, False, False, True, False):
+        set_gradients(model, 0)
+        optimizer.step(0.01, ok=torch.tensor(ok))
+        seen.append((int(optimizer.refused_total), int(optimizer.refused_in_a_row)))
+    assert seen == [(0, 0), (1, 1), (2, 2), (2, 0), (3, 1)]
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_a_step_never_waits_for_the_device(name):
+    model = small_model()
+    optimizer = optimizer_for(model, name, max_norm=1.0)
+    set_gradients(model, 0)
+    with NoHostReads():
+        optimizer.step(0.01, ok=torch.tensor(True))
+    with pytest.raises(AssertionError, match="waits for the device"), NoHostReads():
+        float(torch.ones(()))
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_a_resumed_optimiser_goes_on_to_the_bit(name):
+    model = small_model(dtype=torch.float32)
+    optimizer = optimizer_for(model, name, max_norm=1.0)
+    for step in range(8):
+        if step == 4:
+            other = copy.deepcopy(model)
+            resumed = optimizer_for(other, name, max_norm=1.0)
+            resumed.load_state_dict({k: v.clone() for k, v in optimizer.state_dict().items()})
+        for m, o in [(model, optimizer)] + ([(other, resumed)] if step >= 4 else []):
+            set_gradients(m, step)
+            o.step(0.02 / (step + 1), ok=torch.tensor(step != 6))
+    assert same_bits(bits(model.state_dict()), bits(other.state_dict()))
+    assert same_bits(bits(optimizer.state_dict()), bits(resumed.state_dict()))
+    assert resumed.refused_total == optimizer.refused_total == 1
+
+
+def test_state_of_another_model_is_refused_with_the_names_that_differ():
+    state = optimizer_for(nn.Linear(3, 2)).state_dict()
+    with pytest.raises(UserError) as error:
+        optimizer_for(nn.Linear(4, 2)).load_state_dict(state)
+    assert "first_moment/weight [2, 3] instead of [2, 4]" in str(error.value)
+    with pytest.raises(UserError) as error:
+        optimizer_for(nn.Sequential(nn.Linear(3, 2))).load_state_dict(state)
+    assert "missing (4): first_moment/0.bias, first_moment/0.weight" in str(error.value)
+    assert "not expected (4): first_moment/bias" in str(error.value)
+
+
+def test_parameters_without_a_gradient_stay_where_they_are():
+    model = small_model()
+    optimizer = optimizer_for(model)
+    set_gradients(model, 0)
+    model[0].weight.grad = None
+    before = model[0].weight.detach().clone()
+    optimizer.step(0.1)
+    assert torch.equal(model[0].weight, before)
+    assert not torch.equal(model[3].weight, small_model()[3].weight)
+
+
+def test_zero_grad_forgets_the_gradients():
+    model = small_model()
+    optimizer = optimizer_for(model)
+    set_gradients(model, 0)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1 / 16),
+        (7, 0.5),
+        (15, 1.0),
+        (16, 1.0),
+        (508, 0.55),  # the middle of the cosine: (508 - 16) / (1000 - 16) = 1/2
+        (262, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2),  # a quarter
+        (984, 0.1),
+        (992, 0.05),
+        (999, 0.1 / 16),
+    ],
+)
+def test_the_learning_rate_follows_the_published_curve(step, expected):
+    """1000 steps: 16 of warm-up, 16 of cool-down, a cosine to 0.1 in between; but the first step learns."""
+    assert learning_rate_factor(step, 1000, warmup=0.016, cooldown=0.016, final=0.1) == pytest.approx(expected)
+
+
+@given(st.integers(1, 3000), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
+def test_every_step_learns_and_none_more_than_the_peak(max_steps, warmup, cooldown, final):
+    curve = [
+        learning_rate_factor(s, max_steps, warmup=warmup, cooldown=cooldown, final=final)
+        for s in {0, max_steps // 3, max_steps // 2, max_steps - 1}
+    ]
+    assert all(0 < factor <= 1 for factor in curve)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_cuda_takes_the_steps_of_the_cpu_and_refuses_to_the_bit(name):
+    on_cpu, on_cuda = small_model(dtype=torch.float32), small_model(dtype=torch.float32).cuda()
+    optimizers = [optimizer_for(m, name, max_norm=1.0) for m in (on_cpu, on_cuda)]
+    for step in range(10):
+        for model, optimizer in zip((on_cpu, on_cuda), optimizers, strict=True):
+            set_gradients(on_cpu, step)
+            for p, q in zip(model.parameters(), on_cpu.parameters(), strict=True):
+                p.grad = q.grad.to(p.device)
+            optimizer.step(0.01)
+    for p, q in zip(on_cuda.parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(p.cpu(), q, rtol=1e-4, atol=1e-6)
+    before = bits(on_cuda.state_dict()) | bits(optimizers[1].state_dict())
+    on_cuda[0].weight.grad.fill_(math.nan)
+    assert optimizers[1].step(0.01).refused
+    assert same_bits(before, bits(on_cuda.state_dict()) | bits(optimizers[1].state_dict()))
+
+
+def test_the_names_of_the_settings_choose_the_algorithm():
+    assert type(optimizer_for(small_model(), "lamb")) is Lamb
+    assert type(optimizer_for(small_model(), "adamw")) is AdamW

@@ -1,0 +1,176 @@
+"""From batch to loss, on the real components: what is gathered, how it is summed, and what waits for the device."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ltg_mdlm.api import IGNORE, Step
+from ltg_mdlm.core.host_memory import HostCopy
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.model.transformer import ModelConfig, Transformer
+from ltg_mdlm.testing.host_reads import NoHostReads
+from ltg_mdlm.testing.toy import batch_of, context, statistics, zipfian_counts
+from ltg_mdlm.training.recipe import DenoisingLoss, Recipe, gather_supervised, true_indices
+from ltg_mdlm.training.trainer import StepTally
+from ltg_mdlm.training.validation import evaluating
+
+CPU = torch.device("cpu")
+PLUGINS: Mapping[str, tuple[str, ...]] = {
+    "uniform_mdlm": (),
+    "freq_mdlm": (),
+    "freq_mdlm exact": ("plugins.freq_mdlm.weighting=exact", "plugins.freq_mdlm.statistics=corpus"),
+    "gpt_bert": (),
+    "amlm": ("plugins.amlm.update_every=1",),
+    "dual": (),
+    "dual next_token": ("plugins.dual.next_token=true",),
+    "dual freq_mdlm": ("plugins.freq_mdlm.power=1", "plugins.freq_mdlm.weighting=token"),
+    "dual amlm": ("plugins.amlm.update_every=1", "slots.objective=dual"),
+}
+HYBRIDS = {name for name in PLUGINS if name.startswith(("gpt_bert", "dual"))}
+
+
+def make(name: str) -> tuple[Recipe, DenoisingLoss]:
+    settings = load_settings(["laptop"], PLUGINS[name], [name.split()[0]])
+    host = Host(settings.config, settings.sources)
+    recipe = Recipe(host.build(context(), statistics(zipfian_counts())))
+    conditioning = recipe.components.time_conditioning
+    sizes = ModelConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=48,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        cond_dim=8 if conditioning.active else None,
+    )
+    torch.manual_seed(0)
+    model = Transformer(sizes, conditioning.embedding(8) if conditioning.active else None)
+    # AdaLN starts as the identity; random values let every parameter matter.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return recipe, DenoisingLoss(model, recipe, bf16=False)
+
+
+def rows(first: int, count: int):
+    documents = [[[16 + (7 * r + i) % 32 for i in range(11)], [20 + r % 9] * 6] for r in range(first, first + count)]
+    return batch_of(documents, 24, first_row=first)
+
+
+def gradient_of(loss_module: DenoisingLoss, recipe: Recipe, parts, step: Step) -> torch.Tensor:
+    micro_batches = [recipe.corrupt(part, step) for part in parts]
+    denominators_K = recipe.denominators(micro_batches).clamp(min=1e-9)
+    loss_module.zero_grad()
+    for micro_batch in micro_batches:
+        loss_module(micro_batch, denominators_K, step).loss.backward()
+    return torch.cat([p.grad.flatten() for p in loss_module.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_splitting_a_batch_changes_neither_masks_nor_gradient(name):
+    recipe, loss_module = make(name)
+    step = recipe.begin(Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=32), CPU)
+    whole = gradient_of(loss_module, recipe, [rows(0, 32)], step)
+    split = gradient_of(loss_module, recipe, [rows(0, 5), rows(5, 20), rows(25, 7)], step)
+    assert float(whole.norm()) > 0
+    torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_step_reads_nothing_but_the_count_of_supervised_positions(name, monkeypatch):
+    """Rule 5; that count was copied ahead, and is asked for with the forward pass already queued."""
+
+    def count(self: HostCopy) -> int:
+        with _disable_current_modes():
+            return int(self._host)
+
+    monkeypatch.setattr(HostCopy, "get", count)
+    recipe, loss_module = make(name)
+    step = Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=16)
+    batch = rows(0, 16)
+    with NoHostReads():
+        step = recipe.begin(step, CPU)
+        micro_batch = recipe.corrupt(batch, step)
+        denominators_K = recipe.denominators([micro_batch]).clamp(min=1e-9)
+        output = loss_module(micro_batch, denominators_K, step)
+        output.loss.backward()
+        recipe.observe(step, micro_batch, output)
+        recipe.step_end(step)
+        StepTally(recipe.components.objective.group_names, CPU, is_bound=True).add(micro_batch, output)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_supervised_positions_carry_what_belongs_to_their_own_token(name):
+    """Labels equal the token that stands where the prediction aims; masked_N speaks of that token."""
+    recipe, _ = make(name)
+    step = recipe.begin(Step(seed=2, step=0, progress=0.0, epoch=0.0, rows=32), CPU)
+    batch = rows(0, 32)
+    micro_batch = recipe.corrupt(batch, step)
+    predicts_next = recipe.components.masking.predicts == "next"
+    supervised, index_N = gather_supervised(micro_batch, predicts_next=predicts_next)
+    shift_N = supervised.causal_N | predicts_next
+    assert torch.equal(batch.ids_BT[supervised.row_N, supervised.column_N + shift_N], supervised.label_N)
+    assert torch.equal(supervised.masked_N, ~supervised.causal_N)
+    assert len(index_N) == int((micro_batch.corrupted.labels_BT != IGNORE).sum())
+    if name in HYBRIDS:
+        assert 0 < int(supervised.causal_N.sum()) < len(index_N)
+
+
+def test_true_indices_equal_nonzero():
+    generator = torch.Generator().manual_seed(0)
+    for size in (0, 1, 7, 100):
+        mask = torch.rand(size, generator=generator) < 0.3
+        assert torch.equal(true_indices(mask, int(mask.sum())), mask.nonzero().flatten())
+
+
+def test_the_tally_is_the_loss_that_was_differentiated():
+    recipe, loss_module = make("freq_mdlm")
+    step = recipe.begin(Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=8), CPU)
+    parts = [recipe.corrupt(part, step) for part in (rows(0, 3), rows(3, 5))]
+    denominators_K = recipe.denominators(parts)
+    tally = StepTally(recipe.components.objective.group_names, CPU, is_bound=False)
+    total = 0.0
+    for part in parts:
+        output = loss_module(part, denominators_K, step)
+        total += float(output.loss.detach())
+        tally.add(part, output)
+    row = tally.read(denominators_K, lambda x: x)
+    masked = sum(int(part.corrupted.masked_BT.sum()) for part in parts)
+    maskable = sum(int(part.batch.maskable_BT.sum()) for part in parts)
+    assert row["loss"] == pytest.approx(total, rel=1e-5)
+    assert row["mask_rate"] == pytest.approx(masked / maskable)
+    assert "bound" not in row
+
+
+def test_bound_is_reported_exactly_where_the_objective_is_one():
+    assert make("uniform_mdlm")[0].is_bound
+    assert not make("freq_mdlm")[0].is_bound
+    assert make("freq_mdlm exact")[0].is_bound
+    assert not make("gpt_bert")[0].is_bound
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
+def test_only_training_runs_the_compiled_layers():
+    """Held-out rows and sentences come in too many shapes to compile each of them."""
+    recipe, loss = make("freq_mdlm")
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    plain = gradient_of(loss, recipe, [rows(0, 4)], Step(seed=0, step=3, progress=0.5, epoch=0.0, rows=4))
+    loss.compile_layers(backend)
+    with evaluating(loss):
+        loss.model(rows(0, 2).ids_BT, value_B=torch.zeros(2))
+    assert not compiled
+    for rest in (2, 7):  # another number of supervised positions
+        step = Step(seed=0, step=rest, progress=0.5, epoch=0.0, rows=4)
+        gradient_of(loss, recipe, [rows(0, 4)], step)
+        assert len(compiled) == 1
+    again = gradient_of(loss, recipe, [rows(0, 4)], Step(seed=0, step=3, progress=0.5, epoch=0.0, rows=4))
+    torch.testing.assert_close(again, plain)
