@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import ltg_mdlm
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import check_free_space, written_aside
+from ltg_mdlm.core.files import require_free_space, write_errors, written_folder
 from ltg_mdlm.core.terminal import byte_progress
 from ltg_mdlm.data import sources as compressed
 from ltg_mdlm.data.boundaries import cut
@@ -86,8 +86,8 @@ def prepare_corpus(
     if _is_made_already(out, request, splits):
         return Corpus.open(out)
     job = _Job(splits, drop_headings=drop_headings, progress=progress)
-    with written_aside(out) as folder:
-        check_free_space(folder, job.disk_bytes(given.vocab_size if given else vocab_size))
+    with write_errors(out), written_folder(out) as folder:
+        require_free_space(folder, job.disk_bytes(given.vocab_size if given else vocab_size))
         own, trained_on = (given, None) if given else job.train_tokenizer(vocab_size, sample_bytes)
         own.save(folder / "tokenizer.json")
         entries = job.encode(own, folder, workers or available_cores())

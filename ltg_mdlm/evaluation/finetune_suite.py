@@ -11,7 +11,6 @@ results/<model>/<revision>/finetune/<task>/
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import publish_folder, require_writable, temporary_name, write_file
+from ltg_mdlm.core.files import require_writable, write_errors, written_folder
 from ltg_mdlm.core.settings import flatten
 from ltg_mdlm.core.terminal import count_progress
 from ltg_mdlm.evaluation.finetune_tasks import FinetuneSettings, TaskFiles, find_tasks, read_examples, settings_of
@@ -265,17 +264,14 @@ def write_result(folder: Path, result: FinetuneResult) -> None:
 
     Raises UserError if the disk is full or the place is not writable.
     """
-    aside = temporary_name(folder)
-    try:
-        aside.mkdir(parents=True)
-        write_file(aside / "predictions.json", json.dumps(result.official_predictions()))
-        write_file(aside / "items.jsonl", "".join(json.dumps(item) + "\n" for item in result.items()))
-        write_file(aside / "summary.json", json.dumps(result.summary(), indent=1))
-        publish_folder(aside, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    files = {
+        "predictions.json": json.dumps(result.official_predictions()),
+        "items.jsonl": "".join(json.dumps(item) + "\n" for item in result.items()),
+        "summary.json": json.dumps(result.summary(), indent=1),
+    }
+    with write_errors(folder), written_folder(folder, replace=True) as aside:
+        for name, text in files.items():
+            (aside / name).write_text(text, encoding="utf-8")
 
 
 def read_summary(folder: Path) -> Summary | None:

@@ -19,7 +19,6 @@ results/<model>/<revision>/generation/
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from rich.table import Table
 
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import publish_folder, temporary_name, write_file
+from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.core.settings import stored_config
 from ltg_mdlm.data.corpus import Corpus, Split
 from ltg_mdlm.evaluation.judge import Judge, open_judge, perplexities
@@ -355,17 +354,11 @@ def write_results(folder: Path, examined: Examination) -> None:
 
     Raises UserError if it cannot be written.
     """
-    aside = temporary_name(folder)
     rows = (row for quality in examined.sampled for row in _sample_rows(quality))
-    try:
-        aside.mkdir(parents=True)
-        write_file(aside / "samples.jsonl", "".join(map(as_json, rows)))
-        write_file(aside / "summary.json", as_json(examined.summary(), indent=2))
-        publish_folder(aside, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder with --out") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    errors = write_errors(folder, "; choose another folder with --out")
+    with errors, written_folder(folder, replace=True) as aside:
+        (aside / "samples.jsonl").write_text("".join(map(as_json, rows)), encoding="utf-8")
+        (aside / "summary.json").write_text(as_json(examined.summary(), indent=2), encoding="utf-8")
 
 
 def quality_table(examined: Examination) -> Table:

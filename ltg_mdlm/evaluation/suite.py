@@ -30,7 +30,7 @@ from rich.table import Table
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import publish_folder, require_writable, temporary_name, write_file, write_text
+from ltg_mdlm.core.files import require_writable, write_errors, write_text, written_folder
 from ltg_mdlm.evaluation.age_of_acquisition import AgeOfAcquisition, Milestone, milestones
 from ltg_mdlm.evaluation.multiple_choice import TASKS, WugAdjectives, WugPastTenses
 from ltg_mdlm.evaluation.reading import Reading
@@ -225,11 +225,9 @@ def measure(
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    try:
+    with write_errors(path, "; choose another folder with --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder with --out") from None
 
 
 Finetune = Callable[[Path], Sequence[Mapping[str, Any]]]
@@ -287,8 +285,6 @@ def result_folder(out: Path, trained: TrainedModel, rule: ScoringRule, place: st
 
 def write_result(folder: Path, result: TaskResult, about: Mapping[str, Any], seconds: float) -> None:
     """Write a result folder, in place of an older one, complete or not at all.  Raises OSError."""
-    aside = temporary_name(folder)
-    aside.mkdir()
     summary = {
         **about,
         "task": result.task,
@@ -300,11 +296,15 @@ def write_result(folder: Path, result: TaskResult, about: Mapping[str, Any], sec
         "validated": result.validated,
         "seconds": round(seconds, 3),
     }
-    write_file(aside / result.predictions_file, as_json(result.predictions))
-    write_file(aside / "best_temperature_report.txt", temperature_report(result))
-    write_file(aside / "items.jsonl", "".join(as_json(item) for item in result.items))
-    write_file(aside / "summary.json", as_json(summary, indent=2))
-    publish_folder(aside, folder)
+    files = {
+        result.predictions_file: as_json(result.predictions),
+        "best_temperature_report.txt": temperature_report(result),
+        "items.jsonl": "".join(as_json(item) for item in result.items),
+        "summary.json": as_json(summary, indent=2),
+    }
+    with written_folder(folder, replace=True) as aside:
+        for name, text in files.items():
+            (aside / name).write_text(text, encoding="utf-8")
 
 
 def temperature_report(result: TaskResult) -> str:

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 import ltg_mdlm.model
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import check_free_space, written_aside
+from ltg_mdlm.core.files import require_free_space, write_errors, written_folder
 from ltg_mdlm.core.terminal import byte_progress
 from ltg_mdlm.data.tokenizer import (
     BOS,
@@ -271,10 +271,10 @@ def export_model(
     checkpoints = find_revisions(path) if revisions else {MAIN: find_checkpoint(path)}
     for checkpoint in checkpoints.values():
         _require_undamaged(checkpoint)
-    with written_aside(out) as aside:
+    with write_errors(out), written_folder(out) as aside:
         sizes = {name: (checkpoint / "model.safetensors").stat().st_size for name, checkpoint in checkpoints.items()}
         total = sum(sizes.values())
-        check_free_space(aside, total)
+        require_free_space(aside, total)
         with byte_progress("exporting", total, show=len(sizes) > 1 and sys.stderr.isatty()) as advance:
             for name, checkpoint in checkpoints.items():
                 folder = aside / name if revisions else aside

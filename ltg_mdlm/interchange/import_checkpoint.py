@@ -20,7 +20,7 @@ from ltg_mdlm.core.components import CorpusStatistics, TimeConditioning
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import written_aside
+from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.core.settings import Layer, load_settings
 from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ class Imported:
         """Make the run folder, complete or not at all.  Raises UserError if it cannot be written."""
         source = self.published.path
         average = self.last if self.averages is None else self.averages
-        with written_aside(out) as aside:
+        with write_errors(out), written_folder(out) as aside:
             folder = RunFolder(aside)
             folder.write_config(self.config.to_yaml())
             folder.write_tokenizer(self.tokenizer)

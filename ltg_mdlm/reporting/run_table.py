@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import temporary_name
+from ltg_mdlm.core.files import write_errors, written_file
 from ltg_mdlm.core.settings import flatten, parse_yaml
 from ltg_mdlm.storage.metrics_file import read_rows
 from ltg_mdlm.storage.run_folder import SILENT_SECONDS, Lock, RunFolder
@@ -188,12 +188,7 @@ def _text(column: str, value: Cell) -> str:
 
 def write_csv(table: Sequence[Mapping[str, Cell]], path: Path) -> None:
     """Write the records, complete or not at all.  Raises UserError if the file cannot be written."""
-    aside = temporary_name(path)
-    try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    with write_errors(path), written_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)

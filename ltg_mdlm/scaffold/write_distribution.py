@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import keyword
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -17,7 +16,7 @@ from pathlib import Path
 from ltg_mdlm import __version__
 from ltg_mdlm.core.components import PluginOptions
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import publish_folder, temporary_name, write_file
+from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.host.discovery import HOST, OFF, VARIABLE, installed_plugins, module_file
 from ltg_mdlm.scaffold import Kind
 
@@ -75,19 +74,12 @@ def write_distribution(name: str, kind: Kind, out: Path | None = None) -> tuple[
     final = folder.resolve()
     _require_free(folder, final)
     replacements = stand_ins(names, kind)
-    aside = temporary_name(final)
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder), written_folder(final) as aside:
         for place, template in files_of(kind).items():
             text = (resources.files("ltg_mdlm.scaffold") / template).read_text(encoding="utf-8")
             file = aside / render(place, replacements)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_file(file, render(text, replacements))
-        publish_folder(aside, final)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            file.write_text(render(text, replacements), encoding="utf-8")
     return names, folder
 
 

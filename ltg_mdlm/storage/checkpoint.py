@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import publish_folder, remove_leftovers, sync, temporary_name, write_text
+from ltg_mdlm.core.files import remove_leftovers, sync, temporary_name, write_text, written_folder
 from ltg_mdlm.core.host_memory import HostBuffers
 from ltg_mdlm.storage.tensor_files import load_tensors, sha256, write_tensors
 
@@ -167,23 +167,21 @@ class Checkpoints:
     def _write(self, state: TrainingState, milestones: list[str]) -> None:
         """The work of the thread.  Raises UserError."""
         final = self.folder / f"step_{state.step:07d}"
-        aside = temporary_name(final)
         try:
             self._make_room(state)
             if self._journal is not None and self._journal.exists():
                 sync(self._journal)
             for buffers in self._buffers.values():
                 buffers.wait()
-            _write_state(aside, state, self._about)
-            # Before the step itself appears: a run resumed from it would not cross the milestone again.
-            for name in milestones:
-                _publish_milestone(aside, self.folder / name)
-            publish_folder(aside, final)
+            with written_folder(final, replace=True) as aside:
+                _write_state(aside, state, self._about)
+                # Before the step itself appears: a run resumed from it would not cross the milestone again.
+                for name in milestones:
+                    _publish_milestone(aside, self.folder / name)
             write_text(self.folder / "latest", final.name + "\n")
             self._prune(state.step)
             self._saved(state.step)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise _not_written(final, str(error)) from error
 
     def _milestones(self, words_seen: int) -> list[str]:
@@ -323,6 +321,7 @@ def write_weights(
     """
     folder.mkdir()
     checkpoint = folder / f"step_{step:07d}"
+    checkpoint.mkdir()
     _write_parts(checkpoint, {"model": model, "ema": ema}, {"step": step, "words_seen": words_seen, **about})
     write_text(folder / "latest", checkpoint.name + "\n")
 
@@ -340,13 +339,12 @@ def _write_state(folder: Path, state: TrainingState, about: Mapping[str, Any]) -
 
 
 def _write_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
-    folder.mkdir()
     with ThreadPoolExecutor(len(parts)) as pool:
         paths = [folder / f"{part}.safetensors" for part in parts]
         files = pool.map(write_tensors, paths, parts.values())
         written = {path.name: facts for path, facts in zip(paths, files, strict=True)}
     content = {"format_version": FORMAT_VERSION, **about, "files": written}
-    write_text(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
+    (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _publish_milestone(source: Path, final: Path) -> None:
@@ -354,12 +352,10 @@ def _publish_milestone(source: Path, final: Path) -> None:
     about = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
     names = [f"{part}.safetensors" for part in _MILESTONE_PARTS]
     about["files"] = {name: about["files"][name] for name in names}
-    aside = temporary_name(final)
-    aside.mkdir()
-    for name in names:
-        _link(source / name, aside / name)
-    write_text(aside / STATE_FILE, json.dumps(about, indent=2) + "\n")
-    publish_folder(aside, final)
+    with written_folder(final, replace=True) as aside:
+        for name in names:
+            _link(source / name, aside / name)
+        (aside / STATE_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -367,7 +363,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        sync(target)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltg_mdlm.core.files import sync, temporary_name
+from ltg_mdlm.core.files import written_file
 
 NOT_CURVES = ("step", "epoch", "words_seen", "tokens_seen")
 """Numbers of a row that say where training is."""
@@ -155,12 +155,8 @@ def truncate_metrics(path: Path, step: int) -> None:
     """
     if not path.is_file():
         return
-    aside = temporary_name(path)
-    with path.open("rb") as lines, aside.open("wb") as kept:
+    with written_file(path) as aside, path.open("rb") as lines, aside.open("wb") as kept:
         kept.writelines(line for line in lines if _is_within(line, step))
-    sync(aside)
-    aside.replace(path)
-    sync(path.parent)
 
 
 def _is_within(line: bytes, step: int) -> bool:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from support.corpora import VOCAB, documents, small_tokenizer, write_text
 
-from ltg_mdlm.core import files as aside
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data import encode as workers
 from ltg_mdlm.data import prepare
@@ -186,19 +185,6 @@ def test_a_disk_that_fills_up_on_the_way_is_a_clear_error(texts, monkeypatch):
     monkeypatch.setattr(prepare.SplitWriter, "add", fail)
     with pytest.raises(UserError, match="corpus: the disk is full; nothing was written"):
         make(texts)
-
-
-def test_what_a_killed_process_left_is_deleted(texts):
-    finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    host = aside.socket.gethostname()
-    dead = texts["out"].parent / f".corpus.{host}-{finished.stdout.strip()}"
-    alive = texts["out"].parent / f".corpus.{host}-{os.getppid()}"
-    for folder in (dead, alive):
-        folder.mkdir()
-        (folder / "tokens.bin").write_text("half")
-    make(texts)
-    assert not dead.exists()
-    assert alive.exists()
 
 
 def test_text_that_changes_on_the_way_is_noticed(texts, monkeypatch):

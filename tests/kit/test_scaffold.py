@@ -150,8 +150,8 @@ def test_what_cannot_be_written_completely_is_not_written_at_all(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ltg_mdlm.scaffold.write_distribution.publish_folder", full)
-    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="new: the disk is full; nothing was written"):
         write_distribution("late", "masking", tmp_path / "new")
     assert not list(tmp_path.iterdir())
 

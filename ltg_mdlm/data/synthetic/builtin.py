@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import written_aside
+from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.data.corpus import FORMAT, Corpus
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.records import write_minimal_pairs
@@ -104,7 +104,7 @@ def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zip
 
 
 def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, seed: int) -> None:
-    with written_aside(folder) as aside:
+    with write_errors(folder), written_folder(folder) as aside:
         files = write_builtin_text(aside / "text", words, seed, zipf_exponent)
         made = aside / "prepared"
         prepare_corpus([files.train], made, valid=[files.valid], vocab_size=vocab_size, progress=False)
