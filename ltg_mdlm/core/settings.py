@@ -31,10 +31,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Settings:
-    """Validated settings, and the place every dotted key was last set in."""
+    """What the user set.  `Host` resolves it: `Host.config` is the config of a run."""
 
     config: RunConfig
+    """The validated settings; the options of plugins are not validated before the plugins are imported."""
     sources: Mapping[str, str]
+    """The file or command-line option in which every dotted key was last set."""
 
 
 def load_settings(

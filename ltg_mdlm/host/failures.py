@@ -1,4 +1,8 @@
-"""Whose code an exception comes from: a plugin's failure names the plugin, its distribution, version and file."""
+"""Attribution of exceptions to plugins: messages name the plugin, its distribution, version and file.
+
+`attributed_to` is for direct calls of a plugin: import, construction, hooks.  `failures_named` is for training, where
+components call each other: the traceback shows whose method raised, so nothing has to wrap the components.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +18,25 @@ if TYPE_CHECKING:
     from ltg_mdlm.host.discovery import Installed
     from ltg_mdlm.host.slots import Components
 
-
-_BETWEEN = ("importlib", "ltg_mdlm", "pluggy", "pydantic")
-"""Packages that are always on the way from the host to a plugin."""
+_HOST_PACKAGES = ("importlib", "ltg_mdlm", "pluggy", "pydantic")
+"""Packages through which the host calls a plugin."""
 
 
 class PluginError(UserError):
-    """A plugin's code raised what was not meant for the user."""
+    """A plugin raised an exception that is not a UserError."""
 
 
 @contextmanager
-def blamed_on(plugin: Installed, action: str) -> Iterator[None]:
-    """Whatever a plugin's code raises within becomes a PluginError that says who raised it, during what, and where.
+def attributed_to(plugin: Installed, action: str) -> Iterator[None]:
+    """Turn an exception into a PluginError that names the plugin, the action, and the line that raised it.
 
-    A UserError of the plugin's own is meant for the user as it is.
+    A UserError is passed on unchanged: the plugin wrote it for the user.
     """
     try:
         yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a module may call sys.exit where it is imported
+    except (Exception, SystemExit) as error:  # a module may call sys.exit when it is imported
         place = place_of(error, plugin.package)
         raise PluginError(
             f"{plugin.provider}: {action} raised {text_of(error)}"
@@ -43,15 +46,12 @@ def blamed_on(plugin: Installed, action: str) -> Iterator[None]:
 
 
 def place_of(error: BaseException, package: str) -> str | None:
-    """`file:line` that an exception comes from: the last one in the package, if that was involved.
-
-    None where no code outside the host was.
-    """
+    """`file:line` of the innermost frame in `package`, else outside the host; None if there is no such frame."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{error.filename}:{error.lineno}"
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [(frame, line) for frame, line in frames if _package(frame) == package]
-    others = [(frame, line) for frame, line in frames if _package(frame) not in _BETWEEN]
+    others = [(frame, line) for frame, line in frames if _package(frame) not in _HOST_PACKAGES]
     if not (own or others):
         return None
     frame, line = (own or others)[-1]
@@ -64,28 +64,22 @@ def _package(frame: FrameType) -> str:
 
 @contextmanager
 def failures_named(components: Components, moment: Callable[[Exception], str]) -> Iterator[None]:
-    """Say which plugin's component raised what is raised within.  Raises PluginFailure."""
+    """Turn an exception from a component's method, or from code that it called, into a PluginFailure.
+
+    `moment` says when it happened, such as "in step 3".  A UserError, and an exception that no component was involved
+    in, are passed on unchanged.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        failure = failure_of_component(error, components, moment(error))
-        if failure is None:
-            raise
-        raise failure from error
-
-
-def failure_of_component(error: Exception, components: Components, moment: str) -> PluginFailure | None:
-    """The failure to report if a component's method raised `error`, or something that it called; else None.
-
-    Found in the traceback, so that nothing has to watch over the components while all goes well.
-    """
-    slot_of = {id(component): slot for slot, _, component in components.named()}
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
-        owner = frame.f_locals.get(arguments[0]) if arguments else None
-        if (slot := slot_of.get(id(owner))) is not None:
-            method = f"{type(owner).__name__}.{frame.f_code.co_name}"
-            return PluginFailure(f"{components.provenance[slot]}: {method} ({slot}) failed {moment}")
-    return None
+        slot_of = {id(component): slot for slot, _, component in components.named()}
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+            arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+            owner = frame.f_locals.get(arguments[0]) if arguments else None
+            if (slot := slot_of.get(id(owner))) is not None:
+                method = f"{type(owner).__name__}.{frame.f_code.co_name}"
+                provider = components.provenance[slot]
+                raise PluginFailure(f"{provider}: {method} ({slot}) failed {moment(error)}") from error
+        raise

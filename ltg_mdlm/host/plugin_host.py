@@ -1,43 +1,161 @@
-"""Find, import, validate and register plugins, and fill the recipe's slots with their components.
+"""The plugin host: imports, checks and registers the selected plugins, and fills the slots with their components.
 
-Only selected plugins are imported, so that a broken plugin that nobody selected never breaks a command.  Whatever a
-selected one does wrong here is an error that names it, its distribution, version and file.
+Only selected plugins are imported, so a broken plugin that is not selected never breaks a command.  Errors of a
+selected plugin name the plugin, its distribution, version and file.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pluggy
 
-from ltg_mdlm.core.components import (
-    Component,
-    CorpusStatistics,
-    Plugin,
-    PluginOptions,
-    RunContext,
-)
+from ltg_mdlm.core.components import Component, CorpusStatistics, Plugin, PluginOptions, RunContext
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import did_you_mean, validate
 from ltg_mdlm.host import hookspecs
 from ltg_mdlm.host.discovery import Installed, find
-from ltg_mdlm.host.failures import PluginError, blamed_on
+from ltg_mdlm.host.failures import PluginError, attributed_to
 from ltg_mdlm.host.hookspecs import API_VERSION, PROJECT
-from ltg_mdlm.host.slots import _SLOT_TYPES, SLOTS, Components, Filled
+from ltg_mdlm.host.slots import SLOT_TYPES, SLOTS, Components, Filled
 
 FALLBACK = "uniform_mdlm"
-"""Fills every slot that no selected plugin fills."""
-
+"""The plugin that fills every slot that no selected plugin fills."""
 
 C = TypeVar("C")
 
 
+class Host:
+    """The selected plugins of one run, imported, checked and registered.
+
+    Each plugin has a pluggy manager of its own: hooks are called one plugin at a time, so that every result and every
+    exception can be attributed to its plugin.
+
+    Raises UserError for an unknown, broken or outdated plugin, and for options that the plugin does not accept.
+    """
+
+    config: RunConfig
+    """The settings with all options of all plugins, and the plugins' versions; `build` adds the provenance."""
+
+    def __init__(self, config: RunConfig, sources: Mapping[str, str] | None = None) -> None:
+        """`sources` says where each setting comes from, for error messages; see `core.settings.Settings`."""
+        self.selected = {name: find(name) for name in [*config.plugins, FALLBACK]}
+        self._managers: dict[str, pluggy.PluginManager] = {}
+        options: dict[str, dict[str, Any]] = {}
+        for name, plugin in self.selected.items():
+            instance = create_plugin(plugin, config.plugins.get(name, {}), sources or {})
+            options[name] = instance.options.model_dump(mode="json")
+            self._managers[name] = register(plugin, instance)
+        for slot, name in config.slots.items():
+            if slot not in SLOTS:
+                raise UserError(f"slots.{slot}: no such slot{did_you_mean(slot, SLOTS)}\n  slots: {', '.join(SLOTS)}")
+            if name not in self.selected:
+                raise UserError(
+                    f"slots.{slot}: {name!r} is not a selected plugin{did_you_mean(name, self.selected)}"
+                    f"\n  selected: {', '.join(self.selected)}        (add it with --plugin {name})"
+                )
+        versions = {name: plugin.origin for name, plugin in self.selected.items()}
+        self.config = config.model_copy(update={"plugins": options, "plugin_versions": versions, "provenance": {}})
+
+    def check_config(self) -> list[str]:
+        """Call the plugins' checks of the settings; returns their warnings.  Raises UserError if a plugin objects."""
+        hook, warnings = "ltg_mdlm_check_config", []
+        for name in self.selected:
+            try:
+                texts = self._call(name, hook, config=self.config)
+            except PluginError:
+                raise
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+            warnings += [f"{name}: {text}" for text in self._as_list(name, hook, texts, str)]
+        return warnings
+
+    def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
+        """Pass the corpus statistics to the plugins, fill every slot, and record the provenance in `config`.
+
+        Raises UserError if two plugins fill one slot.
+        """
+        for name in self.selected:
+            self._call(name, "ltg_mdlm_corpus_statistics", stats=statistics, ctx=context)
+        filled = {slot: self.fill(slot, context) for slot in SLOTS}
+        hook = "ltg_mdlm_observers"
+        observers = [
+            Filled(name, component)
+            for name in self.selected
+            for component in self._as_list(name, hook, self._call(name, hook, ctx=context), Component)
+        ]
+        named = filled | {f"observer{i}": part for i, part in enumerate(observers)}
+        provenance = {name: self.selected[part.plugin].provider for name, part in named.items()}
+        self.config = self.config.model_copy(update={"provenance": provenance})
+        return Components(
+            **{slot: part.component for slot, part in filled.items()},
+            observers=tuple(part.component for part in observers),
+            provenance=provenance,
+        )
+
+    def fill(self, slot: str, context: RunContext) -> Filled:
+        """The component of one slot, and its plugin.
+
+        Raises UserError if two plugins fill the slot, or the plugin chosen under `slots` does not.
+        """
+        hook, chosen = f"ltg_mdlm_{slot}", self.config.slots.get(slot)
+        parts = [
+            Filled(name, component)
+            for name in self.selected
+            if chosen in (None, name) and (component := self._call(name, hook, ctx=context)) is not None
+        ]
+        for part in parts:
+            self._require_type(part.plugin, hook, part.component, SLOT_TYPES[slot])
+        parts = [part for part in parts if part.plugin != FALLBACK] or parts
+        if not parts:
+            # The fallback fills every slot, so the settings chose another plugin.
+            raise UserError(f"slots.{slot}: plugin {chosen!r} does not fill this slot with its present options")
+        if len(parts) > 1:
+            claims = " and ".join(f"{part.plugin!r} ({self.selected[part.plugin].origin})" for part in parts)
+            raise UserError(
+                f"{'both ' if len(parts) == 2 else ''}{claims} fill the slot {slot!r}"
+                f"\n  choose one with --set slots.{slot}={parts[0].plugin}"
+                f"\n  or in a config file:\n    slots:\n      {slot}: {parts[0].plugin}"
+            )
+        return parts[0]
+
+    def _call(self, name: str, hook: str, **arguments: Any) -> Any:
+        """The result of one plugin's hook; None if the plugin does not implement it."""
+        with attributed_to(self.selected[name], hook):
+            results: Sequence[Any] = getattr(self._managers[name].hook, hook)(**arguments)
+        return results[0] if results else None
+
+    def _as_list(self, name: str, hook: str, returned: Any, expected: type[C]) -> list[C]:
+        """The result of a hook as a list; None is an empty list.  Raises UserError for items of another type."""
+        # A str is an iterable of str, but a hook that returns one meant a list with one item.
+        if isinstance(returned, str) or not isinstance(returned, Iterable | None):
+            raise UserError(
+                f"{self.selected[name].provider}: {hook} returned {type(returned).__name__},"
+                f" not a list of {expected.__name__}"
+            )
+        with attributed_to(self.selected[name], hook):  # it may be a generator
+            items = list(returned or ())
+        for item in items:
+            self._require_type(name, hook, item, expected, " in its list")
+        return items
+
+    def _require_type(self, name: str, hook: str, value: Any, expected: type, where: str = "") -> None:
+        if not isinstance(value, expected):
+            given = f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
+            raise UserError(
+                f"{self.selected[name].provider}: {hook} returned {given}{where}, not a {expected.__name__}"
+            )
+
+
 def import_plugin(plugin: Installed) -> type[Plugin[Any]]:
-    """Import the plugin's class and check its API version.  Raises UserError naming its distribution and file."""
-    with blamed_on(plugin, f"importing {plugin.target}"):
+    """Import a plugin's class and check its API version.
+
+    Raises UserError that names the distribution and file.
+    """
+    with attributed_to(plugin, f"importing {plugin.target}"):
         loaded = plugin.entry_point.load()
     if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
         raise UserError(f"{plugin.provider}: {plugin.target} is not a subclass of ltg_mdlm.api.Plugin")
@@ -52,162 +170,46 @@ def import_plugin(plugin: Installed) -> type[Plugin[Any]]:
     return loaded
 
 
+def create_plugin(plugin: Installed, options: Mapping[str, Any], sources: Mapping[str, str]) -> Plugin[Any]:
+    """Import a plugin, validate its options and construct it.  Raises UserError."""
+    plugin_class = import_plugin(plugin)
+    hint = f"        (ltg-mdlm plugins show {plugin.name})"
+    with attributed_to(plugin, "checking its options"):
+        accepted = validate(plugin_class.options_model, options, sources, f"plugins.{plugin.name}.", hint)
+    with attributed_to(plugin, f"{plugin_class.__name__}()"):
+        instance = plugin_class(accepted)
+    if getattr(instance, "options", None) is not accepted:
+        raise UserError(f"{plugin.provider}: {plugin_class.__name__}.__init__ does not keep its options")
+    return instance
+
+
+def register(plugin: Installed, instance: Plugin[Any]) -> pluggy.PluginManager:
+    """A manager with the hooks of this plugin only.  Raises UserError for hooks and arguments that do not exist."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        with attributed_to(plugin, "registering its hooks"):
+            manager.register(instance, name=plugin.name)
+            manager.check_pending()
+    except PluginError as error:
+        if not isinstance(error.__cause__, pluggy.PluginValidationError):
+            raise
+        hooks = [name for name in vars(hookspecs) if name.startswith(f"{PROJECT}_")]
+        raise UserError(
+            f"{plugin.provider}: {' '.join(str(error.__cause__).split())}\n  hooks of the host: {', '.join(hooks)}"
+        ) from None
+    return manager
+
+
+def hooks_of(plugin_class: type) -> list[str]:
+    """Names of the hooks that a plugin implements."""
+    manager = pluggy.PluginManager(PROJECT)
+    return [name for name in dir(plugin_class) if manager.parse_hookimpl_opts(plugin_class, name)]
+
+
 def source_file(plugin_class: type) -> str:
-    """File a plugin is defined in."""
+    """File in which a plugin is defined."""
     try:
         return inspect.getfile(plugin_class)
     except (OSError, TypeError):
         return "unknown file"
-
-
-def hooks_of(plugin_class: type) -> list[str]:
-    """Names of the hooks a plugin implements."""
-    return [name for name in dir(plugin_class) if getattr(getattr(plugin_class, name), f"{PROJECT}_impl", None)]
-
-
-class Host:
-    """The selected plugins of one run, imported, checked and registered."""
-
-    def __init__(self, config: RunConfig, sources: Mapping[str, str] | None = None) -> None:
-        """Raises UserError for an unknown, broken or outdated plugin, and for options it does not accept."""
-        self.selected = {name: find(name) for name in [*config.plugins, FALLBACK]}
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        resolved: dict[str, dict[str, Any]] = {}
-        for name, plugin in self.selected.items():
-            instance = self._instantiate(plugin, config.plugins.get(name, {}), sources or {})
-            resolved[name] = instance.options.model_dump(mode="json")
-            self._register(name, plugin, instance)
-        self._check_slots(config.slots)
-        versions = {name: plugin.origin for name, plugin in self.selected.items()}
-        self.config = config.model_copy(update={"plugins": resolved, "plugin_versions": versions, "provenance": {}})
-
-    def _instantiate(self, plugin: Installed, options: Mapping[str, Any], sources: Mapping[str, str]) -> Plugin[Any]:
-        plugin_class = import_plugin(plugin)
-        hint = f"        (ltg-mdlm plugins show {plugin.name})"
-        with blamed_on(plugin, "checking its options"):
-            accepted = validate(plugin_class.options_model, options, sources, f"plugins.{plugin.name}.", hint)
-        with blamed_on(plugin, f"{plugin_class.__name__}()"):
-            instance = plugin_class(accepted)
-        if getattr(instance, "options", None) is not accepted:
-            raise UserError(f"{plugin.provider}: {plugin_class.__name__}.__init__ does not keep its options")
-        return instance
-
-    def _register(self, name: str, plugin: Installed, instance: Plugin[Any]) -> None:
-        try:
-            with blamed_on(plugin, "registering its hooks"):
-                self._manager.register(instance, name=name)
-                self._manager.check_pending()
-        except UserError as error:
-            if not isinstance(error.__cause__, pluggy.PluginValidationError):
-                raise
-            hooks = [n for n in vars(hookspecs) if n.startswith(f"{PROJECT}_")]
-            raise UserError(
-                f"{plugin.provider}: {' '.join(str(error.__cause__).split())}\n  hooks of the host: {', '.join(hooks)}"
-            ) from None
-
-    def _check_slots(self, slots: Mapping[str, str]) -> None:
-        for slot, name in slots.items():
-            if slot not in SLOTS:
-                raise UserError(f"slots.{slot}: no such slot{did_you_mean(slot, SLOTS)}\n  slots: {', '.join(SLOTS)}")
-            if name not in self.selected:
-                raise UserError(
-                    f"slots.{slot}: {name!r} is not a selected plugin{did_you_mean(name, self.selected)}"
-                    f"\n  selected: {', '.join(self.selected)}        (add it with --plugin {name})"
-                )
-
-    def check_config(self) -> list[str]:
-        """Let the plugins look at the run's settings; returns their warnings.  Raises UserError if one objects."""
-        warnings: list[str] = []
-        for name, call in self._implementations("ltg_mdlm_check_config"):
-            try:
-                texts = call(config=self.config)
-            except PluginError:
-                raise
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from error
-            warnings += [f"{name}: {text}" for text in self._listed(name, "ltg_mdlm_check_config", texts, str)]
-        return warnings
-
-    def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
-        """Hand out the corpus statistics, then fill every slot.  Raises UserError when two plugins want one slot."""
-        for _, call in self._implementations("ltg_mdlm_corpus_statistics"):
-            call(stats=statistics, ctx=context)
-        filled = {slot: self.fill(slot, context) for slot in SLOTS}
-        observers = [
-            Filled(name, component)
-            for name, call in self._implementations("ltg_mdlm_observers")
-            for component in self._listed(name, "ltg_mdlm_observers", call(ctx=context), Component)
-        ]
-        named = filled | {f"observer{i}": part for i, part in enumerate(observers)}
-        return Components(
-            **{slot: part.component for slot, part in filled.items()},
-            observers=tuple(part.component for part in observers),
-            provenance={name: self.selected[part.plugin].provider for name, part in named.items()},
-        )
-
-    def fill(self, slot: str, context: RunContext) -> Filled:
-        """The component of one slot.  Raises UserError when two plugins want it, or a chosen one does not fill it."""
-        hook, wanted = f"ltg_mdlm_{slot}", self.config.slots.get(slot)
-        offers = [(name, call) for name, call in self._implementations(hook) if wanted in (None, name)]
-        parts = [Filled(name, component) for name, call in offers if (component := call(ctx=context)) is not None]
-        for part in parts:
-            self._require_type(part.plugin, hook, part.component, _SLOT_TYPES[slot])
-        others = [part for part in parts if part.plugin != FALLBACK] or parts
-        if len(others) > 1:
-            raise self._conflict(slot, [part.plugin for part in others])
-        if not others:
-            # The fallback fills every slot, so this one was chosen.
-            raise UserError(f"slots.{slot}: plugin {wanted!r} does not fill this slot with its present options")
-        return others[0]
-
-    def _conflict(self, slot: str, names: Sequence[str]) -> UserError:
-        claims = " and ".join(f"{name!r} ({self.selected[name].origin})" for name in names)
-        both = "both " if len(names) == 2 else ""
-        return UserError(
-            f"{both}{claims} fill the slot {slot!r}\n  choose one with --set slots.{slot}={names[0]}"
-            f"\n  or in a config file:\n    slots:\n      {slot}: {names[0]}"
-        )
-
-    def _listed(self, name: str, hook: str, returned: Any, expected: type[C]) -> list[C]:
-        """What a hook returned, as a list.  Raises UserError if it is anything but some of `expected`, or None."""
-        # A str is an iterable of strings, too, but never meant as one.
-        if isinstance(returned, str) or not isinstance(returned, Iterable | None):
-            raise UserError(
-                f"{self.selected[name].provider}: {hook} returned {type(returned).__name__},"
-                f" not a list of {expected.__name__}"
-            )
-        with blamed_on(self.selected[name], hook):  # it may be a generator
-            items = list(returned or ())
-        for item in items:
-            self._require_type(name, hook, item, expected, " in its list")
-        return items
-
-    def _require_type(self, name: str, hook: str, value: Any, expected: type, where: str = "") -> None:
-        if not isinstance(value, expected):
-            given = f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
-            raise UserError(
-                f"{self.selected[name].provider}: {hook} returned {given}{where}, not a {expected.__name__}"
-            )
-
-    def _implementations(self, hook: str) -> Sequence[tuple[str, Callable[..., Any]]]:
-        """(plugin name, callable by keyword) for every implementation, in the order of selection."""
-        implementations = {i.plugin_name: i for i in getattr(self._manager.hook, hook).get_hookimpls()}
-        return [
-            (name, _by_keyword(implementations[name].function, implementations[name].argnames, plugin, hook))
-            for name, plugin in self.selected.items()
-            if name in implementations
-        ]
-
-
-def _by_keyword(
-    function: Callable[..., Any], argnames: Iterable[str], plugin: Installed, hook: str
-) -> Callable[..., Any]:
-    """Hook implementations may take any subset of the hook's arguments, and answer for what they raise."""
-    names = tuple(argnames)
-
-    def call(**kwargs: Any) -> Any:
-        with blamed_on(plugin, hook):
-            return function(*(kwargs[name] for name in names))
-
-    return call

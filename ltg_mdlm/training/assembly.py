@@ -88,11 +88,10 @@ def micro_batch_rows(config: RunConfig, device: torch.device) -> int:
 
 def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
-    config = host.config
-    schedule = batch_schedule(config, corpus)
+    schedule = batch_schedule(host.config, corpus)
     components = components_of(host, corpus, schedule, ranks)
     with failures_named(components, lambda _: "before the first step"):
-        return assemble(config, corpus, schedule, components, ranks)
+        return assemble(host.config, corpus, schedule, components, ranks)
 
 
 def assemble(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, components: Components, ranks: Ranks) -> Run:
@@ -118,7 +117,7 @@ def assemble(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, compone
         device=ranks.device,
     )
     return Run(
-        config=config.model_copy(update={"provenance": recipe.components.provenance}),
+        config=config,
         ranks=ranks,
         corpus=corpus,
         schedule=schedule,

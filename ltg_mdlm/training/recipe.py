@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Observation, Step, Supervised
 from ltg_mdlm.core.host_memory import HostCopy
+from ltg_mdlm.host.result_checks import method_of, require_numbers
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.model.cross_entropy import chunked_loss, weighted_cross_entropy
 from ltg_mdlm.model.transformer import Transformer
@@ -95,11 +96,12 @@ class Recipe:
 
     def metrics(self) -> dict[str, float]:
         """`<plugin>/<key>` of every component."""
-        return {
-            f"{plugin}/{key}": float(value)
-            for _, plugin, component in self.components.named()
-            for key, value in component.metrics().items()
-        }
+        row = {}
+        for slot, plugin, component in self.components.named():
+            values = component.metrics()
+            require_numbers(method_of(self.components, slot, component, "metrics"), values)
+            row |= {f"{plugin}/{key}": float(value) for key, value in values.items()}
+        return row
 
     def state_dict(self) -> dict[str, Tensor]:
         """State of every component, as `<slot>/<key>`."""

@@ -22,10 +22,10 @@ from ltg_mdlm.core.batch import Step
 from ltg_mdlm.core.host_memory import HostCopy
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.random import stream_key
-from ltg_mdlm.host.result_checks import watched
 from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.storage.tensor_files import copy_named
 from ltg_mdlm.training.assembly import Run
+from ltg_mdlm.training.first_results import check_first_results
 from ltg_mdlm.training.metric_sinks import Row, Sink
 from ltg_mdlm.training.optimizers import learning_rate_factor
 from ltg_mdlm.training.recipe import LossOutput, MicroBatch
@@ -65,21 +65,22 @@ class Trainer:
         """
         if not self.ranks.all_agree(not self.stop.requested):
             return False
-        with watched(self.recipe.components) as first_results:
-            self.checkpoints.reserve(self.state())
-            if self.next_step == 0:
-                self.validate()
-            self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
-            for step in self.steps():
-                self.train_step(step)
-                first_results.close()
-                self.validate()
-                stopping = self.stop_agreed()
-                words_seen = self.run.loader.words_seen(step.step)
-                if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
-                    self.save()
-                if stopping:
-                    break
+        if (first := next(self.steps(), None)) is not None:
+            for batch in self.run.loader.micro_batches(first.step)[:1]:
+                check_first_results(self.recipe.components, batch, first, self.run.corpus.vocab_size)
+        self.checkpoints.reserve(self.state())
+        if self.next_step == 0:
+            self.validate()
+        self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
+        for step in self.steps():
+            self.train_step(step)
+            self.validate()
+            stopping = self.stop_agreed()
+            words_seen = self.run.loader.words_seen(step.step)
+            if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
+                self.save()
+            if stopping:
+                break
         self.checkpoints.finish()
         return self.is_last
 

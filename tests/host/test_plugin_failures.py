@@ -200,12 +200,12 @@ WRONG_RESULTS = {
     "masking": (
         "class C(UniformMasking):\n    def mask_probability(self, *a): return super().mask_probability(*a)[:, :1]",
         "C(ctx.mask_id)",
-        r"C.mask_probability returned float32\[2, 1\], not float\[2, 32\]",
+        r"C.mask_probability returned float32\[6, 1\], not float\[6, 32\]",
     ),
     "noise_schedule": (
         "class C(Linear):\n    def rate(self, t, progress): return t.unsqueeze(1)",
         "C()",
-        r"C.sample returned rate_B as float64\[2, 1\], not float\[2\]",
+        r"C.sample returned rate_B as float64\[6, 1\], not float\[6\]",
     ),
     "objective": (
         "class C(DiffusionObjective):\n    def weights(self, *a): return super().weights(*a)[0]",
@@ -215,12 +215,12 @@ WRONG_RESULTS = {
     "time_conditioning": (
         "class C(MaskRate):\n    def value(self, *a): return super().value(*a).long()",
         "C()",
-        r"C.value returned int64\[2\], not float\[2\]",
+        r"C.value returned int64\[6\], not float\[6\]",
     ),
     "row_mode": (
         "class C(RowMode):\n    def causal(self, step, device): return torch.zeros(step.rows - 1, dtype=torch.bool)",
         "C()",
-        r"C.causal returned bool\[1\], not bool\[2\]",
+        r"C.causal returned bool\[5\], not bool\[6\]",
     ),
     "observers": (
         "class C(Component):\n    def state_dict(self): return {'count': 1}",
@@ -240,15 +240,26 @@ def test_a_wrong_first_result_names_plugin_and_method(slot, wrong, tmp_path):
     assert status(tmp_path / "run") == {"status": "failed", "step": 0, "reason": f"UserError: {error.value}"}
 
 
-def test_components_are_watched_in_the_first_step_alone(tmp_path):
-    """What the trainer calls later is the component's own method: nothing stands before it."""
+def test_results_are_checked_before_the_first_step_alone(tmp_path):
+    """A component is called once more than training and validation need, and never in a later step."""
     component = """
-    class C(Component):
-        def metrics(self): return {"watched": float("metrics" in vars(self))}
-    def make(ctx): return [C()]
+    class C(UniformMasking):
+        steps = []
+        def mask_probability(self, batch, noise, step):
+            self.steps.append(step.step)
+            return super().mask_probability(batch, noise, step)
+        def metrics(self): return {f"calls_{step}": self.steps.count(step) for step in set(self.steps)}
+    def make(ctx): return C(ctx.mask_id)
     """
-    _, run = train_odd(tmp_path, "observers", textwrap.dedent(component))
-    assert [row["odd/watched"] for row in rows(run) if "loss" in row] == [1, 0, 0]
+    _, run = train_odd(tmp_path, "masking", textwrap.dedent(component))
+    *_, last = (row for row in rows(run) if "loss" in row)
+    assert (last["odd/calls_1"], last["odd/calls_2"]) == (1, 1)
+
+
+def test_a_metric_that_is_no_number_names_plugin_and_method(tmp_path):
+    component = "class C(Component):\n    def metrics(self): return {'curve': [1, 2]}\ndef make(ctx): return [C()]\n"
+    with pytest.raises(UserError, match=r"C\.metrics returned 'curve' as list, not a single number$"):
+        train_odd(tmp_path, "observers", component)
 
 
 def test_the_files_of_a_run_tell_which_plugin_filled_each_slot(tmp_path):
