@@ -96,7 +96,7 @@ class Recipe:
 
     def metrics(self) -> dict[str, float]:
         """`<plugin>/<key>` of every component."""
-        row = {}
+        row: dict[str, float] = {}
         for slot, plugin, component in self.components.named():
             values = component.metrics()
             require_numbers(method_of(self.components, slot, component, "metrics"), values)
