@@ -1,10 +1,11 @@
-"""Everything a plugin may import: the hook markers, the data that passes between components, and their base classes.
+"""The plugin API: hook markers, base classes of components, and the data that passes between them.
 
-Shapes are suffixes: B rows, T tokens per row, N supervised positions, V vocabulary, R rows of the global batch,
-D width, K loss groups.  `gamma` is a row's mask rate; t runs from 0 (clean, gamma = 0) to 1 (all masked, gamma = 1).
+Plugins import from here only.  Hooks create components once, at start-up; the training loop then calls only methods of
+the components.
 
-Hooks register components once, at start-up; the training loop then calls only methods of the components.  Methods take
-dataclasses, so that a new field never breaks a plugin.
+Names of tensors end in their shape: B rows of a micro-batch, T tokens per row, N supervised positions, R rows of the
+global batch, V token types, D width, K loss groups.  gamma is the mask rate of a row; diffusion time t runs from 0
+(clean, gamma = 0) to 1 (all masked, gamma = 1).
 """
 
 from pydantic import Field

@@ -1,10 +1,7 @@
-"""Everything a plugin may import: the hook markers, the data that passes between components, and their base classes.
+"""Base classes of plugins and of the components that fill the slots of the training recipe.
 
-Shapes are suffixes: B rows, T tokens per row, N supervised positions, V vocabulary, R rows of the global batch,
-D width, K loss groups.  `gamma` is a row's mask rate; t runs from 0 (clean, gamma = 0) to 1 (all masked, gamma = 1).
-
-Hooks register components once, at start-up; the training loop then calls only methods of the components.  Methods take
-dataclasses, so that a new field never breaks a plugin.
+The hooks of a plugin create components once, at start-up.  The training loop then calls only methods of the components.
+`core.batch` has the data that they exchange and the letters of the shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +28,11 @@ from ltg_mdlm.core.batch import (
 
 
 class PluginOptions(BaseModel):
-    """Base of a plugin's options: the fields' types, defaults and descriptions become checks and help texts."""
+    """Base class of a plugin's options, a pydantic model.
+
+    Types and constraints of the fields are checked when a run starts; defaults and descriptions appear in the help of
+    `ltg-mdlm plugins show`.  Unknown options are errors.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,12 +41,15 @@ O = TypeVar("O", bound=PluginOptions)  # noqa: E741 - the conventional letter fo
 
 
 class Plugin(Generic[O]):
-    """What an entry point of the group `ltg_mdlm` names.  Its hook methods connect options to components."""
+    """Base class of plugins.  An entry point of the group `ltg_mdlm` names the subclass.
+
+    Its hook methods, marked with `hookimpl`, create components from `self.options`.
+    """
 
     api_version: ClassVar[int] = 1
-    """The API that the plugin is written for.  One that states none is taken to be written for the first."""
+    """version of the plugin API that the plugin is written for"""
     options_model: ClassVar[type[PluginOptions]] = PluginOptions
-    """Validates what is set under `plugins.<name>`."""
+    """model of the settings under `plugins.<name>`"""
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -53,151 +57,160 @@ class Plugin(Generic[O]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """What a component may know of the run when it is built."""
+    """Properties of the run that are available to a component when it is created."""
 
     seed: int
-    """The run's `seed`."""
+    """`seed` of the run"""
     max_steps: int
-    """Steps of the whole training; 0 where a trained model is opened."""
+    """steps of the whole training; 0 when a trained model is opened"""
     seq_len: int
-    """Tokens of the longest rows."""
+    """tokens of the longest rows"""
     vocab_size: int
-    """V, control tokens included."""
+    """V, including control tokens"""
     hidden_size: int
-    """D, the width of the model."""
+    """D, width of the hidden states"""
     mask_id: int
-    """Id of `<mask>`."""
+    """id of `<mask>`"""
     special_V: Tensor
-    """bool[V]: control tokens such as `<s>`, `<pad>`, `<mask>`."""
+    """bool[V]: control tokens such as `<s>`, `<pad>`, `<mask>`"""
     tokens_V: tuple[str, ...]
-    """Text of every token type."""
+    """text of every token type"""
     word_start_V: Tensor
-    """bool[V]: token types that begin a whitespace-separated word."""
+    """bool[V]: token types that begin a whitespace-separated word"""
     num_positions: int
-    """Tokens of the training split: the range of `Batch.position_BT`; 0 where a trained model is opened."""
+    """tokens of the training split: the range of `Batch.position_BT`; 0 when a trained model is opened"""
     device: torch.device
-    """Where batches are, and where components keep their tensors."""
+    """device of the batches and of the components' tensors"""
     rank: int
-    """Number of this process, from 0."""
+    """index of this process, from 0"""
     world_size: int
-    """Number of processes."""
+    """number of processes"""
     sum_over_ranks: Callable[[Tensor], Tensor]
-    """Sum of a tensor over all ranks; every rank must call it."""
+    """returns the sum of a tensor over all ranks; every rank must call it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusStatistics:
-    """Counts over the training split, special tokens left out."""
+    """Counts over the training split, without control tokens."""
 
     token_count_V: Tensor
-    """int64[V]"""
+    """int64[V]: occurrences of every token type"""
     num_tokens: int
-    """Sum of the counts."""
+    """sum of the counts"""
     num_words: int
-    """Words of the source text, separated by whitespace."""
+    """whitespace-separated words of the source text"""
 
 
 class Component:
-    """A part of the recipe.  All methods here are optional.
+    """Base class of everything that a plugin adds to the training recipe.  All methods are optional.
 
-    State must be the same on every rank: reduce in `step_end`, with `RunContext.sum_over_ranks`, before using it.
+    The state of a component must be equal on all ranks: an adaptive component accumulates locally in `observe`, and
+    reduces with `RunContext.sum_over_ranks` in `step_end` before it uses the result.
     """
 
     def observe(self, observation: Observation) -> None:
-        """Called after each training micro-batch; must not wait for the device."""
+        """Called after each training micro-batch; must not synchronise with the device."""
 
     def step_end(self, step: Step) -> None:
-        """Called on every rank after the optimiser's step."""
+        """Called on every rank after the optimiser update."""
 
     def metrics(self) -> Mapping[str, float | Tensor]:
-        """Scalars to log as `<plugin>/<key>`; called on logging steps only."""
+        """Scalars to log as `<plugin>/<key>`; called in logging steps only."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold."""
+        """Tensors to save in checkpoints, equal on all ranks."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the tensors that `state_dict` returned; called when a run resumes."""
         assert not state, f"{type(self).__name__} has state in the checkpoint but no load_state_dict"
 
 
 Mode = Literal["masked", "causal"]
-"""How a row is trained: some of its tokens are hidden, or it is read from left to right."""
+"""How a row is trained: with some of its tokens masked, or from left to right."""
 
 
 class RowMode(Component, ABC):
-    """Decides which rows are trained causally instead of being masked."""
+    """Selects the rows that are trained causally instead of masked."""
 
     modes: frozenset[Mode] = frozenset({"masked", "causal"})
-    """The modes that rows are trained in: what a trained model may be asked for."""
+    """all modes that occur during training; scoring and sampling use only these"""
 
     @abstractmethod
     def causal(self, step: Step, device: torch.device) -> Tensor | None:
-        """bool[R] over the global batch, or None for no causal rows.
+        """bool[R] on `device`: the causal rows of the global batch; None if there are none.
 
-        A function of the step alone: every rank must know the modes of all rows to stratify the masked ones.
+        Must depend only on the step: every rank needs the modes of all rows, because t is stratified over masked rows.
         """
 
 
 class NoiseSchedule(Component, ABC):
-    """The distribution of mask rates, as an increasing map of t in (0, 1) to gamma in (0, 1]."""
+    """The distribution of mask rates, given as an increasing map from t in (0, 1) to gamma in (0, 1].
+
+    With t uniform, gamma has the density q(gamma) = 1 / |d gamma / dt|.  `progress` is the progress of training, in
+    [0, 1], for schedules that change during training.
+    """
 
     full_support: bool = True
-    """Every mask rate in (0, 1) is drawn, often enough for training averages to see it; only then is p = 1 a bound."""
+    """True if no mask rate in (0, 1) is too rare to be seen in training; only then does power 1 give a bound"""
 
     @abstractmethod
     def rate(self, t: Tensor, progress: float) -> Tensor:
-        """float64 gamma(t), increasing in t."""
+        """float64, like `t`: gamma(t), increasing in t."""
 
     @abstractmethod
     def slope(self, t: Tensor, progress: float) -> Tensor:
-        """float64 |d gamma / dt|, in a form that does not cancel at the ends."""
+        """float64, like `t`: |d gamma / dt|, by a formula without cancellation near t = 0 and t = 1."""
 
     def density(self, rate: Tensor, progress: float) -> Tensor | None:
-        """float64 density of mask rates q(gamma) = 1 / slope, or None when it has no closed form."""
+        """float64, like `rate`: the density q(gamma) = 1 / slope; None if it has no closed form."""
         return None
 
     def log_importance(self, rate: Tensor, power: float, progress: float) -> Tensor | None:
-        """float64 log of q(gamma) E[slope^power | gamma]: what rows of that rate count for, weighted by slope^power.
+        """float64, like `rate`: log of q(gamma) E[slope^power | gamma], the total weight of rows with that mask rate.
 
-        A schedule whose densities underflow, or whose slope is not 1 / q, overrides this.
+        `power` is the exponent of the slope in the row weights.  None if `density` has no closed form.  Override this
+        if the density underflows or the slope is not 1 / q.
         """
         density = self.density(rate, progress)
         return None if density is None else (1 - power) * density.log()
 
     def sample(self, batch: Batch, step: Step) -> Noise:
-        """Draw t stratified over the masked rows of the global batch."""
+        """Draw t, stratified over the masked rows of the global batch, and map it to mask rates."""
         t_B = step.stratified(batch, "noise")
         return Noise(t_B=t_B, rate_B=self.rate(t_B, step.progress), slope_B=self.slope(t_B, step.progress))
 
 
 class MaskingStrategy(Component, ABC):
-    """Decides which tokens of a masked row are hidden, and how."""
+    """Selects the tokens of a masked row that are masked, and corrupts them."""
 
     kind: str = "other"
-    """"uniform": every maskable token with probability gamma; "by_type": the probability depends on the token type and
-    gamma alone; "other": neither, so no likelihood bound is known."""
+    """"uniform": every maskable token is masked with probability gamma; "by_type": the probability depends on gamma and
+    the token type only; "other": neither, and no likelihood bound is known"""
     keeps_rate: bool = True
-    """The expected share of masked tokens in a row is its gamma."""
+    """True if the expected share of masked tokens in every row is its gamma"""
     predicts: Literal["same", "next"] = "same"
-    """Masked tokens are predicted at their own position, or one position earlier (MNTP)."""
+    """"same": masked tokens are predicted at their own position; "next": one position earlier (MNTP)"""
     mask_id: int
-    """Id of `<mask>`, what hidden tokens show."""
+    """id of `<mask>`, which replaces masked tokens"""
 
     def __init__(self, mask_id: int) -> None:
         self.mask_id = mask_id
 
     @abstractmethod
     def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
-        """float32[B, T]: the probability that a token is masked; values at unmaskable positions are not used."""
+        """float32[B, T] in [0, 1]: the probability that a token is masked; ignored where `maskable_BT` is False."""
 
     def hazard(self, batch: Batch, noise: Noise, step: Step) -> tuple[Tensor | None, Tensor | None]:
-        """(hazard_BT, hazard_by_type_BV) of `Corrupted`."""
+        """(hazard_BT, hazard_by_type_BV) of `Corrupted`; None means 1 / gamma and no hazards by type."""
         return None, None
 
     def corrupt(self, batch: Batch, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
-        """Mask every maskable token of the masked rows independently with `mask_probability`."""
+        """Mask every maskable token of the masked rows independently, with `mask_probability`.
+
+        Override this for strategies that do not mask tokens independently, or do not replace them all by `<mask>`.
+        """
         probability_BT = self.mask_probability(batch, noise, step)
         drawn_BT = step.uniform(batch, "mask", batch.ids_BT.shape[1]) < probability_BT
         masked_BT = drawn_BT & batch.maskable_BT & ~causal_B.unsqueeze(1)
@@ -214,15 +227,16 @@ class MaskingStrategy(Component, ABC):
 
 
 class Objective(Component, ABC):
-    """Weighs the cross-entropies: loss = sum over groups of (global sum / global denominator).
+    """The loss: sum over K groups of (global sum of weighted terms / global denominator).
 
-    Define either `weights` (fused with the vocabulary projection, the fast way) or, with `needs_logits`, `loss_terms`.
+    Define `weights` if the terms are weighted cross-entropies; they are fused with the vocabulary projection, which is
+    faster.  Otherwise set `needs_logits` and define `loss_terms`.
     """
 
     group_names: tuple[str, ...] = ("masked",)
-    """Names of the K loss groups; with more than one, each is logged as `loss_<name>`."""
+    """names of the K loss groups; with more than one, each is logged as `loss_<name>`"""
     needs_logits: bool = False
-    """The objective defines `loss_terms`, which sees whole rows of logits, instead of `weights`."""
+    """True if the objective defines `loss_terms` instead of `weights`"""
 
     def group(self, supervised: Supervised) -> Tensor:
         """int64[N]: the loss group of every position."""
@@ -230,37 +244,37 @@ class Objective(Component, ABC):
 
     @abstractmethod
     def denominators(self, batch: Batch, corrupted: Corrupted) -> Tensor:
-        """float32[K]: this micro-batch's share of what each group's sum is divided by."""
+        """float32[K]: the contribution of this micro-batch to the denominator of each group."""
 
     def weights(self, supervised: Supervised, step: Step) -> tuple[Tensor, Tensor | None]:
-        """float32[N] weight of the negative log-likelihood, and of logsumexp^2 (z-loss) or None."""
+        """(float32[N], float32[N] or None): weights of the negative log-likelihood and of logsumexp^2 (z-loss)."""
         raise NotImplementedError(f"{type(self).__name__} must define weights, or needs_logits and loss_terms")
 
     def loss_terms(self, logits_NV: Tensor, supervised: Supervised, step: Step) -> Tensor:
-        """float32[K]: sums over the given positions; called on slices of them, whose results are added."""
+        """float32[K]: sums over the given positions; called for slices of the positions, and the results are added."""
         raise NotImplementedError(f"{type(self).__name__} sets needs_logits and must define loss_terms")
 
     def bound_for(self, strategy: MaskingStrategy, schedule: NoiseSchedule) -> bool:
-        """Whether the expected sum of the terms is an upper bound of -log p(x) (the NELBO)."""
+        """Whether the expected sum of the terms is an upper bound of -log p(x), in nats (the NELBO)."""
         return False
 
 
 class TimeConditioning(Component, ABC):
-    """What the model is told about the noise level of a row."""
+    """Conditioning of the model on the noise level of a row."""
 
     active: ClassVar[bool] = True
-    """False: the model has no conditioning parameters at all."""
+    """False: the model has no conditioning parameters"""
 
     @abstractmethod
     def value(self, corrupted: Corrupted, noise: Noise) -> Tensor | None:
-        """float32[B]; 0 for causal rows.  None when inactive."""
+        """float32[B]: the conditioning value of every row, 0 for causal rows; None if not active."""
 
     @abstractmethod
     def value_for_rate(self, rate_B: Tensor) -> Tensor | None:
-        """float32[B]: the value that stands for a given mask rate, for evaluation.  None when inactive."""
+        """float32[B]: the conditioning value for a given mask rate, for evaluation; None if not active."""
 
     def embedding(self, cond_dim: int) -> nn.Module:
-        """Maps float[B] to [B, cond_dim]; by default sinusoidal features and a two-layer MLP."""
+        """A module that maps float[B] to [B, cond_dim]; by default sinusoidal features and a two-layer MLP."""
         from ltg_mdlm.model.transformer import TimeEmbedding
 
         return TimeEmbedding(cond_dim)
