@@ -1,6 +1,7 @@
-"""The settings of a run: YAML files, named configs and `--set`, validated once; errors say where a setting came from.
+"""The schema of a run's config: every key, its type, default, constraints and help text.
 
 Defaults are the published recipe of frequency-informed masked diffusion (arXiv 2509.05056, base size).
+`core.settings` reads configs from files and the command line.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A group of settings; unknown keys are errors."""
+    """A group of settings.  Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class DataConfig(Section):
-    """Where the text comes from: a prepared corpus folder, or files of the existing LTG stack."""
+    """The text: a prepared corpus folder, or files of the existing LTG stack."""
 
     corpus: str = Field(
         "builtin", description="folder made by `ltg-mdlm prepare`, or 'builtin' for the generated corpus"
@@ -30,35 +31,35 @@ class DataConfig(Section):
     builtin_zipf_exponent: float = Field(1.0, ge=0, description="exponent of the generated corpus' word frequencies")
     train: Path | None = Field(None, description="*_tokenized.bin of the existing stack, instead of a corpus folder")
     valid: Path | None = Field(None, description="*_tokenized.bin with validation documents, used with `train`")
-    tokenizer: Path | None = Field(None, description="tokenizer JSON that made `train`")
+    tokenizer: Path | None = Field(None, description="tokenizer JSON with which `train` was made")
     end_of_document: bool = Field(False, description="append a maskable </s> to every document")
 
     @model_validator(mode="after")
     def _complete(self) -> DataConfig:
         if self.train is None and (self.valid or self.tokenizer):
-            raise ValueError("data.valid and data.tokenizer go with data.train")
+            raise ValueError("data.valid and data.tokenizer are used with data.train only")
         if self.train is not None and self.tokenizer is None:
-            raise ValueError("data.train needs data.tokenizer: the tokenizer JSON that made it")
+            raise ValueError("data.train needs data.tokenizer: the tokenizer JSON with which it was made")
         return self
 
 
 class ModelSection(Section):
-    """Sizes of the transformer; the vocabulary's size comes from the tokenizer."""
+    """Sizes of the transformer.  The tokenizer determines the size of the vocabulary."""
 
     hidden_size: int = Field(768, ge=1, description="width of the hidden states")
     intermediate_size: int = Field(2560, ge=1, description="inner width of the gated MLP")
     num_hidden_layers: int = Field(12, ge=1, description="layers, each of attention and a gated MLP")
-    num_attention_heads: int = Field(12, ge=1, description="heads of attention; they divide hidden_size")
-    max_position_embeddings: int = Field(512, ge=1, description="tokens of the longest row the model can read")
+    num_attention_heads: int = Field(12, ge=1, description="attention heads; must divide hidden_size")
+    max_position_embeddings: int = Field(512, ge=1, description="tokens of the longest possible row")
     position_bucket_size: int = Field(
         32,
         ge=4,
         multiple_of=2,
-        description="buckets of distances in either direction: half of them exact, the others on a logarithmic scale",
+        description="buckets of relative positions per direction: half of them exact, the others logarithmic",
     )
     layer_norm_eps: float = Field(1e-5, gt=0, description="added to the variance in layer norms")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of hidden states and of attention")
-    cond_dim: int = Field(128, ge=1, description="width of the time conditioning, when there is one")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden states and attention")
+    cond_dim: int = Field(128, ge=1, description="width of the time embedding, if the model has time conditioning")
     depth_weighted_averaging: bool = Field(False, description="DenseFormer averaging, as in GPT-BERT")
 
     @model_validator(mode="after")
@@ -78,31 +79,33 @@ class BatchRamp(Section):
 
 
 class TrainingConfig(Section):
-    """How long, on what batches, in what arithmetic."""
+    """Length of training, batches, and precision."""
 
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the training split; or give max_steps")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps; alternative to epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training split; alternative to max_steps")
     seq_len: int = Field(128, ge=8, description="tokens per row")
     seq_len_schedule: list[tuple[Fraction, int]] | None = Field(
         None, description="[[progress, tokens per row], ...], starting at 0; replaces seq_len"
     )
     global_batch_rows: int = Field(1024, ge=1, description="rows per step at the first sequence length")
-    batch_ramp: BatchRamp | None = Field(None, description="growth of the global batch; null: full size throughout")
-    micro_batch_rows: int | None = Field(None, ge=1, description="rows per forward pass and rank; null: by memory")
+    batch_ramp: BatchRamp | None = Field(None, description="growth of the global batch; null: constant")
+    micro_batch_rows: int | None = Field(
+        None, ge=1, description="rows per forward pass and rank; null: a default for the device"
+    )
     packing: Literal["documents_packed", "one_document"] = Field(
-        "documents_packed", description="fill rows with several documents, or give each document rows of its own"
+        "documents_packed", description="several documents per row, or separate rows for each document"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the device computes it natively"
+        "auto", description="auto: bf16 if the device supports it natively"
     )
     activation_checkpointing: bool = Field(
-        False, description="keep less for the backward pass and compute it again: less memory, slower"
+        False, description="recompute activations in the backward pass: less memory, slower"
     )
     compile: bool = Field(
-        False, description="on GPUs: torch.compile the layers; the first step of each shape takes a minute"
+        False, description="apply torch.compile to the layers on GPUs; the first step of each shape takes a minute"
     )
-    deterministic: bool = Field(False, description="deterministic CUDA kernels: bitwise equal curves, slower")
-    max_refused_updates: int = Field(10, ge=1, description="non-finite steps in a row before the run stops")
+    deterministic: bool = Field(False, description="deterministic CUDA kernels: bit-identical loss curves, slower")
+    max_refused_updates: int = Field(10, ge=1, description="consecutive non-finite steps before the run stops")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores / processes")
 
     @model_validator(mode="after")
@@ -121,50 +124,54 @@ class TrainingConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Optimiser, learning-rate curve and weight averaging."""
+    """Optimiser, learning-rate schedule and weight averaging."""
 
-    name: Literal["lamb", "adamw"] = Field("lamb", description="lamb: weights move by a share of their own norm")
+    name: Literal["lamb", "adamw"] = Field(
+        "lamb", description="lamb: the size of an update is proportional to the norm of the weights"
+    )
     lr: float = Field(7e-3, gt=0, description="learning rate after warm-up")
     betas: tuple[Fraction, Fraction] = Field(
-        (0.9, 0.98), description="decay of the averages of the gradient and of its square"
+        (0.9, 0.98), description="decay rates of the averages of the gradient and its square"
     )
-    eps: float = Field(1e-8, gt=0, description="added to the root of the average square")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator of the update")
     weight_decay: float = Field(0.1, ge=0, description="not applied to biases and layer norms")
-    clip: float = Field(2.0, gt=0, description="largest global gradient norm")
+    clip: float = Field(2.0, gt=0, description="maximum global gradient norm")
     warmup: Fraction = Field(0.016, description="share of training with linear warm-up")
     cooldown: Fraction = Field(0.016, description="share of training with linear decay to zero at the end")
-    final_factor: Fraction = Field(0.1, description="learning-rate factor that the cosine ends in")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="0: no averaging")
-    ema_ramp: bool = Field(True, description="decay at most (1+n)/(10+n) after n updates")
+    final_factor: Fraction = Field(0.1, description="learning-rate factor at the end of the cosine")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="decay of the exponential moving average of the weights; 0: no averaging"
+    )
+    ema_ramp: bool = Field(True, description="limit the decay to (1+n)/(10+n) after n updates")
 
 
 class CheckpointConfig(Section):
-    """When state is written, and how much of it is kept."""
+    """When checkpoints are written, and how many are kept."""
 
-    every: int = Field(500, ge=1, description="steps")
-    keep: int = Field(2, ge=1, description="newest checkpoints to keep, beside those by words seen")
-    by_words: bool = Field(True, description="keep chck_1M ... chck_1000M for ever, as BabyLM submissions need")
+    every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep, in addition to those by words seen")
+    by_words: bool = Field(True, description="keep chck_1M ... chck_1000M permanently, for BabyLM submissions")
 
 
 class ValidationConfig(Section):
-    """What is measured on held-out text, with the averaged weights."""
+    """Evaluation on held-out text with the averaged weights."""
 
-    every: int = Field(500, ge=1, description="steps")
-    rows: int = Field(512, ge=1, description="rows of held-out text to use at most")
+    every: int = Field(500, ge=1, description="steps between validations")
+    rows: int = Field(512, ge=1, description="maximum number of rows of held-out text")
     draws: int = Field(
         2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs"
     )
     pairs: str | None = Field(
-        "corpus", description="BLiMP-style file or folder of minimal pairs; 'corpus': those that come with the corpus"
+        "corpus", description="BLiMP-style file or folder of minimal pairs; 'corpus': those of the corpus"
     )
     pairs_every: int | None = Field(
-        None, ge=1, description="steps between scoring them; null: only before and after training"
+        None, ge=1, description="steps between evaluations of the pairs; null: before and after training only"
     )
     pairs_per_phenomenon: int = Field(
         50,
         ge=2,
         multiple_of=2,
-        description="minimal pairs to score of each phenomenon, at most; even: they come in twins",
+        description="maximum number of minimal pairs per phenomenon; even, because they come in twins",
     )
 
 
@@ -176,22 +183,22 @@ def _wandb_mode(value: object) -> object:
 class LoggingConfig(Section):
     """Console, metrics.jsonl and wandb."""
 
-    every: int = Field(10, ge=1, description="steps")
+    every: int = Field(10, ge=1, description="steps between log entries")
     wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_wandb_mode)] = Field(
-        "auto", description="auto: if installed, online when logged in, else offline"
+        "auto", description="auto: if installed; online if logged in, else offline"
     )
-    wandb_project: str = Field("ltg-mdlm", description="project that wandb files the run under")
+    wandb_project: str = Field("ltg-mdlm", description="wandb project of the run")
 
 
 class RunSection(Section):
-    """Where the run lives."""
+    """Files of the run."""
 
     out: Path | None = Field(None, description="run folder; null: runs/<config>-<plugins>-s<seed>")
-    init_from: Path | None = Field(None, description="run folder or checkpoint whose weights start this run")
+    init_from: Path | None = Field(None, description="run folder or checkpoint with the initial weights")
 
 
 def _no_options(value: object) -> object:
-    """`freq_mdlm:` with nothing behind it selects the plugin with its defaults."""
+    """`freq_mdlm:` without a value selects the plugin with its default options."""
     return {} if value is None else value
 
 
@@ -199,24 +206,28 @@ PluginSettings = Annotated[dict[str, Any], BeforeValidator(_no_options)]
 
 
 class Provider(Section):
-    """Where a component comes from: a plugin, its distribution, and the file it is defined in."""
+    """Origin of a component, which a run writes to its config.yaml and checkpoints."""
 
     plugin: str
     distribution: str
     version: str
     file: str
+    """file in which the plugin is defined"""
 
     def __str__(self) -> str:
         return f"plugin {self.plugin!r} of {self.distribution} {self.version} ({self.file})"
 
 
 class RunConfig(Section):
-    """Everything that defines a run."""
+    """Everything that defines a run.
 
-    name: str = Field("custom", description="first part of the default run folder")
-    seed: int = Field(0, ge=0, description="of weights, order of rows, masks, noise and dropout")
+    The trainer writes it to config.yaml, with all options of the plugins, `plugin_versions` and `provenance` filled in.
+    """
+
+    name: str = Field("custom", description="first part of the name of the default run folder")
+    seed: int = Field(0, ge=0, description="seed of initial weights, row order, masks, noise and dropout")
     plugins: dict[str, PluginSettings] = Field(default_factory=dict, description="selected plugins and their options")
-    slots: dict[str, str] = Field(default_factory=dict, description="which plugin fills a slot that several offer")
+    slots: dict[str, str] = Field(default_factory=dict, description="the plugin for a slot that several plugins fill")
     data: DataConfig = DataConfig()
     model: ModelSection = ModelSection()
     training: TrainingConfig = TrainingConfig(epochs=10)
@@ -226,10 +237,10 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     run: RunSection = RunSection()
     plugin_versions: dict[str, str] = Field(
-        default_factory=dict, description="written by the trainer: what the run used"
+        default_factory=dict, description="written by the trainer: distribution and version of every plugin"
     )
     provenance: dict[str, Provider] = Field(
-        default_factory=dict, description="written by the trainer: what filled each slot"
+        default_factory=dict, description="written by the trainer: the origin of the component in each slot"
     )
 
     @model_validator(mode="after")
@@ -243,7 +254,7 @@ class RunConfig(Section):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved settings, as `--config` reads them."""
+        """The settings as YAML, which `--config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def run_folder(self) -> Path:

@@ -1,6 +1,6 @@
-"""The settings of a run: YAML files, named configs and `--set`, validated once; errors say where a setting came from.
+"""Loading of settings: configs, `extends` and the command line are merged in order, then validated.
 
-Defaults are the published recipe of frequency-informed masked diffusion (arXiv 2509.05056, base size).
+Each setting remembers where it was set, so that error messages can say what is wrong, where, and what is allowed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from ltg_mdlm.core.errors import UserError
 
 DEFAULT_CONFIG = "laptop"
 
+_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The loader of libyaml if PyYAML was built with it: ten times faster."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place: a file or the command line."""
+    """Settings from one place: a file or a command-line option."""
 
     source: str
     values: Mapping[str, Any]
@@ -47,9 +50,16 @@ def load_settings(
     *,
     layers: Sequence[Layer] = (),
 ) -> Settings:
-    """Merge configs (later wins), `layers`, `--plugin` (adds), `--set` (wins over files) and `--out`, and validate.
+    """Merge settings, later ones win, and validate the result.
 
-    Raises UserError for anything unknown or of the wrong type, naming the place it was set in.
+    Args:
+        configs: YAML files or named configs, by default `laptop`
+        sets: `key.path=value` texts
+        plugins: names of plugins to select, in addition to those of the configs
+        out: run folder
+        layers: further settings, merged after the configs
+
+    Raises UserError that names the place of every unknown or invalid setting.
     """
     chosen = list(configs) or [DEFAULT_CONFIG]
     stack = [layer for name in chosen for layer in read_layers(name)]
@@ -67,18 +77,15 @@ def load_settings(
 
 
 def parse_yaml(text: str) -> Any:
-    """As `yaml.safe_load`, by libyaml where PyYAML was built with it: ten times faster.  Raises yaml.YAMLError."""
+    """Like `yaml.safe_load`, but faster.  Raises yaml.YAMLError."""
     return yaml.load(text, _YAML_LOADER)
 
 
-_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def read_layers(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
-    """Read a YAML file (a path, or the name of a packaged config) and what it `extends`, base first."""
+    """Read a config (a path or a name) and the configs that it `extends`, base first.  Raises UserError."""
     path = find_config(name)
     if str(path) in seen:
-        raise UserError(f"{path} extends itself, by way of {' -> '.join([*seen, str(path)])}")
+        raise UserError(f"{path} extends itself: {' -> '.join([*seen, str(path)])}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -91,7 +98,7 @@ def read_layers(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
 
 
 def find_config(name: str) -> Path:
-    """A given path, else a packaged config, else one of the repository's `configs/`."""
+    """The file of a config: a path, or the name of a file in `config_folders`.  Raises UserError."""
     if Path(name).is_file():
         return Path(name)
     for folder in config_folders():
@@ -104,13 +111,13 @@ def find_config(name: str) -> Path:
 
 
 def config_folders() -> list[Path]:
-    """Where named configs are looked up: inside the installed package, then beside it in a checkout."""
+    """The folders of named configs: inside the installed package, and beside the package in a checkout."""
     package = Path(str(resources.files("ltg_mdlm")))
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def parse_set(text: str) -> Layer:
-    """`--set a.b=value`, the value in YAML."""
+    """The settings of `--set a.b=value`; the value is YAML.  Raises UserError."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {text}: expected key.path=value, for example --set training.max_steps=100")
@@ -126,7 +133,7 @@ def parse_set(text: str) -> Layer:
 def merge(
     into: dict[str, Any], values: Mapping[str, Any], source: str, sources: dict[str, str], prefix: str = ""
 ) -> None:
-    """Merge nested settings in place; `sources` remembers where each dotted key was last set."""
+    """Merge nested settings into `into`, and record in `sources` where each dotted key was last set."""
     for key, value in values.items():
         path = f"{prefix}{key}"
         sources[path] = source
@@ -140,7 +147,17 @@ def merge(
 def validate(
     model: type[Any], values: Mapping[str, Any], sources: Mapping[str, str], prefix: str = "", hint: str = ""
 ) -> Any:
-    """Validate with pydantic; raise UserError with one paragraph per mistake."""
+    """An instance of a pydantic model.
+
+    Args:
+        model: the model to create
+        values: its fields
+        sources: where each dotted key was set
+        prefix: of the dotted keys of this model, such as `plugins.freq_mdlm.`
+        hint: appended to the list of known keys after an unknown one
+
+    Raises UserError with a paragraph for every mistake.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -149,25 +166,25 @@ def validate(
 
 
 def stored_config(values: Mapping[str, Any], file: Path) -> RunConfig:
-    """The settings that a run wrote down.  Raises UserError for those of a version with other settings."""
+    """The config that a run wrote to `file`.  Raises UserError if another version of the program has other settings."""
     try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        paragraphs = [_explain(item, RunConfig, {}, "", "") for item in error.errors(include_url=False)]
-        raise UserError(
-            "\n".join([f"{file} was written by a version of ltg-mdlm with other settings, or changed", *paragraphs])
-        ) from None
+        config: RunConfig = validate(RunConfig, values, {})
+    except UserError as error:
+        reason = f"{file} was changed, or written by a version of ltg-mdlm with other settings"
+        raise UserError(f"{reason}\n{error}") from None
+    return config
 
 
 def _explain(
     item: Mapping[str, Any], model: type[BaseModel], sources: Mapping[str, str], prefix: str, hint: str
 ) -> str:
+    """A pydantic error as a paragraph: the setting, what is wrong, where it was set, and the known settings."""
     loc = [str(part) for part in item["loc"]]
     path = prefix + ".".join(loc)
-    source = next((sources[p] for p in _ancestors(path) if p in sources), None)
-    origin = (
-        f"\n  set in {source}" if source and not source.startswith("the") else f"\n  set on {source}" if source else ""
-    )
+    source, key = None, path
+    while key and source is None:  # a section may have been set as a whole
+        source, key = sources.get(key), key.rpartition(".")[0]
+    origin = f"\n  set {'on' if source.startswith('the command line') else 'in'} {source}" if source else ""
     if item["type"] != "extra_forbidden":
         message = item["msg"].removeprefix("Value error, ")
         given = f" (got {item['input']!r})" if not isinstance(item["input"], Mapping | BaseModel) else ""
@@ -179,13 +196,8 @@ def _explain(
     return f"{path}: no such {kind}{did_you_mean(loc[-1], known)}{origin}{listing}{hint}"
 
 
-def _ancestors(path: str) -> Iterable[str]:
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-
-
 def _section_model(model: type[BaseModel], loc: Sequence[str]) -> type[BaseModel]:
+    """The model of a nested section, which may be optional."""
     for part in loc:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
@@ -194,13 +206,13 @@ def _section_model(model: type[BaseModel], loc: Sequence[str]) -> type[BaseModel
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' (did you mean 'x'?)', or nothing when no known word is near."""
+    """' (did you mean 'x'?)', or an empty string if no known word is similar."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; an empty section is a value."""
+    """Nested settings by dotted key; an empty section is kept as a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
