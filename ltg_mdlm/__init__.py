@@ -1,4 +1,4 @@
-"""Train masked language models from plugins: masking, objective, noise schedule and time conditioning."""
+"""A trainer for masked diffusion language models.  Plugins define masking, objective, schedule and conditioning."""
 
 from ltg_mdlm.core.moved import keep_moved_names
 

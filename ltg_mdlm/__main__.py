@@ -1,4 +1,4 @@
-"""`python -m ltg_mdlm`, the same as `ltg-mdlm`."""
+"""`python -m ltg_mdlm` is the command `ltg-mdlm`."""
 
 from ltg_mdlm.cli.app import main
 

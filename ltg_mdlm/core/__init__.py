@@ -1,1 +1,1 @@
-"""Settings, component types, randomness, files, processes, errors: what every other layer uses."""
+"""Basis of all other layers: settings, component types, random numbers, files, processes and errors."""

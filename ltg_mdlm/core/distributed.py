@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun started."""
+"""The processes of a run: one, or those that torchrun started; their device, CPU threads and communication."""
 
 from __future__ import annotations
 
@@ -22,30 +22,29 @@ from torch.distributed.rendezvous import rendezvous
 
 from ltg_mdlm.core.errors import PluginFailure, UserError
 
-T = TypeVar("T")
-
-
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: longer than one of them may write a checkpoint or count a corpus."""
-
+"""How long a process waits for the others; longer than one process may take to write a checkpoint or make a corpus."""
 
 _CGROUP = Path("/sys/fs/cgroup")
-
-
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run; usable without torchrun, where there is no process group at all.
+    """The rank of this process, and communication with the other ranks.  A single process needs no process group.
 
-    As a context manager it leaves the group at the end.  An error of the program is printed before that, since the
-    other processes notice the end of this one and report it.
+    As a context manager, it destroys the process group on exit.  Unexpected exceptions are printed before that, because
+    the other processes report errors of their own as soon as this one has left.
     """
 
     rank: int
+    """index of this process, from 0"""
     world_size: int
+    """number of processes"""
     local_rank: int
+    """index of this process on this machine"""
     device: torch.device
 
     @classmethod
@@ -56,12 +55,14 @@ class Ranks:
         threads: int | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> Ranks:
-        """Join the processes that torchrun's environment variables describe; on its own, a process is all there is.
+        """Join the process group that torchrun's environment variables describe; without them, use a single process.
 
-        The device is the GPU of the local rank, if there are any, else the CPU.  `threads` is the number of CPU threads
-        of this process; by default its share of the available cores.
+        Args:
+            device: `auto` is the GPU of the local rank if there are GPUs, else the CPU
+            threads: CPU threads of this process; by default its share of the available cores
+            timeout: for every communication
 
-        Raises UserError if there are fewer GPUs than processes, or the others cannot be reached within `timeout`.
+        Raises UserError if there are fewer GPUs than processes, or the other processes cannot be reached.
         """
         rank, world_size, local_rank = _from_env("RANK", 0), _from_env("WORLD_SIZE", 1), _from_env("LOCAL_RANK", 0)
         chosen = _device(device, local_rank)
@@ -70,7 +71,7 @@ class Ranks:
         ranks = cls(rank, world_size, local_rank, chosen)
         if world_size > 1:
             with ranks._explained("meeting the other processes"):
-                # gloo serves tensors on the CPU, whatever the device is.
+                # Tensors on the CPU are reduced by gloo, on GPUs too.
                 backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
                 store = _store_of_this_attempt(rank, world_size, timeout)
                 dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
@@ -79,16 +80,16 @@ class Ranks:
 
     @classmethod
     def alone(cls) -> Ranks:
-        """A process on its own, on the CPU."""
+        """A single process on the CPU."""
         return cls(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and talks to the user."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """The sum of every rank's tensor; all ranks must call it, with equal shapes.  Alone, the tensor itself."""
+        """The sum of a tensor over all ranks, which must all call this.  For a single process, the tensor itself."""
         if self.world_size == 1:
             return tensor
         with self._explained("adding up over processes"):
@@ -97,11 +98,11 @@ class Ranks:
             return total
 
     def all_agree(self, flag: bool) -> bool:
-        """Whether `flag` is True on every rank; all ranks must call it, and wait for each other."""
+        """Whether `flag` is True on all ranks, which must all call this.  Waits for all ranks."""
         return int(self.sum_over_ranks(torch.tensor(int(flag)))) == self.world_size
 
     def broadcast_object(self, value: T) -> T:
-        """The first rank's value, on every rank; it must be picklable."""
+        """The value of rank 0, on all ranks; it must be picklable."""
         if self.world_size == 1:
             return value
         with self._explained("sharing a value between processes"):
@@ -110,7 +111,7 @@ class Ranks:
             return box[0]
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every rank's value, in the order of the ranks, on every rank; they must be picklable."""
+        """The values of all ranks, in order, on all ranks; they must be picklable."""
         if self.world_size == 1:
             return [value]
         with self._explained("comparing values between processes"):
@@ -119,11 +120,11 @@ class Ranks:
             return box
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks."""
         self.all_agree(True)
 
     def close(self) -> None:
-        """Leave the process group; harmless when there is none."""
+        """Destroy the process group, if there is one."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -140,11 +141,19 @@ class Ranks:
             self.close()
 
     def _report(self, error: BaseException) -> None:
-        """Make one message of what several processes may have met; raises what it becomes, if it becomes another."""
-        if _is_lost_connection(error):
+        """Report an error once, although several processes may have raised it.
+
+        Raises UserError for a lost connection, and SystemExit after printing an unexpected exception.
+        """
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            # Data parallelism did not reach another process; errors of gloo have no type of their own.
             raise self._lost("training", error) from error
         if isinstance(error, UserError):
-            error.only_here = self._is_first_to_say(str(error))
+            digest = hashlib.sha256(str(error).encode()).hexdigest()
+            try:
+                error.only_here = _get_default_store().add(f"said/{digest}", 1) == 1
+            except RuntimeError:  # the process that holds the store has ended
+                error.only_here = True
         elif isinstance(error, Exception):
             print(f"process {self.rank} of {self.world_size} failed:", file=sys.stderr)
             if isinstance(error, PluginFailure):
@@ -154,23 +163,16 @@ class Ranks:
             sys.stderr.flush()
             raise SystemExit(1) from None
 
-    def _is_first_to_say(self, text: str) -> bool:
-        """Whether no other process has asked this about the same text."""
-        try:
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            return _get_default_store().add(f"said/{digest}", 1) == 1
-        except RuntimeError:  # the process that kept count is gone
-            return True
-
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
+        """Turn an error of communication into a UserError."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
             raise self._lost(doing, error) from error
 
     def _lost(self, doing: str, error: BaseException) -> UserError:
-        """A sentence for a lost connection: the process that failed has printed why, this one only waited."""
+        """The message for a lost connection: the process that failed has printed the reason, this one only waited."""
         return UserError(
             f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended,"
             f" hangs, or cannot be reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
@@ -178,19 +180,38 @@ class Ranks:
 
 
 def _store_of_this_attempt(rank: int, world_size: int, timeout: timedelta) -> Store:
-    """Where processes find each other's addresses, apart from those that torchrun's earlier attempts left there."""
+    """The store of the processes' addresses, separate from those of earlier attempts by the same torchrun."""
     store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
     return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _is_lost_connection(error: BaseException) -> bool:
-    """Whether data parallelism failed to reach another process; gloo gives its errors no type."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+def _from_env(name: str, default: int) -> int:
+    """A number from an environment variable of torchrun.  Raises UserError."""
+    value = os.environ.get(name, str(default))
+    if not value.isdigit():
+        raise UserError(f"the environment variable {name} is {value!r}, not a number; start the run with torchrun")
+    return int(value)
+
+
+def _device(choice: str, local_rank: int) -> torch.device:
+    """The GPU of this local rank, or the CPU.  Raises UserError if there are too few GPUs."""
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        error = UserError(
+            f"process {local_rank + 1} on this machine has no GPU: {torch.cuda.device_count()} visible."
+            "\n  start at most one process per GPU (--nproc-per-node), or check CUDA_VISIBLE_DEVICES"
+        )
+        error.only_here = True
+        raise error
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def available_cores() -> int:
-    """Physical cores that this process and its siblings may use: its affinity, cut to the container's quota."""
+    """Physical cores available to the processes of this machine: CPU affinity, limited by the container's quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len({_core(cpu) for cpu in os.sched_getaffinity(0)})
     else:
@@ -199,7 +220,7 @@ def available_cores() -> int:
 
 
 def _core(cpu: int) -> str:
-    """Names the core of a logical CPU: two threads of one core gain nothing in matrix products."""
+    """The physical core of a logical CPU; a second thread on a core does not speed up matrix products."""
     try:
         return (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:
@@ -207,10 +228,10 @@ def _core(cpu: int) -> str:
 
 
 def default_threads(environment: Mapping[str, str], cores: int) -> int | None:
-    """This process' share of the cores; None to leave alone what torch or the user chose.
+    """CPU threads of this process: its share of the cores; None if the user set OMP_NUM_THREADS.
 
-    torchrun sets OMP_NUM_THREADS to 1 when it starts several processes on a machine and the user set nothing, which
-    leaves most cores idle; any other value is the user's.
+    torchrun sets OMP_NUM_THREADS=1 if it starts several processes on a machine and the user did not set the variable.
+    That leaves most cores idle, so 1 is ignored there.
     """
     local_world_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     chosen = environment.get("OMP_NUM_THREADS")
@@ -220,7 +241,7 @@ def default_threads(environment: Mapping[str, str], cores: int) -> int | None:
 
 
 def _container_quota() -> int | None:
-    """Whole cores of the cgroup's CPU quota (version 2, else 1); None if there is no limit."""
+    """The CPU quota of the cgroup (version 2, else 1), in whole cores; None if there is no limit."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             quota, period = " ".join((_CGROUP / name).read_text() for name in names).split()
@@ -229,26 +250,3 @@ def _container_quota() -> int | None:
         if quota not in ("max", "-1"):
             return max(1, int(quota) // int(period))
     return None
-
-
-def _from_env(name: str, default: int) -> int:
-    value = os.environ.get(name, str(default))
-    if not value.isdigit():
-        raise UserError(f"the environment variable {name} is {value!r}, not a number; start the run with torchrun")
-    return int(value)
-
-
-def _device(choice: str, local_rank: int) -> torch.device:
-    """The GPU of this local rank, or the CPU."""
-    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        error = UserError(
-            f"process {local_rank + 1} on this machine has no GPU: {torch.cuda.device_count()} visible."
-            "  Start at most one process per GPU (--nproc-per-node), or look at CUDA_VISIBLE_DEVICES"
-        )
-        error.only_here = True
-        raise error
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device

@@ -1,36 +1,32 @@
-"""The one exception that means: the user must change something."""
+"""Exceptions that reach the user: mistakes of the user, and failures of plugins during training."""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a file, an option, a config value.
+    """A mistake in a file, an option or a setting, which the user must correct.
 
-    The message is shown as it is, without a traceback, so it says what is wrong, where it came from and
-    what to do. Mistakes of the program itself are assertions, never this class.
+    The message is shown without a traceback, so it says what is wrong, where it came from and what to do.  Errors of
+    the program itself are assertions.
     """
 
     only_here: bool | None = None
-    """Whether no other process reports the same; None where nobody could ask them."""
+    """Whether only this process reports the error; None if the processes could not be asked."""
 
 
 class PluginFailure(Exception):
-    """A plugin's component raised while the trainer called it; the cause has the traceback."""
+    """A component of a plugin raised an exception during training, which is the `__cause__`."""
 
     @property
     def reason(self) -> str:
-        """Who failed, and with what, in one line."""
+        """The plugin and the exception, in one line."""
         return f"{self} with {text_of(self.__cause__)}" if self.__cause__ else str(self)
 
     def report(self) -> None:
-        """Print the traceback of the cause, and below it who failed."""
+        """Print the traceback of the exception, then the plugin."""
         traceback.print_exception(self.__cause__)
         print(f"error: {self}", file=sys.stderr, flush=True)
 

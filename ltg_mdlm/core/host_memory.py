@@ -1,4 +1,4 @@
-"""Copies of tensors in main memory that later work on the device cannot change."""
+"""Asynchronous copies of tensors from the device to main memory.  They wait for the copy only, not for later work."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A tensor on its way to the host, so that reading it later does not stop the device.
+    """An asynchronous copy of a tensor, so that reading the tensor later does not synchronise with the device.
 
-    The copy is queued right behind the work that makes the tensor; whatever is launched before `get` keeps the device
-    busy while the host waits for the copy alone.
+    The copy is queued directly after the work that computes the tensor.  Work that is launched before `get` keeps the
+    device busy while the host waits for the copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -26,23 +26,23 @@ class HostCopy:
             self._host = tensor.clone()
 
     def get(self) -> Tensor:
-        """The tensor on the CPU."""
+        """The tensor on the CPU; waits for the copy."""
         if self._event is not None:
             self._event.synchronize()
         return self._host
 
 
 class HostBuffers:
-    """Main memory for one copy of named tensors, used again for the next copy; page-locked if they lie on a GPU."""
+    """Buffers in main memory for copies of named tensors, reused by every copy; page-locked for tensors on a GPU."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._arrived: torch.cuda.Event | None = None
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies in the same memory as the last ones, not to be read before `wait`.
+        """Copies of the tensors, which overwrite those of the last call.  Call `wait` before reading them.
 
-        On a GPU the copying is only queued, in front of everything that the device will do later.
+        On a GPU the copies are queued before all later work of the device, so that work cannot change them.
         """
         self._buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
@@ -53,7 +53,7 @@ class HostBuffers:
         return dict(self._buffers)
 
     def wait(self) -> None:
-        """Return when the last copy is complete; from any thread."""
+        """Wait until the last copy is complete; may be called from any thread."""
         if self._arrived is not None:
             self._arrived.synchronize()
 

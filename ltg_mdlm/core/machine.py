@@ -1,4 +1,4 @@
-"""The machine that measurements are made on: its name, its matrix rate, the memory taken from it."""
+"""Properties of the machine for benchmarks and reports: name, peak rate of matrix products, memory, bf16."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Width of the square matrices whose product sets the peak."""
-
+"""Width of the square matrices of `matrix_peak`."""
 
 PEAK_SECONDS = 1.0
+"""Duration of `matrix_peak`."""
 
 
 def matrix_peak(device: torch.device, *, bf16: bool) -> float:
-    """Best rate of a large square matrix product, FLOP per second."""
+    """The measured peak rate of large square matrix products, in FLOP per second."""
     size = PEAK_SIZE[device.type]
     left = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     right = torch.randn_like(left)
@@ -34,13 +34,13 @@ def matrix_peak(device: torch.device, *, bf16: bool) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device's queue."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or that this process had resident."""
+    """Peak memory in bytes: of tensors on a GPU, else the resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -50,7 +50,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe_machine(device: torch.device) -> str:
-    """The processor's name."""
+    """The name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -60,11 +60,11 @@ def describe_machine(device: torch.device) -> str:
 
 
 def bf16_for(precision: str, device: torch.device) -> bool:
-    """Resolve auto, fp32 or bf16: auto is bf16 where matrix products in it are native."""
+    """Whether to use bf16; `precision` is "fp32", "bf16", or "auto": bf16 if the device supports it natively."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # The only question torch answers about bf16 arithmetic of the CPU is behind a leading underscore.
+    # torch has no public function for this.
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return bool(native())

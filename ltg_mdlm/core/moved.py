@@ -1,16 +1,16 @@
-"""Documented module names of version 0.1 that moved: they keep working until version 0.3, with a DeprecationWarning."""
+"""Old names of documented modules.  They keep working until version 0.3, with a DeprecationWarning."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-MOVED = {
+MOVED: Mapping[str, str] = {
     "ltg_mdlm.generate": "ltg_mdlm.inference",
     "ltg_mdlm.html_report": "ltg_mdlm.reporting",
     "ltg_mdlm.html_report.page": "ltg_mdlm.reporting",
@@ -21,22 +21,22 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Imports an old name as a module whose attributes are those of the new one."""
+    """Imports an old name as a module that passes attribute access on to the new module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A spec for the moved modules, None for all others."""
+        """The spec of a moved module; None for all others."""
         is_package = any(name.startswith(f"{fullname}.") for name in MOVED)
         return ModuleSpec(fullname, self, is_package=is_package) if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module the attributes of the new one, and warn."""
+        """Warn, and let the module look its attributes up in the new one."""
         new = MOVED[module.__name__]
         warnings.warn(f"{module.__name__} has moved to {new}", DeprecationWarning, stacklevel=2)
         module.__getattr__ = lambda name: getattr(importlib.import_module(new), name)  # type: ignore[method-assign]
 
 
 def keep_moved_names() -> None:
-    """Make the old names importable."""
+    """Make the old names importable; called once, when the package is imported."""
     sys.meta_path.append(MovedModules())

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves after the current step and says so in its status."""
+"""Signals that ask a run to stop.  The run saves a checkpoint after the current step and ends as preempted."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-
-INSISTING_SECONDS = 1.0
-"""A Ctrl-C that comes so long after the first is a second one; torchrun repeats the terminal's within milliseconds."""
+REPEAT_SECONDS = 1.0
+"""A later SIGINT is a second Ctrl-C.  An earlier one repeats the first: torchrun forwards the terminal's signal."""
 
 
 class StopRequest:
-    """Remembers that a stop signal came, however often; a second Ctrl-C interrupts at once."""
+    """A context manager that records stop signals.  A second Ctrl-C raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        """The first signal."""
-        self._came = 0.0
+        """Name of the first signal; None if there was none."""
+        self._received_at = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -34,14 +33,14 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signal_name is None:
-            self.signal_name, self._came = signal.Signals(number).name, now
+            self.signal_name, self._received_at = signal.Signals(number).name, now
             if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
-                # The console may be in the middle of a line of its own, which a handler must not disturb.
+                # A handler must not use the console: it may have interrupted it in the middle of a line.
                 os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once, without saving\n")
-        elif number == signal.SIGINT and now - self._came > INSISTING_SECONDS:
+        elif number == signal.SIGINT and now - self._received_at > REPEAT_SECONDS:
             raise KeyboardInterrupt
 
     @property
     def requested(self) -> bool:
-        """A signal has come."""
+        """Whether a stop signal was received."""
         return self.signal_name is not None
