@@ -1,1 +1,1 @@
-"""The plugin host: discovery and loading of plugins, the slots they fill, and the context that they get."""
+"""The plugin host: discovery and loading of plugins, their slots, and the context of their components."""

@@ -1,7 +1,7 @@
-"""Installed plugins, as the metadata of their distributions announces them; nothing is imported to list them.
+"""Discovery of installed plugins from the metadata of their distributions; listing plugins imports none of them.
 
-The environment variable `LTG_MDLM_PLUGINS` restricts what is considered besides the built-in plugins: `off` nothing,
-and of other distributions not even the metadata is read; `name,name` only the plugins of these names.
+The environment variable `LTG_MDLM_PLUGINS` restricts which plugins are considered in addition to the built-in ones:
+`off` allows none, and does not even read the metadata of other distributions; `name,name` allows only these plugins.
 """
 
 from __future__ import annotations
@@ -22,23 +22,29 @@ from ltg_mdlm.host.hookspecs import PROJECT
 
 VARIABLE = "LTG_MDLM_PLUGINS"
 
-
 OFF = "off"
 
-
 HOST = "ltg-mdlm"
-"""The distribution whose plugins are built in."""
+"""The distribution of the built-in plugins."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """One plugin as its distribution's metadata announces it."""
+    """A plugin according to the metadata of its distribution."""
 
     name: str
     target: str
+    """`module:Class`"""
     distribution: str
     version: str
     entry_point: EntryPoint
+
+    @classmethod
+    def of(cls, point: EntryPoint) -> Installed:
+        """The plugin of an entry point."""
+        dist = point.dist
+        name = dist.metadata["Name"] if dist else "an unknown distribution"
+        return cls(point.name, point.value, name, dist.version if dist else "?", point)
 
     @property
     def origin(self) -> str:
@@ -47,18 +53,113 @@ class Installed:
 
     @property
     def package(self) -> str:
-        """The top-level package, or module, that it is defined in."""
+        """The top-level package or module in which it is defined."""
         return self.entry_point.module.partition(".")[0]
 
     @property
+    def is_built_in(self) -> bool:
+        """Whether the plugin comes with the host."""
+        return _normalised(self.distribution) == HOST
+
+    @property
     def provider(self) -> Provider:
-        """What is recorded of it; `str` of it names the plugin, its distribution, version and file."""
+        """The origin as a run records it; `str` of it names the plugin, its distribution, version and file."""
         file = module_file(self.entry_point.module) or f"no file of {self.entry_point.module} found"
         return Provider(plugin=self.name, distribution=self.distribution, version=self.version, file=file)
 
 
+@dataclass(frozen=True)
+class Restriction:
+    """The plugins that `LTG_MDLM_PLUGINS` allows, in addition to the built-in ones."""
+
+    text: str
+    """Value of the variable; empty if it is not set, and all plugins are allowed."""
+
+    @staticmethod
+    def of_environment() -> Restriction:
+        """The restriction that is set in the environment."""
+        return Restriction(os.environ.get(VARIABLE, "").strip())
+
+    def __str__(self) -> str:
+        return f"{VARIABLE}={self.text}"
+
+    @property
+    def built_in_only(self) -> bool:
+        """Whether only built-in plugins are allowed."""
+        return self.text == OFF
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The plugins that are listed in the variable."""
+        return () if self.built_in_only else tuple(name for part in self.text.split(",") if (name := part.strip()))
+
+    def permits(self, plugin: Installed) -> bool:
+        """Whether a plugin is allowed."""
+        return not self.text or plugin.is_built_in or plugin.name in self.names
+
+    def notes(self) -> list[str]:
+        """Remarks for `plugins list`."""
+        if not self.text:
+            return []
+        if self.built_in_only:
+            return [f"{self}: only built-in plugins are considered; unset the variable to use others"]
+        missing = [name for name in self.names if name not in installed_plugins()]
+        absent = [f"{VARIABLE} lists {name!r}, which is not installed" for name in missing]
+        return [f"{self}: no others are considered, except the built-in ones", *absent]
+
+
+@functools.cache
+def installed_plugins() -> Mapping[str, tuple[Installed, ...]]:
+    """All allowed plugins by name; several plugins of one name are a conflict between distributions."""
+    restriction = Restriction.of_environment()
+    found: dict[str, dict[str, Installed]] = {}
+    for plugin in map(Installed.of, _built_in_points() if restriction.built_in_only else entry_points(group=PROJECT)):
+        if restriction.permits(plugin):
+            # A distribution may be listed twice: as a checkout on the path and as an installation.
+            found.setdefault(plugin.name, {})[_normalised(plugin.distribution)] = plugin
+    return {name: tuple(found[name].values()) for name in sorted(found)}
+
+
+def find(name: str) -> Installed:
+    """The installed plugin of this name.
+
+    Raises UserError if there is none, if there are several, or if `LTG_MDLM_PLUGINS` does not allow it.
+    """
+    known = installed_plugins()
+    if name not in known:
+        raise _not_found(name, known)
+    if len(known[name]) > 1:
+        origins = " and ".join(plugin.origin for plugin in known[name])
+        built_in = any(plugin.is_built_in for plugin in known[name])
+        choice = f", or use only built-in plugins with {VARIABLE}={OFF}" if built_in else ""
+        raise UserError(
+            f"two distributions provide a plugin called {name!r}: {origins}\n  uninstall one of them{choice}"
+        )
+    return known[name][0]
+
+
+def _not_found(name: str, known: Iterable[str]) -> UserError:
+    restriction = Restriction.of_environment()
+    near, listing = did_you_mean(name, known), ", ".join(known)
+    if restriction.built_in_only:
+        return UserError(
+            f"no built-in plugin is called {name!r}{near}, and others are not considered because of {restriction}"
+            f"\n  built-in plugins: {listing}\n  to use {name}, unset {VARIABLE}"
+        )
+    if restriction.text:
+        for point in entry_points(group=PROJECT, name=name):
+            return UserError(
+                f"plugin {name!r} of {Installed.of(point).origin} is installed, but {restriction} does not list it"
+                f"\n  allow it with {VARIABLE}={','.join([*restriction.names, name])}, or unset the variable"
+            )
+    also = f"; {restriction} excludes others" if restriction.text else ""
+    return UserError(
+        f"no installed plugin is called {name!r}{near}\n  installed: {listing}{also}        (ltg-mdlm plugins list)"
+    )
+
+
 def module_file(name: str) -> str | None:
-    """File of a module, which is not imported if it is not yet; None if there is none."""
+    """File of a module, without importing it; None if it is not found."""
     loaded = sys.modules.get(name)
     if loaded is not None:
         return getattr(loaded, "__file__", None)
@@ -67,69 +168,11 @@ def module_file(name: str) -> str | None:
         spec: ModuleSpec | None = find_spec(first)
         for i, _ in enumerate(rest, 2):
             within = spec.submodule_search_locations if spec else None
-            # Unlike `find_spec` of importlib.util, this does not import the parent package.
+            # `importlib.util.find_spec` would import the parent package.
             spec = PathFinder.find_spec(".".join(name.split(".")[:i]), within) if within else None
     except (ImportError, ValueError):
         return None
     return spec.origin if spec else None
-
-
-@dataclass(frozen=True)
-class Restriction:
-    """Which plugins `LTG_MDLM_PLUGINS` leaves to be considered, besides the built-in ones."""
-
-    text: str
-    """Value of the variable; empty when it is not set, and everything is considered."""
-
-    @staticmethod
-    def of_environment() -> Restriction:
-        """The restriction that the user set."""
-        return Restriction(os.environ.get(VARIABLE, "").strip())
-
-    def __str__(self) -> str:
-        return f"{VARIABLE}={self.text}"
-
-    @property
-    def built_in_only(self) -> bool:
-        """No third-party plugin is even looked at."""
-        return self.text == OFF
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The third-party plugins that may be used, where they are listed."""
-        return () if self.built_in_only else tuple(name for part in self.text.split(",") if (name := part.strip()))
-
-    def permits(self, plugin: Installed) -> bool:
-        """Whether a plugin is considered."""
-        return not self.text or is_built_in(plugin) or plugin.name in self.names
-
-    def notes(self) -> list[str]:
-        """What `plugins list` has to say about it."""
-        if not self.text:
-            return []
-        if self.built_in_only:
-            return [f"{self}: only built-in plugins are considered; the variable must be unset for others"]
-        missing = [name for name in self.names if name not in installed_plugins()]
-        absent = [f"{VARIABLE} lists {name!r}, which is not installed" for name in missing]
-        return [f"{self}: no others are considered, besides the built-in ones", *absent]
-
-
-def is_built_in(plugin: Installed) -> bool:
-    """Whether a plugin comes with the host."""
-    return _normalised(plugin.distribution) == HOST
-
-
-@functools.cache
-def installed_plugins() -> Mapping[str, tuple[Installed, ...]]:
-    """Every plugin that may be considered, by name; more than one of a name is a conflict between distributions."""
-    restriction = Restriction.of_environment()
-    announced = _announced(_built_in_points() if restriction.built_in_only else entry_points(group=PROJECT))
-    found: dict[str, dict[str, Installed]] = {}
-    for plugin in announced:
-        if restriction.permits(plugin):
-            # One distribution can be listed twice (a checkout on the path and its installation).
-            found.setdefault(plugin.name, {})[_normalised(plugin.distribution)] = plugin
-    return {name: tuple(found[name].values()) for name in sorted(found)}
 
 
 def _built_in_points() -> Iterable[EntryPoint]:
@@ -139,51 +182,5 @@ def _built_in_points() -> Iterable[EntryPoint]:
         return ()
 
 
-def _announced(points: Iterable[EntryPoint]) -> list[Installed]:
-    def installed(point: EntryPoint) -> Installed:
-        dist = point.dist
-        name = dist.metadata["Name"] if dist else "an unknown distribution"
-        return Installed(point.name, point.value, name, dist.version if dist else "?", point)
-
-    return [installed(point) for point in points]
-
-
 def _normalised(distribution: str) -> str:
     return distribution.lower().replace("_", "-")
-
-
-def find(name: str) -> Installed:
-    """The installed plugin of that name.
-
-    Raises UserError when there is none, more than one, or `LTG_MDLM_PLUGINS` keeps it out of consideration.
-    """
-    known = installed_plugins()
-    if name not in known:
-        raise _not_found(name, Restriction.of_environment(), known)
-    if len(known[name]) > 1:
-        origins = " and ".join(plugin.origin for plugin in known[name])
-        built_in = any(is_built_in(plugin) for plugin in known[name])
-        choice = f", or leave out all but the built-in one with {VARIABLE}={OFF}" if built_in else ""
-        raise UserError(
-            f"two distributions provide a plugin called {name!r}: {origins}\n  uninstall one of them{choice}"
-        )
-    return known[name][0]
-
-
-def _not_found(name: str, restriction: Restriction, known: Iterable[str]) -> UserError:
-    near, listing = did_you_mean(name, known), ", ".join(known)
-    if restriction.built_in_only:
-        return UserError(
-            f"no built-in plugin is called {name!r}{near}, and others are not looked at because of {restriction}"
-            f"\n  built in: {listing}\n  to use {name}, unset {VARIABLE}"
-        )
-    kept_out = [p for p in _announced(entry_points(group=PROJECT)) if p.name == name] if restriction.text else []
-    if kept_out:
-        return UserError(
-            f"plugin {name!r} of {kept_out[0].origin} is installed, but {restriction} does not list it"
-            f"\n  allow it with {VARIABLE}={','.join([*restriction.names, name])}, or unset the variable"
-        )
-    also = f"; {restriction} keeps out others" if restriction.text else ""
-    return UserError(
-        f"no installed plugin is called {name!r}{near}\n  installed: {listing}{also}        (ltg-mdlm plugins list)"
-    )

@@ -1,13 +1,12 @@
-"""The hooks of the host.  A hook only registers: it returns a component, and is called once, at start-up.
+"""The hooks of the host.  A hook is called once, at start-up, and returns components; it does no work of a step.
 
-A plugin implements the hooks it needs, marked with `ltg_mdlm.api.hookimpl`, with any subset of the arguments.  A slot
-hook may return None, which leaves the slot to somebody else (in the end to `uniform_mdlm`).
+A plugin implements the hooks that it needs as methods marked with `ltg_mdlm.api.hookimpl`.  A hook may take any subset
+of the arguments.  A slot hook may return None to leave the slot to another plugin, or to the default `uniform_mdlm`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import pluggy
 
@@ -23,28 +22,22 @@ from ltg_mdlm.core.components import (
 )
 from ltg_mdlm.core.config import RunConfig
 
-if TYPE_CHECKING:
-    from ltg_mdlm.core.config import RunConfig
-
-
 API_VERSION = 1
-"""Rises only when an existing plugin would break; this version and the one before it are supported."""
-
+"""Increases only if existing plugins would break.  This version and the one before it are supported."""
 
 PROJECT = "ltg_mdlm"
-
+"""The entry-point group of plugins, and the prefix of the hooks."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
-"""Marks a hook of the host; plugins need `hookimpl` only."""
-
+"""Marks a hook of the host.  Plugins need only `hookimpl`."""
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a method of a plugin as the implementation of the hook of its name."""
+"""Marks a method of a plugin as an implementation of the hook of the same name."""
 
 
 @hookspec
 def ltg_mdlm_check_config(config: RunConfig) -> Iterable[str] | None:
-    """Look at the whole run's settings; raise UserError for what cannot work, return warnings for what may surprise.
+    """Check the settings of the run.  Return warnings, or raise UserError for settings that cannot work.
 
     >>> from ltg_mdlm.api import Plugin, UserError, hookimpl
     >>> class ShortRowsOnly(Plugin):
@@ -57,7 +50,7 @@ def ltg_mdlm_check_config(config: RunConfig) -> Iterable[str] | None:
 
 @hookspec
 def ltg_mdlm_corpus_statistics(stats: CorpusStatistics, ctx: RunContext) -> None:
-    """Receive the training corpus' token counts, before any slot is filled.
+    """Receive the token counts of the training corpus, before the slots are filled.
 
     >>> from ltg_mdlm.api import Plugin, hookimpl
     >>> class Counting(Plugin):
@@ -69,7 +62,7 @@ def ltg_mdlm_corpus_statistics(stats: CorpusStatistics, ctx: RunContext) -> None
 
 @hookspec
 def ltg_mdlm_row_mode(ctx: RunContext) -> RowMode | None:
-    """Decide which rows of the global batch are causal.
+    """Return the component that selects the causal rows of the global batch.
 
     >>> import torch
     >>> from ltg_mdlm.api import Plugin, RowMode, hookimpl
@@ -85,7 +78,7 @@ def ltg_mdlm_row_mode(ctx: RunContext) -> RowMode | None:
 
 @hookspec
 def ltg_mdlm_noise_schedule(ctx: RunContext) -> NoiseSchedule | None:
-    """Decide how mask rates are distributed.
+    """Return the component that defines the distribution of mask rates.
 
     >>> import torch
     >>> from ltg_mdlm.api import NoiseSchedule, Plugin, hookimpl
@@ -103,7 +96,7 @@ def ltg_mdlm_noise_schedule(ctx: RunContext) -> NoiseSchedule | None:
 
 @hookspec
 def ltg_mdlm_masking(ctx: RunContext) -> MaskingStrategy | None:
-    """Decide which tokens of a row are hidden.
+    """Return the component that selects and masks tokens.
 
     >>> from ltg_mdlm.api import MaskingStrategy, Plugin, hookimpl
     >>> class WordStarts(MaskingStrategy):
@@ -122,7 +115,7 @@ def ltg_mdlm_masking(ctx: RunContext) -> MaskingStrategy | None:
 
 @hookspec
 def ltg_mdlm_objective(ctx: RunContext) -> Objective | None:
-    """Decide how cross-entropies are weighted, and what their sum is divided by.
+    """Return the component that defines the loss: weights of the cross-entropies, and denominators of their sums.
 
     >>> import torch
     >>> from ltg_mdlm.api import Objective, Plugin, hookimpl
@@ -140,9 +133,9 @@ def ltg_mdlm_objective(ctx: RunContext) -> Objective | None:
 
 @hookspec
 def ltg_mdlm_time_conditioning(ctx: RunContext) -> TimeConditioning | None:
-    """Decide what the model is told about a row's noise level.
+    """Return the component that conditions the model on the noise level of a row.
 
-    Called for training, and again, without corpus statistics, whenever a trained model is evaluated or exported.
+    Called for training.  Called again, without corpus statistics, when a trained model is opened.
 
     >>> from ltg_mdlm.api import Plugin, TimeConditioning, hookimpl
     >>> class Time(TimeConditioning):
@@ -159,7 +152,7 @@ def ltg_mdlm_time_conditioning(ctx: RunContext) -> TimeConditioning | None:
 
 @hookspec
 def ltg_mdlm_observers(ctx: RunContext) -> Iterable[Component] | None:
-    """Add components that fill no slot: they see every step and may log.  All plugins' observers are used.
+    """Return components that fill no slot: they observe every step and may log.  All observers of all plugins are used.
 
     >>> from ltg_mdlm.api import Component, Plugin, hookimpl
     >>> class Errors(Component):

@@ -1,4 +1,4 @@
-"""From settings to the objects of a run: corpus, schedule, plugins' components, model, optimiser, validator."""
+"""Objects of a run that follow from its config: corpus, batch schedule, context of the components, and model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ltg_mdlm.model.transformer import ModelConfig, Transformer
 
 
 def open_corpus(config: RunConfig) -> Corpus:
-    """The corpus of `data.*`: a prepared folder, files of the existing stack, or the generated corpus."""
+    """The corpus of `data.*`: a prepared folder, files of the existing stack, or the built-in corpus."""
     data = config.data
     if data.train is not None:
         assert data.tokenizer is not None
@@ -32,7 +32,7 @@ def open_corpus(config: RunConfig) -> Corpus:
 
 
 def corpus_statistics(config: RunConfig, corpus: Corpus) -> CorpusStatistics:
-    """Counts over the training split without special tokens; `</s>` is an ordinary one where documents end in it."""
+    """Counts over the training split without control tokens; `</s>` is counted if documents end with it."""
     count_V = torch.from_numpy(np.array(corpus.train.token_count_V, dtype=np.int64))
     count_V[:NUM_SPECIAL] = 0
     if config.data.end_of_document:
@@ -41,14 +41,14 @@ def corpus_statistics(config: RunConfig, corpus: Corpus) -> CorpusStatistics:
 
 
 def special_types(config: RunConfig, vocab_size: int) -> Tensor:
-    """bool[V]: token types that are never masked nor predicted."""
+    """bool[V]: token types that are never masked or predicted."""
     special_V = torch.arange(vocab_size) < NUM_SPECIAL
     special_V[EOS] = not config.data.end_of_document
     return special_V
 
 
 def batch_schedule(config: RunConfig, corpus: Corpus) -> BatchSchedule:
-    """Rows and tokens of every step."""
+    """The rows and tokens of every step.  Raises UserError for settings that do not fit the corpus."""
     training = config.training
     ramp = training.batch_ramp
     return BatchSchedule.plan(
@@ -66,7 +66,7 @@ def batch_schedule(config: RunConfig, corpus: Corpus) -> BatchSchedule:
 def run_context(
     config: RunConfig, tokenizer: Tokenizer, ranks: Ranks, *, max_steps: int = 0, num_positions: int = 0
 ) -> RunContext:
-    """What components may know of the run; without steps and positions when a trained model is opened."""
+    """The context for components; without steps and positions when a trained model is opened."""
     return RunContext(
         seed=config.seed,
         max_steps=max_steps,
@@ -86,7 +86,7 @@ def run_context(
 
 
 def model_config(config: RunConfig, vocab_size: int, *, conditioned: bool) -> ModelConfig:
-    """Sizes of the transformer, under the field names of the existing stack."""
+    """The config of the transformer, with the field names of the existing stack."""
     sizes = config.model.model_dump(exclude={"dropout", "cond_dim"})
     return ModelConfig(
         **sizes,
@@ -98,14 +98,14 @@ def model_config(config: RunConfig, vocab_size: int, *, conditioned: bool) -> Mo
 
 
 def components_of(host: Host, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> Components:
-    """The plugins' components for a run on this corpus."""
+    """The components of the plugins for a run on this corpus; completes `host.config`.  Raises UserError."""
     positions = int(corpus.train.num_tokens)
     context = run_context(host.config, corpus.tokenizer, ranks, max_steps=schedule.max_steps, num_positions=positions)
     return host.build(context, corpus_statistics(host.config, corpus))
 
 
 def build_model(config: RunConfig, vocab_size: int, conditioning: TimeConditioning) -> Transformer:
-    """The model with fresh weights, a function of the seed alone."""
+    """The model with initial weights, which are a function of the seed."""
     torch.manual_seed(stream_key(config.seed, "initial weights")[0])
     sizes = model_config(config, vocab_size, conditioned=conditioning.active)
     return Transformer(sizes, conditioning.embedding(config.model.cond_dim) if conditioning.active else None)

@@ -58,7 +58,7 @@ def test_off_does_not_even_read_the_metadata_of_others(two, monkeypatch):
 
     monkeypatch.setattr("ltg_mdlm.host.discovery.entry_points", forbidden)
     assert considered(monkeypatch, "off") == BUILT_IN
-    with pytest.raises(UserError, match=r"'late', and others are not looked at because of LTG_MDLM_PLUGINS=off"):
+    with pytest.raises(UserError, match=r"'late', and others are not considered because of LTG_MDLM_PLUGINS=off"):
         find("late")
 
 
@@ -67,7 +67,7 @@ def test_off_does_not_even_read_the_metadata_of_others(two, monkeypatch):
     [
         ("early", "late", r"'late' of late-dist 0\.3 is installed, but LTG_MDLM_PLUGINS=early does not list it"),
         ("early", "late", r"allow it with LTG_MDLM_PLUGINS=early,late, or unset"),
-        ("early", "lat", r"(?s)no installed plugin is called 'lat'.*; LTG_MDLM_PLUGINS=early keeps out others"),
+        ("early", "lat", r"(?s)no installed plugin is called 'lat'.*; LTG_MDLM_PLUGINS=early excludes others"),
         (
             "",
             "lat",
