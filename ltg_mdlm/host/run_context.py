@@ -85,6 +85,13 @@ def run_context(
     )
 
 
+def components_of(host: Host, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> Components:
+    """The components of the plugins for a run on this corpus; completes `host.config`.  Raises UserError."""
+    positions = int(corpus.train.num_tokens)
+    context = run_context(host.config, corpus.tokenizer, ranks, max_steps=schedule.max_steps, num_positions=positions)
+    return host.build(context, corpus_statistics(host.config, corpus))
+
+
 def model_config(config: RunConfig, vocab_size: int, *, conditioned: bool) -> ModelConfig:
     """The config of the transformer, with the field names of the existing stack."""
     sizes = config.model.model_dump(exclude={"dropout", "cond_dim"})
@@ -95,13 +102,6 @@ def model_config(config: RunConfig, vocab_size: int, *, conditioned: bool) -> Mo
         attention_probs_dropout_prob=config.model.dropout,
         cond_dim=config.model.cond_dim if conditioned else None,
     )
-
-
-def components_of(host: Host, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> Components:
-    """The components of the plugins for a run on this corpus; completes `host.config`.  Raises UserError."""
-    positions = int(corpus.train.num_tokens)
-    context = run_context(host.config, corpus.tokenizer, ranks, max_steps=schedule.max_steps, num_positions=positions)
-    return host.build(context, corpus_statistics(host.config, corpus))
 
 
 def build_model(config: RunConfig, vocab_size: int, conditioning: TimeConditioning) -> Transformer:

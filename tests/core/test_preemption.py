@@ -1,4 +1,4 @@
-"""Stop signals: remembered, harmless when repeated, and a way out for the impatient."""
+"""Stop signals: the first one is recorded, repeated ones change nothing, and a second Ctrl-C interrupts."""
 
 import os
 import signal

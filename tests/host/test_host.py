@@ -1,4 +1,4 @@
-"""Finding, importing and registering plugins, and filling slots; every failure names who is to blame."""
+"""Importing and registering plugins, and filling slots.  Every error names the plugin and its distribution."""
 
 import sys
 import textwrap
@@ -13,7 +13,7 @@ from ltg_mdlm.api import CorpusStatistics, MaskingStrategy, Plugin, PluginOption
 from ltg_mdlm.cli.plugin_help import describe_plugin
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import load_settings
-from ltg_mdlm.host import discovery as installed_module
+from ltg_mdlm.host import discovery
 from ltg_mdlm.host.discovery import Installed, installed_plugins
 from ltg_mdlm.host.plugin_host import Host
 
@@ -95,7 +95,7 @@ def install(monkeypatch):
     def add(name: str, target: str, distribution: str = "some-dist") -> None:
         point = EntryPoint(name, target, "ltg_mdlm")
         known[name] = (*known.get(name, ()), Installed(name, target, distribution, "1.2", point))
-        monkeypatch.setattr(installed_module, "installed_plugins", lambda: known)
+        monkeypatch.setattr(discovery, "installed_plugins", lambda: known)
 
     return add
 
@@ -143,7 +143,7 @@ def test_a_plugin_that_returns_none_leaves_its_slot(install, module):
     assert make_host("silent").build(CONTEXT, STATISTICS).providers["masking"] == "uniform_mdlm"
 
 
-def test_two_plugins_in_one_slot_need_a_decision(install, module):
+def test_two_plugins_in_one_slot_are_an_error_unless_the_settings_choose(install, module):
     install("half", f"{module}:HalfPlugin", "first-dist")
     install("other", f"{module}:OtherHalfPlugin", "second-dist")
     with pytest.raises(UserError, match=r"(?s)first-dist 1\.2.*second-dist 1\.2.*slots\.masking=half"):
@@ -169,7 +169,7 @@ def test_two_distributions_with_one_name_are_both_named(install, module):
         make_host("half")
 
 
-def test_a_broken_plugin_breaks_only_those_who_select_it(install, tmp_path: Path, monkeypatch):
+def test_a_broken_plugin_is_an_error_only_if_it_is_selected(install, tmp_path: Path, monkeypatch):
     (tmp_path / "broken_plugin_module.py").write_text(textwrap.dedent("import nonexistent_package_xyz\n"))
     monkeypatch.syspath_prepend(tmp_path)
     install("broken", "broken_plugin_module:Plugin", "broken-dist")
@@ -210,6 +210,15 @@ def test_resolved_settings_hold_all_options_and_versions(install, module):
     assert config.plugins["half"] == {"share": 0.5}
     assert config.plugin_versions["half"] == "some-dist 1.2"
     assert "schedule" in config.plugins["uniform_mdlm"]
+
+
+def test_after_build_the_resolved_settings_name_the_origin_of_every_component(install, module):
+    install("half", f"{module}:HalfPlugin")
+    host = make_host("half")
+    assert host.config.provenance == {}
+    components = host.build(CONTEXT, STATISTICS)
+    assert host.config.provenance == components.provenance
+    assert host.config.provenance["masking"].plugin == "half"
 
 
 def test_a_plugin_describes_itself(install, module):

@@ -1,4 +1,4 @@
-"""Whatever a third-party plugin does wrong, one message names it, its distribution, version and file."""
+"""Every failure of a third-party plugin is one message that names the plugin, its distribution, version and file."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def plugin_with(hook: str) -> str:
 
 
 def message_of(folder: Path, source: str) -> str:
-    """What `check` says of a plugin `odd` with this source."""
+    """The error of `check` for a plugin `odd` with this source."""
     module = write_distribution(folder, "odd", source, version="2.5")
     with installed(folder), pytest.raises(UserError) as error:
         describe_run(load_settings([], QUICK, ["odd"]))
@@ -123,7 +123,7 @@ def test_a_failure_at_start_up_names_the_plugin_and_what_it_did(source, message,
     assert re.search(message, message_of(tmp_path, source))
 
 
-def test_an_objection_of_the_plugins_own_is_passed_on_as_it_is(tmp_path):
+def test_a_user_error_of_the_plugin_is_passed_on_unchanged(tmp_path):
     write_distribution(
         tmp_path, "odd", plugin_with("def ltg_mdlm_check_config(self): raise UserError('rows are too long')")
     )
@@ -285,30 +285,30 @@ def interrupted(tmp_path):
     return tmp_path / "run"
 
 
-def go_on(run: Path, source: str, **distribution: str) -> int:
-    """The same command again, with another distribution behind `odd`; the exit code."""
+def resume(run: Path, source: str, **distribution: str) -> int:
+    """Run the same command again, with another distribution of `odd`; returns the exit code."""
     site = run.parent / "other-site"
     write_distribution(site, "odd", source, **distribution)
     with installed(site):
         return launch(load_settings([], QUICK, ["odd"], run))
 
 
-def test_going_on_with_another_version_is_noted(interrupted, capsys):
+def test_resuming_with_another_version_is_noted(interrupted, capsys):
     source = plugin_with("def ltg_mdlm_masking(self, ctx): return make(ctx)") + MASKS
-    assert go_on(interrupted, source, version="1.1") == 0
+    assert resume(interrupted, source, version="1.1") == 0
     assert "note: odd was odd-dist 1.0, now it is odd-dist 1.1" in capsys.readouterr().out
 
 
-def test_going_on_with_another_distribution_of_the_same_plugin_name_is_refused(interrupted):
+def test_resuming_with_another_distribution_of_the_same_plugin_name_is_refused(interrupted):
     source = plugin_with("def ltg_mdlm_masking(self, ctx): return make(ctx)") + MASKS
     with pytest.raises(UserError, match=r"plugin 'odd' was provided by odd-dist 1\.0, now by fork-dist 1\.0"):
-        go_on(interrupted, source, name="fork-dist")
+        resume(interrupted, source, name="fork-dist")
 
 
-def test_going_on_with_a_version_that_fills_other_slots_is_refused(interrupted):
+def test_resuming_with_a_version_that_fills_other_slots_is_refused(interrupted):
     before = (interrupted / "metrics.jsonl").read_bytes()
     source = plugin_with("def ltg_mdlm_masking(self, ctx): return None")
     message = r"masking was filled by 'odd' \(odd-dist 1\.0\), now by 'uniform_mdlm' \(ltg-mdlm "
     with pytest.raises(UserError, match=message):
-        go_on(interrupted, source, version="2.0")
+        resume(interrupted, source, version="2.0")
     assert (interrupted / "metrics.jsonl").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Settings: what wins over what, and errors a user can act on."""
+"""Settings: order of precedence, and error messages."""
 
 from pathlib import Path
 
