@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ltg_mdlm.storage import checkpoint
 from ltg_mdlm.storage.run_folder import RunFolder
-from ltg_mdlm.training.agreement import differences, resume_notes, source_digest
+from ltg_mdlm.training.consistency import differences, resume_notes, source_digest
 
 STEPS = 12
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "faulty")
@@ -103,7 +103,7 @@ def test_any_number_of_ranks_trains_on_the_same_batches_with_the_same_masks(plug
         outcome = run(tmp_path / "resized", *sets, plugin=plugin, processes=processes, faults=fault(faults, "SIGTERM"))[
             0
         ]
-    assert "note: 1 process(es) trained until now, 2 go on" in outcome.output
+    assert "note: the run had 1 process(es), now it has 2: " in outcome.output
     assert sorted(losses(tmp_path / "resized")) == list(range(1, STEPS + 1))
     assert losses(tmp_path / "resized") == pytest.approx(curve, abs=1e-5)
 
@@ -114,7 +114,7 @@ def test_a_change_of_ranks_and_of_versions_is_announced():
     now = {"world_size": 1, "versions": {"torch": "2", "ltg_mdlm": "3"}, "config": {"model": {"dropout": 0.1}}}
     versions, ranks = resume_notes(before, now)
     assert versions == "torch was 1, now it is 2"
-    assert re.search(r"2 process.* 1 go on: .* masks stay the same, dropout does not", ranks)
+    assert re.search(r"had 2 process.* now it has 1: .* masks stay the same, dropout does not", ranks)
     assert resume_notes(now, now) == []
 
 
@@ -178,7 +178,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
     weights.write_bytes(content)
     outcome = run(tmp_path / "run")[0]
     assert re.search(r"warning: the checkpoint .*step_0000009 is passed over: .*SHA-256", outcome.output)
-    assert "going on from step 8" in outcome.output
+    assert "resuming from step 8" in outcome.output
     require_same(tmp_path / "run", undisturbed())
 
 
