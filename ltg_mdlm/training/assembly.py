@@ -1,4 +1,4 @@
-"""Assembly of a run: from a host with its settings to data, recipe, model, optimizer and validators."""
+"""Assembly of a run: from a host with its settings to data, recipe, model, optimiser and validators."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class EMA:
     def swap(self) -> Iterator[None]:
         """Give the model the averaged weights inside the block, and restore its own weights bit-exactly after it.
 
-        The values are copied, so the optimizer and data parallelism keep their references to the parameters.
+        The values are copied, so the optimiser and data parallelism keep their references to the parameters.
         """
         assert not self._swapped, "the model holds the averages already"
         own = {name: p.detach().clone() for name, p in self._parameters.items()}
