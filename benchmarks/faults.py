@@ -182,7 +182,7 @@ def all_killed(bench: Bench) -> Finding:
 
 def beginning(output: str) -> str:
     """Where a run says that it begins."""
-    return next((line for line in output.splitlines() if line.startswith("going on from")), "begins again")
+    return next((line for line in output.splitlines() if line.startswith("resuming from")), "begins again")
 
 
 def signals() -> Iterator[Callable[[Bench], Finding]]:

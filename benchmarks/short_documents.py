@@ -70,7 +70,7 @@ class Published:
             micro_batch = run.recipe.corrupt(batch, step)
             corrupted = micro_batch.corrupted
             visible_BTT = batch.document_BT[:, :, None] == batch.document_BT[:, None, :]
-            hidden_BTD = self.oracle.hidden(corrupted.input_BT, visible_BTT, micro_batch.value_B)
+            hidden_BTD = self.oracle.hidden(corrupted.input_BT, visible_BTT, micro_batch.conditioning_B)
             label_BT = corrupted.labels_BT
             logits_NV = self.oracle.logits(hidden_BTD[label_BT != IGNORE])
             weight_N = (1 / micro_batch.noise.rate_B).float()[(label_BT != IGNORE).nonzero()[:, 0]]

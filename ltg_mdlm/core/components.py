@@ -25,6 +25,7 @@ from ltg_mdlm.core.batch import (
     labels_for,
     realised_rate,
 )
+from ltg_mdlm.core.errors import ResultError
 
 
 class PluginOptions(BaseModel):
@@ -212,6 +213,10 @@ class MaskingStrategy(Component, ABC):
         Override this for strategies that do not mask tokens independently, or do not replace them all by `<mask>`.
         """
         probability_BT = self.mask_probability(batch, noise, step)
+        if not (isinstance(probability_BT, Tensor) and probability_BT.shape == batch.ids_BT.shape):
+            raise ResultError(
+                f"mask_probability returned {described(probability_BT)}, not float{list(batch.ids_BT.shape)}"
+            )
         drawn_BT = step.uniform(batch, "mask", batch.ids_BT.shape[1]) < probability_BT
         masked_BT = drawn_BT & batch.maskable_BT & ~causal_B.unsqueeze(1)
         hazard_BT, hazard_by_type_BV = self.hazard(batch, noise, step)
@@ -278,3 +283,10 @@ class TimeConditioning(Component, ABC):
         from ltg_mdlm.model.transformer import TimeEmbedding
 
         return TimeEmbedding(cond_dim)
+
+
+def described(value: object) -> str:
+    """Element type and shape of a tensor, such as float32[2, 8]; the type's name of anything else."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"

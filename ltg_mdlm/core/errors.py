@@ -17,6 +17,10 @@ class UserError(Exception):
     """Whether only this process reports the error; None if the processes could not be asked."""
 
 
+class ResultError(Exception):
+    """A component's method returned a value of the wrong type or shape; the message starts with the method's name."""
+
+
 class PluginFailure(Exception):
     """A component of a plugin raised an exception during training, which is the `__cause__`."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
+from ltg_mdlm.core.errors import PluginFailure, ResultError, UserError, text_of
 
 if TYPE_CHECKING:
     from ltg_mdlm.host.discovery import Installed
@@ -67,7 +67,7 @@ def failures_named(components: Components, moment: Callable[[Exception], str]) -
     """Turn an exception from a component's method, or from code that it called, into a PluginFailure.
 
     `moment` says when it happened, such as "in step 3".  A UserError, and an exception that no component was involved
-    in, are passed on unchanged.
+    in, are passed on unchanged.  A ResultError becomes a UserError.
     """
     try:
         yield
@@ -79,7 +79,9 @@ def failures_named(components: Components, moment: Callable[[Exception], str]) -
             arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
             owner = frame.f_locals.get(arguments[0]) if arguments else None
             if (slot := slot_of.get(id(owner))) is not None:
-                method = f"{type(owner).__name__}.{frame.f_code.co_name}"
                 provider = components.provenance[slot]
+                if isinstance(error, ResultError):
+                    raise UserError(f"{provider}: {type(owner).__name__}.{error}") from error
+                method = f"{type(owner).__name__}.{frame.f_code.co_name}"
                 raise PluginFailure(f"{provider}: {method} ({slot}) failed {moment(error)}") from error
         raise

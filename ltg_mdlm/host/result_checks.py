@@ -1,7 +1,8 @@
-"""Checks of the types and shapes of what components return.
+"""Checks of the types and shapes of what components return, so that an error of shape names the plugin.
 
-Each check takes `where`, which names the plugin, class and method (`method_of`), and raises UserError such as
-`plugin 'x' of x-dist 1.0 (x.py): C.mask_probability returned float32[2, 1], not float[2, 32]`.
+Broadcasting hides some wrong shapes, and others fail far from the method that returned them.  `ResultChecks` looks at
+the results of the first step, where the recipe receives them.  A message reads
+`plugin 'x' of x-dist 1.0 (x.py): C.sample returned rate_B as float64[2, 1], not float[2]`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,94 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ltg_mdlm.core.components import Component
+from ltg_mdlm.core.batch import Batch, Corrupted, Noise, Step, Supervised
+from ltg_mdlm.core.components import Component, described
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.host.slots import Components
 
 Kind = Literal["float", "int64", "bool"]
 """Element type of a tensor; `float` is any floating-point type."""
+
+CORRUPTED: dict[str, Kind] = {
+    "input_BT": "int64",
+    "labels_BT": "int64",
+    "masked_BT": "bool",
+    "realised_rate_B": "float",
+    "causal_B": "bool",
+    "hazard_BT": "float",
+}
+"""Element types of the fields of `Corrupted`."""
+
+
+class ResultChecks:
+    """Checks what the components of a recipe return, until `finish` is called.
+
+    Each method takes a result and what its shape follows from.  Raises UserError that names plugin, class and method.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self._components, self._finished = components, False
+
+    def finish(self) -> None:
+        """Check no further results."""
+        self._finished = True
+
+    def _method(self, slot: str, method: str) -> str:
+        return method_of(self._components, slot, getattr(self._components, slot), method)
+
+    def causal(self, causal_R: Any, step: Step) -> None:
+        """Result of `RowMode.causal`."""
+        if not self._finished and causal_R is not None:
+            require_tensor(self._method("row_mode", "causal"), causal_R, "bool", (step.rows,))
+
+    def noise(self, noise: Any, batch: Batch) -> None:
+        """Result of `NoiseSchedule.sample`."""
+        if self._finished:
+            return
+        where = self._method("noise_schedule", "sample")
+        require_type(where, noise, Noise)
+        for name in ("t_B", "rate_B", "slope_B"):
+            require_tensor(where, getattr(noise, name), "float", batch.row_B.shape, name)
+
+    def corrupted(self, corrupted: Any, batch: Batch) -> None:
+        """Result of `MaskingStrategy.corrupt`."""
+        if self._finished:
+            return
+        where = self._method("masking", "corrupt")
+        require_type(where, corrupted, Corrupted)
+        for name, kind in CORRUPTED.items():
+            shape = batch.ids_BT.shape if name.endswith("_BT") else batch.row_B.shape
+            if not (name == "hazard_BT" and corrupted.hazard_BT is None):
+                require_tensor(where, getattr(corrupted, name), kind, shape, name)
+
+    def conditioning(self, value_B: Any, batch: Batch) -> None:
+        """Result of `TimeConditioning.value`."""
+        if self._finished:
+            return
+        where = self._method("time_conditioning", "value")
+        if self._components.time_conditioning.active:
+            require_tensor(where, value_B, "float", batch.row_B.shape)
+        elif value_B is not None:
+            raise UserError(f"{where} returned {type(value_B).__name__}, not None")
+
+    def groups(self, method: str, value_K: Any) -> None:
+        """Result of the objective's `denominators` or `loss_terms`."""
+        if not self._finished:
+            groups = (len(self._components.objective.group_names),)
+            require_tensor(self._method("objective", method), value_K, "float", groups)
+
+    def weights(self, group_N: Any, weights: Any, supervised: Supervised) -> None:
+        """Results of the objective's `group` and `weights`."""
+        if self._finished:
+            return
+        shape = supervised.label_N.shape
+        require_tensor(self._method("objective", "group"), group_N, "int64", shape)
+        where = self._method("objective", "weights")
+        if not (isinstance(weights, tuple) and len(weights) == 2):
+            raise UserError(f"{where} returned {type(weights).__name__}, not a pair (nll_weight_N, z_weight_N or None)")
+        require_tensor(where, weights[0], "float", shape, "nll_weight_N")
+        if weights[1] is not None:
+            require_tensor(where, weights[1], "float", shape, "z_weight_N")
 
 
 def method_of(components: Components, slot: str, component: Component, method: str) -> str:
@@ -38,10 +121,8 @@ def require_tensor(where: str, value: Any, kind: Kind, shape: tuple[int, ...], n
         fits = value.is_floating_point() if kind == "float" else value.dtype == getattr(torch, kind)
         if fits and value.shape == shape:
             return
-        given = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    else:
-        given = type(value).__name__
-    raise UserError(f"{where} returned {f'{name} as ' if name else ''}{given}, not {kind}{list(shape)}")
+    prefix = f"{name} as " if name else ""
+    raise UserError(f"{where} returned {prefix}{described(value)}, not {kind}{list(shape)}")
 
 
 def require_numbers(where: str, value: Any) -> None:

@@ -77,7 +77,7 @@ def all_masked(components: Components, batch: Batch, noise: Noise, step: Step) -
 def micro_batch_of(batch: Batch, corrupted: Corrupted, noise: Noise) -> MicroBatch:
     """As the recipe makes one, without time conditioning."""
     count = HostCopy((corrupted.labels_BT != IGNORE).sum())
-    return MicroBatch(batch=batch, corrupted=corrupted, noise=noise, value_B=None, supervised_count=count)
+    return MicroBatch(batch=batch, corrupted=corrupted, noise=noise, conditioning_B=None, supervised_count=count)
 
 
 def supervised_of(components: Components, micro_batch: MicroBatch) -> Supervised:

@@ -1,4 +1,4 @@
-"""From settings to the objects of a run: corpus, schedule, plugins' components, model, optimiser, validator."""
+"""Assembly of a run: from a host with its settings to data, recipe, model, optimiser and validators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ltg_mdlm import __version__
-from ltg_mdlm.core.components import CorpusStatistics
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
@@ -37,12 +36,12 @@ from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
 from ltg_mdlm.training.validation import PairValidator, Validator
 
 TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
-"""Tokens per forward pass when `training.micro_batch_rows` is null."""
+"""Tokens per forward pass if `training.micro_batch_rows` is null."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the trainer works with."""
+    """The objects that the trainer works with."""
 
     config: RunConfig
     ranks: Ranks
@@ -54,25 +53,66 @@ class Run:
     optimizer: AdamW
     ema: EMA
     validator: Validator | None
+    """None without a validation split."""
     pairs: PairValidator | None
+    """None without minimal pairs."""
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.loss.model.parameters() if p.requires_grad)
 
 
-def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[str, Any]:
-    """What a checkpoint should tell about the run it comes from."""
-    return {
-        "seed": config.seed,
-        "world_size": ranks.world_size,
-        "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
-        "provenance": {slot: provider.model_dump() for slot, provider in components.provenance.items()},
-        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"}),
-        "modes": sorted(components.row_mode.modes),
-        "predicts": components.masking.predicts,
-    }
+def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
+    """Build all objects of a run.
+
+    Raises UserError for settings that do not fit the corpus or the number of ranks, and PluginFailure.
+    """
+    schedule = batch_schedule(host.config, corpus)
+    components = components_of(host, corpus, schedule, ranks)
+    config = host.config  # complete once the components are built
+    with failures_named(components, lambda _: "before the first step"):
+        recipe = Recipe(components)
+        model = build_model(config, corpus.vocab_size, components.time_conditioning).to(ranks.device)
+        if config.run.init_from is not None:
+            checkpoint = find_checkpoint(config.run.init_from)
+            require_same_tokens(checkpoint, corpus.tokenizer)
+            copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
+        model.transformer.activation_checkpointing = config.training.activation_checkpointing
+        loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
+        if config.training.compile and ranks.device.type == "cuda":
+            loss.compile_layers()
+        loader = RowLoader(
+            corpus.train,
+            schedule,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            micro_batch_rows=micro_batch_rows(config, ranks.device),
+            device=ranks.device,
+        )
+        settings = config.optimizer
+        optimizer = build_optimizer(
+            settings.name,
+            model,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            max_norm=settings.clip,
+        )
+        return Run(
+            config=config,
+            ranks=ranks,
+            corpus=corpus,
+            schedule=schedule,
+            loader=loader,
+            recipe=recipe,
+            loss=loss,
+            optimizer=optimizer,
+            ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
+            validator=build_validator(config, corpus, loss, recipe, ranks),
+            pairs=build_pair_validator(config, corpus, loss, recipe, ranks),
+        )
 
 
 def use_bf16(config: RunConfig, device: torch.device) -> bool:
@@ -81,84 +121,27 @@ def use_bf16(config: RunConfig, device: torch.device) -> bool:
 
 
 def micro_batch_rows(config: RunConfig, device: torch.device) -> int:
-    """Rows per forward pass at the longest row."""
+    """Largest number of rows per forward pass: `training.micro_batch_rows`, or what fits `TOKENS_PER_MICRO_BATCH`."""
     longest = max(length for _, length in config.training.stages)
     return config.training.micro_batch_rows or max(TOKENS_PER_MICRO_BATCH[device.type] // longest, 1)
 
 
-def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
-    """Assemble everything.  Raises UserError for settings that do not fit the corpus or the number of ranks."""
-    schedule = batch_schedule(host.config, corpus)
-    components = components_of(host, corpus, schedule, ranks)
-    with failures_named(components, lambda _: "before the first step"):
-        return assemble(host.config, corpus, schedule, components, ranks)
-
-
-def assemble(config: RunConfig, corpus: Corpus, schedule: BatchSchedule, components: Components, ranks: Ranks) -> Run:
-    """Put model, optimiser, validators and loader around the components.  Raises UserError as `build_run`."""
-    recipe = Recipe(components)
-    model = build_model(config, corpus.vocab_size, recipe.components.time_conditioning).to(ranks.device)
-    if config.run.init_from is not None:
-        checkpoint = find_checkpoint(config.run.init_from)
-        require_same_tokens(checkpoint, corpus.tokenizer)
-        copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
-    model.transformer.activation_checkpointing = config.training.activation_checkpointing
-    loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
-    if config.training.compile and ranks.device.type == "cuda":
-        loss.compile_layers()
-    settings = config.optimizer
-    loader = RowLoader(
-        corpus.train,
-        schedule,
-        seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        micro_batch_rows=micro_batch_rows(config, ranks.device),
-        device=ranks.device,
-    )
-    return Run(
-        config=config,
-        ranks=ranks,
-        corpus=corpus,
-        schedule=schedule,
-        loader=loader,
-        recipe=recipe,
-        loss=loss,
-        optimizer=build_optimizer(
-            settings.name,
-            model,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            max_norm=settings.clip,
-        ),
-        ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
-        validator=build_validator(config, corpus, loss, recipe, corpus_statistics(config, corpus), ranks),
-        pairs=build_pairs(config, corpus, loss, recipe.components, ranks),
-    )
-
-
 def require_same_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the run of `checkpoint` kept a tokenizer that cuts text differently: other ids, other words.
+    """Raises UserError if the run of `checkpoint` used another tokenizer, whose ids stand for other tokens.
 
-    Runs of older versions kept none.
+    Run folders of old versions have no tokenizer and are not checked.
     """
     kept = RunFolder(checkpoint.absolute().parent.parent).tokenizer_file
     if kept.is_file() and Tokenizer.read(kept).fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"run.init_from: {checkpoint} was trained with another tokenizer ({kept}) than this run's corpus was made"
-            " with, so that its weights belong to other tokens"
-            f"\n  prepare the corpus with that one: ltg-mdlm prepare ... --tokenizer {kept}"
+            f"run.init_from: {checkpoint} was trained with another tokenizer ({kept}) than the corpus of this run was"
+            " prepared with, so its weights belong to other tokens"
+            f"\n  prepare the corpus with that tokenizer: ltg-mdlm prepare ... --tokenizer {kept}"
         )
 
 
 def build_validator(
-    config: RunConfig,
-    corpus: Corpus,
-    loss: DenoisingLoss,
-    recipe: Recipe,
-    statistics: CorpusStatistics,
-    ranks: Ranks,
+    config: RunConfig, corpus: Corpus, loss: DenoisingLoss, recipe: Recipe, ranks: Ranks
 ) -> Validator | None:
     """The validator of the held-out split; None without such a split."""
     if corpus.valid is None:
@@ -177,7 +160,7 @@ def build_validator(
         loss,
         recipe,
         held_out.batches,
-        statistics,
+        corpus_statistics(config, corpus),
         rows=held_out.rows,
         draws=config.validation.draws,
         seed=config.seed,
@@ -186,27 +169,28 @@ def build_validator(
     )
 
 
-def build_pairs(
-    config: RunConfig, corpus: Corpus, loss: DenoisingLoss, components: Components, ranks: Ranks
+def build_pair_validator(
+    config: RunConfig, corpus: Corpus, loss: DenoisingLoss, recipe: Recipe, ranks: Ranks
 ) -> PairValidator | None:
-    """What scores minimal pairs, or None when there are none.  Raises UserError for an unreadable file."""
-    wanted = config.validation.pairs
-    path = corpus.path / MINIMAL_PAIRS if wanted == "corpus" else Path(wanted) if wanted else None
-    if path is None or (wanted == "corpus" and not path.exists()):
+    """The validator of `validation.pairs`; None without minimal pairs.  Raises UserError for an unreadable file."""
+    setting = config.validation.pairs
+    path = corpus.path / MINIMAL_PAIRS if setting == "corpus" else Path(setting) if setting else None
+    if path is None or (setting == "corpus" and not path.exists()):
         return None
+    parts = recipe.components
     denoiser = Denoiser(
         model=loss.model,
         tokenizer=corpus.tokenizer,
-        predicts=components.masking.predicts,
-        modes=components.row_mode.modes,
-        value_for_rate=components.time_conditioning.value_for_rate,
+        predicts=parts.masking.predicts,
+        modes=parts.row_mode.modes,
+        value_for_rate=parts.time_conditioning.value_for_rate,
     )
     pairs = first_of_each(read_minimal_pairs(path), config.validation.pairs_per_phenomenon)
     return PairValidator(loss, pairs, LikelihoodScorer(denoiser, ScoringRule(score=default_score(denoiser)), ranks))
 
 
 def first_of_each(pairs: Iterable[MinimalPair], limit: int) -> list[MinimalPair]:
-    """At most `limit` pairs of each phenomenon."""
+    """At most `limit` pairs of each phenomenon, in their order."""
     seen: Counter[str] = Counter()
     chosen = []
     for pair in pairs:
@@ -214,3 +198,16 @@ def first_of_each(pairs: Iterable[MinimalPair], limit: int) -> list[MinimalPair]
         if seen[pair.uid] <= limit:
             chosen.append(pair)
     return chosen
+
+
+def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[str, Any]:
+    """Facts about the run that every checkpoint stores in its state.json."""
+    return {
+        "seed": config.seed,
+        "world_size": ranks.world_size,
+        "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
+        "provenance": {slot: provider.model_dump() for slot, provider in components.provenance.items()},
+        "config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"}),
+        "modes": sorted(components.row_mode.modes),
+        "predicts": components.masking.predicts,
+    }

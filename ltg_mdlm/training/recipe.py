@@ -1,11 +1,15 @@
 """From a batch to a loss: corruption, the model, and the objective, in the order of the paper.
 
-Shapes: B rows, T tokens per row, N supervised positions, V vocabulary, K loss groups, R rows of the global batch.
+A training step calls `Recipe.begin` (modes of the rows), `Recipe.corrupt` (noise, masks and conditioning of every
+micro-batch), `Recipe.denominators`, `DenoisingLoss` (forward pass), `Recipe.observe` and `Recipe.step_end`.
+
+Shapes: B rows, T tokens per row, N supervised positions, V vocabulary, D width, K loss groups, R rows of the global
+batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor, nn
 
 from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Observation, Step, Supervised
 from ltg_mdlm.core.host_memory import HostCopy
-from ltg_mdlm.host.result_checks import method_of, require_numbers
+from ltg_mdlm.host.result_checks import ResultChecks, method_of, require_numbers, require_tensors
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.model.cross_entropy import chunked_loss, weighted_cross_entropy
 from ltg_mdlm.model.transformer import Transformer
@@ -21,65 +25,82 @@ from ltg_mdlm.model.transformer import Transformer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """A corrupted micro-batch, ready for the model."""
+    """A corrupted micro-batch: the input of `DenoisingLoss`."""
 
     batch: Batch
     corrupted: Corrupted
     noise: Noise
-    value_B: Tensor | None
-    """Time conditioning; None when the model has none."""
+    conditioning_B: Tensor | None
+    """float32: the conditioning value of each row; None if the model has no time conditioning."""
     supervised_count: HostCopy
+    """N.  The copy starts here, one micro-batch before `gather_supervised` needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """The loss of one micro-batch, and what the model made of its supervised positions."""
+    """The loss of one micro-batch, and the predictions at its supervised positions."""
 
     loss: Tensor
-    """Scalar with gradient: sum over groups of this micro-batch's sum / global denominator."""
+    """Scalar with gradient: this micro-batch's share of the loss, the sum over groups of sum / global denominator."""
     terms_K: Tensor
-    """The sums, not yet divided."""
+    """The sums of the loss groups, before the division."""
     supervised: Supervised
     correct_N: Tensor
+    """bool: the label has the largest logit."""
     nll_N: Tensor
+    """float32: -log p of the label, in nats."""
 
 
 class Recipe:
-    """The components of a run, applied to batches."""
+    """Applies the components of a run to batches."""
 
     def __init__(self, components: Components) -> None:
         self.components = components
         self._distinct = [component for _, _, component in components.named()]
+        self.checks = ResultChecks(components)
         self.is_bound = components.objective.bound_for(components.masking, components.noise_schedule)
 
     def begin(self, step: Step, device: torch.device) -> Step:
-        """Fix the modes of the global batch's rows."""
-        return replace(step, causal_R=self.components.row_mode.causal(step, device))
+        """The step with `causal_R`, the modes of the rows of its global batch."""
+        causal_R = self.components.row_mode.causal(step, device)
+        self.checks.causal(causal_R, step)
+        return replace(step, causal_R=causal_R)
 
     def corrupt(self, batch: Batch, step: Step) -> MicroBatch:
-        """Draw modes, noise and masks for one micro-batch; a function of (seed, step, row) and of adaptive state."""
+        """Draw noise levels and masks; a function of (seed, step, row) and of the state of adaptive components."""
         parts = self.components
-        causal_B = (
-            torch.zeros_like(batch.row_B, dtype=torch.bool) if step.causal_R is None else step.causal_R[batch.row_B]
-        )
+        if step.causal_R is None:
+            causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
+        else:
+            causal_B = step.causal_R[batch.row_B]
         noise = parts.noise_schedule.sample(batch, step)
+        self.checks.noise(noise, batch)
         corrupted = parts.masking.corrupt(batch, causal_B, noise, step)
+        self.checks.corrupted(corrupted, batch)
+        conditioning_B = parts.time_conditioning.value(corrupted, noise)
+        self.checks.conditioning(conditioning_B, batch)
         return MicroBatch(
             batch=batch,
             corrupted=corrupted,
             noise=noise,
-            value_B=parts.time_conditioning.value(corrupted, noise),
+            conditioning_B=conditioning_B,
             supervised_count=HostCopy((corrupted.labels_BT != IGNORE).sum()),
         )
 
     def denominators(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        """float32[K]: this rank's share, summed over its micro-batches."""
-        objective = self.components.objective
-        return torch.stack([objective.denominators(m.batch, m.corrupted) for m in micro_batches]).sum(0)
+        """float32[K]: this rank's share of the denominators, summed over its micro-batches.
+
+        The trainer sums them over ranks before the first forward pass.  A mean of the micro-batches' means would give
+        another loss for every split of the global batch, since micro-batches differ in their masked tokens.
+        """
+        shares = [self.components.objective.denominators(m.batch, m.corrupted) for m in micro_batches]
+        for share_K in shares:
+            self.checks.groups("denominators", share_K)
+        return torch.stack(shares).sum(0)
 
     def observe(self, step: Step, micro_batch: MicroBatch, output: LossOutput) -> None:
-        """Pass the model's answers on to adaptive components."""
-        seen = Observation(
+        """Show the predictions of a micro-batch to all components."""
+        observation = Observation(
             step=step,
             batch=micro_batch.batch,
             supervised=output.supervised,
@@ -87,15 +108,16 @@ class Recipe:
             nll_N=output.nll_N,
         )
         for component in self._distinct:
-            component.observe(seen)
+            component.observe(observation)
 
     def step_end(self, step: Step) -> None:
-        """Let components update their state, on every rank alike."""
+        """Let components update their state, identically on every rank."""
         for component in self._distinct:
             component.step_end(step)
+        self.checks.finish()
 
     def metrics(self) -> dict[str, float]:
-        """`<plugin>/<key>` of every component."""
+        """Metrics of all components, as `<plugin>/<key>`."""
         row: dict[str, float] = {}
         for slot, plugin, component in self.components.named():
             values = component.metrics()
@@ -104,12 +126,13 @@ class Recipe:
         return row
 
     def state_dict(self) -> dict[str, Tensor]:
-        """State of every component, as `<slot>/<key>`."""
-        return {
-            f"{slot}/{key}": value
-            for slot, _, component in self.components.named()
-            for key, value in component.state_dict().items()
-        }
+        """State of all components, as `<slot>/<key>`."""
+        states: dict[str, Tensor] = {}
+        for slot, _, component in self.components.named():
+            state = component.state_dict()
+            require_tensors(method_of(self.components, slot, component, "state_dict"), state)
+            states |= {f"{slot}/{key}": value for key, value in state.items()}
+        return states
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
@@ -119,7 +142,7 @@ class Recipe:
 
 
 class DenoisingLoss(nn.Module):
-    """Model and objective in one module, which is what data parallelism wraps."""
+    """Model and objective in one module, which data parallelism wraps."""
 
     def __init__(self, model: Transformer, recipe: Recipe, *, bf16: bool) -> None:
         super().__init__()
@@ -129,36 +152,44 @@ class DenoisingLoss(nn.Module):
         self.compiled = False
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Compile the model's layers for training, once for every shape of a micro-batch.
+        """Compile the transformer layers for training, once per shape of a micro-batch.
 
-        Head and loss stay as they are: their number of positions differs in every step, and they are a few large
-        products.  After too many shapes torch says so and runs new ones uncompiled.
+        Head and loss are not compiled: the number of supervised positions differs in every step, and their time is
+        spent in a few large matrix products.
         """
         self.model.transformer.compile(backend=backend, dynamic=False)
         self.compiled = True
 
-    def forward(self, micro_batch: MicroBatch, denominators_K: Tensor, step: Step) -> LossOutput:
-        """The vocabulary is projected only at supervised positions, in chunks, with float32 cross-entropies."""
-        corrupted, batch = micro_batch.corrupted, micro_batch.batch
-        with self.autocast(batch.ids_BT.device):
-            hidden_BTD = self.model(corrupted.input_BT, batch.document_BT, corrupted.causal_B, micro_batch.value_B)
-            predicts_next = self._recipe.components.masking.predicts == "next"
-            supervised, index_N = gather_supervised(micro_batch, predicts_next=predicts_next)
-            features_ND = self.model.head(hidden_BTD.flatten(0, 1)[index_N])
-            if self._recipe.components.objective.needs_logits:
-                return self._from_logits(features_ND, supervised, denominators_K, step)
-            return self._from_weights(features_ND, supervised, denominators_K, step)
-
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The arithmetic of forward passes: bf16 matrix products, or plain float32."""
+        """Context of forward passes: matrix products in bf16, or everything in float32."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def _from_weights(
+    def forward(self, micro_batch: MicroBatch, denominators_K: Tensor, step: Step) -> LossOutput:
+        """Predict the labels of a micro-batch; `denominators_K` are those of the global batch."""
+        corrupted, batch = micro_batch.corrupted, micro_batch.batch
+        parts = self._recipe.components
+        with self.autocast(batch.ids_BT.device):
+            hidden_BTD = self.model(
+                corrupted.input_BT, batch.document_BT, corrupted.causal_B, micro_batch.conditioning_B
+            )
+            supervised, index_N = gather_supervised(micro_batch, predicts_next=parts.masking.predicts == "next")
+            # Head and vocabulary matrix run at the supervised positions only, since logits are the largest tensor of a
+            # step and the others have no label.
+            features_ND = self.model.head(hidden_BTD.flatten(0, 1)[index_N])
+            if parts.objective.needs_logits:
+                return self._loss_from_logits(features_ND, supervised, denominators_K, step)
+            return self._loss_from_weights(features_ND, supervised, denominators_K, step)
+
+    def _loss_from_weights(
         self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
     ) -> LossOutput:
+        """Sum of weighted cross-entropies and z-losses, for objectives that define `weights`."""
         objective, model = self._recipe.components.objective, self.model
         group_N = objective.group(supervised)
-        nll_weight_N, z_weight_N = objective.weights(supervised, step)
+        weights = objective.weights(supervised, step)
+        self._recipe.checks.weights(group_N, weights, supervised)
+        nll_weight_N, z_weight_N = weights
+        # The kernel computes gradients in its forward pass, so the division by the denominators is part of the weights.
         share_N = 1 / denominators_K[group_N]
         result = weighted_cross_entropy(
             features_ND,
@@ -176,9 +207,10 @@ class DenoisingLoss(nn.Module):
             loss=result.loss, terms_K=terms_K, supervised=supervised, correct_N=result.correct_N, nll_N=result.nll_N
         )
 
-    def _from_logits(
+    def _loss_from_logits(
         self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
     ) -> LossOutput:
+        """Any differentiable function of the logits, for objectives that define `loss_terms`."""
         objective, model = self._recipe.components.objective, self.model
         label_N = supervised.label_N
         nll_N = torch.empty(len(label_N), dtype=torch.float32, device=label_N.device)
@@ -187,7 +219,9 @@ class DenoisingLoss(nn.Module):
         def loss_terms(logits_nV: Tensor, part: slice) -> Tensor:
             nll_N[part] = nn.functional.cross_entropy(logits_nV.detach(), label_N[part], reduction="none")
             correct_N[part] = logits_nV.detach().argmax(1) == label_N[part]
-            return objective.loss_terms(logits_nV, supervised[part], step)
+            terms_K = objective.loss_terms(logits_nV, supervised[part], step)
+            self._recipe.checks.groups("loss_terms", terms_K)
+            return terms_K
 
         result = chunked_loss(features_ND, model.output_weight_VD, model.output_bias_V, loss_terms, 1 / denominators_K)
         return LossOutput(
@@ -203,27 +237,84 @@ def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool) -> tuple[
     length = corrupted.labels_BT.shape[1]
     row_N = index_N // length
     causal_N = corrupted.causal_B[row_N]
-    # Where the predicted token itself stands: one column to the right of the logits for next-token prediction.
-    own_N = index_N + (torch.ones_like(causal_N) if predicts_next else causal_N)
+    # Position of the predicted token: for next-token prediction, one column to the right of its logits.
+    token_N = index_N + (torch.ones_like(causal_N) if predicts_next else causal_N)
     rate_N = noise.rate_B[row_N]
     supervised = Supervised(
         label_N=labels[index_N],
         row_N=row_N,
         column_N=index_N % length,
         causal_N=causal_N,
-        masked_N=corrupted.masked_BT.flatten()[own_N],
+        masked_N=corrupted.masked_BT.flatten()[token_N],
         rate_N=rate_N,
         realised_rate_N=corrupted.realised_rate_B[row_N],
         slope_N=noise.slope_B[row_N],
-        hazard_N=1 / rate_N if corrupted.hazard_BT is None else corrupted.hazard_BT.flatten()[own_N],
+        # Uniform masking has p = gamma, hence d log p / d gamma = 1 / gamma.
+        hazard_N=1 / rate_N if corrupted.hazard_BT is None else corrupted.hazard_BT.flatten()[token_N],
         hazard_by_type_BV=corrupted.hazard_by_type_BV,
     )
     return supervised, index_N
 
 
 def true_indices(mask_X: Tensor, count: int) -> Tensor:
-    """int64[count]: where a flat boolean tensor of `count` true values is true, without waiting for the device."""
+    """int64[count]: the indices of the true values of a flat boolean tensor, of which there are `count`.
+
+    Equals `mask_X.nonzero()`, which would synchronise with the device to learn the size of its result.
+    """
     size = mask_X.numel()
+    # True values write their index to their place in the result; all others write to one element past the end.
     place_X = torch.where(mask_X, mask_X.cumsum(0) - 1, size)
     index = torch.zeros(size + 1, dtype=torch.int64, device=mask_X.device)
     return index.scatter_(0, place_X, torch.arange(size, device=mask_X.device))[:count]
+
+
+class StepMetrics:
+    """Accumulates the training metrics of one step on the device, over its micro-batches."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self._group_names, self._is_bound = recipe.components.objective.group_names, recipe.is_bound
+        self._terms_K = torch.zeros(len(self._group_names), dtype=torch.float64, device=device)
+        self._counts = torch.zeros(8, dtype=torch.float64, device=device)
+
+    def update(self, micro_batch: MicroBatch, output: LossOutput) -> None:
+        """Add one micro-batch, without synchronising with the device."""
+        causal_N = output.supervised.causal_N
+        masked_N = ~causal_N
+        maskable_BT = micro_batch.batch.maskable_BT & ~micro_batch.corrupted.causal_B.unsqueeze(1)
+        self._terms_K += output.terms_K
+        self._counts += torch.stack(
+            [
+                maskable_BT.sum().double(),
+                micro_batch.corrupted.masked_BT.sum().double(),
+                masked_N.sum().double(),
+                (output.correct_N & masked_N).sum().double(),
+                (output.nll_N * masked_N).sum().double(),
+                causal_N.sum().double(),
+                (output.correct_N & causal_N).sum().double(),
+                (output.nll_N * causal_N).sum().double(),
+            ]
+        )
+
+    def compute(self, denominators_K: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Metrics of the global batch, equal on every rank.  Synchronises with the device.
+
+        `loss`; `loss_<group>` if there are several groups; `bound`, in nats per maskable token, if the objective is a
+        bound and no row is causal; `mask_rate`, `accuracy` and `masked_nll`; `causal_accuracy` and `causal_nll`.
+        """
+        terms_K = sum_over_ranks(self._terms_K)
+        maskable, masked, masked_n, masked_correct, masked_nll, causal_n, causal_correct, causal_nll = sum_over_ranks(
+            self._counts
+        ).tolist()
+        loss_K = terms_K / denominators_K
+        metrics = {"loss": float(loss_K.sum())}
+        if self._is_bound and not causal_n:
+            metrics["bound"] = float(terms_K.sum()) / max(maskable, 1)
+        if maskable:
+            metrics["mask_rate"] = masked / maskable
+        if masked_n:
+            metrics |= {"accuracy": masked_correct / masked_n, "masked_nll": masked_nll / masked_n}
+        if causal_n:
+            metrics |= {"causal_accuracy": causal_correct / causal_n, "causal_nll": causal_nll / causal_n}
+        if len(self._group_names) > 1:
+            metrics |= {f"loss_{name}": loss for name, loss in zip(self._group_names, loss_K.tolist(), strict=True)}
+        return metrics

@@ -1,17 +1,16 @@
 """The training loop.
 
-What a step trains on is a function of (seed, step): its rows, modes, noise and masks are the same for any number of
-ranks and any split into micro-batches.  The loss is a sum over loss groups of a global sum over a global denominator,
-and the denominators are known before the first backward pass, so there is never a mean of means.
-
-Sums of one training step, kept on the device and read only when the step is logged.
+The data, modes, noise and masks of a step are a function of (seed, step), so they are the same for any number of ranks
+and any split into micro-batches.  The loss is the sum over loss groups of (global sum / global denominator).  The
+denominators are known before the first forward pass, so that gradients of micro-batches and ranks are added, never
+averaged.  Only logged steps synchronise with the device.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -25,10 +24,9 @@ from ltg_mdlm.core.random import stream_key
 from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.storage.tensor_files import copy_named
 from ltg_mdlm.training.assembly import Run
-from ltg_mdlm.training.first_results import check_first_results
 from ltg_mdlm.training.metric_sinks import Row, Sink
 from ltg_mdlm.training.optimizers import learning_rate_factor
-from ltg_mdlm.training.recipe import LossOutput, MicroBatch
+from ltg_mdlm.training.recipe import MicroBatch, StepMetrics
 
 
 class NonFiniteTraining(Exception):
@@ -36,38 +34,31 @@ class NonFiniteTraining(Exception):
 
 
 class Trainer:
-    """Runs the remaining steps of a run, from its newest checkpoint or from the start."""
+    """Trains from step `next_step`, which is 0 unless `restore` was called, to the last step of the schedule."""
 
     def __init__(self, run: Run, checkpoints: Checkpoints, sinks: Sequence[Sink], stop: StopRequest) -> None:
         self.run, self.config, self.recipe, self.ranks = run, run.config, run.recipe, run.ranks
         self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
         self.device = run.ranks.device
-        self.loss = self._parallel(run.loss)
+        self.loss: nn.Module = run.loss
+        if self.ranks.world_size > 1:
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            self.loss = DistributedDataParallel(run.loss, device_ids=device_ids, gradient_as_bucket_view=True)
         self.next_step = 0
-        # One flag per step since the last logged one, read together with the metrics.
+        # One flag per step since the last logged step, read together with the metrics.
         self._refused_steps = torch.zeros(self.config.logging.every, dtype=torch.bool, device=self.device)
-        self._stop_agreed: HostCopy | None = None
+        self._stopping_ranks = HostCopy(torch.zeros(()))
+        # Time and tokens seen when the last logged step ended.
         self._clock = (time.monotonic(), 0)
 
-    def _parallel(self, loss: nn.Module) -> nn.Module:
-        if self.ranks.world_size == 1:
-            return loss
-        on_cuda = self.device.type == "cuda"
-        return DistributedDataParallel(
-            loss, device_ids=[self.device.index] if on_cuda else None, gradient_as_bucket_view=True
-        )
-
     def train(self) -> bool:
-        """Run to the last step; False when a stop signal ended it early, with everything saved.
+        """Run the remaining steps.  Returns False if a stop signal ended training early, with the state saved.
 
-        Raises NonFiniteTraining after `training.max_refused_updates` refused updates in a row, and UserError when a
-        checkpoint cannot be written, or a component's first results have not the types and shapes they must have.
+        Raises NonFiniteTraining after `training.max_refused_updates` refused updates in a row.  Raises UserError if a
+        checkpoint cannot be written, or if the first results of a component have wrong types or shapes.
         """
         if not self.ranks.all_agree(not self.stop.requested):
             return False
-        if (first := next(self.steps(), None)) is not None:
-            for batch in self.run.loader.micro_batches(first.step)[:1]:
-                check_first_results(self.recipe.components, batch, first, self.run.corpus.vocab_size)
         self.checkpoints.reserve(self.state())
         if self.next_step == 0:
             self.validate()
@@ -75,7 +66,7 @@ class Trainer:
         for step in self.steps():
             self.train_step(step)
             self.validate()
-            stopping = self.stop_agreed()
+            stopping = bool(self._stopping_ranks.get() > 0)
             words_seen = self.run.loader.words_seen(step.step)
             if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
                 self.save()
@@ -84,85 +75,78 @@ class Trainer:
         self.checkpoints.finish()
         return self.is_last
 
+    def steps(self) -> Iterator[Step]:
+        """The remaining steps."""
+        schedule = self.run.schedule
+        for index in range(self.next_step, schedule.max_steps):
+            step = Step(
+                seed=self.config.seed,
+                step=index,
+                progress=index / schedule.max_steps,
+                epoch=self.run.loader.epoch(index),
+                rows=schedule.rows(index),
+                first_row=schedule.first_row(index),
+            )
+            yield self.recipe.begin(step, self.device)
+
     def train_step(self, step: Step) -> None:
-        """One update from one global batch."""
+        """One optimiser update from one global batch."""
         run, recipe = self.run, self.recipe
+        done, every = step.step + 1, self.config.logging.every
+        is_logged = done in (1, run.schedule.max_steps) or done % every == 0
         torch.manual_seed(stream_key(step.seed, step.step, self.ranks.rank, "dropout")[0])
+
         micro_batches = [recipe.corrupt(batch, step) for batch in run.loader.micro_batches(step.step)]
-        denominators_K = self.agree(recipe.denominators(micro_batches))
-        tally = self.tally_if_logged(step)
-        for micro_batch, synchronised in self.accumulate(micro_batches):
-            with synchronised:
+        denominators_K = self.reduce_denominators(recipe.denominators(micro_batches))
+        metrics = StepMetrics(recipe, self.device)
+        for micro_batch, gradient_sync in self.accumulate(micro_batches):
+            with gradient_sync:
                 output = self.loss(micro_batch, denominators_K, step)
                 self.backward(output.loss)
             recipe.observe(step, micro_batch, output)
-            if tally is not None:
-                tally.add(micro_batch, output)
+            if is_logged:
+                metrics.update(micro_batch, output)
+
         update = run.optimizer.step(self.learning_rate(step))
         run.optimizer.zero_grad()
         run.ema.update(refused=update.refused)
         recipe.step_end(step)
-        self._refused_steps[step.step % len(self._refused_steps)] = update.refused
-        self.next_step = step.step + 1
-        if tally is not None:
-            self.log(step, tally.read(denominators_K, self.ranks.sum_over_ranks), update.grad_norm)
+        self._refused_steps[step.step % every] = update.refused
+        self.next_step = done
+        if is_logged:
+            self.log(step, metrics.compute(denominators_K, self.ranks.sum_over_ranks), update.grad_norm)
 
-    @property
-    def is_last(self) -> bool:
-        """No step is left."""
-        return self.next_step == self.run.schedule.max_steps
+    def reduce_denominators(self, denominators_K: Tensor) -> Tensor:
+        """float32[K]: the denominators of the global batch, at least the smallest normal float32.
 
-    def is_due(self, every: int | None) -> bool:
-        """Before the first step, every so many (None: never in between), and after the last one."""
-        return self.is_last or self.next_step % (every or self.run.schedule.max_steps) == 0
-
-    def steps(self) -> Iterator[Step]:
-        """The steps that are left."""
-        schedule = self.run.schedule
-        for index in range(self.next_step, schedule.max_steps):
-            yield self.recipe.begin(
-                Step(
-                    seed=self.config.seed,
-                    step=index,
-                    progress=index / schedule.max_steps,
-                    epoch=self.run.loader.epoch(index),
-                    rows=schedule.rows(index),
-                    first_row=schedule.first_row(index),
-                ),
-                self.device,
-            )
-
-    def agree(self, denominators_K: Tensor) -> Tensor:
-        """Sum the denominators over ranks, and with the same message whether any rank was asked to stop."""
+        The same message tells every rank how many ranks have received a stop signal, so that all stop after this step.
+        """
         stop = denominators_K.new_full((1,), float(self.stop.requested))
-        agreed = self.ranks.sum_over_ranks(torch.cat([denominators_K, stop]))
-        self._stop_agreed = HostCopy(agreed[-1:])
-        # A group without positions in this step has a sum of zero, whatever it is divided by.
-        return agreed[:-1].clamp(min=torch.finfo(torch.float32).tiny)
-
-    def stop_agreed(self) -> bool:
-        """Whether the ranks agreed to stop, at the beginning of this step; its answer has long arrived."""
-        return self._stop_agreed is not None and bool(self._stop_agreed.get() > 0)
+        sums = self.ranks.sum_over_ranks(torch.cat([denominators_K, stop]))
+        self._stopping_ranks = HostCopy(sums[-1])
+        # A group without positions in this step has the sum 0; the lower bound avoids 0 / 0.
+        return sums[:-1].clamp(min=torch.finfo(torch.float32).tiny)
 
     def accumulate(
         self, micro_batches: Sequence[MicroBatch]
     ) -> Iterator[tuple[MicroBatch, AbstractContextManager[None]]]:
-        """Every micro-batch, with gradients reduced over ranks on the last one only."""
-        for i, micro_batch in enumerate(micro_batches):
-            last = i + 1 == len(micro_batches)
-            wait = isinstance(self.loss, DistributedDataParallel) and not last
-            yield micro_batch, self.loss.no_sync() if wait else nullcontext()  # type: ignore[operator]
+        """The micro-batches, with contexts in which only the last one reduces gradients over ranks."""
+        for micro_batch in micro_batches[:-1]:
+            parallel = isinstance(self.loss, DistributedDataParallel)
+            yield micro_batch, self.loss.no_sync() if parallel else nullcontext()  # type: ignore[operator]
+        yield micro_batches[-1], nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients.
+        """Add the gradients of a micro-batch.
 
-        Data parallelism averages over ranks, where ours are shares of one sum.  A loss that is not finite makes its
-        gradients not finite either, on every rank, so that the update is refused.
+        The factor `world_size` turns the mean over ranks that DistributedDataParallel computes into a sum.  The term
+        `0 * loss` is 0 or NaN: a non-finite loss makes all gradients NaN on every rank, so the optimiser refuses the
+        update without a synchronisation.
         """
         (loss * (self.ranks.world_size + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
 
     def learning_rate(self, step: Step) -> float:
-        """The published curve, at this step."""
+        """The learning rate of a step."""
         settings = self.config.optimizer
         return settings.lr * learning_rate_factor(
             step.step,
@@ -172,15 +156,39 @@ class Trainer:
             final=settings.final_factor,
         )
 
-    def tally_if_logged(self, step: Step) -> StepTally | None:
-        """A tally for the first step, the last, and every `logging.every`-th; others are not counted at all."""
-        done = step.step + 1
-        if done not in (1, self.run.schedule.max_steps) and done % self.config.logging.every:
-            return None
-        return StepTally(self.recipe.components.objective.group_names, self.device, is_bound=self.recipe.is_bound)
+    def validate(self) -> None:
+        """Evaluate the averaged weights if validation is due; never changes the training state."""
+        run, settings = self.run, self.config.validation
+        validator = run.validator if self.is_due(settings.every) else None
+        pairs = run.pairs if self.is_due(settings.pairs_every) else None
+        if validator is None and pairs is None:
+            return
+        started = time.monotonic()
+        measured: dict[str, float] = {}
+        with run.ema.swap():
+            if validator is not None:
+                measured |= validator(self.next_step / run.schedule.max_steps, run.loader.epoch(self.next_step))
+            if pairs is not None:
+                measured |= pairs()
+        words = run.loader.words_seen(self.next_step - 1)
+        self.write({"step": self.next_step, "words_seen": words, **measured})
+        # Validation does not count as training time.
+        self._clock = (self._clock[0] + time.monotonic() - started, self._clock[1])
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step is left."""
+        return self.next_step == self.run.schedule.max_steps
+
+    def is_due(self, every: int | None) -> bool:
+        """True before the first step, after the last one, and after every `every` steps (None: not in between)."""
+        return self.is_last or self.next_step % (every or self.run.schedule.max_steps) == 0
 
     def log(self, step: Step, measured: dict[str, float], grad_norm: Tensor) -> None:
-        """Write one row; the only place in a step that waits for the device."""
+        """Write the row of a step, and list updates that were refused.  Synchronises with the device.
+
+        Raises NonFiniteTraining.
+        """
         loader, now = self.run.loader, time.monotonic()
         before, tokens_before = self._clock
         tokens = loader.tokens_seen(step.step)
@@ -202,20 +210,6 @@ class Trainer:
             }
         )
         self.report_refused()
-        self.require_finite()
-
-    def report_refused(self) -> None:
-        """Write down the updates that were refused since the last report, each with its rows; waits for the device."""
-        schedule, last = self.run.schedule, self.next_step - 1
-        for place in self._refused_steps.nonzero().flatten().tolist():
-            index = last - (last - place) % len(self._refused_steps)
-            first = schedule.first_row(index)
-            end = first + schedule.rows(index)
-            self.write({"step": index + 1, "event": "refused_update", "first_row": first, "end_row": end})
-        self._refused_steps.zero_()
-
-    def require_finite(self) -> None:
-        """Raises NonFiniteTraining after too many refused updates in a row."""
         in_a_row = int(self.run.optimizer.refused_in_a_row)
         if in_a_row >= self.config.training.max_refused_updates:
             raise NonFiniteTraining(
@@ -224,43 +218,36 @@ class Trainer:
                 " with a lower optimizer.lr or optimizer.clip, or with training.precision=fp32"
             )
 
-    def validate(self) -> None:
-        """Evaluate the averaged weights on what is due; leaves the training curve as it is."""
-        run, settings = self.run, self.config.validation
-        validator = run.validator if self.is_due(settings.every) else None
-        pairs = run.pairs if self.is_due(settings.pairs_every) else None
-        if validator is None and pairs is None:
-            return
-        started = time.monotonic()
-        measured: dict[str, float] = {}
-        with run.ema.swap():
-            if validator is not None:
-                measured |= validator(self.next_step / run.schedule.max_steps, run.loader.epoch(self.next_step))
-            if pairs is not None:
-                measured |= pairs()
-        words = run.loader.words_seen(self.next_step - 1)
-        self.write({"step": self.next_step, "words_seen": words, **measured})
-        # Time spent here does not count as training time.
-        self._clock = (self._clock[0] + time.monotonic() - started, self._clock[1])
+    def report_refused(self) -> None:
+        """Write an event for every update that was refused since the last report.  Synchronises with the device."""
+        schedule, last = self.run.schedule, self.next_step - 1
+        for slot in self._refused_steps.nonzero().flatten().tolist():
+            # Flags are stored at step % logging.every, so the step is the newest one with this remainder.
+            index = last - (last - slot) % len(self._refused_steps)
+            first = schedule.first_row(index)
+            end = first + schedule.rows(index)
+            self.write({"step": index + 1, "event": "refused_update", "first_row": first, "end_row": end})
+        self._refused_steps.zero_()
 
     def write(self, row: Row) -> None:
-        """Send a row to every sink; other ranks than the first have none."""
+        """Send a row to every sink; only the first rank has sinks."""
         for sink in self.sinks:
             sink.write(row)
 
     def save(self) -> None:
-        """Save the state, and report first what a resumed run would know nothing of."""
+        """Save a checkpoint."""
+        # The flags of refused updates are not part of a checkpoint.
         self.report_refused()
         self.checkpoints.save(self.state())
 
     def close(self) -> None:
-        """Leave nothing half written."""
+        """Wait for a checkpoint that is being written, and close the sinks."""
         self.checkpoints.close()
         for sink in self.sinks:
             sink.close()
 
     def state(self) -> TrainingState:
-        """Everything a later process needs to go on as if nothing had happened."""
+        """Everything that a later process needs to resume bit-exactly; shares memory with the run."""
         run = self.run
         return TrainingState(
             step=self.next_step,
@@ -272,59 +259,10 @@ class Trainer:
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.  Raises UserError if names or shapes of its tensors differ."""
         run = self.run
         copy_named(run.loss.model.state_dict(), state.model, "the model's weights")
         run.ema.load_state_dict(state.ema)
         run.optimizer.load_state_dict(state.optimizer)
         self.recipe.load_state_dict(state.components)
         self.next_step = state.step
-
-
-class StepTally:
-    """Adds up a step's micro-batches; `read` reduces over ranks and waits for the device."""
-
-    def __init__(self, group_names: Sequence[str], device: torch.device, *, is_bound: bool) -> None:
-        self._names, self._is_bound = tuple(group_names), is_bound
-        self._terms_K = torch.zeros(len(group_names), dtype=torch.float64, device=device)
-        self._counts = torch.zeros(8, dtype=torch.float64, device=device)
-
-    def add(self, micro_batch: MicroBatch, output: LossOutput) -> None:
-        """Add one micro-batch; launches a handful of small kernels and does not wait for them."""
-        causal_N = output.supervised.causal_N
-        masked_N = ~causal_N
-        maskable_BT = micro_batch.batch.maskable_BT & ~micro_batch.corrupted.causal_B.unsqueeze(1)
-        self._terms_K += output.terms_K
-        self._counts += torch.stack(
-            [
-                maskable_BT.sum().double(),
-                micro_batch.corrupted.masked_BT.sum().double(),
-                masked_N.sum().double(),
-                (output.correct_N & masked_N).sum().double(),
-                (output.nll_N * masked_N).sum().double(),
-                causal_N.sum().double(),
-                (output.correct_N & causal_N).sum().double(),
-                (output.nll_N * causal_N).sum().double(),
-            ]
-        )
-
-    def read(self, denominators_K: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """loss, bound (only where the objective is one), mask_rate, and accuracy and nll per mode."""
-        terms_K = sum_over_ranks(self._terms_K)
-        maskable, masked, masked_n, masked_ok, masked_nll, causal_n, causal_ok, causal_nll = sum_over_ranks(
-            self._counts
-        ).tolist()
-        row = {"loss": float((terms_K / denominators_K).sum())}
-        if self._is_bound and not causal_n:
-            row["bound"] = float(terms_K.sum()) / max(maskable, 1)
-        if maskable:
-            row |= {"mask_rate": masked / maskable}
-        if masked_n:
-            row |= {"accuracy": masked_ok / masked_n, "masked_nll": masked_nll / masked_n}
-        if causal_n:
-            row |= {"causal_accuracy": causal_ok / causal_n, "causal_nll": causal_nll / causal_n}
-        if len(self._names) > 1:
-            row |= {
-                f"loss_{n}": float(v) for n, v in zip(self._names, (terms_K / denominators_K).tolist(), strict=True)
-            }
-        return row

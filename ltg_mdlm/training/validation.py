@@ -1,14 +1,14 @@
-"""What a model is worth on held-out text: the objective, a likelihood bound, and accuracies.
+"""Validation on held-out text: the objective, accuracies, a likelihood bound, and minimal pairs.
 
-Everything here is a function of (seed, weights): the same rows, masks and noise at every validation, so that
-differences between two of them come from the model.  Nothing here touches training state.
+All results are a function of (seed, weights): rows, masks and noise are the same at every validation, so differences
+between two validations come from the model.  Validation never changes the training state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,47 +26,12 @@ from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
 FREQUENT_SHARE = 0.5
 """Frequent token types: the fewest that cover this share of the training tokens."""
 
-
 RARE_SHARE = 0.9
-"""Rare token types: all beyond the fewest that cover this share."""
-
-
-@dataclass(frozen=True)
-class FrequencyClasses:
-    """bool[V] membership of the frequent and of the rare token types."""
-
-    frequent_V: Tensor
-    rare_V: Tensor
-
-    @staticmethod
-    def of(statistics: CorpusStatistics, device: torch.device) -> FrequencyClasses:
-        """Split the vocabulary by cumulated training frequency."""
-        count_V = statistics.token_count_V.double().cpu()
-        order_V = count_V.argsort(descending=True, stable=True)
-        before_V = torch.empty_like(count_V)
-        before_V[order_V] = count_V[order_V].cumsum(0) - count_V[order_V]
-        share_V = before_V / count_V.sum().clamp(min=1)
-        return FrequencyClasses((share_V < FREQUENT_SHARE).to(device), (share_V >= RARE_SHARE).to(device))
-
-
-def unigram_nll(statistics: CorpusStatistics) -> Tensor:
-    """float64[V]: -log of the add-one-smoothed training frequency of every token type, in nats."""
-    count_V = statistics.token_count_V.double().cpu() + 1
-    return -(count_V / count_V.sum()).log()
-
-
-def unigram_cross_entropy(nll_V: Tensor, batches: Sequence[Batch], sum_over_ranks: Callable[[Tensor], Tensor]) -> float:
-    """Nats per maskable token of the rows when context is ignored."""
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        nll_N = nll_V[batch.ids_BT[batch.maskable_BT].cpu()]
-        sums += torch.stack([nll_N.sum(), torch.tensor(float(len(nll_N)), dtype=torch.float64)])
-    nll, tokens = sum_over_ranks(sums).tolist()
-    return float(nll / max(tokens, 1))
+"""Rare token types: all except the fewest that cover this share of the training tokens."""
 
 
 class Validator:
-    """Evaluates the model on fixed rows; each rank holds a share of them."""
+    """Evaluates the model on fixed rows, of which every rank holds a share."""
 
     def __init__(
         self,
@@ -81,44 +46,56 @@ class Validator:
         tokens_per_byte: float,
         ranks: Ranks,
     ) -> None:
+        """Every rank must call it.
+
+        Args:
+            loss: model and objective
+            recipe: components of the run
+            batches: rows of this rank
+            statistics: counts over the training split
+            rows: number of rows of all ranks
+            draws: mask draws per row for the likelihood bound, an even number
+            seed: of masks and noise
+            tokens_per_byte: of the held-out text
+            ranks: processes of the run
+        """
         self._loss, self._recipe, self._device = loss, recipe, ranks.device
-        self._conditioned = recipe.components.time_conditioning.active
-        # Corpus positions belong to the training split; held-out tokens have no history.
+        # Corpus positions belong to the training split; held-out tokens have none.
         self._batches = [replace(b, position_BT=torch.full_like(b.position_BT, -1)) for b in batches]
-        self._classes = FrequencyClasses.of(statistics, ranks.device)
         self._rows, self._draws, self._seed = rows, draws, seed
         self._tokens_per_byte = tokens_per_byte
-        self._sum = ranks.sum_over_ranks
-        self._unigram_V = unigram_nll(statistics)
-        self._unigram = unigram_cross_entropy(self._unigram_V, batches, ranks.sum_over_ranks)
+        self._sum_over_ranks = ranks.sum_over_ranks
+        self._frequent_V, self._rare_V = (types_V.to(ranks.device) for types_V in frequent_and_rare(statistics))
+        self._unigram_nll_V = unigram_nll(statistics)
+        self._unigram = unigram_cross_entropy(self._unigram_nll_V, batches, ranks.sum_over_ranks)
 
     def __call__(self, progress: float, epoch: float) -> dict[str, float]:
-        """`valid/...` metrics; every rank must call it, and gets the same values."""
+        """`valid/...` metrics, equal on every rank.  Every rank must call it."""
         step = Step(seed=self._seed, step=0, progress=progress, epoch=epoch, rows=self._rows)
         with evaluating(self._loss):
             step = self._recipe.begin(step, self._device)
             metrics = self._objective(step)
             if step.causal_R is not None and bool(step.causal_R.any()):
-                metrics["valid/causal_nll"] = self._causal_nll(step)
+                metrics["valid/causal_nll"] = self._causal_nll()
             bound = estimate_bound(
                 self._batches,
-                self._row_nll,
+                self._masked_nll,
                 rows=self._rows,
                 draws=self._draws,
                 seed=self._seed,
-                baseline_V=self._unigram_V,
-                sum_over_ranks=self._sum,
+                baseline_V=self._unigram_nll_V,
+                sum_over_ranks=self._sum_over_ranks,
             )
-        metrics["valid/bound"] = bound.nats_per_token
-        metrics["valid/bound_standard_error"] = bound.standard_error
-        metrics["valid/unigram"] = self._unigram
-        metrics["valid/bits_per_byte"] = bound.bits_per_byte(self._tokens_per_byte)
-        return metrics
+        return metrics | {
+            "valid/bound": bound.nats_per_token,
+            "valid/bound_standard_error": bound.standard_error,
+            "valid/unigram": self._unigram,
+            "valid/bits_per_byte": bound.bits_per_byte(self._tokens_per_byte),
+        }
 
     def _objective(self, step: Step) -> dict[str, float]:
-        """The training objective, the bound that it is (if it is one), and accuracies over the masked positions."""
-        objective = self._recipe.components.objective
-        groups = len(objective.group_names)
+        """The training objective, its value as a bound if it is one, and accuracies at masked positions."""
+        groups = len(self._recipe.components.objective.group_names)
         terms_K = torch.zeros(groups, device=self._device)
         denominators_K = torch.zeros(groups, device=self._device)
         counts = torch.zeros(8, dtype=torch.float64, device=self._device)
@@ -128,58 +105,63 @@ class Validator:
             output = self._loss(micro_batch, share_K.clamp(min=1), step)
             terms_K += output.terms_K
             denominators_K += share_K
-            supervised = output.supervised
-            masked_N = ~supervised.causal_N
+            label_N, masked_N = output.supervised.label_N, ~output.supervised.causal_N
+            frequent_N, rare_N = masked_N & self._frequent_V[label_N], masked_N & self._rare_V[label_N]
             counts += torch.stack(
                 [
-                    *_hits(output.correct_N, masked_N),
-                    *_hits(output.correct_N, masked_N & self._classes.frequent_V[supervised.label_N]),
-                    *_hits(output.correct_N, masked_N & self._classes.rare_V[supervised.label_N]),
+                    (output.correct_N & masked_N).sum().double(),
+                    masked_N.sum().double(),
+                    (output.correct_N & frequent_N).sum().double(),
+                    frequent_N.sum().double(),
+                    (output.correct_N & rare_N).sum().double(),
+                    rare_N.sum().double(),
                     (output.nll_N * masked_N).sum().double(),
                     (batch.maskable_BT & ~micro_batch.corrupted.causal_B.unsqueeze(1)).sum().double(),
                 ]
             )
-        terms_K, denominators_K = self._sum(terms_K), self._sum(denominators_K)
-        correct, total, frequent, num_frequent, rare, num_rare, nll, maskable = self._sum(counts).tolist()
-        loss = float((terms_K / denominators_K.clamp(min=1)).sum())
+        terms_K, denominators_K = self._sum_over_ranks(terms_K), self._sum_over_ranks(denominators_K)
+        correct, masked, frequent_correct, frequent, rare_correct, rare, nll, maskable = self._sum_over_ranks(
+            counts
+        ).tolist()
         metrics = {
-            "valid/loss": loss,
-            "valid/masked_nll": nll / max(total, 1),
-            "valid/accuracy": correct / max(total, 1),
-            "valid/accuracy_frequent": frequent / max(num_frequent, 1),
-            "valid/accuracy_rare": rare / max(num_rare, 1),
+            "valid/loss": float((terms_K / denominators_K.clamp(min=1)).sum()),
+            "valid/masked_nll": nll / max(masked, 1),
+            "valid/accuracy": correct / max(masked, 1),
+            "valid/accuracy_frequent": frequent_correct / max(frequent, 1),
+            "valid/accuracy_rare": rare_correct / max(rare, 1),
         }
         if self._recipe.is_bound and step.causal_R is None:
             metrics["valid/training_bound"] = float(terms_K.sum()) / max(maskable, 1)
         return metrics
 
-    def _causal_nll(self, step: Step) -> float:
-        """Nats per maskable token with every row read left to right: an exact -log p, not a bound."""
+    def _causal_nll(self) -> float:
+        """Nats per maskable token with all rows read from left to right: an exact -log p, not a bound."""
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        has_conditioning = self._recipe.components.time_conditioning.active
         for batch in self._batches:
             causal_B = torch.ones_like(batch.row_B, dtype=torch.bool)
             labels_BT = labels_for(batch, torch.zeros_like(batch.maskable_BT), causal_B, "same")
-            value_B = torch.zeros_like(batch.row_B).float() if self._conditioned else None
-            nll_B = self._nll(batch.ids_BT, batch, labels_BT, causal_B, value_B)
+            conditioning_B = torch.zeros_like(batch.row_B).float() if has_conditioning else None
+            nll_B = self._nll(batch.ids_BT, batch, labels_BT, causal_B, conditioning_B)
             sums += torch.stack([nll_B.sum(), batch.maskable_BT.sum().double()])
-        nll, tokens = self._sum(sums)
+        nll, tokens = self._sum_over_ranks(sums)
         return float(nll / tokens.clamp(min=1))
 
-    def _row_nll(self, batch: Batch, masked_BT: Tensor, rate_B: Tensor) -> Tensor:
-        """float64[B]: -log p of each row's masked tokens, all predicted at once."""
-        masking = self._recipe.components.masking
+    def _masked_nll(self, batch: Batch, masked_BT: Tensor, rate_B: Tensor) -> Tensor:
+        """float64[B]: summed -log p of the masked tokens of each row, all predicted in one forward pass."""
+        parts = self._recipe.components
         causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
-        labels_BT = labels_for(batch, masked_BT, causal_B, masking.predicts)
-        input_BT = batch.ids_BT.masked_fill(masked_BT, masking.mask_id)
-        value_B = self._recipe.components.time_conditioning.value_for_rate(rate_B)
-        return self._nll(input_BT, batch, labels_BT, causal_B, value_B)
+        labels_BT = labels_for(batch, masked_BT, causal_B, parts.masking.predicts)
+        input_BT = batch.ids_BT.masked_fill(masked_BT, parts.masking.mask_id)
+        return self._nll(input_BT, batch, labels_BT, causal_B, parts.time_conditioning.value_for_rate(rate_B))
 
     def _nll(
-        self, input_BT: Tensor, batch: Batch, labels_BT: Tensor, causal_B: Tensor, value_B: Tensor | None
+        self, input_BT: Tensor, batch: Batch, labels_BT: Tensor, causal_B: Tensor, conditioning_B: Tensor | None
     ) -> Tensor:
+        """float64[B]: summed -log p of the labels of each row."""
         model = self._loss.model
         with self._loss.autocast(self._device):
-            hidden_BTD = model(input_BT, batch.document_BT, causal_B, value_B)
+            hidden_BTD = model(input_BT, batch.document_BT, causal_B, conditioning_B)
             row_N, column_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
             result = weighted_cross_entropy(
                 model.head(hidden_BTD[row_N, column_N]),
@@ -193,9 +175,9 @@ class Validator:
 
 
 class PairValidator:
-    """The share of minimal pairs in which the acceptable sentence is the likelier one, on average over phenomena.
+    """Accuracy on minimal pairs: how often the acceptable sentence has the higher score, averaged over phenomena.
 
-    In float32, whatever the training's precision: coarser numbers make ties.
+    Scores are computed in float32 even if training uses bf16, whose rounding makes ties.
     """
 
     def __init__(self, loss: DenoisingLoss, pairs: Sequence[MinimalPair], scorer: Scorer) -> None:
@@ -203,19 +185,18 @@ class PairValidator:
         self._questions = pair_questions(pairs)
 
     def __call__(self) -> dict[str, float]:
-        """`valid/minimal_pairs`; every rank must call it, and gets the same value."""
+        """`valid/minimal_pairs`, equal on every rank.  Every rank must call it."""
         with evaluating(self._loss):
             scores = self._scorer([question.candidates for question in self._questions])
         return {"valid/minimal_pairs": accuracy_of(self._questions, scores)}
 
 
-def _hits(correct_N: Tensor, among_N: Tensor) -> tuple[Tensor, Tensor]:
-    return (correct_N & among_N).sum().double(), among_N.sum().double()
-
-
 @contextmanager
 def evaluating(loss: DenoisingLoss) -> Iterator[None]:
-    """Evaluation mode without gradients, restored afterwards; uncompiled, since shapes are many and passes few."""
+    """Evaluation mode without gradients inside the block.
+
+    Compiled layers run uncompiled: validation has too many shapes and too few forward passes to compile for.
+    """
     was_training = loss.training
     loss.eval()
     try:
@@ -223,3 +204,30 @@ def evaluating(loss: DenoisingLoss) -> Iterator[None]:
             yield
     finally:
         loss.train(was_training)
+
+
+def frequent_and_rare(statistics: CorpusStatistics) -> tuple[Tensor, Tensor]:
+    """bool[V] each: the frequent and the rare token types of the training split."""
+    count_V = statistics.token_count_V.double().cpu()
+    order_V = count_V.argsort(descending=True, stable=True)
+    # Tokens of all types that are more frequent, as a share of all tokens.
+    before_V = torch.empty_like(count_V)
+    before_V[order_V] = count_V[order_V].cumsum(0) - count_V[order_V]
+    share_V = before_V / count_V.sum().clamp(min=1)
+    return share_V < FREQUENT_SHARE, share_V >= RARE_SHARE
+
+
+def unigram_nll(statistics: CorpusStatistics) -> Tensor:
+    """float64[V]: -log of the add-one-smoothed training frequency of every token type, in nats."""
+    count_V = statistics.token_count_V.double().cpu() + 1
+    return -(count_V / count_V.sum()).log()
+
+
+def unigram_cross_entropy(nll_V: Tensor, batches: Sequence[Batch], sum_over_ranks: Callable[[Tensor], Tensor]) -> float:
+    """Nats per maskable token of a model that predicts every token with its unigram probability."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        nll_N = nll_V[batch.ids_BT[batch.maskable_BT].cpu()]
+        sums += torch.stack([nll_N.sum(), torch.tensor(float(len(nll_N)), dtype=torch.float64)])
+    nll, tokens = sum_over_ranks(sums).tolist()
+    return float(nll / max(tokens, 1))

@@ -8,7 +8,7 @@ from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import config_folders, load_settings
 from ltg_mdlm.host.plugin_host import Host
-from ltg_mdlm.training.agreement import differing_keys
+from ltg_mdlm.training.consistency import differing_keys
 
 NAMED = sorted(path.stem for folder in config_folders() for path in folder.glob("*.yaml"))
 

@@ -88,8 +88,8 @@ def test_causal_rows_stand_whole_beside_masked_rows_of_any_masking_and_schedule(
         (corrupted.labels_BT[causal_B, :-1] != IGNORE), batch.maskable_BT[causal_B, 1:]
     )  # every token has a predecessor in its document, since documents begin with <s>
     assert torch.equal(corrupted.labels_BT[~causal_B] != IGNORE, corrupted.masked_BT[~causal_B])
-    assert micro_batch.value_B is not None
-    assert torch.equal(micro_batch.value_B == 0, causal_B)
+    assert micro_batch.conditioning_B is not None
+    assert torch.equal(micro_batch.conditioning_B == 0, causal_B)
     maskable, masked = batch.maskable_BT[~causal_B].sum(), corrupted.masked_BT[~causal_B].sum()
     assert float(masked / maskable) == pytest.approx(float(micro_batch.noise.rate_B[~causal_B].mean()), abs=0.06)
     assert recipe.denominators([micro_batch]).tolist() == [

@@ -90,8 +90,8 @@ def test_a_job_on_two_nodes_ends_with_the_same_weights_however_it_was_requeued(j
 
     runs.run(undisturbed, plugin="faulty", processes=2)
     assert jobs.status(run) == "finished", jobs.output()
-    assert "going on from step 4 of 12" in jobs.output(), jobs.output()
-    assert "going on from step 8 of 12" in jobs.output(), jobs.output()
+    assert "resuming from step 4 of 12" in jobs.output(), jobs.output()
+    assert "resuming from step 8 of 12" in jobs.output(), jobs.output()
     assert losses(run) == losses(undisturbed)
     assert saved_bits(run, 12) == saved_bits(undisturbed, 12)
 
@@ -135,7 +135,7 @@ def test_an_array_trains_every_point_of_a_sweep_and_a_killed_task_goes_on(jobs: 
     assert all(row["validated"] == row["step"] == steps for (_, steps, _), row in points.items())
     assert all(row["bound"] > 0 for row in table)
     assert sorted(losses(killed)) == list(range(1, 11))
-    assert jobs.output().count("going on from step 4 ") == 1
+    assert jobs.output().count("resuming from step 4 ") == 1
     assert jobs.output().count(" start 0 of ") == 3
     assert jobs.output().count(" start 1 of ") == 1
 

@@ -1,4 +1,4 @@
-"""The averaged weights against closed forms, and the exchange with the model's own to the bit."""
+"""The averaged weights against closed forms, and the bit-exact exchange with the weights of the model."""
 
 import copy
 
@@ -22,7 +22,7 @@ def one_weight(value=0.0):
 
 
 def follow(values, **settings):
-    """The average after a weight took these values, the first of them before any update."""
+    """The average of a weight that starts at the first value and takes the others, with an update after each."""
     model = one_weight(values[0])
     ema = EMA(model, **settings)
     for value in values[1:]:
@@ -36,7 +36,7 @@ walks = st.lists(st.floats(-10, 10), min_size=2, max_size=12)
 
 
 @given(walks, st.floats(0, 0.9999))
-def test_without_ramp_the_weights_of_the_past_are_powers_of_the_decay(walk, decay):
+def test_without_ramp_past_values_have_weights_that_are_powers_of_the_decay(walk, decay):
     age = np.arange(len(walk))[::-1]
     share = (1 - decay) * decay**age
     share[0] = decay ** (len(walk) - 1)
@@ -106,23 +106,23 @@ def test_inside_the_block_the_model_is_the_average():
     with ema.swap():
         assert all(torch.equal(p, averages[name]) for name, p in model.named_parameters())
         assert not torch.equal(model[0].weight, own["0.weight"])
-        # A checkpoint or a second evaluation inside still sees the averages.
+        # A checkpoint or a second evaluation inside the block still sees the averages.
         assert all(torch.equal(ema.state_dict()[name], t) for name, t in averages.items())
     assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
     assert all(torch.equal(ema.state_dict()[name], t) for name, t in averages.items())
 
 
-def test_the_own_weights_come_back_after_an_exception():
+def test_the_models_weights_are_restored_after_an_exception():
     model, ema = trained()
     own = copy.deepcopy(model.state_dict())
     with pytest.raises(ZeroDivisionError), ema.swap():
         raise ZeroDivisionError
     assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
-    with ema.swap():  # and the exchange works again
+    with ema.swap():  # swapping works again
         assert not torch.equal(model[0].weight, own["0.weight"])
 
 
-def test_updating_or_exchanging_inside_the_block_is_a_mistake():
+def test_updating_or_swapping_inside_the_block_is_an_error():
     _, ema = trained()
     with ema.swap():
         with pytest.raises(AssertionError):
@@ -131,8 +131,8 @@ def test_updating_or_exchanging_inside_the_block_is_a_mistake():
             pass
 
 
-def test_the_exchange_keeps_the_optimisers_and_data_parallels_tensors():
-    """Values move, tensors stay: anything that holds on to a parameter or its memory goes on working."""
+def test_swapping_keeps_the_tensors_that_optimiser_and_data_parallelism_hold():
+    """Only values are copied; parameters and their memory stay the same."""
     model, ema = trained()
     before = [(id(p), p.data_ptr()) for p in model.parameters()]
     with ema.swap():
@@ -145,7 +145,7 @@ def test_shared_parameters_are_averaged_once():
     assert EMA(model, decay=0.9, ramp=False).state_dict().keys() == {"0.weight", "count"}
 
 
-def test_a_resumed_average_goes_on_to_the_bit():
+def test_a_resumed_average_continues_bit_exactly():
     model, ema = trained()
     twin = copy.deepcopy(model)
     resumed = EMA(twin, decay=0.9, ramp=False)

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, its curve and its weights are those of a run to which nothing happened."""
+"""A run that is interrupted, damaged or restarted ends with the curve and the weights of an undisturbed run."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ltg_mdlm.storage import checkpoint
 from ltg_mdlm.storage.run_folder import RunFolder
-from ltg_mdlm.training.agreement import differences, resume_notes, source_digest
+from ltg_mdlm.training.consistency import differences, resume_notes, source_digest
 
 STEPS = 12
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "faulty")
@@ -50,7 +50,7 @@ def undisturbed(tmp_path_factory):
 
 
 def require_same(out, expected):
-    """Every loss and validation, once, and every bit of the last checkpoint."""
+    """Equal losses and validations, each logged once, and a bitwise equal last checkpoint."""
     assert sorted(losses(out)) == list(range(1, STEPS + 1))
     assert losses(out) == losses(expected)
     validated = [[row for row in rows(folder) if "valid/loss" in row] for folder in (out, expected)]
@@ -60,8 +60,8 @@ def require_same(out, expected):
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_killed_again_and_again_a_run_ends_in_the_same_bits(plugin, tmp_path, undisturbed):
-    """Dropout and plugins' state included: before the first checkpoint, between two, while one is written."""
+def test_a_run_that_is_killed_repeatedly_ends_bitwise_equal(plugin, tmp_path, undisturbed):
+    """With dropout and plugin state; killed before the first checkpoint, between two, and while one is written."""
     for at in ("step 2", "step 7", "step 9"):
         killed(tmp_path / "run", DROPOUT, *SCORED, plugin=plugin, faults=fault(at, "SIGKILL"))
     assert run(tmp_path / "run", DROPOUT, *SCORED, plugin=plugin)[0].code == 0
@@ -78,7 +78,7 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bits(plugin, tmp_path, un
         ("validation", "SIGTERM", 7),
     ],
 )
-def test_signals_save_and_stop_however_often_they_come(at, signals, step, tmp_path, undisturbed):
+def test_one_or_several_signals_save_and_stop_the_run(at, signals, step, tmp_path, undisturbed):
     assert run(tmp_path / "run", plugin="faulty", faults=fault(at, signals))[0].code == 75
     assert status(tmp_path / "run") == {"status": "preempted", "step": step, "reason": signals.split()[0]}
     assert run(tmp_path / "run", plugin="faulty")[0].code == 0
@@ -92,7 +92,7 @@ def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, 
 
 @pytest.mark.parametrize("plugin", PLUGINS[:3])
 def test_any_number_of_ranks_trains_on_the_same_batches_with_the_same_masks(plugin, tmp_path, undisturbed):
-    """Rule 1, also from 2 ranks to 1 and back, with other micro-batches: losses are equal up to rounding."""
+    """Also from 2 ranks to 1 and back, with other micro-batches: losses are equal up to rounding."""
     curve = losses(undisturbed(NO_DROPOUT, plugin=plugin))
     for processes, micro_batch_rows in ((1, 1), (2, 3), (4, 8)):
         out = tmp_path / f"{processes} ranks"
@@ -103,18 +103,18 @@ def test_any_number_of_ranks_trains_on_the_same_batches_with_the_same_masks(plug
         outcome = run(tmp_path / "resized", *sets, plugin=plugin, processes=processes, faults=fault(faults, "SIGTERM"))[
             0
         ]
-    assert "note: 1 process(es) trained until now, 2 go on" in outcome.output
+    assert "note: the run had 1 process(es), now it has 2: " in outcome.output
     assert sorted(losses(tmp_path / "resized")) == list(range(1, STEPS + 1))
     assert losses(tmp_path / "resized") == pytest.approx(curve, abs=1e-5)
 
 
-def test_a_change_of_ranks_and_of_versions_is_announced():
+def test_a_change_of_ranks_and_of_versions_is_noted():
     """Dropout is seeded by rank, so the curve then differs by more than rounding."""
     before = {"world_size": 2, "versions": {"torch": "1", "ltg_mdlm": "3"}}
     now = {"world_size": 1, "versions": {"torch": "2", "ltg_mdlm": "3"}, "config": {"model": {"dropout": 0.1}}}
     versions, ranks = resume_notes(before, now)
     assert versions == "torch was 1, now it is 2"
-    assert re.search(r"2 process.* 1 go on: .* masks stay the same, dropout does not", ranks)
+    assert re.search(r"had 2 process.* now it has 1: .* masks stay the same, dropout does not", ranks)
     assert resume_notes(now, now) == []
 
 
@@ -125,7 +125,7 @@ def _with_small_milestones(rank, *args):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_milestones_are_those_of_the_first_step_that_reaches_their_words(processes, tmp_path, monkeypatch):
-    """A "million" is a hundred words here; keep=1 leaves all of them alone."""
+    """A "million" is a hundred words here; keep=1 deletes no milestone."""
     monkeypatch.setattr(runs, "launch_quietly", _with_small_milestones)
     run(tmp_path / "run", "checkpoint.keep=1", processes=processes)
     words = {row["step"]: row["words_seen"] for row in rows(tmp_path / "run") if "loss" in row}
@@ -136,8 +136,8 @@ def test_milestones_are_those_of_the_first_step_that_reaches_their_words(process
     assert found == {f"chck_{m}M": min(s for s in words if words[s] >= m * 100) for m in reached}
 
 
-def test_one_step_that_is_not_finite_is_refused_listed_and_survived(tmp_path):
-    """Its event is written down even if the run is stopped before the next logged step."""
+def test_a_single_non_finite_step_is_refused_and_listed_and_training_continues(tmp_path):
+    """The event is written even if the run is stopped before the next logged step."""
     sets = ("logging.every=10", "validation.every=100")
     faults = (*fault("loss 3", "nan"), *fault("step 5", "SIGTERM"))
     assert run(tmp_path / "run", *sets, plugin="faulty", faults=faults)[0].code == 75
@@ -150,14 +150,14 @@ def test_one_step_that_is_not_finite_is_refused_listed_and_survived(tmp_path):
     assert saved_bits(whole, STEPS) == saved_bits(tmp_path / "run", STEPS)
 
 
-def test_the_status_counts_the_steps_until_training_failed(tmp_path):
+def test_the_status_of_a_failed_run_has_its_number_of_steps(tmp_path):
     faults = tuple(entry for step in (5, 6) for entry in fault(f"loss {step}", "nan"))
     outcome = run(tmp_path / "run", "training.max_refused_updates=2", plugin="faulty", faults=faults)[0]
     assert outcome.code == 3
     assert (status(tmp_path / "run")["status"], status(tmp_path / "run")["step"]) == ("failed", 6)
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_no_checkpoint(tmp_path, undisturbed):
+def test_a_full_disk_ends_the_run_with_an_error_and_loses_no_checkpoint(tmp_path, undisturbed):
     """The save of step 8 fails, is repeated at step 9 and fails again."""
     saved = tmp_path / "run" / "checkpoints" / "latest"
     outcome = run(tmp_path / "run", faults=fault("step 5", "small files", after=str(saved)))[0]
@@ -170,7 +170,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_no_checkpoint(tmp_pa
     require_same(tmp_path / "run", undisturbed())
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, undisturbed):
+def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path, undisturbed):
     run(tmp_path / "run", faults=fault("step 8", "SIGTERM"))
     weights = tmp_path / "run" / "checkpoints" / "step_0000009" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -178,19 +178,19 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
     weights.write_bytes(content)
     outcome = run(tmp_path / "run")[0]
     assert re.search(r"warning: the checkpoint .*step_0000009 is passed over: .*SHA-256", outcome.output)
-    assert "going on from step 8" in outcome.output
+    assert "resuming from step 8" in outcome.output
     require_same(tmp_path / "run", undisturbed())
 
 
-def test_a_second_trainer_leaves_the_folder_of_the_first_alone(tmp_path):
+def test_a_second_trainer_does_not_touch_the_folder_of_the_first(tmp_path):
     with RunFolder(tmp_path / "run").claim():
         outcome = run(tmp_path / "run")[0]
     assert re.search("error: .*another process trains in this run folder", outcome.output)
     assert os.listdir(tmp_path / "run") == ["lock"]
 
 
-def test_ranks_with_other_settings_do_not_begin(tmp_path):
-    """Both ranks say the same, so only one of them has to."""
+def test_ranks_with_different_settings_do_not_start(tmp_path):
+    """Every rank reports the same."""
     outcomes = run(tmp_path / "run", processes=2, sets_of_rank=((), ("seed=3", "optimizer.lr=0.5")))
     for outcome in outcomes:
         assert "process 1: optimizer.lr (0.5 instead of 0.01), seed (3 instead of 0)" in outcome.output
@@ -215,7 +215,7 @@ def test_source_code_that_differs_is_noticed(tmp_path, monkeypatch):
 
 @contextmanager
 def handlers_kept():
-    """torchrun's agent expects to have the process for itself."""
+    """torchrun's agent replaces the signal handlers of the process."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield
@@ -225,9 +225,9 @@ def handlers_kept():
 
 
 def test_torchrun_restarts_a_run_of_which_processes_die(tmp_path, undisturbed):
-    """First one raises: its traceback comes before what the other one says.  Then one is killed.
+    """First one raises: its traceback is printed before the error of the other process.  Then one is killed.
 
-    The agent is torchrun's, but forks its processes from one that has imported torch, which spares seven imports.
+    The agent is torchrun's, but forks its processes from one that has imported torch, which saves seven imports.
     """
     expected = undisturbed(plugin="faulty", processes=2)
     faults = (

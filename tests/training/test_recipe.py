@@ -1,4 +1,4 @@
-"""From batch to loss, on the real components: what is gathered, how it is summed, and what waits for the device."""
+"""From batch to loss, on the real components: gathering, reduction, metrics, and synchronisation with the device."""
 
 from collections.abc import Mapping
 
@@ -13,8 +13,7 @@ from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.testing.host_reads import NoHostReads
 from ltg_mdlm.testing.toy import batch_of, context, statistics, zipfian_counts
-from ltg_mdlm.training.recipe import DenoisingLoss, Recipe, gather_supervised, true_indices
-from ltg_mdlm.training.trainer import StepTally
+from ltg_mdlm.training.recipe import DenoisingLoss, Recipe, StepMetrics, gather_supervised, true_indices
 from ltg_mdlm.training.validation import evaluating
 
 CPU = torch.device("cpu")
@@ -82,7 +81,7 @@ def test_splitting_a_batch_changes_neither_masks_nor_gradient(name):
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_step_reads_nothing_but_the_count_of_supervised_positions(name, monkeypatch):
-    """Rule 5; that count was copied ahead, and is asked for with the forward pass already queued."""
+    """The count was copied ahead, and is read when the forward pass is already queued."""
 
     def count(self: HostCopy) -> int:
         with _disable_current_modes():
@@ -100,12 +99,12 @@ def test_a_step_reads_nothing_but_the_count_of_supervised_positions(name, monkey
         output.loss.backward()
         recipe.observe(step, micro_batch, output)
         recipe.step_end(step)
-        StepTally(recipe.components.objective.group_names, CPU, is_bound=True).add(micro_batch, output)
+        StepMetrics(recipe, CPU).update(micro_batch, output)
 
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_supervised_positions_carry_what_belongs_to_their_own_token(name):
-    """Labels equal the token that stands where the prediction aims; masked_N speaks of that token."""
+    """Labels equal the token at the predicted position, and masked_N belongs to that token."""
     recipe, _ = make(name)
     step = recipe.begin(Step(seed=2, step=0, progress=0.0, epoch=0.0, rows=32), CPU)
     batch = rows(0, 32)
@@ -127,18 +126,18 @@ def test_true_indices_equal_nonzero():
         assert torch.equal(true_indices(mask, int(mask.sum())), mask.nonzero().flatten())
 
 
-def test_the_tally_is_the_loss_that_was_differentiated():
+def test_the_logged_loss_is_the_loss_that_was_differentiated():
     recipe, loss_module = make("freq_mdlm")
     step = recipe.begin(Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=8), CPU)
     parts = [recipe.corrupt(part, step) for part in (rows(0, 3), rows(3, 5))]
     denominators_K = recipe.denominators(parts)
-    tally = StepTally(recipe.components.objective.group_names, CPU, is_bound=False)
+    metrics = StepMetrics(recipe, CPU)
     total = 0.0
     for part in parts:
         output = loss_module(part, denominators_K, step)
         total += float(output.loss.detach())
-        tally.add(part, output)
-    row = tally.read(denominators_K, lambda x: x)
+        metrics.update(part, output)
+    row = metrics.compute(denominators_K, lambda x: x)
     masked = sum(int(part.corrupted.masked_BT.sum()) for part in parts)
     maskable = sum(int(part.batch.maskable_BT.sum()) for part in parts)
     assert row["loss"] == pytest.approx(total, rel=1e-5)
@@ -146,7 +145,7 @@ def test_the_tally_is_the_loss_that_was_differentiated():
     assert "bound" not in row
 
 
-def test_bound_is_reported_exactly_where_the_objective_is_one():
+def test_a_bound_is_reported_exactly_where_the_objective_is_one():
     assert make("uniform_mdlm")[0].is_bound
     assert not make("freq_mdlm")[0].is_bound
     assert make("freq_mdlm exact")[0].is_bound
@@ -155,7 +154,7 @@ def test_bound_is_reported_exactly_where_the_objective_is_one():
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
 def test_only_training_runs_the_compiled_layers():
-    """Held-out rows and sentences come in too many shapes to compile each of them."""
+    """Validation rows and sentences have too many shapes to compile for each of them."""
     recipe, loss = make("freq_mdlm")
     compiled = []
 

@@ -1,4 +1,4 @@
-"""The promises of the loop, kept by the real trainer in real processes."""
+"""The properties of the training loop, tested with whole runs."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def test_ranks_take_shares_of_a_batch_that_does_not_divide(tmp_path: Path):
 
 
 def test_sigterm_saves_reports_preemption_and_resumes(tmp_path: Path):
-    """A process of its own, which waits in its fifth step for the signal."""
+    """The run waits in its fifth step for the signal, in a separate process."""
     out, waiting = tmp_path / "run", tmp_path / "waiting"
     settings = environment() | faulty_environment({**AT_STEP_5, "until": "SIGTERM", "once": str(waiting)})
     arguments = train_command(out, "--plugin", "faulty")
@@ -42,13 +42,13 @@ def test_sigterm_saves_reports_preemption_and_resumes(tmp_path: Path):
     assert sorted(losses(out)) == list(range(1, 13))
 
 
-def test_validation_never_moves_the_training_curve(tmp_path: Path):
+def test_validation_never_changes_the_training_curve(tmp_path: Path):
     run(tmp_path / "often", "validation.every=1")
     run(tmp_path / "never", "validation.every=100")
     assert losses(tmp_path / "often") == losses(tmp_path / "never")
 
 
-def test_a_finished_run_prints_its_result_and_trains_no_more(tmp_path: Path):
+def test_a_finished_run_prints_its_result_and_does_not_train(tmp_path: Path):
     (first,) = run(tmp_path / "run")
     (again,) = run(tmp_path / "run")
     table = first.output[first.output.index("held-out text") :]
@@ -93,12 +93,12 @@ def test_a_new_run_starts_from_the_weights_of_another(tmp_path: Path):
     assert first_of_new["valid/bound"] == pytest.approx(last_of_old["valid/bound"], abs=1e-6)
 
 
-def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
+def test_the_run_folder_has_the_documented_contents(tmp_path: Path):
     run(tmp_path / "run", plugin="freq_mdlm")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["plugin_versions"]["freq_mdlm"].startswith("ltg-mdlm ")
     training = [row for row in rows(tmp_path / "run") if "loss" in row][-1]
-    promised = {
+    documented = {
         "step",
         "epoch",
         "words_seen",
@@ -109,13 +109,13 @@ def test_the_run_folder_holds_what_is_promised(tmp_path: Path):
         "grad_norm",
         "tokens_per_second",
     }
-    assert promised <= training.keys()
+    assert documented <= training.keys()
     newest = tmp_path / "run" / "checkpoints" / "step_0000012"
     names = {path.name for path in newest.iterdir()}
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"} <= names
 
 
-def test_bench_under_torchrun_reports_once_what_the_all_reduce_costs():
+def test_bench_under_torchrun_reports_the_cost_of_the_all_reduce_once():
     options = [part for text in TINY for part in ("--set", text)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

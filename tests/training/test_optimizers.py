@@ -1,4 +1,4 @@
-"""LAMB and AdamW against literal formulas, refusal and resume to the bit, and the published learning-rate curve."""
+"""LAMB and AdamW against literal formulas, bit-exact refusal and resume, and the published learning-rate curve."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from ltg_mdlm.training.optimizers import AdamW, Lamb, build_optimizer, learning_
 
 BETAS, EPS, DECAY = (0.9, 0.98), 1e-8, 0.1
 LOOSE = 1e9
-"""A gradient norm that is never reached."""
+"""A clipping threshold that no gradient norm reaches."""
 
 
 def small_model(seed=0, dtype=torch.float64):
@@ -80,7 +80,7 @@ def test_lamb_follows_its_formula(max_norm):
         torch.testing.assert_close(p.detach(), torch.from_numpy(expected), rtol=tolerance, atol=tolerance, msg=name)
 
 
-def test_adamw_agrees_with_torch():
+def test_adamw_equals_that_of_torch():
     model, reference = small_model(), small_model()
     optimizer = optimizer_for(model, "adamw", max_norm=0.7)
     groups = [
@@ -100,7 +100,7 @@ def test_adamw_agrees_with_torch():
 
 @given(st.floats(1e-4, 0.5), st.floats(1e-3, 1e3), st.integers(0, 99))
 def test_lamb_moves_a_decaying_weight_by_lr_times_its_norm(lr, scale, seed):
-    """Whatever the size of weights and gradients: that is what the trust ratio is for."""
+    """For any size of weights and gradients, which is the purpose of the trust ratio."""
     torch.manual_seed(seed)
     weight = nn.Linear(6, 5, bias=False).double()
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_a_zero_weight_takes_adams_first_step():
     torch.testing.assert_close(model[2].weight.detach(), -0.01 * gradient.sign(), rtol=1e-5, atol=0)
 
 
-def test_biases_and_layer_norms_do_not_decay_and_all_else_does():
+def test_all_parameters_except_biases_and_layer_norms_decay():
     config = ModelConfig(
         hidden_size=16,
         intermediate_size=24,
@@ -181,7 +181,7 @@ def test_a_non_finite_step_changes_no_bit(name, spoil):
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
-def test_a_run_goes_on_as_if_the_refused_step_had_not_been(name):
+def test_a_refused_step_leaves_no_trace_in_later_steps(name):
     ends = []
     for bad_steps in ((), (0, 3, 4)):
         model = small_model(dtype=torch.float32)
@@ -196,7 +196,7 @@ def test_a_run_goes_on_as_if_the_refused_step_had_not_been(name):
     assert same_bits(*ends)
 
 
-def test_refusals_are_counted_in_all_and_in_a_row():
+def test_refusals_are_counted_in_total_and_in_a_row():
     model = small_model()
     optimizer = optimizer_for(model)
     seen = []
@@ -219,7 +219,7 @@ def test_a_step_never_waits_for_the_device(name):
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
-def test_a_resumed_optimiser_goes_on_to_the_bit(name):
+def test_a_resumed_optimiser_continues_bit_exactly(name):
     model = small_model(dtype=torch.float32)
     optimizer = optimizer_for(model, name, max_norm=1.0)
     for step in range(8):
@@ -280,12 +280,12 @@ def test_zero_grad_forgets_the_gradients():
     ],
 )
 def test_the_learning_rate_follows_the_published_curve(step, expected):
-    """1000 steps: 16 of warm-up, 16 of cool-down, a cosine to 0.1 in between; but the first step learns."""
+    """1000 steps: 16 of warm-up, a cosine to 0.1, 16 of cool-down.  The published curve starts at 0, ours does not."""
     assert learning_rate_factor(step, 1000, warmup=0.016, cooldown=0.016, final=0.1) == pytest.approx(expected)
 
 
 @given(st.integers(1, 3000), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
-def test_every_step_learns_and_none_more_than_the_peak(max_steps, warmup, cooldown, final):
+def test_the_learning_rate_is_positive_and_never_above_the_peak(max_steps, warmup, cooldown, final):
     curve = [
         learning_rate_factor(s, max_steps, warmup=warmup, cooldown=cooldown, final=final)
         for s in {0, max_steps // 3, max_steps // 2, max_steps - 1}
@@ -296,7 +296,7 @@ def test_every_step_learns_and_none_more_than_the_peak(max_steps, warmup, cooldo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
-def test_cuda_takes_the_steps_of_the_cpu_and_refuses_to_the_bit(name):
+def test_cuda_takes_the_steps_of_the_cpu_and_refuses_bit_exactly(name):
     on_cpu, on_cuda = small_model(dtype=torch.float32), small_model(dtype=torch.float32).cuda()
     optimizers = [optimizer_for(m, name, max_norm=1.0) for m in (on_cpu, on_cuda)]
     for step in range(10):
@@ -313,6 +313,6 @@ def test_cuda_takes_the_steps_of_the_cpu_and_refuses_to_the_bit(name):
     assert same_bits(before, bits(on_cuda.state_dict()) | bits(optimizers[1].state_dict()))
 
 
-def test_the_names_of_the_settings_choose_the_algorithm():
+def test_the_name_selects_the_algorithm():
     assert type(optimizer_for(small_model(), "lamb")) is Lamb
     assert type(optimizer_for(small_model(), "adamw")) is AdamW

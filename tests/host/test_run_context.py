@@ -1,19 +1,15 @@
-"""What components are told about corpus and run."""
+"""What components are told about the corpus."""
 
 import pytest
-import torch
 
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.data.tokenizer import EOS, NUM_SPECIAL
 from ltg_mdlm.host.run_context import corpus_statistics, open_corpus, special_types
-from ltg_mdlm.training.assembly import micro_batch_rows
-
-SMALL = "data.builtin_words=4000"
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_the_end_of_a_document_is_an_ordinary_token_where_documents_end_in_it(ends):
-    config = load_settings((), [SMALL, f"data.end_of_document={ends}"]).config
+def test_the_end_of_document_token_is_counted_and_maskable_only_if_documents_end_in_it(ends):
+    config = load_settings((), ["data.builtin_words=4000", f"data.end_of_document={ends}"]).config
     corpus = open_corpus(config)
     statistics = corpus_statistics(config, corpus)
     special_V = special_types(config, corpus.vocab_size)
@@ -22,11 +18,3 @@ def test_the_end_of_a_document_is_an_ordinary_token_where_documents_end_in_it(en
     assert int(special_V.sum()) == NUM_SPECIAL - ends
     assert statistics.num_tokens == corpus.train.num_tokens + (corpus.train.num_documents if ends else 0)
     assert statistics.num_words == corpus.train.num_words
-
-
-def test_micro_batches_hold_about_as_many_tokens_at_any_row_length():
-    sizes = {}
-    for length in (32, 128):
-        config = load_settings((), [f"training.seq_len={length}"]).config
-        sizes[length] = length * micro_batch_rows(config, torch.device("cpu"))
-    assert sizes[32] == sizes[128]

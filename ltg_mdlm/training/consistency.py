@@ -1,0 +1,155 @@
+"""Consistency checks of a run: between its ranks, and between a run folder and the processes that resume it.
+
+All ranks must have the same settings, versions and source code, since sums over ranks have no meaning otherwise.
+A resumed run must have the settings and plugins it was started with; other versions and another number of processes
+are allowed and noted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltg_mdlm import __version__
+from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import flatten
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.slots import SLOTS
+
+FREE_ON_RESUME = (
+    "run.",
+    "logging.",
+    "validation.",
+    "checkpoint.",
+    "training.micro_batch_rows",
+    "training.threads",
+    "training.activation_checkpointing",
+    "plugin_versions",
+    "provenance",
+)
+"""Prefixes of the settings that may change when a run is resumed: they do not change the data or masks of a step."""
+
+MAX_SHOWN = 8
+"""Differences between two ranks that an error lists."""
+
+
+def require_same_program(host: Host, ranks: Ranks) -> None:
+    """Compare settings, versions and source code over all ranks.  Every rank must call it.
+
+    Raises UserError, on every rank, with the ranks that differ from rank 0 and their differences.
+    """
+    if ranks.world_size == 1:
+        return
+    facts_by_rank = ranks.gather_objects(program_facts(host))
+    ranks_by_difference: dict[str, list[str]] = {}
+    for rank, facts in enumerate(facts_by_rank):
+        if text := differences(facts_by_rank[0], facts):
+            ranks_by_difference.setdefault(text, []).append(str(rank))
+    if ranks_by_difference:
+        found = "".join(f"\n  process {', '.join(ranks)}: {text}" for text, ranks in ranks_by_difference.items())
+        raise UserError(
+            f"the processes of this run do not run the same program as process 0{found}"
+            "\n  start all of them with the same arguments, configs and installation"
+        )
+
+
+def program_facts(host: Host) -> dict[str, str]:
+    """All settings, versions, and a digest of the source code of the package and of every selected plugin's package."""
+    settings = {key: repr(value) for key, value in flatten(host.config.model_dump(mode="json")).items()}
+    versions = {
+        "version of ltg_mdlm": __version__,
+        "version of torch": torch.__version__,
+        "version of Python": platform.python_version(),
+    }
+    modules = {"ltg_mdlm"} | {plugin.entry_point.module.partition(".")[0] for plugin in host.selected.values()}
+    return settings | versions | {f"source code of {name}": source_digest(name) for name in sorted(modules)}
+
+
+def source_digest(module: str) -> str:
+    """Short SHA-256 of the Python files of an imported top-level module or package, independent of their location."""
+    loaded = sys.modules[module]
+    roots = [Path(root) for root in getattr(loaded, "__path__", [])]
+    named = [(path.relative_to(root).as_posix(), path) for root in roots for path in root.rglob("*.py")]
+    if not roots and loaded.__file__ is not None:
+        named = [(Path(loaded.__file__).name, Path(loaded.__file__))]
+    digest = hashlib.sha256()
+    for name, path in sorted(named):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def differences(first: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """`key (other value instead of first value), ...`, at most `MAX_SHOWN` of them; empty if there are none."""
+    keys = [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]
+    more = f", and {len(keys) - MAX_SHOWN} more" if len(keys) > MAX_SHOWN else ""
+    shown = [f"{key} ({other.get(key, 'absent')} instead of {first.get(key, 'absent')})" for key in keys[:MAX_SHOWN]]
+    return ", ".join(shown) + more
+
+
+def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted keys of the settings that differ although a resumed run must not change them."""
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    return [key for key in keys if not key.startswith(FREE_ON_RESUME) and key != "name"]
+
+
+def require_same_distributions(before: Mapping[str, str], now: Mapping[str, str], where: Path) -> None:
+    """Compare `distribution version` of the plugins in both mappings, by the plugin's name.  Versions may differ.
+
+    Raises UserError if another distribution now provides a plugin of the same name.
+    """
+    changed = [
+        f"plugin {name!r} was provided by {before[name]}, now by {now[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if _distribution(before[name]) != _distribution(now[name])
+    ]
+    _require_unchanged(changed, where, "install the distribution that it was trained with")
+
+
+def require_same_slots(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Compare the plugin of each slot in two `assembly.provenance`s; checkpoints of old versions list none.
+
+    Raises UserError if another plugin now fills a slot.
+    """
+
+    def named(provider: Mapping[str, str]) -> str:
+        return f"{provider['plugin']!r} ({provider['distribution']} {provider['version']})"
+
+    old, new = before.get("provenance", {}), now["provenance"]
+    changed = [
+        f"{slot} was filled by {named(old[slot])}, now by {named(new[slot])}"
+        for slot in SLOTS
+        if slot in old and old[slot]["plugin"] != new[slot]["plugin"]
+    ]
+    _require_unchanged(changed, where, "install the versions that it was trained with")
+
+
+def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Changes between two `assembly.provenance`s that may change the loss curve, some of them only by rounding."""
+    old, new = before.get("versions", {}), now["versions"]
+    notes = [f"{name} was {old[name]}, now it is {new[name]}" for name in new if old.get(name, new[name]) != new[name]]
+    ranks, ranks_now = before.get("world_size", now["world_size"]), now["world_size"]
+    if ranks != ranks_now:
+        text = f"the run had {ranks} process(es), now it has {ranks_now}: batches, noise and masks stay the same"
+        dropout = now["config"]["model"]["dropout"]
+        notes.append(f"{text}, dropout does not (it depends on the process)" if dropout else f"{text} up to rounding")
+    return notes
+
+
+def _distribution(origin: str) -> str:
+    """Normalised name in `distribution version`."""
+    return origin.rpartition(" ")[0].lower().replace("_", "-")
+
+
+def _require_unchanged(changed: list[str], where: Path, remedy: str) -> None:
+    if changed:
+        lines = [f"{where} was trained with other plugins", *changed, f"{remedy}, or choose another folder: --out"]
+        raise UserError("\n  ".join(lines))
