@@ -83,7 +83,8 @@ class Step:
         unstratified value that nothing uses.
         """
         device = batch.row_B.device
-        cell_R, cells = self.permutation(stream, device), self.rows
+        cell_R = self.permutation(stream, device)
+        cells: Tensor | int = self.rows
         if self.causal_R is not None:
             # Sort the masked rows before the causal ones: the causal rows get the cells from the last one on.
             order_R = torch.argsort(cell_R + self.causal_R * self.rows)

@@ -7,7 +7,6 @@ components once more than training does, as validation does too.  Nothing of it 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
@@ -15,11 +14,11 @@ from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Step
 from ltg_mdlm.core.components import MaskingStrategy
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.host_memory import HostCopy
-from ltg_mdlm.host.result_checks import method_of, require_tensor, require_tensors, require_type
+from ltg_mdlm.host.result_checks import Kind, method_of, require_tensor, require_tensors, require_type
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.training.recipe import MicroBatch, gather_supervised
 
-CORRUPTED: dict[str, Literal["float", "int64", "bool"]] = {
+CORRUPTED: dict[str, Kind] = {
     "input_BT": "int64",
     "labels_BT": "int64",
     "masked_BT": "bool",
@@ -54,7 +53,7 @@ def check_first_results(components: Components, batch: Batch, step: Step, vocab_
         require_tensor(where("noise_schedule", "sample"), getattr(noise, name), "float", batch.row_B.shape, name)
 
     masking = components.masking
-    if type(masking).corrupt is MaskingStrategy.corrupt:  # an own `corrupt` may do without probabilities
+    if type(masking).corrupt is MaskingStrategy.corrupt:  # other implementations may not use probabilities
         probability_BT = masking.mask_probability(batch, noise, step)
         require_tensor(where("masking", "mask_probability"), probability_BT, "float", batch.ids_BT.shape)
     corrupted = masking.corrupt(batch, causal_B, noise, step)
