@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltg_mdlm.storage.tensor_files import copy_named, under
+from ltg_mdlm.storage.named_tensors import copy_named
 
 _CHUNK_NUMEL = 1 << 25
 """Elements updated together on CUDA: many, since launches cost; bounded, since LAMB needs as much scratch memory."""
@@ -161,8 +161,8 @@ class AdamW:
     def state_dict(self) -> dict[str, Tensor]:
         """Moments by parameter name, and the counts; what is returned shares memory with the optimiser."""
         return {
-            **under("first_moment", {name: s.first for name, s in self._slots.items()}),
-            **under("second_moment", {name: s.second for name, s in self._slots.items()}),
+            **{f"first_moment/{name}": s.first for name, s in self._slots.items()},
+            **{f"second_moment/{name}": s.second for name, s in self._slots.items()},
             "count": self._count,
             "refused_total": self.refused_total,
             "refused_in_a_row": self.refused_in_a_row,

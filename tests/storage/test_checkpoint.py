@@ -400,6 +400,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(checkpoint
     for step in (10, 20):
         save(checkpoints, state_at(step))
         flip_a_bit(checkpoints.folder / f"step_{step:07d}")
-    refusal = r"no checkpoint that can be read; delete it to begin again(\n  the checkpoint .*SHA-256.*){2}"
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(UserError, match=refusal):
+    refusal = r"has no readable checkpoint; delete it to start again(\n  the checkpoint .*SHA-256.*){2}"
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match=refusal):
         newest_checkpoint(checkpoints.folder)

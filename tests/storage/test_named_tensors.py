@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.storage.tensor_files import copy_named
+from ltg_mdlm.storage.named_tensors import copy_named
 
 
 def test_values_are_copied_into_the_tensors_that_are_there():
