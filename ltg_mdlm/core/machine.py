@@ -1,4 +1,4 @@
-"""The machine that measurements are made on: its name, its matrix rate, the memory taken from it."""
+"""The machine that a process runs on: its name, its speed in matrix products, the memory in use, native bf16."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Width of the square matrices whose product sets the peak."""
-
+"""Width of the square matrices whose product is timed, by type of device."""
 
 PEAK_SECONDS = 1.0
+"""How long their product is repeated."""
 
 
 def matrix_peak(device: torch.device, *, bf16: bool) -> float:
-    """Best rate of a large square matrix product, FLOP per second."""
+    """Highest measured rate of a large square matrix product, in FLOP per second."""
     size = PEAK_SIZE[device.type]
     left = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     right = torch.randn_like(left)
@@ -34,13 +34,13 @@ def matrix_peak(device: torch.device, *, bf16: bool) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device's queue."""
+    """Wait until the device has done all work that is queued; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or that this process had resident."""
+    """Bytes at the peak: allocated by tensors on a GPU, or else resident in main memory for this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -50,7 +50,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe_machine(device: torch.device) -> str:
-    """The processor's name."""
+    """Name of the GPU, or name and vector instructions of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -59,12 +59,14 @@ def describe_machine(device: torch.device) -> str:
     return f"{found[1] if found else platform.processor() or platform.machine()} ({capability})"
 
 
-def bf16_for(precision: str, device: torch.device) -> bool:
-    """Resolve auto, fp32 or bf16: auto is bf16 where matrix products in it are native."""
-    if precision != "auto":
-        return precision == "bf16"
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for matrix products in bf16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # The only question torch answers about bf16 arithmetic of the CPU is behind a leading underscore.
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return bool(native())
+    # torch has no public function for this.  Processors with AMX have these instructions, too.
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def bf16_for(precision: str, device: torch.device) -> bool:
+    """Whether auto, fp32 or bf16 means bf16 on the device; auto means it where it is native."""
+    return native_bf16(device) if precision == "auto" else precision == "bf16"

@@ -18,7 +18,7 @@ from ltg_mdlm.data.sources import sha256_of
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> dict[str, int | str]:
     """Write CPU tensors to a new file and force it to disk; return the file's `bytes` and `sha256`.
 

@@ -71,9 +71,11 @@ class RunReport:
     def to_text(self) -> str:
         """The resolved settings as YAML, then the arithmetic, then the warnings."""
         slots = ", ".join(f"{slot}: {plugin}" for slot, plugin in self.providers.items())
+        precision = self.config.training.precision
         lines = [
             self.config.to_yaml(),
             f"parameters   {self.parameters:,}",
+            f"precision    {precision}{' (decided by measurement at start)' if precision == 'auto' else ''}",
             f"slots        {slots}",
             *self.stages,
             f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",

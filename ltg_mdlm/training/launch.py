@@ -33,6 +33,7 @@ from ltg_mdlm.training.agreement import (
 )
 from ltg_mdlm.training.assembly import Run, build_run, provenance
 from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, Sink, WandbSink, wandb_mode
+from ltg_mdlm.training.precision import resolve_precision, stored_precision
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
@@ -71,6 +72,9 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         with lock or nullcontext():
             # Looked for under the lock: a process that trained here until now may have written one more.
             checkpoint = on_main(ranks, lambda: find_beginning(folder, resume))
+            run, note = resolve_precision(run, on_main(ranks, lambda: stored_precision(folder, checkpoint)))
+            if note is not None:
+                console.print(note, markup=False, highlight=False, soft_wrap=True)
             return train_in(folder, run, console, checkpoint, stop)
 
 
