@@ -109,7 +109,7 @@ def test_all_ranks_train_in_the_precision_that_the_first_one_chose(tmp_path, pro
     assert saved_bits(tmp_path / "auto", STEPS) == saved_bits(tmp_path / "bf16", STEPS)
 
 
-def test_a_large_model_is_measured_with_a_single_pass(tmp_path, processor):
+def test_a_large_model_is_measured_with_fewer_passes(tmp_path, processor):
     processor(seconds="real", MAX_SECONDS=0.0)
     assert "precision: " in train(tmp_path / "run", AUTO, "training.max_steps=1")[0].output
 
