@@ -252,7 +252,7 @@ def damages() -> Iterator[Callable[[Bench], Finding]]:
             assert newest is not None
             spoil(newest / "optimizer.safetensors")
             output = run(out, plugin="faulty")[0].output
-            warning = next(line for line in output.splitlines() if "is passed over" in line)
+            warning = next(line for line in output.splitlines() if "is skipped" in line)
             happened = f"{warning.partition('checkpoints/')[2]}; {beginning(output)}"
             return Finding(f"{name} newest checkpoint", happened, LOST_STEPS, bench.is_same(out))
 

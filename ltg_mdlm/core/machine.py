@@ -59,12 +59,14 @@ def describe_machine(device: torch.device) -> str:
     return f"{found[1] if found else platform.processor() or platform.machine()} ({capability})"
 
 
-def bf16_for(precision: str, device: torch.device) -> bool:
-    """Whether to use bf16; `precision` is "fp32", "bf16", or "auto": bf16 if the device supports it natively."""
-    if precision != "auto":
-        return precision == "bf16"
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for matrix products in bf16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public function for this.
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return bool(native())
+    # torch has no public function for this.  Processors with AMX have these instructions, too.
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def bf16_for(precision: str, device: torch.device) -> bool:
+    """Whether auto, fp32 or bf16 means bf16 on the device; auto means it where it is native."""
+    return native_bf16(device) if precision == "auto" else precision == "bf16"

@@ -33,8 +33,8 @@ from ltg_mdlm.inference.exported_folder import (
 )
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
 from ltg_mdlm.storage.checkpoint import STATE_FILE, find_checkpoint, load_weights, read_about
+from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.storage.run_folder import RunFolder
-from ltg_mdlm.storage.tensor_files import copy_named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from ltg_mdlm.inference.trained_model import Weights
 from ltg_mdlm.interchange.published_checkpoints import NamedWeights, PublishedCheckpoint, read_published
 from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
 from ltg_mdlm.storage.checkpoint import COUNT, write_weights
+from ltg_mdlm.storage.named_tensors import folded
 from ltg_mdlm.storage.run_folder import RunFolder, Status
-from ltg_mdlm.storage.tensor_files import folded
 from ltg_mdlm.training.assembly import provenance
 
 _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.storage.tensor_files import folded, load_tensors
+from ltg_mdlm.storage.named_tensors import folded
+from ltg_mdlm.storage.tensor_files import load_tensors
 
 CodeBase = Literal["frequency-informed MDLM", "GPT-BERT", "ltg-mdlm"]
 

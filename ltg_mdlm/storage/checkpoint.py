@@ -1,10 +1,11 @@
-"""Checkpoints: complete or absent, checked when read, a few kept, and milestones by words seen kept for ever.
+"""Checkpoints of a run: each is complete or absent, is verified when it is read, and is written in the background.
 
-Training waits while the state is copied to main memory; a thread writes the copy.
+Training waits only while its state is copied to main memory; a thread writes the copy.  The newest few checkpoints are
+kept, and milestones, which hold weights only, are kept for ever::
 
-checkpoints/step_0000100/   model, ema, optimizer, components (.safetensors), state.json
-checkpoints/latest          the name of the newest complete one
-checkpoints/chck_10M/       model, ema (.safetensors), state.json
+    checkpoints/step_0000100/   model, ema, optimizer, components (.safetensors), state.json
+    checkpoints/latest          the name of the newest complete checkpoint
+    checkpoints/chck_10M/       the weights after 10 million words: model, ema (.safetensors), state.json
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,32 +25,33 @@ from torch import Tensor
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import remove_leftovers, sync, temporary_name, write_text, written_folder
 from ltg_mdlm.core.host_memory import HostBuffers
-from ltg_mdlm.storage.tensor_files import load_tensors, sha256, write_tensors
+from ltg_mdlm.data.sources import sha256_of
+from ltg_mdlm.storage.tensor_files import load_tensors, write_tensors
 
 FORMAT_VERSION = 1
 
-
 STATE_FILE = "state.json"
+"""Describes a checkpoint: step, words, origin, and the size and hash of every other file."""
 
+COUNT = "count"
+"""The entry of the averages' state that is not a weight: the number of updates."""
 
 _PARTS = ("model", "ema", "optimizer", "components")
 
-
 _MILESTONE_PARTS = ("model", "ema")
 
+_MILLION = 1_000_000
 
 _SPARE_BYTES = 16 * 2**20
-
-
-_MILLION = 1_000_000
+"""Disk space that a checkpoint leaves free."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """Everything a process needs to go on where another one stopped; tensors by name."""
+    """Everything that a process needs to resume training; tensors by name."""
 
     step: int
-    """steps done"""
+    """Number of steps done."""
     words_seen: int
     model: Mapping[str, Tensor]
     ema: Mapping[str, Tensor] = field(default_factory=dict)
@@ -64,9 +66,10 @@ def milestones_crossed(before: int, after: int) -> list[str]:
 
 
 class Checkpoints:
-    """The `checkpoints` folder of a run, which the caller must be the only one to write in (`RunFolder` sees to it).
+    """Writes the `checkpoints` folder of a run.
 
-    A save that fails is warned about and repeated at the next step; a second failure in a row ends the run.
+    No other process may write there at the same time (`RunFolder.claim` ensures it).  If a write fails, there is a
+    warning and the next step saves again; the run ends with an error when that fails, too.
     """
 
     def __init__(
@@ -81,66 +84,67 @@ class Checkpoints:
         journal: Path | None = None,
         saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """Nothing is written yet.
+        """Writes nothing yet.
 
         Args:
-            folder: made when it is needed
-            every: steps between checkpoints
-            keep: how many of the newest are kept, beside the milestones
+            folder: created by the first save
+            every: number of steps between checkpoints
+            keep: number of newest checkpoints to keep, besides the milestones
             by_words: whether to keep milestones
-            about: goes into every state.json, beside step and words
-            writes: False leaves the disk alone, on other ranks than the first
-            journal: a file that is forced to disk before a checkpoint appears, so that no checkpoint is ahead of it
-            saved: called with the step of every checkpoint that is complete, from the thread that wrote it
+            about: added to every state.json
+            writes: False on all ranks but the first, which only count words
+            journal: a file that is forced to disk before a checkpoint appears, so that it is never behind a checkpoint
+            saved: called with the step of every complete checkpoint, from the thread that wrote it
         """
         self.folder = folder
         self._every, self._keep, self._by_words = every, keep, by_words
         self._about, self._writes, self._journal, self._saved = dict(about or {}), writes, journal, saved
+        # Words at the last save that is on disk, and at the last one that was started.
         self._words_on_disk = self._words_taken = 0
         self._buffers = {part: HostBuffers() for part in _PARTS}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._repeating = False
+        self._retrying = False
 
     def due(self, step: int, words_seen: int) -> bool:
-        """Whether to save the state after `step` steps: every so many, when a milestone was crossed, or once more."""
-        return step % self._every == 0 or bool(self._milestones(words_seen)) or self._has_failed()
+        """Whether to save after `step` steps: every `every` steps, at a milestone, or because the last save failed."""
+        failed = self._writing is not None and self._writing.done() and self._writing.exception() is not None
+        return step % self._every == 0 or bool(self._milestones(words_seen)) or failed
 
     def reserve(self, state: TrainingState) -> None:
-        """Take the main memory for a copy of the state now: a run that lacks it fails at its start."""
+        """Allocate the main memory for copies of the state, so that a run without enough memory fails at its start."""
         if self._writes:
             self._copy(state)
 
     def save(self, state: TrainingState) -> None:
-        """Copy the state, and write a checkpoint and the milestones crossed since the last one, in the background.
+        """Copy the state, then write it as a checkpoint, with the milestones since the last one, in the background.
 
-        Waits for a write that is still under way.  Raises UserError, with the older checkpoints untouched, if two
-        writes in a row failed.
+        Waits for the previous write.  Raises UserError if two writes in a row failed; older checkpoints are intact.
         """
         if not self._writes:
             self._words_taken = state.words_seen
             return
         problem = self._outcome()
-        if problem is not None and self._repeating:
+        if problem is not None and self._retrying:
             raise problem
         if problem is not None:
             warnings.warn(f"{problem}\n  trying once more, at step {state.step}", stacklevel=2)
-        self._repeating = problem is not None
+        self._retrying = problem is not None
         milestones = self._milestones(state.words_seen)
         self._words_taken = state.words_seen
         self._writing = self._thread.submit(self._write, self._copy(state), milestones)
 
     def finish(self) -> None:
-        """Wait until the last save is on disk.  Raises UserError if it is not."""
+        """Wait until the last save is on disk.  Raises UserError if it failed."""
         if (problem := self._outcome()) is not None:
             raise problem
 
     def close(self) -> None:
-        """Wait for the thread, whatever comes of it; for runs that end by an error of their own."""
+        """Wait for the thread and ignore its outcome; for runs that end with another error."""
         self._thread.shutdown()
 
     def load(self, path: Path, *, verify: bool = True) -> TrainingState:
-        """Read a checkpoint; milestones before it count as saved.  Raises UserError if it is damaged or incomplete."""
+        """Read a checkpoint to resume from; its milestones count as saved.  Raises UserError as `load_checkpoint`."""
         state = load_checkpoint(path, verify=verify)
         self._words_on_disk = self._words_taken = state.words_seen
         return state
@@ -149,11 +153,11 @@ class Checkpoints:
         copies: dict[str, Any] = {part: self._buffers[part].copy(getattr(state, part)) for part in _PARTS}
         return replace(state, **copies)
 
-    def _has_failed(self) -> bool:
-        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+    def _milestones(self, words_seen: int) -> list[str]:
+        return milestones_crossed(self._words_taken, words_seen) if self._by_words else []
 
     def _outcome(self) -> UserError | None:
-        """Wait for the write under way; its failure, if the disk is to blame."""
+        """Wait for the current write; return its error if the disk caused one."""
         writing, self._writing = self._writing, None
         try:
             if writing is not None:
@@ -165,69 +169,63 @@ class Checkpoints:
         return None
 
     def _write(self, state: TrainingState, milestones: list[str]) -> None:
-        """The work of the thread.  Raises UserError."""
+        """The work of the thread.  Raises UserError if the disk is full or cannot be written."""
         final = self.folder / f"step_{state.step:07d}"
         try:
-            self._make_room(state)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+            needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
+            free = shutil.disk_usage(self.folder).free
+            if needed > free:
+                raise OSError(f"it needs {needed / 2**20:,.0f} MiB of disk, {free / 2**20:,.0f} MiB are free")
             if self._journal is not None and self._journal.exists():
                 sync(self._journal)
             for buffers in self._buffers.values():
                 buffers.wait()
+            parts = {part: getattr(state, part) for part in _PARTS}
             with written_folder(final, replace=True) as aside:
-                _write_state(aside, state, self._about)
-                # Before the step itself appears: a run resumed from it would not cross the milestone again.
+                _write_parts(aside, parts, {"step": state.step, "words_seen": state.words_seen, **self._about})
+                # Milestones appear before the step does: a run that resumes from the step would not cross them again.
                 for name in milestones:
                     _publish_milestone(aside, self.folder / name)
             write_text(self.folder / "latest", final.name + "\n")
-            self._prune(state.step)
+            # Steps beyond this one belong to a past that the run gave up when it resumed from an earlier checkpoint.
+            steps = _steps(self.folder)
+            kept = set(sorted(step for step in steps if step <= state.step)[-self._keep :])
+            for old in steps.keys() - kept:
+                outdated = temporary_name(steps[old])
+                steps[old].rename(outdated)
+                shutil.rmtree(outdated)
             self._saved(state.step)
         except OSError as error:
-            raise _not_written(final, str(error)) from error
-
-    def _milestones(self, words_seen: int) -> list[str]:
-        return milestones_crossed(self._words_taken, words_seen) if self._by_words else []
-
-    def _make_room(self, state: TrainingState) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder)
-        needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            reason = f"it needs {needed / 2**20:,.0f} MiB of disk, {free / 2**20:,.0f} MiB are free"
-            raise _not_written(self.folder / f"step_{state.step:07d}", reason)
-
-    def _prune(self, step: int) -> None:
-        """Keep the newest; steps beyond the one just saved belong to a past that was given up by going back."""
-        steps = _steps(self.folder)
-        kept = {s for s in steps if s <= step}
-        kept = set(sorted(kept)[-self._keep :])
-        for old in steps.keys() - kept:
-            doomed = temporary_name(steps[old])
-            steps[old].rename(doomed)
-            shutil.rmtree(doomed)
+            raise UserError(
+                f"cannot write the checkpoint {final}: {error}"
+                "\n  earlier checkpoints are intact; make room, then run the same command to resume from the newest"
+            ) from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """What `latest` in `folder` names, else the newest undamaged step; None if there is none.  Warns on the way.
+    """The checkpoint that `latest` in `folder` names, or else the newest undamaged one; None if there are none.
 
-    Raises UserError if there are checkpoints and all of them are damaged: to begin again would be no small thing.
+    Warns of damaged checkpoints.  Raises UserError if all are damaged, rather than start training from the beginning.
     """
+    latest = folder / "latest"
+    named = [folder / latest.read_text(encoding="utf-8").strip()] if latest.is_file() else []
+    steps = _steps(folder)
     problems = []
-    for path in _candidates(folder):
+    for path in named + [steps[step] for step in sorted(steps, reverse=True) if steps[step] not in named]:
         problem = damage(path)
         if problem is None:
             return path
-        problems.append(f"the checkpoint {path} is passed over: {problem}")
+        problems.append(f"the checkpoint {path} is skipped: {problem}")
         warnings.warn(problems[-1], stacklevel=3)
     if problems:
-        raise UserError(
-            "\n  ".join([f"{folder} has no checkpoint that can be read; delete it to begin again", *problems])
-        )
+        raise UserError("\n  ".join([f"{folder} has no readable checkpoint; delete it to start again", *problems]))
     return None
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user means: its folder, or a run's folder, whose newest one is taken.
+    """The checkpoint at `path`, which is its folder or the folder of a run, whose newest checkpoint is taken.
 
     Raises UserError if there is none.
     """
@@ -237,6 +235,20 @@ def find_checkpoint(path: Path) -> Path:
     if found is None:
         raise UserError(f"{path}: neither a checkpoint (no {STATE_FILE}) nor a run that has one (in checkpoints/)")
     return found
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's state.json.  Raises UserError if it cannot be read or has a newer format."""
+    file = path / STATE_FILE
+    try:
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = int(about["format_version"])
+        if version <= FORMAT_VERSION and about.keys() >= {"step", "words_seen", "files"}:
+            return about
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} cannot be read ({reason})") from None
+    raise UserError(f"{file} has format version {version}, which this program does not know; update it")
 
 
 def damage(path: Path) -> str | None:
@@ -251,23 +263,9 @@ def damage(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != written["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {written['bytes']}"
-        if sha256(file) != written["sha256"]:
+        if sha256_of(file) != written["sha256"]:
             return f"{name} is not what was written (its SHA-256 differs)"
     return None
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint's state.json.  Raises UserError if it cannot be read or is too new."""
-    file = path / STATE_FILE
-    try:
-        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        version = int(about["format_version"])
-        if version <= FORMAT_VERSION and about.keys() >= {"step", "words_seen", "files"}:
-            return about
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{file} cannot be read ({reason})") from None
-    raise UserError(f"{file} has format version {version}, which this program does not know; update it")
 
 
 def require_undamaged(path: Path) -> None:
@@ -277,7 +275,7 @@ def require_undamaged(path: Path) -> None:
 
 
 def load_checkpoint(path: Path, *, verify: bool = True) -> TrainingState:
-    """Read a checkpoint to the CPU; `verify` unless it was just found undamaged.
+    """Read a checkpoint to the CPU.  `verify=False` skips the hashes, for a checkpoint that was just verified.
 
     Raises UserError if it is damaged, or a milestone, which has weights only.
     """
@@ -287,7 +285,7 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> TrainingState:
     absent = [part for part in _PARTS if f"{part}.safetensors" not in about["files"]]
     if absent:
         raise UserError(
-            f"{path} holds weights only ({', '.join(absent)} are not kept), so training cannot go on from it;"
+            f"{path} holds weights only (no {', '.join(absent)}), so training cannot be resumed from it;"
             " start a new run from it with run.init_from"
         )
     parts = {part: load_tensors(path / f"{part}.safetensors") for part in _PARTS}
@@ -295,7 +293,7 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> TrainingState:
 
 
 def load_weights(path: Path, *, averaged: bool = True) -> dict[str, Tensor]:
-    """The model's state in a checkpoint or milestone, with the averages in place of the last step's weights.
+    """The model's state in a checkpoint or milestone; with `averaged`, averages replace the weights of the last step.
 
     Raises UserError if it cannot be read.
     """
@@ -315,27 +313,15 @@ def write_weights(
     ema: Mapping[str, Tensor],
     about: Mapping[str, Any],
 ) -> None:
-    """Make a run's folder of checkpoints with a single one, of weights only, as imported runs have it.
+    """Create the `checkpoints` folder of an imported run, with a single checkpoint of weights only.
 
-    `words_seen` is None where nobody knows.  Raises OSError.
+    `words_seen` is None if it is unknown.  Raises OSError.
     """
     folder.mkdir()
     checkpoint = folder / f"step_{step:07d}"
     checkpoint.mkdir()
     _write_parts(checkpoint, {"model": model, "ema": ema}, {"step": step, "words_seen": words_seen, **about})
     write_text(folder / "latest", checkpoint.name + "\n")
-
-
-def _not_written(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"cannot write the checkpoint {path}: {reason}"
-        "\n  those before it are complete; make room, then run the same command to go on from the newest"
-    )
-
-
-def _write_state(folder: Path, state: TrainingState, about: Mapping[str, Any]) -> None:
-    parts = {part: getattr(state, part) for part in _PARTS}
-    _write_parts(folder, parts, {"step": state.step, "words_seen": state.words_seen, **about})
 
 
 def _write_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
@@ -348,37 +334,18 @@ def _write_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], about:
 
 
 def _publish_milestone(source: Path, final: Path) -> None:
-    """The weights of a checkpoint under another name, sharing its disk blocks where the file system can."""
+    """Publish the weights of a checkpoint under another name; hard links share the disk blocks where possible."""
     about = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
-    names = [f"{part}.safetensors" for part in _MILESTONE_PARTS]
-    about["files"] = {name: about["files"][name] for name in names}
+    about["files"] = {f"{part}.safetensors": about["files"][f"{part}.safetensors"] for part in _MILESTONE_PARTS}
     with written_folder(final, replace=True) as aside:
-        for name in names:
-            _link(source / name, aside / name)
+        for name in about["files"]:
+            try:
+                os.link(source / name, aside / name)
+            except OSError:
+                shutil.copyfile(source / name, aside / name)
         (aside / STATE_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _candidates(folder: Path) -> Iterator[Path]:
-    """Checkpoints in the order of preference."""
-    latest = folder / "latest"
-    named = folder / latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
-    if named is not None:
-        yield named
-    steps = _steps(folder)
-    yield from (steps[step] for step in sorted(steps, reverse=True) if steps[step] != named)
 
 
 def _steps(folder: Path) -> dict[int, Path]:
     """Checkpoint folders by step."""
     return {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.name[5:].isdigit()}
-
-
-COUNT = "count"
-"""The one entry of the state that is no weight: the number of updates."""

@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, status and metrics, and a lock so that only one process trains in it."""
+"""The folder of a run: its small files, and a lock that lets only one process train in it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from ltg_mdlm.core.files import TEMPORARY, remove_leftovers, write_text
 from ltg_mdlm.data.tokenizer import Tokenizer
 
 HEARTBEAT_SECONDS = 10.0
-
+"""Interval at which the owner of a lock touches the lock file."""
 
 SILENT_SECONDS = 60.0
-"""A process on another machine that gives no sign of life while it is watched for so long is dead."""
+"""An owner on another machine that does not touch the lock file for so long is considered dead."""
 
-
-_GLANCE_SECONDS = 2.0
+_POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Status:
-    """What status.json says; job scripts read it."""
+    """The content of status.json, which job scripts read."""
 
     status: Literal["running", "preempted", "finished", "failed"]
     step: int
@@ -38,7 +37,7 @@ class Status:
 
 
 class RunFolder:
-    """Names and small files of a run folder."""
+    """Paths and small files of a run folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,10 +48,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def claim(self) -> Lock:
-        """Create the folder if need be, and keep other processes from training in it until the lock is released.
+        """Create the folder if necessary, and lock it for training in this process.
 
-        Raises UserError, with nothing written, if the path is a file, a folder that is neither empty nor a run's, or
-        another process trains there.
+        Raises UserError, before anything is written, if `require_usable` does, or if another process trains there.
         """
         self.require_usable()
         lock = Lock(self.path)
@@ -60,14 +58,14 @@ class RunFolder:
         return lock
 
     def require_usable(self) -> None:
-        """Raises UserError if the path is a file, or a folder that is neither empty nor a run's."""
+        """Raises UserError if the path is a file, or a folder that is neither empty nor the folder of a run."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
                 f"{self.path} is a file; the run folder must be a new or empty folder, or that of a run (--out)"
             )
-        names = {p.name for p in self.path.iterdir()} - {Lock.FILE} if self.path.is_dir() else set()
-        # A process that is killed at its very beginning leaves a lock and a half-written config.yaml.
-        names = {name for name in names if not name.startswith(TEMPORARY)}
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        # A process that is killed right after its start leaves a lock and an unfinished config.yaml.
+        names = {name for name in names if name != Lock.FILE and not name.startswith(TEMPORARY)}
         if names and self.config_file.name not in names:
             raise UserError(
                 f"{self.path} is not empty and not a run folder (it has no config.yaml);"
@@ -79,38 +77,38 @@ class RunFolder:
         return self.config_file.read_text(encoding="utf-8") if self.config_file.is_file() else None
 
     def write_config(self, text: str) -> None:
-        """Write config.yaml, complete or not at all."""
+        """Write config.yaml atomically."""
         write_text(self.config_file, text)
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Keep the tokenizer beside the weights: a trained model needs nothing else of its corpus."""
+        """Write the tokenizer, so that the trained model can be used without its corpus."""
         write_text(self.tokenizer_file, tokenizer.to_json())
 
     def read_status(self) -> Status | None:
-        """The last status; None if there is none that can be read."""
+        """The last status; None if there is none, or if it cannot be read."""
         try:
             return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def write_status(self, status: Status) -> None:
-        """Write status.json, complete or not at all."""
+        """Write status.json atomically."""
         write_text(self.status_file, json.dumps(asdict(status)) + "\n")
 
 
 class Lock:
     """Makes this process the only one that trains in a run folder; a context manager.
 
-    On one machine, and on shared file systems that support it, the kernel holds the lock (flock) and lets go of it when
-    the process ends, however it ends: no lock is ever stale.  Some shared file systems lock within one machine only.
-    The file therefore names its owner and is touched every few seconds, and a process on another machine watches it
-    for `SILENT_SECONDS` before it takes the owner for dead.  Clocks are not compared.
+    On one machine, and on shared file systems that support it, the kernel holds the lock (flock) and releases it when
+    the process ends for any reason, so that no lock is ever stale.  Some shared file systems lock only within a
+    machine.  Therefore the file names its owner, who touches it every few seconds, and a process on another machine
+    watches it for `SILENT_SECONDS` before it considers the owner dead.  Clocks are not compared.
     """
 
     FILE = "lock"
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if another process has the lock, or the folder cannot be written."""
+        """Raises UserError if another process has the lock, or if the folder cannot be written."""
         self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -123,13 +121,13 @@ class Lock:
             os.close(self._descriptor)
             raise
         self._released = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="run-folder-heartbeat", daemon=True)
-        self._heart.start()
+        self._heartbeat = threading.Thread(target=self._touch_regularly, name="run-folder-heartbeat", daemon=True)
+        self._heartbeat.start()
 
     def release(self) -> None:
-        """Let others in."""
+        """Let other processes train in the folder."""
         self._released.set()
-        self._heart.join()
+        self._heartbeat.join()
         os.truncate(self._descriptor, 0)
         os.close(self._descriptor)
 
@@ -146,35 +144,35 @@ class Lock:
         except BlockingIOError:
             raise UserError(f"{self._folder}: another process trains in this run folder ({owner})") from None
         except OSError:
-            # A file system without locks at all: the signs of life have to do.
-            pass
+            pass  # a file system without locks: only the owner's heartbeat is left
         if owner and owner.partition(" ")[0] != socket.gethostname():
             self._require_silence(owner)
         os.truncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{socket.gethostname()} process {os.getpid()}".encode(), 0)
 
     def _require_silence(self, owner: str) -> None:
-        """Raises UserError as soon as a process on another machine gives a sign of life."""
+        """Raises UserError if an owner on another machine touches the lock file within `SILENT_SECONDS`."""
         warnings.warn(
-            f"{self._folder}: {owner} on another machine trained in this run folder and has not said that it ended;"
+            f"{self._folder}: {owner} on another machine trained in this run folder and has not released it;"
             f" watching it for {SILENT_SECONDS:.0f} s",
             stacklevel=2,
         )
-        before, deadline = self._last_sign(), time.monotonic() + SILENT_SECONDS
+
+        def last_sign() -> tuple[int, bytes]:
+            # Network file systems ask their server when a file is opened.
+            with (self._folder / self.FILE).open("rb") as file:
+                return os.fstat(file.fileno()).st_mtime_ns, file.read()
+
+        before, deadline = last_sign(), time.monotonic() + SILENT_SECONDS
         while time.monotonic() < deadline:
-            time.sleep(min(_GLANCE_SECONDS, SILENT_SECONDS / 10))
-            if self._last_sign() != before:
+            time.sleep(min(_POLL_SECONDS, SILENT_SECONDS / 10))
+            if last_sign() != before:
                 raise UserError(
                     f"{self._folder}: a process on another machine trains in this run folder ({owner});"
                     " end it, or choose another folder with --out"
                 )
 
-    def _last_sign(self) -> tuple[int, bytes]:
-        """When the lock file was touched, and by whom; opened anew, for which network file systems ask their server."""
-        with (self._folder / self.FILE).open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns, file.read()
-
-    def _beat(self) -> None:
+    def _touch_regularly(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a file system that is away for a moment
+            with suppress(OSError):  # the file system is unavailable for a moment
                 os.utime(self._descriptor)

@@ -28,8 +28,8 @@ from ltg_mdlm.host.slots import Components
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, default_score
 from ltg_mdlm.inference.trained_model import Denoiser
 from ltg_mdlm.storage.checkpoint import find_checkpoint, load_weights
+from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.storage.run_folder import RunFolder
-from ltg_mdlm.storage.tensor_files import copy_named
 from ltg_mdlm.training.ema import EMA
 from ltg_mdlm.training.optimizers import AdamW, build_optimizer
 from ltg_mdlm.training.recipe import DenoisingLoss, Recipe

@@ -1,4 +1,4 @@
-"""`ltg-mdlm check`: what a run would do, before it does it."""
+"""`ltg-mdlm check` and `sweep check`: resolved settings, size and cost of runs, without training."""
 
 from __future__ import annotations
 
@@ -20,26 +20,24 @@ from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.training.sweep import SEED, Point, Sweep
 
 BABYLM_EPOCHS = 10
-
+"""How often a BabyLM submission may see each word."""
 
 BABYLM_WORDS = 1_000_000_000
-"""Words a strict-track model may see: 10 epochs of 100M."""
-
+"""Words that a strict-track model may see: 10 epochs of 100M."""
 
 H200_FLOPS = 790e12
-"""Measured dense bf16 matrix rate of one H200, FLOP/s."""
-
+"""Measured rate of dense bf16 matrix products on one H200, in FLOP per second."""
 
 ASSUMED_UTILISATION = 0.4
-
+"""Share of `H200_FLOPS` that training is assumed to reach."""
 
 ASSUMED_SUPERVISED = 0.4
-"""Share of positions that carry a loss."""
+"""Share of positions that are assumed to have a loss."""
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What `check` prints."""
+    """What `check` prints about a run."""
 
     config: RunConfig
     parameters: int
@@ -54,7 +52,7 @@ class RunReport:
     warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The report as plain values for JSON."""
         return {
             "parameters": self.parameters,
             "steps": self.max_steps,
@@ -69,11 +67,13 @@ class RunReport:
         }
 
     def to_text(self) -> str:
-        """The resolved settings as YAML, then the arithmetic, then the warnings."""
+        """The resolved settings as YAML, then size and cost, then the warnings."""
         slots = ", ".join(f"{slot}: {plugin}" for slot, plugin in self.providers.items())
+        precision = self.config.training.precision
         lines = [
             self.config.to_yaml(),
             f"parameters   {self.parameters:,}",
+            f"precision    {precision}{' (decided by measurement at start)' if precision == 'auto' else ''}",
             f"slots        {slots}",
             *self.stages,
             f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
@@ -84,7 +84,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings with everything that decides about a run, short of its model."""
+    """The settings of a run, with its corpus, schedule and components, but without its model."""
 
     config: RunConfig
     warnings: list[str]
@@ -94,7 +94,7 @@ class Resolved:
 
 
 def resolve(settings: Settings) -> Resolved:
-    """Fill the slots, without training.  Raises UserError as `train` would."""
+    """Open the corpus and fill the slots.  Raises UserError as `train` would."""
     host = Host(settings.config, settings.sources)
     warnings = host.check_config()
     corpus = open_corpus(host.config)
@@ -103,7 +103,7 @@ def resolve(settings: Settings) -> Resolved:
 
 
 def describe_run(settings: Settings) -> RunReport:
-    """Resolve settings and count, without training.  Raises UserError as `train` would."""
+    """Size and cost of a run.  Raises UserError as `train` would."""
     resolved = resolve(settings)
     config, schedule, components = resolved.config, resolved.schedule, resolved.components
     with torch.device("meta"):
@@ -130,20 +130,20 @@ def describe_run(settings: Settings) -> RunReport:
 
 @dataclass(frozen=True)
 class SweepCost:
-    """The points of a sweep that differ in nothing but the seed."""
+    """Points of a sweep that differ only in the seed."""
 
     points: tuple[Point, ...]
     report: RunReport
-    """of the first of them"""
+    """Report on the first of them."""
 
     @property
     def gpu_hours(self) -> float:
-        """Of all of them together."""
+        """H200 hours of all points together."""
         return len(self.points) * self.report.gpu_hours
 
 
 def require_valid(sweep: Sweep) -> None:
-    """Resolve the settings of every point, plugin options included.  Raises UserError that names the first mistake."""
+    """Validate the settings of every point, including plugin options.  Raises UserError for the first mistake."""
     for point in sweep.points:
         settings = sweep.settings(point)
         try:
@@ -153,17 +153,17 @@ def require_valid(sweep: Sweep) -> None:
 
 
 def describe_sweep(sweep: Sweep) -> list[SweepCost]:
-    """Resolve every point and count, without training.  Raises UserError as `train` would."""
+    """Size and cost of every point, once for all of its seeds.  Raises UserError as `train` would."""
     require_valid(sweep)
-    seeds_apart: dict[str, list[Point]] = {}
+    by_values: dict[str, list[Point]] = {}
     for point in sweep.points:
         others = {key: value for key, value in point.values.items() if key != SEED}
-        seeds_apart.setdefault(repr(others), []).append(point)
-    return [SweepCost(tuple(points), describe_run(sweep.settings(points[0]))) for points in seeds_apart.values()]
+        by_values.setdefault(repr(others), []).append(point)
+    return [SweepCost(tuple(points), describe_run(sweep.settings(points[0]))) for points in by_values.values()]
 
 
 def budget_warnings(epochs: float, words: int) -> list[str]:
-    """Limits of the BabyLM challenge that a run would exceed."""
+    """A warning for each limit of the BabyLM challenge that a run would exceed."""
     warnings = []
     if epochs > BABYLM_EPOCHS:
         warnings.append(f"{epochs:.1f} epochs: BabyLM submissions may see each word at most {BABYLM_EPOCHS} times")

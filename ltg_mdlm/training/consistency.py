@@ -98,6 +98,8 @@ def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
     """Dotted keys of the settings that differ although a resumed run must not change them."""
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    if new.training.precision == "auto":  # resolved when the run was started
+        keys = [key for key in keys if key != "training.precision"]
     return [key for key in keys if not key.startswith(FREE_ON_RESUME) and key != "name"]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltg_mdlm.storage.checkpoint import COUNT
-from ltg_mdlm.storage.tensor_files import copy_named
+from ltg_mdlm.storage.named_tensors import copy_named
 
 
 class EMA:

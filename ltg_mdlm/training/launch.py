@@ -32,6 +32,7 @@ from ltg_mdlm.training.consistency import (
     resume_notes,
 )
 from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, Sink, WandbSink, wandb_mode
+from ltg_mdlm.training.precision import resolve_precision, stored_precision
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
@@ -77,6 +78,9 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         with on_main(ranks, folder.claim, share=False) or nullcontext():
             # Searched under the lock: a process that held it until now may have written another checkpoint.
             checkpoint = on_main(ranks, lambda: checkpoint_to_resume(folder, resume))
+            run, note = resolve_precision(run, on_main(ranks, lambda: stored_precision(folder, checkpoint)))
+            if note is not None:
+                console.print(note, soft_wrap=True)
             trainer = prepare_trainer(folder, run, checkpoint, stop, console)
             return train_and_report(trainer, folder, console)
 

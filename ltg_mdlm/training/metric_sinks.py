@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl, the console, wandb."""
+"""Destinations of metrics: metrics.jsonl, the console, wandb."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import clock
 
 Row = Mapping[str, float | int | str]
+"""Values by name; `step` is always present."""
 
 
 class Sink(Protocol):
-    """One destination of metrics."""
+    """A destination of metrics."""
 
     def write(self, row: Row) -> None:
-        """Take one row; it always has `step`."""
+        """Add one row."""
 
     def close(self) -> None:
-        """Flush."""
+        """Write what is left, and release resources."""
 
 
 class JSONLines:
-    """metrics.jsonl: one object per row, each line complete once written."""
+    """metrics.jsonl: one JSON object per line, written without a buffer."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Append; a number that is not finite becomes null, which JSON can express.
+        """Append a row; numbers that are not finite become null, since JSON has no such numbers.
 
-        Raises UserError if the disk does not take it; what it took of the line is dropped when the run goes on.
+        Raises UserError if the line cannot be written; what was written of it is dropped when the run is resumed.
         """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         line = (json.dumps(clean) + "\n").encode()
@@ -52,7 +53,7 @@ class JSONLines:
         except OSError as error:
             raise UserError(
                 f"cannot write to {self._path}: {error.strerror}"
-                "\n  nothing saved is lost; make room, then run the same command to go on"
+                "\n  nothing saved is lost; make room, then run the same command to resume"
             ) from error
 
     def close(self) -> None:
@@ -61,13 +62,13 @@ class JSONLines:
 
 
 class ConsoleSink:
-    """A live progress bar on a terminal; elsewhere a line now and then, so that log files stay short."""
+    """A progress bar on a terminal; elsewhere at most a line every 10 seconds, so that log files stay short."""
 
     SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, first_step: int, max_steps: int, console: Console) -> None:
         self._console, self._max_steps = console, max_steps
-        # The first training row starts the clock, so that neither start-up nor the first validation enters the ETA.
+        # Step and time of the first training row: the ETA excludes start-up and the first validation.
         self._started: tuple[int, float] | None = None
         self._last_line = -math.inf
         self._progress: Progress | None = None
@@ -86,43 +87,32 @@ class ConsoleSink:
             self._progress.start()
 
     def write(self, row: Row) -> None:
-        """Show a training row; print an event, or what was measured."""
+        """Show a training row; print events and validations."""
+        step, now = int(row["step"]), time.monotonic()
         if "event" in row:
-            self._print(f"step {row['step']}: {str(row['event']).replace('_', ' ')}, see metrics.jsonl")
+            text = f"step {step}: {str(row['event']).replace('_', ' ')}, see metrics.jsonl"
         elif "loss" not in row:
-            self._print(_validation_line(row))
-        elif self._progress is not None:
-            self._progress.update(self._task, completed=float(row["step"]), status=_training_text(row))
-        elif self._due(int(row["step"])):
-            self._print(self._line(row))
-
-    def _print(self, text: str) -> None:
+            text = _validation_line(row)
+        else:
+            training = f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
+            if self._progress is not None:
+                self._progress.update(self._task, completed=float(step), status=training)
+                return
+            if now - self._last_line < self.SECONDS_BETWEEN_LINES and step < self._max_steps:
+                return
+            self._last_line = now
+            text = f"step {step}/{self._max_steps}  {training}"
+            if self._started is None:
+                self._started = step, now
+            else:
+                first_step, start = self._started
+                text += f"  ETA {clock((now - start) / (step - first_step) * (self._max_steps - step))}"
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _due(self, step: int) -> bool:
-        now = time.monotonic()
-        if now - self._last_line < self.SECONDS_BETWEEN_LINES and step < self._max_steps:
-            return False
-        self._last_line = now
-        return True
-
-    def _line(self, row: Row) -> str:
-        step, now = int(row["step"]), time.monotonic()
-        if self._started is None:
-            self._started = step, now
-            return f"step {step}/{self._max_steps}  {_training_text(row)}"
-        first_step, start = self._started
-        left = (now - start) / (step - first_step) * (self._max_steps - step)
-        return f"step {step}/{self._max_steps}  {_training_text(row)}  ETA {clock(left)}"
-
     def close(self) -> None:
-        """Leave the terminal tidy."""
+        """Remove the progress bar."""
         if self._progress is not None:
             self._progress.stop()
-
-
-def _training_text(row: Row) -> str:
-    return f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
 
 
 def _validation_line(row: Row) -> str:
@@ -141,7 +131,7 @@ def _validation_line(row: Row) -> str:
 
 
 class WandbSink:
-    """Mirrors every row to wandb, one run per run folder."""
+    """Copies every row to wandb, as one wandb run per run folder."""
 
     def __init__(self, folder: Path, settings: LoggingConfig, mode: str, config: Mapping[str, Any]) -> None:
         import wandb
@@ -158,7 +148,7 @@ class WandbSink:
         )
 
     def write(self, row: Row) -> None:
-        """Log under the row's step."""
+        """Log the row at its step."""
         self._run.log(dict(row), step=int(row["step"]))
 
     def close(self) -> None:
@@ -167,7 +157,7 @@ class WandbSink:
 
 
 def run_id(folder: Path) -> str:
-    """A stable wandb id for a run folder, kept inside it, so that a resumed run continues its curve."""
+    """The wandb id of a run folder, stored in it, so that a resumed run continues its wandb run."""
     path = folder / "wandb_id"
     if not path.exists():
         path.write_text(f"{folder.name}-{os.urandom(4).hex()}"[-64:], encoding="utf-8")
@@ -175,7 +165,7 @@ def run_id(folder: Path) -> str:
 
 
 def wandb_mode(settings: LoggingConfig) -> str | None:
-    """The mode to use, or None for no wandb: asks neither the user nor the network."""
+    """The wandb mode to use, or None for no wandb; asks neither the user nor the network."""
     if settings.wandb == "off":
         return None
     if importlib.util.find_spec("wandb") is None:
@@ -184,17 +174,14 @@ def wandb_mode(settings: LoggingConfig) -> str | None:
                 f"note: logging.wandb={settings.wandb}, but wandb is not installed (pip install wandb)", file=sys.stderr
             )
         return None
-    if settings.wandb == "auto":
-        return "online" if _logged_in() else "offline"
-    return settings.wandb
-
-
-def _logged_in() -> bool:
+    if settings.wandb != "auto":
+        return settings.wandb
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return False
+        return "offline"
     if os.environ.get("WANDB_API_KEY"):
-        return True
+        return "online"
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        logged_in = netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
-        return False
+        logged_in = False
+    return "online" if logged_in else "offline"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ltg_mdlm.storage.tensor_files import copy_named
+from ltg_mdlm.storage.named_tensors import copy_named
 
 CHUNK_NUMEL = 1 << 25
 """Elements updated together on CUDA.  Large chunks need fewer kernel launches, but LAMB needs a buffer of this size."""

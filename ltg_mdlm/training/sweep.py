@@ -1,4 +1,4 @@
-"""Sweeps: a grid of settings x seeds in one YAML file, each point of which is a run with a folder of its own.
+"""Sweeps: a grid of settings and seeds in a YAML file; each point is a run in its own folder.
 
     configs: [freq_cosine]                        # base configs as for --config, later wins
     grid:                                         # key path -> values; a single value is set for every point
@@ -6,10 +6,10 @@
       plugins.uniform_mdlm.schedule: [linear, cosine]
       plugins.uniform_mdlm.derivative_power: [0, 1]
     seeds: [0, 1, 2]
-    exclude:                                      # points with all of these values
+    exclude:                                      # leaves out points that have all of these values
       - {plugins.uniform_mdlm.schedule: linear, plugins.uniform_mdlm.derivative_power: 0}
 
-Points are numbered from 0 in the order of the file, the last key fastest but for the seeds, which are fastest of all.
+Points are numbered from 0 in the order of the file: seeds vary fastest, then the last key of the grid.
 """
 
 from __future__ import annotations
@@ -42,23 +42,20 @@ from ltg_mdlm.core.settings import (
 
 SEED = "seed"
 
-
 PLUGIN = "plugin"
-"""In a grid: the plugins of a point, which is no setting, but selects them as `--plugin` does."""
-
+"""Key of the grid for the plugins of a point; it is not a setting, but selects plugins as `--plugin` does."""
 
 _LONGEST_VALUE = 24
-
+"""Characters of a value in the name of a run folder."""
 
 _LONGEST_NAME = 120
-"""Characters of a run folder's name; file systems allow 255 bytes, and other names are made from it."""
-
+"""Characters of the name of a run folder; file systems allow 255 bytes, and other names are derived from it."""
 
 NonEmpty = Annotated[list[Any], Field(min_length=1)]
 
 
 class SweepFile(Section):
-    """What a sweep file says."""
+    """The content of a sweep file."""
 
     configs: list[str] = Field(default_factory=list, description="base configs of every point; later wins")
     grid: dict[str, NonEmpty] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
@@ -73,7 +70,7 @@ class SweepFile(Section):
         if SEED in grid:
             raise ValueError("list the seeds under seeds:, not in the grid")
         if "run.out" in grid:
-            raise ValueError("run folders are named by the sweep; leave run.out away")
+            raise ValueError("run folders are named by the sweep; remove run.out")
         for names in grid.get(PLUGIN, ()):
             if not all(isinstance(name, str) for name in _choices(names)):
                 raise ValueError(f"{PLUGIN} takes names of plugins, or lists of them, not {names!r}")
@@ -93,7 +90,7 @@ class SweepFile(Section):
     @classmethod
     def _exclusions_name_points(cls, exclude: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
         if not {"grid", "seeds"} <= info.data.keys():
-            return exclude  # what is wrong with those is reported already
+            return exclude  # errors in those are reported already
         axes = {**info.data["grid"], SEED: info.data["seeds"]}
         for key, value in (item for rule in exclude for item in rule.items()):
             if key not in axes:
@@ -116,12 +113,12 @@ def _require_distinct(values: Sequence[Any], key: str) -> None:
 
 
 def _choices(value: Any) -> list[Any]:
-    """An exclusion's values: a list of them, or one."""
+    """A value that may be a list of values, as a list."""
     return value if isinstance(value, list) else [value]
 
 
 def _is_among(value: Any, values: Iterable[Any]) -> bool:
-    """Membership that tells `true` from 1, as YAML does and Python does not."""
+    """Whether `value` is in `values`; unlike Python, `true` differs from 1, as in YAML."""
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
 
 
@@ -131,36 +128,42 @@ class Point:
 
     index: int
     name: str
-    """of its run folder: the values that vary, and the seed"""
+    """Name of the run folder: the values that vary, and the seed."""
     values: Mapping[str, Any]
-    """by key path, the seed included"""
+    """Values by key path, including the seed."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values by key path; plugins are selected by a section of their own, which options then fill."""
+        """Settings by key path; each plugin of `plugin` is selected by an empty section, to which options are added."""
         selected: dict[str, Any] = {f"plugins.{name}": {} for name in _choices(self.values.get(PLUGIN, []))}
         return selected | {key: value for key, value in self.values.items() if key != PLUGIN}
 
 
 class Sweep:
-    """The points of a sweep file, with what the command line adds to all of them."""
+    """The points of a sweep file, with the settings that the command line adds to all of them."""
 
     def __init__(self, path: Path, content: SweepFile, sets: Sequence[str] = (), out_root: Path | None = None) -> None:
-        """`sets` are `--set` texts for every point; run folders lie in `out_root`, by default runs/<name of the file>.
+        """Expand the grid.
 
-        Raises UserError if no point is left, or a `--set` contradicts the grid.
+        Args:
+            path: path of the sweep file
+            content: its validated content
+            sets: `--set` texts for every point
+            out_root: parent of the run folders; by default runs/<name of the file>
+
+        Raises UserError if the exclusions leave no point, or if a `--set` contradicts the grid.
         """
         self.path, self.content, self._sets = path, content, tuple(sets)
         self.out_root = out_root or Path("runs") / path.stem
         self.points = tuple(_points(content))
         if not self.points:
-            raise UserError(f"{path}: its exclusions leave no point out of the grid to train")
+            raise UserError(f"{path}: its exclusions leave no point of the grid to train")
         for text in sets:
             for key in flatten(parse_set(text).values).keys() & {*content.grid, SEED}:
                 raise UserError(f"--set {text}: {key} is set by the sweep\n  change it in {path}")
 
     def point(self, index: int) -> Point:
-        """Raises UserError if there is no such point."""
+        """The point with this number.  Raises UserError if there is none."""
         if not 0 <= index < len(self.points):
             raise UserError(f"{self.path} has no point {index}: its points are 0 to {len(self.points) - 1}")
         return self.points[index]
@@ -171,19 +174,26 @@ class Sweep:
 
     def settings(self, point: Point) -> Settings:
         """The point's settings.  Raises UserError that names the point, as `train` would with the same settings."""
-        layer = Layer(f"{self.path} (point {point.index})", _nested(point.settings))
+        nested: dict[str, Any] = {}
+        for key_path, value in point.settings.items():
+            *sections, key = key_path.split(".")
+            section = nested
+            for name in sections:
+                section = section.setdefault(name, {})
+            section[key] = value
+        layer = Layer(f"{self.path} (point {point.index})", nested)
         try:
             return load_settings(self.content.configs, self._sets, out=self.folder(point), layers=[layer])
         except UserError as error:
             raise self.blame(point, error) from None
 
     def blame(self, point: Point, error: UserError) -> UserError:
-        """The same mistake, with the point it is in."""
+        """The same error, with the point that it is in."""
         return UserError(f"point {point.index} ({point.name}) of {self.path} cannot be trained\n  {error}")
 
 
 def open_sweep(name: str, sets: Sequence[str] = (), out_root: Path | None = None) -> Sweep:
-    """Read a sweep file: a path, or the name of one in `configs/sweeps`.  Raises UserError for any mistake in it."""
+    """Read a sweep file, given its path or its name in `configs/sweeps`.  Raises UserError for any mistake in it."""
     path = find_sweep(name)
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
@@ -195,7 +205,7 @@ def open_sweep(name: str, sets: Sequence[str] = (), out_root: Path | None = None
 
 
 def find_sweep(name: str) -> Path:
-    """A given path, else a packaged sweep, else one of the repository's `configs/sweeps/`."""
+    """The path of a sweep file: the given path, a packaged sweep, or one of the repository's `configs/sweeps/`."""
     if Path(name).is_file():
         return Path(name)
     folders = [folder / "sweeps" for folder in config_folders()]
@@ -209,33 +219,18 @@ def find_sweep(name: str) -> Path:
 def _points(content: SweepFile) -> Iterator[Point]:
     labels = short_names(content.varying)
     keys = [*content.grid, SEED]
-    kept = (
-        values
-        for choice in itertools.product(*content.grid.values(), content.seeds)
-        if not _is_excluded(values := dict(zip(keys, choice, strict=True)), content.exclude)
-    )
-    for index, values in enumerate(kept):
-        yield Point(index, folder_name({labels[key]: values[key] for key in content.varying}, values[SEED]), values)
-
-
-def _is_excluded(values: Mapping[str, Any], exclude: Iterable[Mapping[str, Any]]) -> bool:
-    return any(all(_is_among(values[key], _choices(wanted)) for key, wanted in rule.items()) for rule in exclude)
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Key paths as nested sections."""
-    nested: dict[str, Any] = {}
-    for path, value in values.items():
-        *sections, key = path.split(".")
-        section = nested
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[key] = value
-    return nested
+    index = 0
+    for choice in itertools.product(*content.grid.values(), content.seeds):
+        values = dict(zip(keys, choice, strict=True))
+        if any(all(_is_among(values[k], _choices(wanted)) for k, wanted in rule.items()) for rule in content.exclude):
+            continue
+        varying = {labels[key]: values[key] for key in content.varying}
+        yield Point(index, folder_name(varying, values[SEED]), values)
+        index += 1
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Every key path's shortest ending that no other one has."""
+    """For every key path, its shortest ending that no other key path has."""
 
     def ending(path: str, parts: int) -> str:
         return ".".join(path.split(".")[-parts:])
@@ -250,7 +245,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def folder_name(values: Mapping[str, Any], seed: int) -> str:
-    """A short name that is safe in every file system, and another one for other values.
+    """A short name that is safe in every file system, and that differs for different values.
 
     >>> folder_name({"schedule": "cosine", "power": 0.5}, seed=2)
     'schedule=cosine-power=0.5-s2'
@@ -262,7 +257,7 @@ def folder_name(values: Mapping[str, Any], seed: int) -> str:
 
 
 def _value_name(value: Any) -> str:
-    """The value itself where it can be part of a file name; else what can be kept of it, and a digest."""
+    """The value itself if it can be part of a file name; otherwise its safe characters and a digest."""
     written = json.dumps(value, sort_keys=True, default=str)
     text = value if isinstance(value, str) else written
     safe = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)

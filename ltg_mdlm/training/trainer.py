@@ -22,7 +22,7 @@ from ltg_mdlm.core.host_memory import HostCopy
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.random import stream_key
 from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
-from ltg_mdlm.storage.tensor_files import copy_named
+from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.training.assembly import Run
 from ltg_mdlm.training.metric_sinks import Row, Sink
 from ltg_mdlm.training.optimizers import learning_rate_factor

@@ -1,4 +1,4 @@
-"""Checkpoints: all comes back to the bit, damage is noticed, the right ones are kept, bad input gets a sentence."""
+"""Checkpoints: restored bit-exactly, verified, kept and deleted as documented, with clear errors."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ MILLION = 1_000_000
 
 
 def state_at(step, words_seen=0):
-    """A state whose tensors say which step they belong to."""
+    """A state with the number of the step in its tensors."""
     return TrainingState(
         step=step,
         words_seen=words_seen,
@@ -58,9 +58,9 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_everything_comes_back_to_the_bit(checkpoints):
+def test_a_state_is_restored_bit_exactly(checkpoints):
     base = torch.randn(6, 5)
-    odd_ones = {
+    unusual = {
         "transposed": base.t(),
         "part": base[1:3],
         "tied": base,
@@ -71,12 +71,12 @@ def test_everything_comes_back_to_the_bit(checkpoints):
         "empty": torch.empty(0, 3),
         "gradient": base.clone().requires_grad_(),
     }
-    save(checkpoints, TrainingState(step=20, words_seen=5, model=odd_ones, optimizer=odd_ones))
+    save(checkpoints, TrainingState(step=20, words_seen=5, model=unusual, optimizer=unusual))
     state = checkpoints.load(newest_checkpoint(checkpoints.folder))
     assert (state.step, state.words_seen, state.ema, state.components) == (20, 5, {}, {})
     for part in (state.model, state.optimizer):
-        assert part.keys() == odd_ones.keys()
-        for name, tensor in odd_ones.items():
+        assert part.keys() == unusual.keys()
+        for name, tensor in unusual.items():
             assert part[name].dtype == tensor.dtype
             torch.testing.assert_close(part[name], tensor.detach(), rtol=0, atol=0, equal_nan=True)
 
@@ -99,20 +99,20 @@ def test_a_checkpoint_is_what_the_documentation_says(checkpoints):
     assert torch.equal(load_file(folder / "model.safetensors")["weight"], torch.full((3, 4), 100.0))
 
 
-def test_all_files_can_be_read_by_the_same_people(checkpoints):
+def test_all_files_have_the_same_permissions(checkpoints):
     save(checkpoints, state_at(10))
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (checkpoints.folder / "step_0000010").iterdir()}
     assert len(modes) == 1
 
 
-def test_the_newest_few_are_kept(checkpoints):
+def test_the_newest_checkpoints_are_kept(checkpoints):
     for step in (10, 20, 30, 40):
         save(checkpoints, state_at(step))
     assert names_in(checkpoints.folder) == ["latest", "step_0000030", "step_0000040"]
     assert newest_checkpoint(checkpoints.folder).name == "step_0000040"
 
 
-def test_going_back_gives_up_the_later_ones(checkpoints):
+def test_resuming_an_earlier_checkpoint_discards_the_later_ones(checkpoints):
     """A run resumed from step 10 that saves at 15 must not find the old step 20 again."""
     for step in (10, 20):
         save(checkpoints, state_at(step))
@@ -122,14 +122,14 @@ def test_going_back_gives_up_the_later_ones(checkpoints):
     assert newest_checkpoint(checkpoints.folder).name == "step_0000015"
 
 
-def test_a_step_that_is_saved_again_is_replaced(checkpoints):
+def test_saving_a_step_again_replaces_it(checkpoints):
     save(checkpoints, state_at(10, words_seen=1))
     save(checkpoints, state_at(10, words_seen=2))
     assert checkpoints.load(newest_checkpoint(checkpoints.folder)).words_seen == 2
     assert names_in(checkpoints.folder) == ["latest", "step_0000010"]
 
 
-def test_milestones_are_kept_for_ever(checkpoints):
+def test_milestones_are_never_deleted(checkpoints):
     assert not checkpoints.due(1, MILLION - 1)
     assert checkpoints.due(1, MILLION)
     assert checkpoints.due(10, 0)
@@ -159,7 +159,7 @@ def test_a_milestone_is_copied_where_links_are_not_possible(checkpoints, monkeyp
     assert damage(checkpoints.folder / "chck_1M") is None
 
 
-def test_milestones_before_the_resumed_step_are_not_made_again(checkpoints):
+def test_milestones_before_the_resumed_step_are_not_written_again(checkpoints):
     save(checkpoints, state_at(11, words_seen=MILLION))
     resumed = Checkpoints(checkpoints.folder, every=10, keep=2)
     resumed.load(newest_checkpoint(resumed.folder))
@@ -187,13 +187,13 @@ def test_milestones_are_the_word_counts_of_the_challenge():
 
 
 @given(st.lists(st.integers(0, 2 * 10**9), min_size=1, max_size=20))
-def test_every_milestone_is_crossed_once_whatever_the_steps(words):
+def test_every_milestone_is_crossed_exactly_once(words):
     stops = [0, *sorted(words)]
     crossed = [name for before, after in itertools.pairwise(stops) for name in milestones_crossed(before, after)]
     assert crossed == milestones_crossed(0, stops[-1])
 
 
-def test_other_ranks_write_nothing_but_count_words_alike(tmp_path):
+def test_other_ranks_write_nothing_and_count_words_alike(tmp_path):
     bystander = Checkpoints(tmp_path / "checkpoints", every=10, keep=2, writes=False)
     assert bystander.due(3, MILLION)
     save(bystander, state_at(3, words_seen=MILLION))
@@ -255,7 +255,7 @@ def lose_the_folder(folder):
         (lose_the_folder, r"state\.json cannot be read"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, spoil, message):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(checkpoints, spoil, message):
     for step in (10, 20):
         save(checkpoints, state_at(step))
     spoil(checkpoints.folder / "step_0000020")
@@ -278,13 +278,13 @@ def test_no_checkpoint_is_no_error(tmp_path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_a_milestone_cannot_be_resumed_and_says_what_can_be_done(checkpoints):
+def test_a_milestone_cannot_be_resumed_and_the_error_names_the_alternative(checkpoints):
     save(checkpoints, state_at(11, words_seen=MILLION))
     with pytest.raises(UserError, match=r"holds weights only .*run\.init_from"):
         load_checkpoint(checkpoints.folder / "chck_1M")
 
 
-def test_a_path_of_the_user_may_be_a_checkpoint_or_a_run(checkpoints, tmp_path):
+def test_a_checkpoint_is_found_by_its_folder_or_that_of_its_run(checkpoints, tmp_path):
     save(checkpoints, state_at(10, words_seen=MILLION))
     newest = checkpoints.folder / "step_0000010"
     assert find_checkpoint(tmp_path) == newest
@@ -294,7 +294,7 @@ def test_a_path_of_the_user_may_be_a_checkpoint_or_a_run(checkpoints, tmp_path):
         find_checkpoint(tmp_path / "nowhere")
 
 
-def test_weights_are_the_averages_or_those_of_the_last_step(checkpoints):
+def test_weights_are_averaged_or_those_of_the_last_step(checkpoints):
     model = torch.nn.BatchNorm1d(2)  # has buffers, which are not averaged
     ema = EMA(model, decay=0.5, ramp=False)
     with torch.no_grad():
@@ -306,7 +306,7 @@ def test_weights_are_the_averages_or_those_of_the_last_step(checkpoints):
         assert model.weight.tolist() == [expected] * 2
 
 
-def test_weights_that_cannot_be_read_are_an_error_of_the_user(checkpoints):
+def test_unreadable_weights_are_a_user_error(checkpoints):
     save(checkpoints, state_at(10))
     (checkpoints.folder / "step_0000010" / "ema.safetensors").write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"ema\.safetensors cannot be read"):
@@ -328,15 +328,15 @@ def test_a_full_disk_is_noticed_before_anything_is_written(checkpoints, monkeypa
 
 
 def fail_once(checkpoints, monkeypatch, state):
-    """Save on a full disk, on which there is room again later."""
+    """Save while the disk is full."""
     with monkeypatch.context() as patch:
         fill_the_disk(patch)
         checkpoints.save(state)
         checkpoints._thread.submit(lambda: None).result()
 
 
-def test_a_save_that_failed_is_repeated_at_the_next_step(checkpoints, monkeypatch):
-    """Milestone included, which the failed save did not write."""
+def test_a_failed_save_is_repeated_at_the_next_step(checkpoints, monkeypatch):
+    """Including the milestone, which the failed save did not write."""
     fail_once(checkpoints, monkeypatch, state_at(20, words_seen=MILLION))
     assert checkpoints.due(21, MILLION)
     with pytest.warns(UserWarning, match=r"step_0000020: it needs .*\n.*\n  trying once more, at step 21"):
@@ -345,7 +345,7 @@ def test_a_save_that_failed_is_repeated_at_the_next_step(checkpoints, monkeypatc
     assert not checkpoints.due(22, MILLION)
 
 
-def test_two_saves_that_fail_in_a_row_end_the_run(checkpoints, monkeypatch):
+def test_two_failed_saves_in_a_row_end_the_run(checkpoints, monkeypatch):
     save(checkpoints, state_at(10))
     fail_once(checkpoints, monkeypatch, state_at(20))
     fill_the_disk(monkeypatch)
@@ -356,8 +356,8 @@ def test_two_saves_that_fail_in_a_row_end_the_run(checkpoints, monkeypatch):
     assert checkpoints.load(newest_checkpoint(checkpoints.folder)).step == 10
 
 
-def test_training_goes_on_while_a_copy_is_written(checkpoints, monkeypatch):
-    """What is written is the state at the time of the save, and a second save waits for the first."""
+def test_training_continues_while_a_copy_is_written(checkpoints, monkeypatch):
+    """The file has the state at the time of the save, and a second save waits for the first."""
     may_write = threading.Event()
     write = checkpoint.write_tensors
     monkeypatch.setattr(checkpoint, "write_tensors", lambda *args: may_write.wait(30) and write(*args))
@@ -378,14 +378,14 @@ def test_training_goes_on_while_a_copy_is_written(checkpoints, monkeypatch):
         assert state.model["weight"].tolist() == [value] * 4
 
 
-def test_memory_is_taken_once(checkpoints):
+def test_memory_is_allocated_once(checkpoints):
     checkpoints.reserve(state_at(0))
     taken = [t.data_ptr() for t in checkpoints._buffers["model"]._buffers.values()]
     save(checkpoints, state_at(10))
     assert [t.data_ptr() for t in checkpoints._buffers["model"]._buffers.values()] == taken
 
 
-def test_the_journal_is_on_disk_before_the_checkpoint_is(tmp_path, monkeypatch):
+def test_the_journal_is_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text("{}")
     order = []
     monkeypatch.setattr(checkpoint, "sync", lambda path: order.append(path.name))
@@ -396,10 +396,10 @@ def test_the_journal_is_on_disk_before_the_checkpoint_is(tmp_path, monkeypatch):
     assert order[-1] == 3
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(checkpoints):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(checkpoints):
     for step in (10, 20):
         save(checkpoints, state_at(step))
         flip_a_bit(checkpoints.folder / f"step_{step:07d}")
-    refusal = r"no checkpoint that can be read; delete it to begin again(\n  the checkpoint .*SHA-256.*){2}"
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(UserError, match=refusal):
+    refusal = r"has no readable checkpoint; delete it to start again(\n  the checkpoint .*SHA-256.*){2}"
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match=refusal):
         newest_checkpoint(checkpoints.folder)

@@ -39,7 +39,7 @@ def save(folder, state):
 
 
 def in_child(work, *args):
-    """Run a function in a forked process; True if it came to its end."""
+    """Run a function in a forked process; True if it returned."""
     pid = os.fork()
     if pid == 0:
         work(*args)
@@ -48,7 +48,7 @@ def in_child(work, *args):
 
 
 def require_complete(folder):
-    """Every checkpoint and milestone is undamaged, and the newest one all of one step, which is returned."""
+    """Assert that all checkpoints are undamaged and the newest one is all of one step; return this step."""
     state = load_checkpoint(newest_checkpoint(Path(folder)))
     for part in (state.model, state.ema, state.optimizer, state.components):
         assert all(bool((tensor == state.step).all()) for tensor in part.values())
@@ -58,7 +58,7 @@ def require_complete(folder):
 
 
 def save_and_die_at(folder, fatal):
-    """Save step 2, and be killed just before the `fatal`-th time that Python touches the file system in `folder`."""
+    """Save step 2, and be killed just before the `fatal`-th access of Python to `folder`."""
     touched = 0
 
     def count(event, args):
@@ -73,7 +73,7 @@ def save_and_die_at(folder, fatal):
 
 
 def kill_everywhere(ranks, folder):
-    """The step found after a kill at the first, second, ... event, until the child reaches its end."""
+    """The step found after a kill at the first, second, ... access, until a child is not killed."""
     os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
     save(folder, state_at(1))
     shutil.copytree(folder, folder + "-at-start")
@@ -89,15 +89,15 @@ def kill_everywhere(ranks, folder):
     return found
 
 
-def test_killed_at_any_event_the_newest_checkpoint_is_complete(tmp_path):
-    """Step 1 before, step 2 after, nothing in between, and the next save cleans up."""
+def test_the_newest_checkpoint_is_complete_after_a_kill_at_any_access(tmp_path):
+    """It is step 1, then step 2, and never a part of one; the next save removes leftovers."""
     found = run_on_ranks(kill_everywhere, 1, str(tmp_path / "checkpoints"))[0]
     assert len(found) > 30
     assert found == sorted(found)
     assert {1, 2} == set(found)
 
 
-def save_for_ever(folder, first):
+def save_forever(folder, first):
     for step in range(first, 1000):
         save(folder, state_at(step, numel=1 << 19))
 
@@ -109,13 +109,13 @@ def wait_for_a_save(folder, before):
 
 
 def kill_at_random_times(ranks, folder, kills):
-    """The steps found after each kill of a process that saves one checkpoint after another."""
+    """The steps found after each kill of a process that saves continuously."""
     times, steps = random.Random(0), [1]
     save(folder, state_at(1))
     for _ in range(kills):
         pid = os.fork()
         if pid == 0:
-            save_for_ever(folder, steps[-1] + 1)
+            save_forever(folder, steps[-1] + 1)
         wait_for_a_save(folder, steps[-1])
         time.sleep(times.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
@@ -124,8 +124,8 @@ def kill_at_random_times(ranks, folder, kills):
     return steps
 
 
-def test_killed_at_random_times_the_newest_checkpoint_is_complete(tmp_path):
-    """Megabytes that are being written are no checkpoint yet."""
+def test_the_newest_checkpoint_is_complete_after_kills_at_random_times(tmp_path):
+    """The kills hit files of megabytes that are being written."""
     steps = run_on_ranks(kill_at_random_times, 1, str(tmp_path / "checkpoints"), 8)[0]
     assert steps == sorted(set(steps))
 
@@ -139,6 +139,6 @@ def save_with_little_room(ranks, folder):
     return require_complete(folder)
 
 
-def test_a_write_that_fails_half_way_leaves_the_older_checkpoint(tmp_path):
+def test_a_write_that_fails_halfway_leaves_the_older_checkpoint(tmp_path):
     """The file system refuses to let files grow beyond one megabyte."""
     assert run_on_ranks(save_with_little_room, 1, str(tmp_path / "checkpoints")) == [1]

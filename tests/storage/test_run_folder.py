@@ -1,4 +1,4 @@
-"""A run folder: who may use it, what is refused, and files that are never half written."""
+"""Run folders: which paths are accepted, locking, and files that are written atomically."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ltg_mdlm.storage.metrics_file import truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 
 
-def test_a_new_folder_is_made_with_its_parents(tmp_path):
+def test_a_new_folder_is_created_with_its_parents(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "first")
     with folder.claim():
         folder.write_config("seed: 1\n")
@@ -29,7 +29,7 @@ def test_an_empty_folder_may_be_used(tmp_path):
         assert RunFolder(tmp_path).read_config() is None
 
 
-def test_a_run_may_be_opened_again_also_one_killed_before_it_wrote_anything(tmp_path):
+def test_a_run_may_be_claimed_again_even_if_it_was_killed_before_it_wrote_anything(tmp_path):
     for _ in range(2):
         with RunFolder(tmp_path / "run").claim():
             pass
@@ -38,26 +38,26 @@ def test_a_run_may_be_opened_again_also_one_killed_before_it_wrote_anything(tmp_
         assert RunFolder(tmp_path / "run").read_config() == "seed: 1\n"
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"not empty and not a run folder .*config\.yaml.*--out"):
         RunFolder(tmp_path).claim()
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_is_no_run_folder(tmp_path):
+def test_a_file_is_not_a_run_folder(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file"):
         RunFolder(tmp_path / "run").claim()
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be created"):
         RunFolder(tmp_path / "file" / "run").claim()
 
 
-def test_a_folder_of_a_process_killed_at_its_very_beginning_may_be_used(tmp_path):
+def test_the_folder_of_a_process_killed_right_after_its_start_may_be_used(tmp_path):
     (tmp_path / "lock").write_text("")
     (tmp_path / ".tmp-123-config.yaml").write_text("seed")
     with RunFolder(tmp_path).claim():
@@ -74,7 +74,7 @@ time.sleep(60)
 """
 
 
-def test_only_one_process_trains_and_a_killed_one_is_no_obstacle(tmp_path):
+def test_only_one_process_trains_and_a_kill_releases_the_lock(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "claimed\n"
@@ -93,14 +93,14 @@ def test_only_one_process_trains_and_a_killed_one_is_no_obstacle(tmp_path):
 
 @pytest.fixture
 def other_machine(tmp_path, monkeypatch):
-    """What a process of another machine leaves behind where locks do not reach across machines."""
+    """A lock file of a process on another machine, on a file system whose locks work only within a machine."""
     monkeypatch.setattr(run_folder, "SILENT_SECONDS", 0.2)
     (tmp_path / "lock").write_text("other-host process 1")
     os.utime(tmp_path / "lock", (0, 0))
 
 
 @pytest.mark.usefixtures("other_machine")
-def test_a_process_on_another_machine_is_respected_when_it_shows_signs_of_life(tmp_path, monkeypatch):
+def test_a_process_on_another_machine_keeps_the_lock_while_it_touches_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: os.utime(tmp_path / "lock", (1, 1)))
     with (
         pytest.warns(UserWarning, match="other-host process 1 on another machine .* watching it"),
@@ -111,19 +111,19 @@ def test_a_process_on_another_machine_is_respected_when_it_shows_signs_of_life(t
 
 
 @pytest.mark.usefixtures("other_machine")
-def test_a_process_on_another_machine_that_stays_silent_is_taken_for_dead(tmp_path):
-    """Whatever its clock says: a requeued run need not wait for minutes, or fail."""
+def test_a_process_on_another_machine_that_stays_silent_is_considered_dead(tmp_path):
+    """Clocks are not compared, so that a requeued run need not wait for minutes, or fail."""
     with pytest.warns(UserWarning, match="watching it"), RunFolder(tmp_path).claim():
         assert socket.gethostname() in (tmp_path / "lock").read_text()
 
 
-def test_a_released_folder_is_free_for_other_machines_at_once(tmp_path):
+def test_a_released_folder_is_immediately_free_for_other_machines(tmp_path):
     with RunFolder(tmp_path).claim():
         assert socket.gethostname() in (tmp_path / "lock").read_text()
     assert (tmp_path / "lock").read_text() == ""
 
 
-def test_the_holder_shows_signs_of_life(tmp_path, monkeypatch):
+def test_the_owner_touches_the_lock_file(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.01)
     threads = threading.active_count()
     with RunFolder(tmp_path).claim():
@@ -135,7 +135,7 @@ def test_the_holder_shows_signs_of_life(tmp_path, monkeypatch):
     assert threading.active_count() == threads
 
 
-def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write_config("seed: 1\n")
     (tmp_path / ".tmp-123-metrics.jsonl").write_text("half a li")
@@ -143,7 +143,7 @@ def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "lock"]
 
 
-def test_the_status_comes_back_and_is_what_job_scripts_read(tmp_path):
+def test_the_status_is_restored_and_has_the_format_that_job_scripts_read(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.read_status() is None
     folder.write_status(Status("preempted", step=12, reason="SIGTERM"))
@@ -157,12 +157,12 @@ def test_the_status_comes_back_and_is_what_job_scripts_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 1}', '{"status": "running", "step": 1, "mood": "good"}'])
-def test_a_status_that_makes_no_sense_counts_as_none(tmp_path, content):
+def test_an_invalid_status_counts_as_none(tmp_path, content):
     (tmp_path / "status.json").write_text(content)
     assert RunFolder(tmp_path).read_status() is None
 
 
-def test_metrics_beyond_the_resumed_step_and_torn_lines_are_dropped(tmp_path):
+def test_metrics_beyond_the_resumed_step_and_incomplete_lines_are_dropped(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     rows = [
         {"step": 0, "valid/loss": 9},
@@ -177,7 +177,7 @@ def test_metrics_beyond_the_resumed_step_and_torn_lines_are_dropped(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_metrics_that_end_before_the_resumed_step_are_kept_as_they_are(tmp_path):
+def test_metrics_up_to_the_resumed_step_are_unchanged(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 1}\n{"step": 2, "text": "å"}\n')
     before = metrics.read_bytes()

@@ -1,4 +1,4 @@
-"""What `ltg-mdlm bench` counts and how it takes a step apart; no test looks at how long anything takes."""
+"""What `ltg-mdlm bench` counts, and which parts of a step it times; durations are not tested."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_ramps_and_stages_are_replaced_by_equal_steps():
     assert training.global_batch_rows == config.training.global_batch_rows
 
 
-def test_a_slow_step_is_timed_less_often_but_three_times():
+def test_slow_steps_are_timed_fewer_times_but_at_least_three():
     found = bench(load_settings((), TINY), steps=8, seconds=1e-6)
     assert found is not None
     assert found.steps == 3
@@ -73,7 +73,7 @@ class Owner:
         return "own"
 
 
-def test_what_was_replaced_comes_back_even_after_an_error():
+def test_a_replaced_method_is_restored_even_after_an_error():
     owner = Owner()
     with suppress(ZeroDivisionError), replaced(owner, "method", lambda: "other"):
         assert owner.method() == "other"

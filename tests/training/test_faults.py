@@ -177,7 +177,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_is_used(tm
     content[-1] ^= 1
     weights.write_bytes(content)
     outcome = run(tmp_path / "run")[0]
-    assert re.search(r"warning: the checkpoint .*step_0000009 is passed over: .*SHA-256", outcome.output)
+    assert re.search(r"warning: the checkpoint .*step_0000009 is skipped: .*SHA-256", outcome.output)
     assert "resuming from step 8" in outcome.output
     require_same(tmp_path / "run", undisturbed())
 

@@ -1,4 +1,4 @@
-"""Rows of metrics on their way to files, terminals and wandb."""
+"""Metrics in files, on the console and in wandb."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def test_every_line_of_the_file_is_strict_json(tmp_path):
     assert strict == [{"step": 1, "loss": None, "grad_norm": None}, ROW]
 
 
-def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(monkeypatch):
+def test_a_log_file_gets_a_line_every_ten_seconds_with_the_remaining_time(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     out = io.StringIO()
@@ -69,7 +69,7 @@ def test_clock(seconds, text):
 
 @pytest.fixture
 def fake_wandb(monkeypatch):
-    """A wandb that records what it is told."""
+    """A wandb that records its calls."""
     calls: dict = {"rows": []}
 
     class Run:

@@ -1,4 +1,4 @@
-"""Sweep files: which points they have, what these are called, and mistakes that are found before anything is queued."""
+"""Sweep files: their points, the names of run folders, and mistakes that are found before jobs are queued."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_new_seed_or_value_leaves_the_names_of_other_points_as_they_were(sweep
     assert before < after
 
 
-def test_key_paths_are_shortened_as_far_as_they_stay_apart():
+def test_key_paths_are_shortened_as_far_as_they_stay_unique():
     assert short_names(["plugins.a.power", "plugins.b.power", "model.dropout"]) == {
         "plugins.a.power": "a.power",
         "plugins.b.power": "b.power",
@@ -91,7 +91,7 @@ AWKWARD = [
 ]  # fmt: skip
 
 
-def test_different_values_never_share_a_folder_and_names_are_safe_everywhere():
+def test_different_values_never_share_a_folder_and_names_are_safe_in_every_file_system():
     names = [folder_name({"key": value}, seed=0) for value in AWKWARD]
     assert len({name.lower() for name in names}) == len(AWKWARD)
     assert all(
@@ -180,7 +180,7 @@ def test_there_is_no_point_beyond_the_last(sweep, index):
         sweep(grid={POWER: [0, 1]}).point(index)
 
 
-def test_an_unknown_sweep_is_answered_with_the_named_ones():
+def test_the_error_for_an_unknown_sweep_lists_the_named_ones():
     with pytest.raises(UserError, match=r"did you mean 'schedules'\?\)\n  named sweeps: built_in, derivative_power, "):
         open_sweep("scedules")
 

@@ -1,0 +1,110 @@
+"""The precision of a run that asks for `training.precision: auto`: resolved when the run starts, then kept on resume.
+
+On GPUs, auto is bf16 where the device computes it natively.  On CPUs with native bf16, which of bf16 and fp32 is faster
+depends on the processor and on the size of the model, so both are measured on the run's own first batch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ltg_mdlm.core.batch import Step
+from ltg_mdlm.core.machine import native_bf16
+from ltg_mdlm.core.settings import parse_yaml, stored_config
+from ltg_mdlm.host.failures import failures_named
+from ltg_mdlm.host.result_checks import watched
+from ltg_mdlm.storage.checkpoint import read_about
+from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.training.assembly import Run
+
+WARM_UP_PASSES = 2
+
+TIMED_PASSES = 5
+
+MAX_SECONDS = 4.0
+"""No further pass starts after this time, once there are two in each precision; a large model is too slow for more."""
+
+MIN_SPEEDUP = 1.1
+"""bf16 is chosen if it is faster by this factor: it is less precise, and smaller differences are within the noise."""
+
+
+def stored_precision(folder: RunFolder, checkpoint: Path | None) -> str | None:
+    """The `training.precision` that a run was started with; None for a new run.
+
+    Read from the folder's config.yaml, or else from `checkpoint`, if the run is to resume from another folder's.
+    """
+    if (text := folder.read_config()) is not None:
+        return stored_config(parse_yaml(text), folder.config_file).training.precision
+    if checkpoint is not None:
+        return str(read_about(checkpoint).get("config", {}).get("training", {}).get("precision", "auto"))
+    return None
+
+
+def resolve_precision(run: Run, stored: str | None = None) -> tuple[Run, str | None]:
+    """Replace a `training.precision` of auto by fp32 or bf16; all ranks must call it, and get the same.
+
+    `stored` is the setting that the run was started with, None for a new run.  Runs that stored auto were started by a
+    version that measured nothing: they keep bf16 where it is native.
+
+    Returns the run with the resolved setting, and a line that reports the measurement, if there was one.
+    """
+    training, ranks = run.config.training, run.ranks
+    if training.precision != "auto":
+        return run, None
+    native = ranks.all_agree(native_bf16(ranks.device))
+    precision, note = ("bf16" if native else "fp32"), None
+    if stored in ("fp32", "bf16"):
+        precision = stored
+    elif stored is None and native and ranks.device.type == "cpu":
+        seconds = ranks.broadcast_object(pass_seconds(run) if ranks.is_main else {})
+        precision = "bf16" if seconds["fp32"] >= MIN_SPEEDUP * seconds["bf16"] else "fp32"
+        measured = ", ".join(f"{name} {1000 * value:,.1f} ms" for name, value in seconds.items())
+        note = f"precision: {precision} (measured forward and backward pass: {measured})"
+    run.loss.bf16 = precision == "bf16"
+    resolved = training.model_copy(update={"precision": precision})
+    return replace(run, config=run.config.model_copy(update={"training": resolved})), note
+
+
+def pass_seconds(run: Run) -> dict[str, float]:
+    """Median seconds of a forward and backward pass over this rank's first micro-batch, by precision; for CPUs.
+
+    The run stays as it was: weights and optimizer are not updated, gradients are dropped, and the components' state and
+    the random number generator are restored.
+    """
+    loss, recipe, schedule = run.loss, run.recipe, run.schedule
+    seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    state = {name: tensor.clone() for name, tensor in recipe.state_dict().items()}
+    with (
+        torch.random.fork_rng(devices=()),
+        failures_named(recipe.components, lambda _: "before the first step"),
+        watched(recipe.components),
+    ):
+        step = Step(
+            seed=run.config.seed,
+            step=0,
+            progress=0.0,
+            epoch=run.loader.epoch(0),
+            rows=schedule.rows(0),
+            first_row=schedule.first_row(0),
+        )
+        step = recipe.begin(step, run.ranks.device)
+        micro_batch = recipe.corrupt(run.loader.micro_batches(0)[0], step)
+        denominators_K = recipe.denominators([micro_batch]).clamp(min=torch.finfo(torch.float32).tiny)
+        end = time.perf_counter() + MAX_SECONDS
+        for done in range(WARM_UP_PASSES + TIMED_PASSES):
+            if done >= 2 and time.perf_counter() > end:  # the very first passes are slow in any precision
+                break
+            # In turn, so that other work on the machine slows down both.
+            for precision, times in seconds.items():
+                loss.bf16 = precision == "bf16"
+                start = time.perf_counter()
+                loss(micro_batch, denominators_K, step).loss.backward()
+                times.append(time.perf_counter() - start)
+                run.optimizer.zero_grad()
+    recipe.load_state_dict(state)
+    return {name: statistics.median(times[WARM_UP_PASSES:] or times[-1:]) for name, times in seconds.items()}
