@@ -9,14 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import VOCAB, disturbed_model, packed, packed_rows, small_config
-from support.oracle import Oracle, bucket, visible
+from support.oracle import Oracle, visible
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ltg_mdlm.model import transformer
-from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
+from ltg_mdlm.model.attention import attend_by_library
+from ltg_mdlm.model.transformer import ModelConfig, Transformer
 
 MDLM = {"cond_dim": 16}
 GPT_BERT = {"cond_dim": None, "depth_weighted_averaging": True}
@@ -209,22 +210,6 @@ def test_initial_weights_are_truncated_normals_and_mlps_shrink_with_depth():
     assert model.sigma_map.mlp[0].bias.abs().max() > 0
 
 
-def test_buckets_equal_the_formula_and_never_leave_the_table():
-    for max_positions in (2, 16, 17, 18, 33, 128, 192, 512, 600, 768):
-        for buckets in (4, 16, 32, 48):
-            expected = [bucket(distance, max_positions, buckets) for distance in range(max_positions)]
-            assert list(distance_buckets(max_positions, buckets)) == expected
-            assert max(expected) <= buckets - 1
-
-
-def test_published_float32_buckets_leave_the_table_where_ours_do_not():
-    """REFERENCE of the regression: the published ceiling in float32 puts the farthest distance one bucket too high."""
-    distance = torch.tensor(599.0)
-    published = torch.ceil(torch.log(distance / 24) / math.log(599 / 24) * 23) + 24
-    assert published == 48
-    assert distance_buckets(600, 48)[599] == 47
-
-
 def test_too_long_rows_are_refused_with_both_lengths():
     model = Transformer(small_config(cond_dim=None, max_position_embeddings=8))
     with pytest.raises(ValueError, match=r"9 tokens.*max_position_embeddings, 8"):
@@ -310,7 +295,7 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(kind):
 @pytest.mark.parametrize("kind", [MDLM, GPT_BERT])
 def test_the_layers_are_one_graph_for_the_compiler(kind, monkeypatch):
     """As they run on a GPU; no part falls back to Python, and what they compute stays the same."""
-    monkeypatch.setattr(transformer, "attend", transformer.attend_by_library)
+    monkeypatch.setattr(transformer, "attend", attend_by_library)
     model = disturbed_model(small_config(**kind))
     document_BT, causal_B = rows_of(24)
     plain = outputs_and_gradients(model, document_BT, causal_B, oracle=False)
