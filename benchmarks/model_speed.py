@@ -21,8 +21,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,11 +83,11 @@ class Size:
         return f"{self.rows}x{self.tokens}"
 
 
-def alternating(runs: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
+def alternating(runs: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
     """Seconds of every call of each function, after one call of each to warm up."""
     seconds: list[list[float]] = [[] for _ in runs]
     for round_ in range(rounds + 1):
-        for times, run in zip(seconds, runs.values(), strict=True):
+        for times, run in zip(seconds, runs, strict=True):
             start = clock()
             run()
             if round_:
@@ -137,8 +138,7 @@ class Workload:
 def pass_row(size: Size, arguments: argparse.Namespace, clock: Callable[[], float]) -> list[str]:
     """A row of the table of training passes."""
     workload = Workload(size, arguments.precision)
-    runs = {kind: lambda kind=kind: workload.run(kind) for kind in KINDS}
-    seconds = alternating(runs, arguments.rounds, clock)
+    seconds = alternating([partial(workload.run, kind) for kind in KINDS], arguments.rounds, clock)
     ours, published = map(statistics.median, seconds)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     memory = {}
@@ -176,7 +176,9 @@ def operations(size: Size) -> dict[str, tuple[list[Tensor], Operation, Operation
     def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
         return [torch.randn(shape).requires_grad_() for shape in shapes]
 
-    query, key, value, *tables = attention = leaves(heads, heads, heads, *[(heads[1], SMALL.num_buckets, heads[3])] * 2)
+    table = (heads[1], SMALL.num_buckets, heads[3])
+    query, key, value, query_pos, key_pos = attention = leaves(heads, heads, heads, table, table)
+    positions = [query, key, query_pos, key_pos]
     x, gate = gated = leaves((rows, length, inner), (rows, length, inner))
     weight_K, *terms = summed = leaves((13,), *[(rows, length, width)] * 13)
     supervised = int(SUPERVISED * rows * length)
@@ -184,15 +186,19 @@ def operations(size: Size) -> dict[str, tuple[list[Tensor], Operation, Operation
     label = torch.randint(SMALL.vocab_size, (supervised,))
 
     def autograd_attention() -> Tensor:
-        scores = 0.1 * query @ key.mT + relative_scores(geometry, query, key, *tables)
+        scores = 0.1 * query @ key.mT + relative_scores(geometry, *positions)
         return F.dropout(scores.softmax(-1), 0.1) @ value
 
     return {
-        "_Attention": (attention, lambda: attend(query, key, value, *tables, geometry, 0.1, 0.1), autograd_attention),
+        "_Attention": (
+            attention,
+            lambda: attend(query, key, value, query_pos, key_pos, geometry, 0.1, 0.1),
+            autograd_attention,
+        ),
         "_RelativeScores": (
-            [query, key, *tables],
-            lambda: apply(_RelativeScores, geometry, query, key, *tables),
-            lambda: relative_scores(geometry, query, key, *tables),
+            positions,
+            lambda: apply(_RelativeScores, geometry, *positions),
+            lambda: relative_scores(geometry, *positions),
         ),
         "_GatedNorm": (
             gated,
@@ -236,8 +242,8 @@ def operation_rows(size: Size, rounds: int, clock: Callable[[], float]) -> list[
         def run(operation: Operation, inputs: list[Tensor] = inputs, grad: Tensor = grad) -> None:
             torch.autograd.grad(operation(), inputs, grad)
 
-        runs = {"ours": lambda f=ours, run=run: run(f), "autograd": lambda f=autograd, run=run: run(f)}
-        ours_time, autograd_time = map(statistics.median, alternating(runs, rounds, clock))
+        seconds = alternating([partial(run, ours), partial(run, autograd)], rounds, clock)
+        ours_time, autograd_time = map(statistics.median, seconds)
         ours_kept, autograd_kept = (kept_bytes(inputs, f) / 1e6 for f in (ours, autograd))
         times = [f"{1e3 * autograd_time:.0f}", f"{1e3 * ours_time:.0f}", f"**{autograd_time / ours_time:.2f}**"]
         rows.append([f"`{name}`", str(size), *times, f"{autograd_kept:.0f}", f"{ours_kept:.0f}"])

@@ -153,8 +153,8 @@ class _ChunkedLogits:
 class _PrecomputedGradients(torch.autograd.Function):
     """A scalar with known gradients with respect to features, weight and bias."""
 
-    # `python benchmarks/model_speed.py --operations --threads 1 --clock cpu --rounds 9`, 1,474 positions, V = 8192: keeps
-    # 15 MB instead of 48 MB of the cross-entropy under autograd, in 1.1 times the time
+    # `python benchmarks/model_speed.py --operations --threads 1 --clock cpu --rounds 9` (1,474 positions, V = 8192):
+    # keeps 15 MB instead of the 48 MB of F.cross_entropy under autograd, in 1.1 times the time
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *inputs_and_gradients: Tensor) -> Tensor:
