@@ -11,8 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ltg_mdlm_plugins.freq_mdlm import FreqMDLM, Options
-from ltg_mdlm_plugins.frequency_masking import Exponent, masking_hazard, scale_to_rate
-from ltg_mdlm_plugins.rarity import inverse_rarity, rank_rarity
+from ltg_mdlm_plugins.frequency_masking import (
+    Exponent,
+    inverse_rarity,
+    masking_hazard,
+    rank_rarity,
+    scale_to_rate,
+)
 from ltg_mdlm_plugins.schedules import Cosine
 from pydantic import ValidationError
 from support.batches import frequency_masking

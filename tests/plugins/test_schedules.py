@@ -10,8 +10,16 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from ltg_mdlm_plugins.schedules import LOWEST_RATE, BimodalGaussian, Cosine, CosineSquared, Gaussian, Linear, Modes
-from ltg_mdlm_plugins.truncated_normal import TruncatedNormal
+from ltg_mdlm_plugins.schedules import (
+    LOWEST_RATE,
+    BimodalGaussian,
+    Cosine,
+    CosineSquared,
+    Gaussian,
+    Linear,
+    Modes,
+    TruncatedNormal,
+)
 from scipy import special, stats
 from support.batches import SCHEDULES, schedule
 from torch import Tensor
