@@ -1,4 +1,4 @@
-"""Frequency-informed masking: rare tokens are masked more often, at an unchanged mean rate (arXiv 2509.05056, section 3.1).
+"""Frequency-informed masking (arXiv 2509.05056, section 3.1): rare tokens are masked more often, at the same mean rate.
 
 The rarity of a token type gives its masking weight w in [0, 1], and weights are scaled to probabilities whose mean is
 the mask rate.  The functions compute the complements 1 - w: with the published softening exponent of 0.02 all weights
@@ -55,7 +55,7 @@ def softened_complement(rarity: Tensor, low: Tensor | float, high: Tensor, power
 
 
 def scale_to_rate(complement: Tensor, mean_complement: Tensor, rate: Tensor) -> Tensor:
-    """Masking probabilities with mean gamma = `rate`, for weights w = 1 - complement with mean mu = 1 - mean_complement.
+    """Masking probabilities with mean gamma = `rate` for weights w = 1 - complement of mean mu = 1 - mean_complement.
 
     w gamma / mu up to gamma = mu, and 1 - (1 - w) (1 - gamma) / (1 - mu) beyond.  They are in [0, 1], continuous and
     non-decreasing in gamma, 0 at gamma = 0 and 1 at gamma = 1.
@@ -96,7 +96,7 @@ def row_weights(rarity_BT: Tensor, counted_BT: Tensor, power: float, minimum: Ro
 
 
 def corpus_weights(rarity_V: Tensor, share_V: Tensor, power: float, minimum: RowMinimum) -> Weights:
-    """Weights from the range over all ordinary types and the mean over the corpus; `share_V` are relative frequencies."""
+    """Weights from the range over all ordinary types and the mean over the corpus; `share_V` sums to 1."""
     ordinary_V = rarity_V > 0
     low = rarity_V.masked_fill(~ordinary_V, torch.inf).amin() if minimum == "row" else 0.0
     complement_V = softened_complement(rarity_V, low, rarity_V.amax(), power)

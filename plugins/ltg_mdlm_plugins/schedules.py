@@ -83,8 +83,8 @@ def _normal_cdf(z: Tensor) -> Tensor:
 class TruncatedNormal:
     """Normal(mean, std) conditioned on [low, high], in float64.
 
-    scipy has this distribution, but not for torch tensors on a device.  Each tail is computed from its own side, so that
-    none is a difference of numbers close to 1.
+    scipy has this distribution, but not for tensors on a device.  Each tail is computed from its own side, so that none
+    is a difference of numbers close to 1.
     """
 
     mean: float
@@ -152,7 +152,7 @@ class Gaussian(NoiseSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Modes:
-    """Two Gaussian modes of mask rates; the right one moves up during training.  The defaults are the published values."""
+    """Two Gaussian modes of mask rates; the right one moves up during training.  The defaults are published values."""
 
     left_weight: float = 0.6
     left_mean: float = 0.12
@@ -190,7 +190,7 @@ class BimodalGaussian(NoiseSchedule):
         )
 
     def sample(self, batch: Batch, step: Step) -> Noise:
-        """Stratified draws below `left_weight` go to the left mode, others to the right, so that both are stratified."""
+        """Stratified draws below `left_weight` go to the left mode, others to the right; both stay stratified."""
         u_B, weight = step.stratified(batch, "noise"), self.modes.left_weight
         left, right = self.components(step.progress)
         is_left_B = u_B < weight
