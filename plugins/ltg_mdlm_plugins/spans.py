@@ -159,7 +159,7 @@ class SpanMasking(MaskingStrategy):
         return first_of_each_document(batch, key_BT, tokens_BT, quota_BT)
 
     def replacement(self, batch: Batch, span_BT: Tensor, step: Step) -> Tensor:
-        """int64[B, T]: input ids of selected tokens: random, unchanged or `<mask>`; which of these is decided per span."""
+        """int64[B, T]: input ids of selected tokens: random, unchanged or `<mask>`, which is decided per span."""
         columns = batch.ids_BT.shape[1]
         fate_BT = step.uniform(batch, "span fate", columns).gather(1, span_BT)
         draw_BT = (step.uniform(batch, "random token", columns).double() * len(self._ordinary)).long()
