@@ -69,7 +69,7 @@ def test_a_softened_objective_is_not_the_bound(power):
 
 @pytest.mark.parametrize("derivative", ["component", "mixture"])
 def test_the_published_modes_keep_the_bound_in_exact_arithmetic_only(derivative):
-    """The integral over mask rates is the entropy; over the draws of all but 0.001 % of the rows it is below 0.8 of it."""
+    """The integral over mask rates is the entropy; without 0.001 % of the draws, it is less than 0.8 of it."""
     schedule = BimodalGaussian(Modes(), derivative=derivative)
     rate, measure = quadrature([0.0, 1.0], panels=6)
     importance = schedule.log_importance(rate, 1.0, 0.0).exp()
