@@ -9,7 +9,7 @@ A trained model as a folder that Hugging Face `transformers` loads; writing it n
 
 DIR/
     config.json, configuration_ltg_mdlm.py, modeling_ltg_mdlm.py      what `Auto*` classes look for
-    transformer.py, rate_table.py, time_embedding.py                  what the modelling file imports
+    transformer.py, attention.py, rate_table.py, time_embedding.py    what the modelling file imports
     model.safetensors
     tokenizer.json, tokenizer_config.json, special_tokens_map.json
     training.json, README.md                                          where it comes from
@@ -202,7 +202,14 @@ def _cannot_travel(cls: type, reason: str) -> UserError:
     return UserError(f"the plugin's time embedding {name} cannot travel with an exported model: {reason}")
 
 
-CODE_FILES = ("configuration_ltg_mdlm.py", "modeling_ltg_mdlm.py", "transformer.py", "rate_table.py", EMBEDDING_FILE)
+CODE_FILES = (
+    "configuration_ltg_mdlm.py",
+    "modeling_ltg_mdlm.py",
+    "transformer.py",
+    "attention.py",
+    "rate_table.py",
+    EMBEDDING_FILE,
+)
 """Files of `ltg_mdlm.model` that travel as they are."""
 
 

@@ -29,7 +29,8 @@ from ltg_mdlm.host.run_context import build_model, run_context
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.inference.trained_model import Weights
 from ltg_mdlm.interchange.published_checkpoints import NamedWeights, PublishedCheckpoint, read_published
-from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
+from ltg_mdlm.model.attention import distance_buckets
+from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.storage.checkpoint import COUNT, write_weights
 from ltg_mdlm.storage.named_tensors import folded
 from ltg_mdlm.storage.run_folder import RunFolder, Status

@@ -1,4 +1,4 @@
-"""The config of an exported model, for Hugging Face `transformers`; travels with it as it is."""
+"""The config of an exported model for Hugging Face `transformers`; part of every exported model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+# transformers 4.51 copies only the files that this file itself imports, not what those import
+from .attention import attend as attend
 from .transformer import ModelConfig, TimeEmbedding
 
 
 class LtgMdlmConfig(PretrainedConfig):
-    """Sizes, under the names of `ModelConfig`, and how the model wants to be used.
+    """Sizes, named as in `ModelConfig`, and how the model was trained.
 
     Args:
         predicts: "same": masked tokens are predicted at their own position; "next": one position earlier (MNTP)
-        backends: scores of the BabyLM evaluation pipeline (mlm, mntp, causal) that fit what was trained
-        num_special_tokens: ids below this one are never masked, other than `mask_token_id` itself
-        mask_rate: what a model with time conditioning is told where `forward` gets no rate: that nothing is masked
-            ("zero"), `constant_rate` ("constant"), or the share of the row's tokens that are ("fraction")
+        backends: scores of the BabyLM evaluation pipeline (mlm, mntp, causal) that match the training objective
+        mask_token_id: id of the mask token
+        num_special_tokens: smaller ids are special tokens, which are never masked
+        mask_rate: the rate that conditions the model if `forward` receives none: 0 ("zero"), `constant_rate`
+            ("constant") or the masked fraction of the row ("fraction"); None for models without time conditioning
         constant_rate: the rate of mask_rate "constant"
-        rate_intervals: intervals of the table of conditioning values; None where the value is the rate
-        time_embedding: the class in time_embedding.py that embeds conditioning values, if there are any
+        rate_intervals: intervals of the table of conditioning values; None if the value is the rate
+        time_embedding: name of the class in time_embedding.py that embeds conditioning values
     """
 
     model_type = "ltg_mdlm"
-    _auto_class = "AutoConfig"  # `save_pretrained` takes the code along
+    _auto_class = "AutoConfig"  # makes `save_pretrained` copy the code
 
     def __init__(
         self,
@@ -53,5 +56,5 @@ class LtgMdlmConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def sizes(self) -> ModelConfig:
-        """What the transformer is built from."""
+        """The sizes of the transformer."""
         return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, from the sizes of its matrix products."""
+"""Floating-point operations (FLOP) of a model, from the sizes of its matrix products."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ltg_mdlm.model.transformer import ModelConfig
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Forward pass, per token of a row; a multiplication and an addition are two operations."""
+    """FLOP of the forward pass per token of a row; a multiplication and an addition are two operations."""
 
     linear: float
-    """Weight matrices of the layers."""
+    """weight matrices of the layers"""
     attention: float
-    """Query times key, and probability times value; what packing saves is not deducted."""
+    """query times key, and probability times value; savings by packing are not deducted"""
     head: float
-    """The head and the vocabulary matrix, at supervised positions alone."""
+    """the head and the vocabulary matrix, at supervised positions only"""
 
     @property
     def forward(self) -> float:
@@ -25,14 +25,14 @@ class FlopsPerToken:
 
     @property
     def training(self) -> float:
-        """Forward and backward pass; what activation checkpointing makes twice counts once."""
+        """Forward and backward pass; operations that activation checkpointing repeats count once."""
         return 3 * self.forward
 
 
 def flops_per_token(sizes: ModelConfig, length: int, supervised_share: float) -> FlopsPerToken:
-    """For rows of `length` tokens, of which a share is supervised.
+    """Count the FLOP of rows of `length` tokens, of which `supervised_share` is supervised.
 
-    Position tables and time conditioning are left out (under 5 % at base size), and all that is no matrix product.
+    Only matrix products count.  Those of position tables and time conditioning are omitted (below 5 % at base size).
     """
     width, inner, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
     return FlopsPerToken(

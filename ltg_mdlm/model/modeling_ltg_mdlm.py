@@ -1,10 +1,10 @@
-"""An exported model for Hugging Face `transformers` (4.51 to 5.x); travels with it as it is.
+"""The classes of an exported model for Hugging Face `transformers` (4.51 to 5.x); part of every exported model.
 
-The model itself is `transformer.py` beside this file, the one that was trained.  Here are its faces: the attention
-masks that evaluation passes, the mask rate that nobody passes, and the heads.
+The model itself is in `transformer.py`, the file that it was trained with.  The classes here convert attention masks,
+choose the conditioning value and add heads.
 
-Every tensor is a parameter or a persistent buffer: `transformers` 5 builds models without memory, and whatever is not
-in the checkpoint holds garbage afterwards.
+Every tensor must be a parameter or a persistent buffer: `transformers` 5 builds models on the meta device, and tensors
+that are not in the checkpoint are uninitialised afterwards.
 
 Shapes are suffixes: B rows, T tokens per row, D width, V vocabulary.
 """
@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils import logging
 
+# transformers 4.51 copies only the files that this file itself imports, not what those import
+from .attention import attend as attend
 from .configuration_ltg_mdlm import LtgMdlmConfig
 from .rate_table import RateTable
 from .time_embedding import EMBEDDING
@@ -28,8 +30,8 @@ from .transformer import OutputBias, Transformer
 logger = logging.get_logger(__name__)
 
 
-def visible(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """(document_BT, allowed_BTT) of `Transformer.forward` for a mask [B, T] or [B, T, T]; 1 is a token to be seen.
+def convert_attention_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Convert a mask [B, T] or [B, T, T], 1 for attended tokens, to `document_BT` and `allowed_BTT` of `Transformer`.
 
     Raises ValueError for other shapes.
     """
@@ -39,13 +41,13 @@ def visible(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None
     if seen.dim() == 2:
         return seen.long() - 1, None
     if seen.dim() == 3:
-        # a token sees itself, whatever the mask says: a query that sees nothing would have no probabilities
+        # every token attends to itself: a query without any key would have no probabilities
         return None, seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
     raise ValueError(f"attention_mask must be [B, T] or [B, T, T], not {list(attention_mask.shape)}")
 
 
 def masked_fraction(input_ids: Tensor, attention_mask: Tensor | None, config: LtgMdlmConfig) -> Tensor:
-    """float32[B]: the masked share of the tokens that could be masked; 0 for a row without any."""
+    """float32[B]: the masked fraction of a row's maskable tokens; 0 for a row without maskable tokens."""
     masked_BT = input_ids == config.mask_token_id
     maskable_BT = masked_BT | (input_ids >= config.num_special_tokens)
     if attention_mask is not None:
@@ -54,21 +56,31 @@ def masked_fraction(input_ids: Tensor, attention_mask: Tensor | None, config: Lt
     return masked_BT.sum(1) / maskable_BT.sum(1).clamp(min=1)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
+    """The mean over labels other than -100; with `shift`, each label is predicted one position earlier."""
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+
+
 class LtgMdlmPreTrainedModel(PreTrainedModel):
-    """The transformer, and the choice of its conditioning value."""
+    """The transformer and its conditioning value.
+
+    Subclasses set `_auto_class`; transformers 4.51 would not save the code with the model otherwise.
+    """
 
     config_class = LtgMdlmConfig
-    # `_auto_class` of the classes below: `save_pretrained` takes the code along, which 4.51 does for no other reason
     with_head = True
-    """Whether `denoiser` keeps what stands before the vocabulary matrix."""
+    """Whether `denoiser` keeps the layers before the vocabulary matrix."""
 
     def __init__(self, config: LtgMdlmConfig) -> None:
-        """Raises ValueError if time_embedding.py is another model's."""
+        """Raises ValueError if time_embedding.py belongs to another model."""
         super().__init__(config)
         if config.cond_dim is not None and EMBEDDING.__name__ != config.time_embedding:
             raise ValueError(
-                f"this model's time embedding is {config.time_embedding}, but time_embedding.py brings"
-                f" {EMBEDDING.__name__}: transformers takes folders of one name for one model; rename one of them"
+                f"this model's time embedding is {config.time_embedding}, but time_embedding.py defines"
+                f" {EMBEDDING.__name__}: transformers loads the code of folders with the same name only once; rename"
+                " one of the folders"
             )
         sizes = config.sizes()
         self.denoiser = Transformer(sizes, None if sizes.cond_dim is None else EMBEDDING(sizes.cond_dim))
@@ -84,11 +96,11 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
         self.denoiser.embedding.word_embedding = value
 
     def head(self) -> nn.Module | None:
-        """The part that a checkpoint of another class lacks."""
+        """The part that is missing in checkpoints of another class; None if there is none."""
         return getattr(self.denoiser, "classifier", None)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise a new head; all else comes from the checkpoint, or has been initialised by `Transformer`."""
+        """Initialise a new head; all other modules come from the checkpoint or were initialised by `Transformer`."""
         head = self.head()
         if head is None or all(module is not part for part in head.modules()):
             return
@@ -106,8 +118,8 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
         *,
         causal: bool = False,
     ) -> Tensor:
-        """[B, T, D]; see `forward` of the classes below."""
-        document_BT, allowed_BTT = visible(attention_mask)
+        """Hidden states [B, T, D]; the arguments are those of `LtgMdlmModel.forward`."""
+        document_BT, allowed_BTT = convert_attention_mask(attention_mask)
         causal_B = torch.ones_like(input_ids[:, 0], dtype=torch.bool) if causal else None
         value_B = self.conditioning_value(input_ids, attention_mask, mask_rate, causal=causal)
         hidden: Tensor = self.denoiser(input_ids, document_BT, causal_B, value_B, allowed_BTT)
@@ -116,23 +128,20 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
     def conditioning_value(
         self, input_ids: Tensor, attention_mask: Tensor | None, mask_rate: float | Tensor | None, *, causal: bool
     ) -> Tensor | None:
-        """float32[B]; None for a model without time conditioning.  Raises ValueError if such a one is given a rate."""
+        """float32[B]; None for a model without time conditioning, which raises ValueError if it is given a rate."""
         if self.config.cond_dim is None:
             if mask_rate is not None:
                 raise ValueError("this model has no time conditioning: mask_rate must be None")
             return None
         if mask_rate is None and causal:
-            return torch.zeros_like(input_ids[:, 0], dtype=torch.float32)  # as causal rows are trained
+            return torch.zeros_like(input_ids[:, 0], dtype=torch.float32)  # as in the training of causal rows
         if mask_rate is None:
-            mask_rate = self.chosen_rate(input_ids, attention_mask)
+            if self.config.mask_rate == "fraction":
+                mask_rate = masked_fraction(input_ids, attention_mask, self.config)
+            else:
+                mask_rate = 0.0 if self.config.mask_rate == "zero" else float(self.config.constant_rate)
         rate_B = torch.as_tensor(mask_rate, dtype=torch.float32, device=input_ids.device).expand(len(input_ids))
         return self.rate_table(rate_B) if self.config.rate_intervals is not None else rate_B
-
-    def chosen_rate(self, input_ids: Tensor, attention_mask: Tensor | None) -> float | Tensor:
-        """What `config.mask_rate` says of these rows."""
-        if self.config.mask_rate == "fraction":
-            return masked_fraction(input_ids, attention_mask, self.config)
-        return 0.0 if self.config.mask_rate == "zero" else float(self.config.constant_rate)
 
 
 class LtgMdlmModel(LtgMdlmPreTrainedModel):
@@ -157,18 +166,18 @@ class LtgMdlmModel(LtgMdlmPreTrainedModel):
 
         Args:
             input_ids: [B, T]
-            attention_mask: 1 for tokens to be seen, [B, T], or [B, T (query), T (key)]
-            mask_rate: of all rows, or [B]; by default `config.mask_rate` decides
-            kwargs: ignored; pipelines pass what other models want
+            attention_mask: 1 for tokens that are attended to, [B, T] or [B, T (query), T (key)]
+            mask_rate: one for all rows, or [B]; the default depends on `config.mask_rate`
+            kwargs: ignored; pipelines pass arguments of other models
         """
         return BaseModelOutput(last_hidden_state=self.hidden(input_ids, attention_mask, mask_rate))
 
 
 class LtgMdlmForMaskedLM(LtgMdlmPreTrainedModel):
-    """Token ids to logits, bidirectional.
+    """Token ids to logits; bidirectional.
 
-    They are aligned with the masked token if `config.predicts` is "same"; if it is "next", those of token i + 1 stand
-    at position i, as the evaluation backend `mntp` reads them.
+    If `config.predicts` is "same", the logits of token i are at position i; if it is "next", they are at position
+    i - 1, where the evaluation backend `mntp` reads them.
     """
 
     _auto_class = "AutoModelForMaskedLM"
@@ -185,7 +194,7 @@ class LtgMdlmForMaskedLM(LtgMdlmPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
-        """`logits` [B, T, V], and `loss` if there are `labels` [B, T]: of masked tokens, -100 elsewhere.
+        """`logits` [B, T, V], and `loss` if `labels` [B, T] are given: ids of masked tokens, -100 elsewhere.
 
         The other arguments are those of `LtgMdlmModel`.
         """
@@ -197,7 +206,7 @@ class LtgMdlmForMaskedLM(LtgMdlmPreTrainedModel):
 
 
 class LtgMdlmForCausalLM(LtgMdlmPreTrainedModel):
-    """Token ids to logits of the next token; every token sees itself and the past."""
+    """Token ids to logits of the next token; every token attends to itself and to earlier tokens."""
 
     _auto_class = "AutoModelForCausalLM"
 
@@ -205,7 +214,7 @@ class LtgMdlmForCausalLM(LtgMdlmPreTrainedModel):
         super().__init__(config)
         if "causal" not in config.backends:
             logger.warning_once(
-                "this model was never trained to predict the next token: its causal scores mean nothing"
+                "this model was not trained to predict the next token: its causal scores are meaningless"
             )
         self.post_init()
 
@@ -217,7 +226,7 @@ class LtgMdlmForCausalLM(LtgMdlmPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """`logits` [B, T, V], and `loss` if there are `labels` [B, T]: the tokens themselves, -100 to leave one out.
+        """`logits` [B, T, V], and `loss` if `labels` [B, T] are given: the input ids, -100 for ignored tokens.
 
         The other arguments are those of `LtgMdlmModel`, but `mask_rate` is 0 by default.
         """
@@ -227,15 +236,8 @@ class LtgMdlmForCausalLM(LtgMdlmPreTrainedModel):
         return CausalLMOutput(loss=loss, logits=logits)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
-    """The mean over labels that are not -100; with `shift`, a label is predicted one position earlier."""
-    if shift:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-
-
 class LtgMdlmForSequenceClassification(LtgMdlmPreTrainedModel):
-    """The hidden state of the first token to `config.num_labels` logits, by a head like that of the vocabulary."""
+    """The hidden state of the first token to `config.num_labels` logits; the head is built like `transformer.Head`."""
 
     _auto_class = "AutoModelForSequenceClassification"
     with_head = False
@@ -265,7 +267,7 @@ class LtgMdlmForSequenceClassification(LtgMdlmPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """`logits` [B, labels], and `loss` if there are `labels`: classes [B], or values [B] for one label only.
+        """`logits` [B, labels], and `loss` if `labels` are given: classes [B], or values [B] if there is one label.
 
         The other arguments are those of `LtgMdlmModel`.
         """

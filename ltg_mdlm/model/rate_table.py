@@ -1,6 +1,6 @@
-"""A plugin's map from mask rate to conditioning value, as a table that travels with an exported model.
+"""A table of a plugin's conditioning values by mask rate, so that exported models work without the plugin.
 
-Only torch is imported, so that the file can travel, too.
+This file is part of every exported model, so it imports only torch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 INTERVALS = 2**16
-"""A power of two: the nodes k / 2^16 are exact in float32.
+"""A power of two, so that the nodes k / 2^16 are exact in float32.
 
-For sigma = -log(1 - 0.999 rate) the largest error of the interpolation is 2e-10 up to rate 1/2, 3e-9 up to 0.9, 4e-6
-up to 511/512, and 3e-5 beyond; at the nodes, among them 0 and 1, there is none.  Rounding in float32, which the map
-itself does as well, is more than that: the two differ by up to 2e-7, 8e-7, 2e-5 and 7e-5.
+For sigma = -log(1 - 0.999 rate), the interpolation error is at most 2e-10 up to rate 1/2, 3e-9 up to 0.9, 4e-6 up to
+511/512, and 3e-5 beyond; it is 0 at the nodes, which include 0 and 1.  Rounding in float32 has a larger effect: table
+and map differ by up to 2e-7, 8e-7, 2e-5 and 7e-5 in these ranges.
 """
 
 
@@ -30,7 +30,10 @@ class RateTable(nn.Module):
 
     @classmethod
     def of(cls, value_for_rate: Callable[[Tensor], Tensor]) -> RateTable:
-        """Tabulate a map of float32[n] rates to float32[n] values.  Raises ValueError where it is not finite."""
+        """Tabulate a map from float32[n] rates to float32[n] values.
+
+        Raises ValueError if a value is not finite.
+        """
         table = cls()
         rates = torch.arange(INTERVALS + 1) / INTERVALS
         values = value_for_rate(rates).float().cpu()
@@ -40,13 +43,13 @@ class RateTable(nn.Module):
         return table
 
     def forward(self, rate_B: Tensor) -> Tensor:
-        """float32[B] to float32[B]; rates outside [0, 1] count as 0 and 1."""
+        """float32[B] rates to float32[B] values; rates are clamped to [0, 1]."""
         values = self.value_at_node.float()
-        place = rate_B.float().clamp(0, 1) * (len(values) - 1)
-        below = place.long().clamp(max=len(values) - 2)
-        return values[below].lerp(values[below + 1], place - below)
+        position_B = rate_B.float().clamp(0, 1) * (len(values) - 1)
+        below_B = position_B.long().clamp(max=len(values) - 2)
+        return values[below_B].lerp(values[below_B + 1], position_B - below_B)
 
     def largest_error(self, value_for_rate: Callable[[Tensor], Tensor]) -> float:
-        """The largest difference to the map halfway between nodes, where that of a smooth map is largest."""
+        """The largest error halfway between nodes, where the error of a smooth map is largest."""
         halfway = (torch.arange(INTERVALS) + 0.5) / INTERVALS
         return float((self(halfway) - value_for_rate(halfway).float().cpu()).abs().max())

@@ -1,4 +1,4 @@
-"""The module that embeds conditioning values in an exported model; a plugin's own file takes the place of this one."""
+"""The module that embeds conditioning values in an exported model; replaced if a plugin brings its own."""
 
 from __future__ import annotations
 

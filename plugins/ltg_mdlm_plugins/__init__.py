@@ -1,4 +1,4 @@
 """The built-in plugins: masked diffusion, frequency-informed masked diffusion, and the GPT-BERT hybrid.
 
-The host finds them through entry points only, like anybody else's.
+The host finds them through entry points, like all other plugins.
 """

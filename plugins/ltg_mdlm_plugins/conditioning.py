@@ -1,4 +1,4 @@
-"""Time conditionings: what the model is told about a row's noise level."""
+"""Time conditionings: the value that tells the model the noise level of a row."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ltg_mdlm.api import Corrupted, Noise, TimeConditioning
 RateSource = Literal["expected", "realised", "realised_all_positions"]
 
 
-def told_rate(corrupted: Corrupted, noise: Noise, source: RateSource) -> Tensor:
-    """float32[B]: a row's gamma, its masked share of maskable tokens, or of all positions, padding included."""
+def mask_rate(corrupted: Corrupted, noise: Noise, source: RateSource) -> Tensor:
+    """float32[B]: gamma of each row, or the masked share of its maskable tokens, or of all its positions."""
     if source == "expected":
         return noise.rate_B.float()
     if source == "realised":
@@ -22,13 +22,13 @@ def told_rate(corrupted: Corrupted, noise: Noise, source: RateSource) -> Tensor:
 
 
 class MaskRate(TimeConditioning):
-    """gamma itself, as in frequency-informed masked diffusion (arXiv 2509.05056)."""
+    """gamma, as in frequency-informed masked diffusion (arXiv 2509.05056); 0 for causal rows."""
 
     def __init__(self, source: RateSource = "expected") -> None:
         self._source: RateSource = source
 
     def value(self, corrupted: Corrupted, noise: Noise) -> Tensor:
-        value_B = self.value_for_rate(told_rate(corrupted, noise, self._source))
+        value_B = self.value_for_rate(mask_rate(corrupted, noise, self._source))
         return value_B.masked_fill(corrupted.causal_B, 0)
 
     def value_for_rate(self, rate_B: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class MaskRate(TimeConditioning):
 
 
 class Sigma(MaskRate):
-    """sigma = -log(1 - gamma), as in MDLM (arXiv 2406.07524), which keeps gamma below 0.999 to keep sigma finite."""
+    """sigma = -log(1 - 0.999 gamma), as in MDLM (arXiv 2406.07524); the factor keeps sigma finite."""
 
     LARGEST_RATE: ClassVar[float] = 0.999
 
@@ -45,7 +45,7 @@ class Sigma(MaskRate):
 
 
 class NoConditioning(TimeConditioning):
-    """The model is told nothing, and has no parameters for it."""
+    """No conditioning; the model has no parameters for it."""
 
     active = False
 

@@ -1,11 +1,12 @@
-"""Masked diffusion with frequency-informed masking (Kosmopoulou et al. 2025, arXiv 2509.05056): fills masking.
+"""The plugin `freq_mdlm`: frequency-informed masking (Kosmopoulou et al. 2025, arXiv 2509.05056).
 
-With `weighting: exact` it also fills the objective, with the only weighting of this masking that bounds the likelihood.
+It provides the masking.  With `weighting: exact`, it also provides the objective, because only this weighting makes
+the loss a likelihood bound.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import model_validator
 from torch import Tensor
@@ -16,33 +17,33 @@ from ltg_mdlm.api import (
     MaskingStrategy,
     Plugin,
     PluginOptions,
+    RunConfig,
     RunContext,
     UserError,
     hookimpl,
 )
 from ltg_mdlm_plugins.frequency_masking import (
     CorpusFrequencyMasking,
+    Curriculum,
     Exponent,
     RowFrequencyMasking,
     RowMinimum,
     Weighting,
+    inverse_rarity,
+    rank_rarity,
 )
 from ltg_mdlm_plugins.objectives import StateDependentBound
-from ltg_mdlm_plugins.rarity import inverse_rarity, rank_rarity
-
-if TYPE_CHECKING:
-    from ltg_mdlm.api import RunConfig
 
 
 class Options(PluginOptions):
-    """Masking weights, their curriculum, and how masked tokens are weighted in the loss."""
+    """Masking weights, their curriculum, and the weights of masked tokens in the loss."""
 
     power: float = Field(0.02, ge=0, description="softening exponent; 0 is uniform masking")
-    curriculum: Literal["linear", "epochs", "none"] = Field(
-        "linear", description="growth of the exponent from 0: with every step, or once per epoch (published)"
+    curriculum: Curriculum = Field(
+        "linear", description="growth of the exponent from 0: in every step, once per epoch (published), or none"
     )
     curriculum_until: float = Field(
-        1.0, gt=0, le=1, description="linear: share of training after which the exponent is reached"
+        1.0, gt=0, le=1, description="linear: share of training after which the exponent is constant"
     )
     curriculum_epochs: int = Field(10, ge=2, description="epochs: the exponent is reached in this epoch")
     weights: Literal["rank", "inverse", "exponential"] = Field(
@@ -51,24 +52,26 @@ class Options(PluginOptions):
     frequency_scale: float = Field(1.0, gt=0, description="exponential: the exponent; at 1 it equals inverse")
     row_min: RowMinimum = Field(
         "virtual",
-        description="what min-max scaling subtracts: 0, or the smallest rarity in the row (published), whose tokens are"
-        " then hardly ever masked",
+        description="minimum of the min-max scaling: 0, or the smallest rarity in the row (published); the tokens that"
+        " have it are then rarely masked",
     )
     statistics: Literal["maskable", "all_positions", "corpus"] = Field(
         "maskable",
-        description="where range and mean of the weights come from: maskable tokens of the row, all its positions"
+        description="tokens that give the range and mean of the weights: maskable tokens of the row, all its positions"
         " (published), or the corpus",
     )
     weighting: Weighting = Field(
         "row",
-        description="row: 1 / mask rate (published); token: each token's hazard; exact: hazard and compensator,"
-        " a likelihood bound",
+        description="weight in the loss; row: 1 / mask rate (published); token: the token's hazard; exact: hazard and"
+        " compensator, a likelihood bound",
     )
 
     @model_validator(mode="after")
     def _exact_needs_types(self) -> Options:
         if self.weighting == "exact" and self.statistics != "corpus":
-            raise ValueError("weighting: exact needs statistics: corpus, so that masking depends on types alone")
+            raise ValueError(
+                "weighting: exact needs statistics: corpus, so that masking depends only on the token type"
+            )
         if self.weighting == "exact" and self.row_min != "virtual":
             raise ValueError("weighting: exact needs row_min: virtual, so that every token type can be masked")
         return self
@@ -84,8 +87,8 @@ class FreqMDLM(Plugin[Options]):
 
     @hookimpl
     def ltg_mdlm_check_config(self, config: RunConfig) -> list[str]:
-        """The bound has derivative power 1.  Raises UserError if another is set."""
-        options, warnings = self.options, []
+        """Raises UserError if `derivative_power` contradicts `weighting: exact`, and warns about epochs that differ."""
+        options = self.options
         power = config.plugins.get("uniform_mdlm", {}).get("derivative_power", 1.0)
         if options.weighting == "exact" and power != 1:
             raise UserError(
@@ -93,9 +96,9 @@ class FreqMDLM(Plugin[Options]):
                 " likelihood bound, which has derivative power 1\n  remove one of the two settings"
             )
         epochs = config.training.epochs
-        if options.curriculum == "epochs" and epochs is not None and epochs != options.curriculum_epochs:
-            warnings.append(f"curriculum_epochs is {options.curriculum_epochs}, but training lasts {epochs:g} epochs")
-        return warnings
+        if options.curriculum != "epochs" or epochs is None or epochs == options.curriculum_epochs:
+            return []
+        return [f"curriculum_epochs is {options.curriculum_epochs}, but training lasts {epochs:g} epochs"]
 
     @hookimpl
     def ltg_mdlm_corpus_statistics(self, stats: CorpusStatistics, ctx: RunContext) -> None:

@@ -1,6 +1,6 @@
-"""The GPT-BERT hybrid (Charpentier and Samuel 2024, arXiv 2410.24159): masked and causal rows in every global batch.
+"""The plugin `gpt_bert`: masked and causal rows in every global batch (Charpentier and Samuel 2024, arXiv 2410.24159).
 
-Fills row mode, schedule, masking, objective, and conditioning (with none).
+It provides row mode, noise schedule, masking, objective, and no time conditioning.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from ltg_mdlm_plugins.spans import MaskHistory, SpanMasking
 
 
 class Options(PluginOptions):
-    """The published recipe, 15/16 of the rows masked."""
+    """The published recipe; 15/16 of the rows are masked."""
 
-    causal_share: float = Field(0.0625, ge=0, le=1, description="share of rows that are trained causally")
+    causal_share: float = Field(0.0625, ge=0, le=1, description="share of causal rows")
     causal_weight: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="weight of the causal mean in the loss, the masked one weighs the rest; null: causal_share",
+        description="weight of the causal mean in the loss; the masked mean has the rest; null: causal_share",
     )
     mask_rate_start: float = Field(0.3, gt=0, le=1, description="mask rate at the start of training")
     mask_rate_end: float = Field(0.15, gt=0, le=1, description="mask rate at the end; linear in between")
-    max_span: int = Field(3, ge=1, description="longest span; lengths are uniform over 1 .. max_span")
-    random_share: float = Field(0.1, ge=0, le=1, description="share of chosen spans that show random tokens")
-    keep_share: float = Field(0.1, ge=0, le=1, description="share of chosen spans that show their own tokens")
+    max_span: int = Field(3, ge=1, description="maximum span length; lengths are uniform over 1 .. max_span")
+    random_share: float = Field(0.1, ge=0, le=1, description="share of selected spans replaced by random tokens")
+    keep_share: float = Field(0.1, ge=0, le=1, description="share of selected spans left unchanged")
     balance: bool = Field(
-        True, description="prefer tokens masked less often before; one byte per corpus token on every device"
+        True, description="prefer tokens that were masked less often; one byte per corpus token on every device"
     )
     z_loss: float = Field(1e-4, ge=0, description="weight of the squared log-normaliser")
 
@@ -63,21 +63,21 @@ class Options(PluginOptions):
 
 
 def causal_rows(causal_share: float, first_row: int, rows: int) -> int:
-    """Causal rows of a step, such that any number of steps together has exactly floor(share * rows so far) of them."""
+    """Number of causal rows of a step; after any number of steps, their sum is exactly floor(share * rows so far)."""
     share = Fraction(str(causal_share))
     return math.floor(share * (first_row + rows)) - math.floor(share * first_row)
 
 
 def share_of_steps(row_share: float, rows: int) -> float:
-    """How many of all steps have a row of a kind that `row_share` of all rows are of, dealt as `causal_rows` does.
+    """Share of steps that contain a row of a kind, if `row_share` of all rows are of that kind (see `causal_rows`).
 
-    1 for a kind that no row is of: nothing is divided by it.
+    It is 1 if no rows are of that kind, so that it can be a divisor.
     """
     return min(1.0, row_share * rows) or 1.0
 
 
 class CausalShare(RowMode):
-    """A fixed share of causal rows, dealt by a permutation of (seed, step)."""
+    """A fixed share of causal rows, selected by a permutation that is a function of (seed, step)."""
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -103,16 +103,16 @@ class DecliningRate(NoiseSchedule):
         return torch.full_like(t, self._start + (self._end - self._start) * progress)
 
     def slope(self, t: Tensor, progress: float) -> Tensor:
-        """1: a single rate has no density whose inverse this could be, and leaves row weights to the rate alone."""
+        """1: a single rate has no density; row weights depend only on the rate."""
         return torch.ones_like(t)
 
 
 class HybridObjective(Objective):
-    """(1 - c) x mean cross-entropy of masked tokens + c x mean cross-entropy of causal rows, and z-loss alike.
+    """(1 - c) x mean cross-entropy of masked tokens + c x mean cross-entropy of causal rows; z-loss likewise.
 
-    Both means are over the global batch; a plain sum over tokens would give causal rows, which predict every token,
-    several times their share.  In batches so small that not every one has a row of both kinds (fewer than 16 rows at a
-    share of 1/16), the mean of the rarer kind weighs more where there is one, so that it weighs c over all steps.
+    Both means are over the global batch.  In a sum over tokens, causal rows, which predict every token, would have
+    several times their share.  If global batches are so small that some have no row of one kind (fewer than 16 rows at
+    a share of 1/16), the mean of this kind has a larger weight in the others, so that it is c on average over steps.
     """
 
     group_names = ("masked", "causal")
@@ -136,7 +136,7 @@ class HybridObjective(Objective):
 
 
 class GPTBert(Plugin[Options]):
-    """GPT-BERT: spans, next-token prediction in both modes, no time conditioning."""
+    """GPT-BERT: span masking, next-token prediction in both modes, no time conditioning."""
 
     api_version = 1
     options_model = Options

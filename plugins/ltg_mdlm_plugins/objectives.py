@@ -1,6 +1,6 @@
-"""Objectives of masked diffusion: how the cross-entropies of masked tokens are weighted.
+"""Objectives of masked diffusion: weights of the cross-entropies of masked tokens.
 
-Shapes: B rows, T tokens per row, N supervised positions, V vocabulary.
+Shapes are suffixes: B rows, T tokens per row, N supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from torch import Tensor
 from ltg_mdlm.api import Batch, Corrupted, MaskingStrategy, NoiseSchedule, Objective, Step, Supervised
 
 
-def tokens_of(batch: Batch) -> Tensor:
-    """float32[1]: the micro-batch's tokens that are not padding, control tokens included."""
+def count_tokens(batch: Batch) -> Tensor:
+    """float32[1]: number of tokens of the micro-batch, including control tokens, without padding."""
     return (batch.document_BT >= 0).sum().float().unsqueeze(0)
 
 
 def diffusion_weight(slope: Tensor, hazard: Tensor, power: float) -> Tensor:
-    """float64: |d gamma / dt|^power h, the weight of a masked token's cross-entropy."""
+    """float64: |d gamma / dt|^power h, the weight of the cross-entropy of a masked token."""
     return slope.double() ** power * hazard.double()
 
 
 class DiffusionObjective(Objective):
-    """Weight |d gamma / dt|^power h with the hazard h = d log p_i / d gamma, which is 1 / gamma for uniform masking.
+    """Weights |d gamma / dt|^power h with the hazard h = d log p_i / d gamma, which is 1 / gamma for uniform masking.
 
-    At power 1 and with uniform masking this is the negative ELBO (arXiv 2406.07524, eq. 10); smaller powers are the
-    softened objectives of arXiv 2509.05056.  Causal positions, whose cross-entropy is an exact -log p, weigh 1.
+    With power 1 and uniform masking, this is the negative ELBO (arXiv 2406.07524, eq. 10).  Smaller powers are the
+    softened objectives of arXiv 2509.05056.  Causal positions, whose cross-entropy is exactly -log p, have weight 1.
     """
 
     def __init__(self, power: float) -> None:
         self.power = power
 
     def denominators(self, batch: Batch, corrupted: Corrupted) -> Tensor:
-        return tokens_of(batch)
+        return count_tokens(batch)
 
     def weights(self, supervised: Supervised, step: Step) -> tuple[Tensor, None]:
         weight_N = diffusion_weight(supervised.slope_N, supervised.hazard_N, self.power)
@@ -43,28 +43,28 @@ class DiffusionObjective(Objective):
 
 
 def compensator(log_probability_NV: Tensor, supervised: Supervised) -> Tensor | float:
-    """[N]: sum_v h(v) x_theta(v) - h(x), the rate of revealing that the model expects less the true one."""
+    """[N]: sum_v h(v) x_theta(v) - h(x), the unmasking rate that the model expects minus the true one."""
     if supervised.hazard_by_type_BV is None:
         return 0.0
     hazard_NV = supervised.hazard_by_type_BV.to(log_probability_NV.dtype)[supervised.row_N]
     own_N1 = hazard_NV.gather(1, supervised.label_N.unsqueeze(1))
-    # Subtracting under the sum keeps small terms small: all hazards are equal while gamma is below the mean weight.
+    # subtracting inside the sum does not cancel: all hazards are equal while gamma is below the mean weight
     return ((hazard_NV - own_N1) * log_probability_NV.exp()).sum(1)
 
 
 class StateDependentBound(Objective):
     """The negative ELBO when the masking probability depends on the clean token's type (arXiv 2406.04329).
 
-    The rate at which a masked position is revealed then depends on what it hides, which the model cannot see: beside
-    the weighted cross-entropy it pays for the difference between the rate it implies and the true one.  Per position,
-    |d gamma / dt| (h(x) (-log x_theta(x)) + sum_v h(v) x_theta(v) - h(x)).  Under uniform masking all hazards are
-    equal, and what remains is `DiffusionObjective` at power 1.
+    The rate at which a position is unmasked then depends on its clean token, which the model does not know.  The bound
+    adds the difference between the rate that the model implies and the true one to the weighted cross-entropy.  Per
+    position, it is |d gamma / dt| (h(x) (-log x_theta(x)) + sum_v h(v) x_theta(v) - h(x)).  With uniform masking, all
+    hazards are equal, and the bound equals `DiffusionObjective` with power 1.
     """
 
     needs_logits = True
 
     def denominators(self, batch: Batch, corrupted: Corrupted) -> Tensor:
-        return tokens_of(batch)
+        return count_tokens(batch)
 
     def loss_terms(self, logits_NV: Tensor, supervised: Supervised, step: Step) -> Tensor:
         log_probability_NV = logits_NV.log_softmax(1)

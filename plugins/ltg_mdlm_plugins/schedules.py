@@ -1,7 +1,7 @@
-"""Noise schedules: how mask rates are distributed over rows.
+"""Noise schedules: the distribution of mask rates over rows.
 
-The cosines and Gaussians are those of Kosmopoulou et al. 2025 (arXiv 2509.05056), with time running from clean to
-masked.  Everything is float64; t in (0, 1), rates in (0, 1].
+The cosine and Gaussian schedules are those of Kosmopoulou et al. 2025 (arXiv 2509.05056), with time running from clean
+to masked.  All tensors are float64; t is in (0, 1), rates are in (0, 1].
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.api import Batch, Noise, NoiseSchedule, Step
-from ltg_mdlm_plugins.truncated_normal import TruncatedNormal, open_unit
 
 Tails = Literal["truncate", "clamp"]
 Derivative = Literal["component", "mixture"]
 
 LOWEST_RATE = 1e-10
-"""Lower end of truncated Gaussians: the part of the bound below it is of the order of 1e-10 nats per token."""
+"""Lower end of truncated Gaussians; the part of the bound below it is of the order of 1e-10 nats per token."""
 CLAMP = 1e-8
 """Published clamping keeps 1 - gamma in [CLAMP, 1 - CLAMP]."""
 LEAST_DENSITY = 1e-3
-"""A schedule has full support if no mask rate is rarer: a band of 1 % of the rates then gets one row in 100,000."""
+"""Smallest density of a schedule with full support: every interval of 1 % of the rates gets one row in 100,000."""
+_SMALLEST = 2.0**-53
+"""Smallest distance of a probability from 0 and 1, see `open_unit`."""
 
 
 class Linear(NoiseSchedule):
@@ -44,7 +45,7 @@ class Cosine(NoiseSchedule):
     """gamma = 1 - cos(pi t / 2); mean mask rate 1 - 2/pi."""
 
     def rate(self, t: Tensor, progress: float) -> Tensor:
-        # The textbook form cancels for small t.
+        # 1 - cos would cancel for small t
         return 2 * torch.sin(math.pi / 4 * t).square()
 
     def slope(self, t: Tensor, progress: float) -> Tensor:
@@ -61,17 +62,74 @@ class CosineSquared(NoiseSchedule):
         return torch.sin(math.pi / 2 * t).square()
 
     def slope(self, t: Tensor, progress: float) -> Tensor:
-        # Symmetric, and exact at the end where sin(pi t) would cancel.
+        # symmetric in t and 1 - t; sin(pi t) would cancel near t = 1
         return math.pi / 2 * torch.sin(math.pi * torch.minimum(t, 1 - t))
 
     def density(self, rate: Tensor, progress: float) -> Tensor:
         return 1 / math.pi * (rate * (1 - rate)).rsqrt()
 
 
-class Gaussian(NoiseSchedule):
-    """Mask rates from a normal distribution, truncated to (0, 1] or (as published) clamped into it.
+def open_unit(t: Tensor) -> Tensor:
+    """Clamp probabilities to the open interval (0, 1): rounding can reach its ends, where quantiles are infinite."""
+    return t.clamp(_SMALLEST, 1 - _SMALLEST)
 
-    Clamping collects the tails in two atoms: rows at the lower one have a weight of 1e8 and train on nothing.
+
+def _normal_cdf(z: Tensor) -> Tensor:
+    # torch.special.ndtr computes (1 + erf) / 2, which cancels for small values
+    return 0.5 * torch.erfc(-z / math.sqrt(2))
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Normal(mean, std) conditioned on [low, high], in float64.
+
+    scipy has this distribution, but not for tensors on a device.  Each tail is computed from its own side, so that none
+    is a difference of numbers close to 1.
+    """
+
+    mean: float
+    std: float
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def _below(self) -> float:
+        return 0.5 * math.erfc((self.mean - self.low) / (self.std * math.sqrt(2)))
+
+    @property
+    def _above(self) -> float:
+        return 0.5 * math.erfc((self.high - self.mean) / (self.std * math.sqrt(2)))
+
+    @property
+    def mass(self) -> float:
+        """Probability of [low, high] under Normal(mean, std)."""
+        return 1 - self._below - self._above
+
+    def quantile(self, t: Tensor) -> Tensor:
+        """Inverse of `cdf`; t in (0, 1)."""
+        t = open_unit(t)
+        below, above = self._below + t * self.mass, self._above + (1 - t) * self.mass
+        z = torch.where(below < above, torch.special.ndtri(below), -torch.special.ndtri(above))
+        return (self.mean + self.std * z).clamp(self.low, self.high)
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """P(X <= x), accurate where it is small."""
+        return (_normal_cdf((x - self.mean) / self.std) - self._below) / self.mass
+
+    def survival(self, x: Tensor) -> Tensor:
+        """P(X > x), accurate where it is small."""
+        return (_normal_cdf((self.mean - x) / self.std) - self._above) / self.mass
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Logarithm of the density; finite where the density underflows."""
+        z = (x - self.mean) / self.std
+        return -0.5 * z.square() - math.log(self.std * self.mass * math.sqrt(2 * math.pi))
+
+
+class Gaussian(NoiseSchedule):
+    """Mask rates from a normal distribution that is truncated or (published) clamped to (0, 1].
+
+    Clamping turns the tails into two atoms.  Rows at the lower one have a weight of 1e8, and no masked tokens.
     """
 
     def __init__(self, mean: float, std: float, tails: Tails = "truncate") -> None:
@@ -94,7 +152,7 @@ class Gaussian(NoiseSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Modes:
-    """Two Gaussian modes of mask rates, of which the right one moves up during training; defaults as published."""
+    """Two Gaussian modes of mask rates; the right one moves up during training.  The defaults are published values."""
 
     left_weight: float = 0.6
     left_mean: float = 0.12
@@ -105,16 +163,16 @@ class Modes:
     right_std: float = 0.08
 
     def right_mean(self, progress: float) -> float:
-        """Mean of the right mode: starts at right_start and approaches right_end exponentially."""
+        """Mean of the right mode; it starts at `right_start` and approaches `right_end` exponentially."""
         return self.right_start + (self.right_end - self.right_start) * -math.expm1(-self.right_growth * progress)
 
 
 class BimodalGaussian(NoiseSchedule):
     """Mask rates from a mixture of two normal distributions.
 
-    t is the mixture's distribution function, so that gamma(t) increases.  With the `mixture` derivative a row's slope
-    is that of gamma(t), 1 / f(gamma); with the `component` derivative (published) it is 1 / f_k(gamma) of the mode k
-    that the row was drawn from.
+    t is the distribution function of the mixture, so that gamma(t) increases.  The slope of a row is 1 / f(gamma) with
+    the derivative "mixture", where f is the density of the mixture, and 1 / f_k(gamma) with "component" (published),
+    where f_k is the density of the mode k that the row was drawn from.
     """
 
     def __init__(self, modes: Modes, tails: Tails = "truncate", derivative: Derivative = "component") -> None:
@@ -132,7 +190,7 @@ class BimodalGaussian(NoiseSchedule):
         )
 
     def sample(self, batch: Batch, step: Step) -> Noise:
-        """Stratified draws below `left_weight` go to the left mode, the others to the right: both stay stratified."""
+        """Stratified draws below `left_weight` go to the left mode, others to the right; both stay stratified."""
         u_B, weight = step.stratified(batch, "noise"), self.modes.left_weight
         left, right = self.components(step.progress)
         is_left_B = u_B < weight
@@ -157,7 +215,7 @@ class BimodalGaussian(NoiseSchedule):
         return None if self._tails == "clamp" else self._log_density(rate, progress).exp()
 
     def log_importance(self, rate: Tensor, power: float, progress: float) -> Tensor | None:
-        """With component derivatives, the sum over modes of weight x density^(1 - power)."""
+        """With component derivatives, this is the log of the sum over modes of weight x density^(1 - power)."""
         if self._tails == "clamp":
             return None
         if self._derivative == "mixture":
@@ -185,7 +243,7 @@ class BimodalGaussian(NoiseSchedule):
         return self.modes.left_weight * left.survival(rate) + (1 - self.modes.left_weight) * right.survival(rate)
 
     def _quantile(self, t: Tensor, progress: float) -> Tensor:
-        """Inverse of the mixture's distribution function, by bisection between the modes' own quantiles."""
+        """Inverse of the distribution function of the mixture, by bisection between the quantiles of the modes."""
         left, right = (component.quantile(t) for component in self.components(progress))
         low, high = torch.minimum(left, right), torch.maximum(left, right)
         for _ in range(64):
@@ -204,7 +262,7 @@ def _into_unit(rate: Tensor, tails: Tails) -> Tensor:
 
 
 def _least_density(schedule: NoiseSchedule) -> float:
-    """Smallest density over mask rates and over training."""
+    """The smallest density over all mask rates and over training."""
     rate = torch.linspace(LOWEST_RATE, 1, 1001, dtype=torch.float64)
     densities = [schedule.density(rate, progress) for progress in (0.0, 0.5, 1.0)]
     return min(float(density.min()) for density in densities if density is not None)

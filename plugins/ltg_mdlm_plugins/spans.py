@@ -1,6 +1,6 @@
 """Span masking as in GPT-BERT (arXiv 2410.24159): a fixed share of every document, in spans of a few tokens.
 
-Shapes: B rows, T tokens per row, R rows of the global batch.
+Shapes are suffixes: B rows, T tokens per row, R rows of the global batch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ltg_mdlm.api import (
 
 
 def span_of(batch: Batch, step: Step, max_span: int) -> Tensor:
-    """int64[B, T]: the column in which each token's span begins; lengths are uniform over 1 .. max_span.
+    """int64[B, T]: first column of each token's span; lengths are uniform over 1 .. max_span.
 
-    Spans begin anew in every stretch of maskable tokens of one document.  The stretches of a row share one sequence of
-    lengths, counted from their own beginnings.
+    A new span begins with every stretch of consecutive maskable tokens of one document.  All stretches of a row use the
+    same sequence of span lengths.
     """
     rows, columns = batch.ids_BT.shape
     length_BT = (step.uniform(batch, "span length", columns) * max_span).long() + 1
@@ -42,59 +42,59 @@ def span_of(batch: Batch, step: Step, max_span: int) -> Tensor:
 
 
 def tokens_by_document(batch: Batch) -> Tensor:
-    """int64[B, T]: the row's d-th document has [b, d] maskable tokens."""
+    """int64[B, T]: entry [b, d] is the number of maskable tokens of document d of row b."""
     rows, columns = batch.ids_BT.shape
     row_B1 = torch.arange(rows, device=batch.ids_BT.device).unsqueeze(1)
-    # Flat, because torch adds deterministically on CUDA only along a single dimension.
-    place_BT = row_B1 * columns + batch.document_BT.clamp(min=0)
+    # flattened, because on CUDA torch's scatter_add is deterministic only for one dimension
+    index_BT = row_B1 * columns + batch.document_BT.clamp(min=0)
     count = torch.zeros(rows * columns, dtype=torch.int64, device=batch.ids_BT.device)
-    return count.scatter_add_(0, place_BT.flatten(), batch.maskable_BT.flatten().long()).view(rows, columns)
+    return count.scatter_add_(0, index_BT.flatten(), batch.maskable_BT.flatten().long()).view(rows, columns)
 
 
 def quota(tokens: Tensor, rate: Tensor, u: Tensor) -> Tensor:
-    """int64: how many of a document's tokens to mask: rate * tokens, rounded up or down at random, at least one."""
+    """int64: number of tokens of a document to mask: floor(rate * tokens + u), at least 1; `u` is uniform in [0, 1)."""
     return (rate * tokens + u).floor().long().clamp(min=1)
 
 
 def first_of_each_document(batch: Batch, key_BT: Tensor, tokens_BT: Tensor, quota_BT: Tensor) -> Tensor:
-    """bool[B, T]: the maskable tokens with the smallest keys of every document; equal keys go from left to right.
+    """bool[B, T]: the maskable tokens with the smallest keys of every document; ties are ordered from left to right.
 
-    `tokens_BT` is `tokens_by_document`, `quota_BT` how many of them are chosen, both indexed by document.
+    `tokens_BT` is `tokens_by_document`, and `quota_BT` the number of tokens to choose, both indexed by document.
     """
     rows, columns = key_BT.shape
     document_BT = batch.document_BT.long().clamp(min=0)
-    # Sorted by document and then by key; what cannot be chosen comes last.
+    # sort by document, then by key, with tokens that cannot be chosen last
     by_key_BT = key_BT.argsort(dim=1, stable=True)
     last_BT = document_BT.masked_fill(~batch.maskable_BT, columns)
     order_BT = by_key_BT.gather(1, last_BT.gather(1, by_key_BT).argsort(dim=1, stable=True))
-    place_BT = torch.empty_like(order_BT)
-    place_BT.scatter_(1, order_BT, torch.arange(columns, device=key_BT.device).expand(rows, columns))
+    sorted_BT = torch.empty_like(order_BT)
+    sorted_BT.scatter_(1, order_BT, torch.arange(columns, device=key_BT.device).expand(rows, columns))
     before_BT = tokens_BT.cumsum(1) - tokens_BT
     end_BT = (before_BT + quota_BT).gather(1, document_BT)
-    return batch.maskable_BT & (place_BT < end_BT)
+    return batch.maskable_BT & (sorted_BT < end_BT)
 
 
 class MaskHistory(Component):
-    """How often every token of the corpus was masked so far: one byte per token, the same on every rank."""
+    """How often each token of the corpus was masked so far: one byte per token, equal on all ranks."""
 
     def __init__(self, ctx: RunContext) -> None:
-        # The last element stands for tokens without a place in the corpus; index -1 finds it.
+        # the last element is for tokens that are not in the corpus, whose position is -1
         self._count = torch.zeros(ctx.num_positions + 1, dtype=torch.uint8, device=ctx.device)
         self._sum_over_ranks = ctx.sum_over_ranks
         self._masked_RT: Tensor | None = None
 
     def count(self, batch: Batch) -> Tensor:
-        """uint8[B, T]; 0 for tokens without a place in the corpus."""
+        """uint8[B, T]; 0 for tokens that are not in the corpus."""
         return self._count[batch.position_BT]
 
     def observe(self, observation: Observation) -> None:
-        """Note which corpus tokens of the global batch were masked."""
+        """Record the corpus positions of masked tokens."""
         batch, supervised = observation.batch, observation.supervised
         if self._masked_RT is None:
             shape = (observation.step.rows, batch.ids_BT.shape[1])
             self._masked_RT = torch.zeros(shape, dtype=torch.int64, device=batch.ids_BT.device)
         position_N = batch.position_BT[supervised.row_N, supervised.column_N + 1]
-        # Shifted by one, so that 0 means not masked, and a sum over ranks puts the batch together.
+        # plus one, so that 0 is "not masked", and a sum over ranks combines the rows of all ranks
         self._masked_RT[batch.row_B[supervised.row_N], supervised.column_N] = (position_N + 1) * supervised.masked_N
 
     def step_end(self, step: Step) -> None:
@@ -114,9 +114,10 @@ class MaskHistory(Component):
 
 
 class SpanMasking(MaskingStrategy):
-    """Mask a share gamma of every document's tokens in short spans, each predicted one position earlier (MNTP).
+    """Masks a share gamma of every document in short spans; tokens are predicted one position earlier (MNTP).
 
-    Some of the chosen spans show random tokens or themselves.  With a history, tokens masked less often go first.
+    Some of the selected spans are replaced by random tokens or left unchanged.  With a history, tokens that were masked
+    less often are preferred.
     """
 
     keeps_rate = False  # at least one token of every document
@@ -131,7 +132,7 @@ class SpanMasking(MaskingStrategy):
         self._history = history
 
     def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
-        """float32[B, T]: expected share of masked tokens in a token's document; the history decides between them."""
+        """float32[B, T]: expected share of masked tokens in a token's document, disregarding the history."""
         tokens_BT = tokens_by_document(batch).gather(1, batch.document_BT.long().clamp(min=0))
         return torch.maximum(noise.rate_B.unsqueeze(1), 1 / tokens_BT.clamp(min=1)).float()
 
@@ -147,9 +148,9 @@ class SpanMasking(MaskingStrategy):
         )
 
     def chosen(self, batch: Batch, span_BT: Tensor, noise: Noise, step: Step) -> Tensor:
-        """bool[B, T]: spans in random order up to the quota; every earlier masking of a token is a factor of e."""
+        """bool[B, T]: the tokens with the smallest log u + number of earlier maskings, where u is drawn per span."""
         columns = batch.ids_BT.shape[1]
-        # In float64, so that different draws never become equal keys.
+        # in float64, so that different draws have different keys
         key_BT = step.uniform(batch, "span order", columns).gather(1, span_BT).double().log()
         if self._history is not None:
             key_BT = key_BT + self._history.count(batch)
@@ -158,7 +159,7 @@ class SpanMasking(MaskingStrategy):
         return first_of_each_document(batch, key_BT, tokens_BT, quota_BT)
 
     def replacement(self, batch: Batch, span_BT: Tensor, step: Step) -> Tensor:
-        """int64[B, T]: what a token shows if it is chosen, decided per span: a random token, itself, or `<mask>`."""
+        """int64[B, T]: input ids of selected tokens: random, unchanged or `<mask>`, which is decided per span."""
         columns = batch.ids_BT.shape[1]
         fate_BT = step.uniform(batch, "span fate", columns).gather(1, span_BT)
         draw_BT = (step.uniform(batch, "random token", columns).double() * len(self._ordinary)).long()

@@ -1,9 +1,13 @@
-"""Masked diffusion with uniform masking (MDLM, Sahoo et al. 2024, arXiv 2406.07524): fills every slot."""
+"""The plugin `uniform_mdlm`: masked diffusion with uniform masking (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
+
+It provides a component for every slot.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from dataclasses import fields
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +21,7 @@ from ltg_mdlm.api import (
     Plugin,
     PluginOptions,
     RowMode,
+    RunConfig,
     RunContext,
     Step,
     TimeConditioning,
@@ -35,53 +40,58 @@ from ltg_mdlm_plugins.schedules import (
     Tails,
 )
 
-if TYPE_CHECKING:
-    from ltg_mdlm.api import RunConfig
-
 ScheduleName = Literal["linear", "cosine", "cosine_squared", "gaussian", "bimodal_gaussian"]
+MODE_OPTIONS = tuple(field.name for field in fields(Modes))
+"""Options of the bimodal schedule; their defaults are those of `Modes`."""
 
 
 class Options(PluginOptions):
-    """Schedule, weighting and conditioning; defaults are those of the published runs."""
+    """Schedule, weighting and conditioning."""
 
     schedule: ScheduleName = Field("cosine", description="distribution of mask rates over rows")
     derivative_power: float = Field(
         1.0, ge=0, description="exponent of |d gamma / dt| in the row weight; only 1 gives a likelihood bound"
     )
     conditioning: Literal["mask_rate", "sigma", "none"] = Field(
-        "mask_rate", description="what the model is told of the noise level; none: a model without AdaLN"
+        "mask_rate", description="value that conditions the model; none: a model without AdaLN"
     )
     conditioning_rate: RateSource = Field(
         "expected",
-        description="rate behind the conditioning: as drawn, as realised over maskable tokens, or over all positions",
+        description="mask rate of the conditioning: as drawn, realised over maskable tokens, or over all positions",
     )
     gaussian_mean: float = Field(0.2, ge=0, le=1, description="gaussian: mean mask rate before truncation")
     gaussian_std: float = Field(0.12, ge=1e-3, le=10, description="gaussian: standard deviation before truncation")
     tails: Tails = Field(
-        "truncate", description="gaussian, bimodal_gaussian: cut draws outside (0, 1), or clamp them (published)"
+        "truncate",
+        description="gaussian, bimodal_gaussian: truncate the distribution to (0, 1), or clamp draws (published)",
     )
     derivative: Derivative = Field(
-        "component", description="bimodal_gaussian: slope of the drawn mode's quantile (published), or of the mixture's"
+        "component",
+        description="bimodal_gaussian: slope of the drawn mode's quantile function (published), or of the mixture's",
     )
-    left_weight: float = Field(0.6, gt=0, lt=1, description="bimodal_gaussian: share of rows in the left mode")
-    left_mean: float = Field(0.12, ge=0, le=1, description="bimodal_gaussian: mean of the left mode")
-    left_std: float = Field(0.02, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the left mode")
-    right_start: float = Field(0.4, ge=0, le=1, description="bimodal_gaussian: mean of the right mode at the start")
-    right_end: float = Field(0.85, ge=0, le=1, description="bimodal_gaussian: mean that the right mode approaches")
-    right_growth: float = Field(1.0, ge=0, description="bimodal_gaussian: exponential rate of the approach")
-    right_std: float = Field(0.08, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the right mode")
+    left_weight: float = Field(
+        Modes.left_weight, gt=0, lt=1, description="bimodal_gaussian: share of rows in the left mode"
+    )
+    left_mean: float = Field(Modes.left_mean, ge=0, le=1, description="bimodal_gaussian: mean of the left mode")
+    left_std: float = Field(
+        Modes.left_std, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the left mode"
+    )
+    right_start: float = Field(
+        Modes.right_start, ge=0, le=1, description="bimodal_gaussian: mean of the right mode at the start"
+    )
+    right_end: float = Field(
+        Modes.right_end, ge=0, le=1, description="bimodal_gaussian: mean that the right mode approaches"
+    )
+    right_growth: float = Field(
+        Modes.right_growth, ge=0, description="bimodal_gaussian: exponential rate of the approach"
+    )
+    right_std: float = Field(
+        Modes.right_std, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the right mode"
+    )
 
     def modes(self) -> Modes:
         """The two modes of the bimodal schedule."""
-        return Modes(
-            left_weight=self.left_weight,
-            left_mean=self.left_mean,
-            left_std=self.left_std,
-            right_start=self.right_start,
-            right_end=self.right_end,
-            right_growth=self.right_growth,
-            right_std=self.right_std,
-        )
+        return Modes(**self.model_dump(include=set(MODE_OPTIONS)))
 
 
 SCHEDULES: dict[ScheduleName, Callable[[Options], NoiseSchedule]] = {
@@ -94,16 +104,16 @@ SCHEDULES: dict[ScheduleName, Callable[[Options], NoiseSchedule]] = {
 
 
 def options_without_effect(options: Options) -> list[str]:
-    """Names of options that were changed but do not belong to the chosen schedule."""
-    bimodal = {"derivative", *Modes.__dataclass_fields__}
-    gaussian = {"gaussian_mean", "gaussian_std"}
-    used = {"gaussian": gaussian | {"tails"}, "bimodal_gaussian": bimodal | {"tails"}}.get(options.schedule, set())
+    """Names of options that differ from their defaults, but belong to another schedule."""
+    gaussian = {"gaussian_mean", "gaussian_std", "tails"}
+    bimodal = {*MODE_OPTIONS, "derivative", "tails"}
+    used = {"gaussian": gaussian, "bimodal_gaussian": bimodal}.get(options.schedule, set())
     changed = {name for name, field in Options.model_fields.items() if getattr(options, name) != field.default}
-    return sorted(changed & (bimodal | gaussian | {"tails"}) - used)
+    return sorted(changed & (gaussian | bimodal) - used)
 
 
 class NoCausalRows(RowMode):
-    """Every row is masked."""
+    """All rows are masked rows."""
 
     modes = frozenset({"masked"})
 
@@ -112,7 +122,7 @@ class NoCausalRows(RowMode):
 
 
 class UniformMasking(MaskingStrategy):
-    """Every maskable token is masked with probability gamma, independently."""
+    """Masks every maskable token independently with probability gamma."""
 
     kind = "uniform"
 
@@ -121,7 +131,7 @@ class UniformMasking(MaskingStrategy):
 
 
 class UniformMDLM(Plugin[Options]):
-    """Masked diffusion with uniform masking; what no other plugin provides comes from here."""
+    """Masked diffusion with uniform masking.  Components that no other selected plugin provides come from here."""
 
     api_version = 1
     options_model = Options

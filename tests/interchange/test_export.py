@@ -21,6 +21,7 @@ FILES = {
     "configuration_ltg_mdlm.py",
     "modeling_ltg_mdlm.py",
     "transformer.py",
+    "attention.py",
     "rate_table.py",
     "time_embedding.py",
     "model.safetensors",

@@ -36,7 +36,7 @@ from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.inference.trained_model import open_model
 from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 from ltg_mdlm.interchange.published_checkpoints import parameter_order, read_checkpoint_file
-from ltg_mdlm.model.transformer import distance_buckets
+from ltg_mdlm.model.attention import distance_buckets
 from ltg_mdlm.storage import checkpoint
 from ltg_mdlm.storage.checkpoint import damage, find_checkpoint, load_weights, read_about
 

@@ -1,4 +1,4 @@
-"""Chunked losses against the plain computation on whole logits."""
+"""Chunked losses compared with the computation on all logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _one_thread() -> None:
 
 
 def inputs(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """features, weight, bias (all wanting gradients), labels, nll weights, z weights"""
+    """Features, weight, bias (all of which require gradients), labels, nll weights, z weights."""
     torch.manual_seed(count)
     shapes = [(count, WIDTH), (VOCAB, WIDTH), (VOCAB,)]
     leaves = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
@@ -48,7 +48,7 @@ def test_loss_and_gradients_equal_the_plain_computation_for_any_chunk(count, chu
     torch.testing.assert_close(ours_by, plain_by, rtol=1e-9, atol=1e-10)
 
 
-def test_details_per_position_equal_the_plain_computation_and_carry_no_gradient():
+def test_values_per_position_equal_the_plain_computation_and_have_no_gradient():
     features, weight, bias, label, nll_weight, z_weight = inputs(29)
     logits = F.linear(features, weight, bias)
     ours = weighted_cross_entropy(features, weight, bias, label, nll_weight, z_weight, chunk=10)
@@ -71,7 +71,7 @@ def test_no_supervised_position_gives_zero_loss_and_zero_gradients_of_every_shap
     assert all(g.abs().sum() == 0 for g in gradients)
 
 
-def test_gradients_reach_through_the_features_to_what_made_them():
+def test_gradients_propagate_through_the_features():
     features, *rest = inputs(8)
     root = features.detach().clone().requires_grad_()
     weighted_cross_entropy(root.tanh(), *rest).loss.backward()
@@ -79,7 +79,7 @@ def test_gradients_reach_through_the_features_to_what_made_them():
     torch.testing.assert_close(root.grad, expected)
 
 
-def test_with_gradients_disabled_the_loss_is_the_same_and_nothing_is_kept():
+def test_with_gradients_disabled_the_loss_is_equal_and_has_no_graph():
     arguments = inputs(12)
     with torch.no_grad():
         quiet = weighted_cross_entropy(*arguments, chunk=5)
@@ -88,7 +88,7 @@ def test_with_gradients_disabled_the_loss_is_the_same_and_nothing_is_kept():
 
 
 def test_equal_logits_count_as_correct_for_one_label_only():
-    """A model that says the same of every token must not look right everywhere."""
+    """A model with constant logits must not count as correct everywhere."""
     features, weight, bias, *_ = (torch.zeros_like(x) for x in inputs(VOCAB))
     ours = weighted_cross_entropy(features, weight, bias, torch.arange(VOCAB), torch.ones(VOCAB))
     assert ours.correct_N.sum() == 1

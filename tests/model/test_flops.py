@@ -1,4 +1,4 @@
-"""The formula for floating-point operations, against torch's count of what is executed."""
+"""The FLOP formula compared with torch's count of executed operations."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SUPERVISED = 48
 
 
 @pytest.mark.parametrize("length", [64, 256])
-def test_the_formula_is_what_a_training_pass_executes_but_for_positions_and_time(length):
+def test_the_formula_counts_a_training_pass_without_positions_and_time(length):
     sizes = ModelConfig(
         hidden_size=256, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4, vocab_size=2048,
         max_position_embeddings=256, position_bucket_size=4,
@@ -31,7 +31,7 @@ def test_the_formula_is_what_a_training_pass_executes_but_for_positions_and_time
 
 
 def test_the_base_model_needs_the_known_number_of_operations():
-    """212, 9.5 and 4.7 MFLOP per token at T = 128 with 36 % of the positions supervised, counted elsewhere."""
+    """212, 9.5 and 4.7 MFLOP per token at T = 128 with 36 % supervised positions, from an independent count."""
     flops = flops_per_token(ModelConfig(), 128, 0.36)
     assert flops.linear == pytest.approx(212e6, rel=0.005)
     assert flops.head == pytest.approx(9.5e6, rel=0.005)

@@ -1,4 +1,4 @@
-"""What the model is told about the noise level."""
+"""Conditioning values."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def values(conditioning, rate: float = 0.6) -> tuple[list[float], list[int]]:
     return value_B.tolist(), result.masked_BT.sum(1).tolist()
 
 
-def test_the_mask_rate_is_told_as_drawn_and_zero_for_causal_rows():
+def test_the_mask_rate_is_the_value_and_causal_rows_have_0():
     assert values(MaskRate())[0] == pytest.approx([0.6, 0.6, 0.0])
 
 
-def test_the_realised_rate_can_be_told_over_maskable_tokens_or_published_over_all_positions():
-    told, masked_B = values(MaskRate("realised"))
-    assert told == pytest.approx([masked_B[0] / 7, masked_B[1] / 3, 0.0])
-    told, masked_B = values(MaskRate("realised_all_positions"))
-    assert told == pytest.approx([masked_B[0] / 16, masked_B[1] / 16, 0.0])
+def test_the_realised_rate_is_over_maskable_tokens_or_as_published_over_all_positions():
+    value_B, masked_B = values(MaskRate("realised"))
+    assert value_B == pytest.approx([masked_B[0] / 7, masked_B[1] / 3, 0.0])
+    value_B, masked_B = values(MaskRate("realised_all_positions"))
+    assert value_B == pytest.approx([masked_B[0] / 16, masked_B[1] / 16, 0.0])
     assert masked_B[0] > 0
 
 
 @pytest.mark.parametrize("rate", [1e-6, 0.25, 0.9])
-def test_sigma_is_the_log_of_what_is_left(rate):
+def test_sigma_is_minus_the_log_of_the_visible_share(rate):
     assert values(Sigma(), rate)[0] == pytest.approx([-math.log(1 - 0.999 * rate)] * 2 + [0.0], rel=1e-5)
 
 
@@ -45,12 +45,12 @@ def test_sigma_stays_finite_when_everything_is_masked():
 
 
 @pytest.mark.parametrize("conditioning", [MaskRate(), Sigma()])
-def test_evaluation_tells_the_same_value_for_the_same_rate(conditioning):
+def test_evaluation_uses_the_value_of_training_for_the_same_rate(conditioning):
     rate_B = torch.tensor([0.2, 0.6])
     assert float(conditioning.value_for_rate(rate_B)[1]) == pytest.approx(values(conditioning)[0][0])
 
 
-def test_no_conditioning_means_no_parameters_and_no_value():
+def test_no_conditioning_has_no_value():
     none = NoConditioning()
     assert not none.active
     assert none.value_for_rate(torch.tensor([0.5])) is None

@@ -1,4 +1,4 @@
-"""Plugins of several distributions in one run: each fills its slots, and what two of them want is decided by name."""
+"""Plugins of several distributions in one run: each provides its slots, and conflicts are resolved by name."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SLOTS = ("row_mode", "noise_schedule", "masking", "objective", "time_conditionin
 
 
 def build(*plugins: str, sets: tuple[str, ...] = ()) -> Components:
-    """What `--plugin` for each of them and these settings select."""
+    """The components that `--plugin` for each of them and these settings select."""
     settings = load_settings(["laptop"], sets, plugins)
     return Host(settings.config, settings.sources).build(context(), statistics(zipfian_counts()))
 
@@ -38,7 +38,7 @@ def build(*plugins: str, sets: tuple[str, ...] = ()) -> Components:
         ("dual gpt_bert", ("slots.row_mode=dual", "slots.objective=dual"), "dual gpt_bert gpt_bert dual gpt_bert"),
     ],
 )
-def test_every_slot_is_filled_by_who_was_selected_for_it(plugins, sets, providers):
+def test_every_slot_comes_from_the_plugin_that_was_selected_for_it(plugins, sets, providers):
     components = build(*plugins.split(), sets=sets)
     assert [components.providers[slot] for slot in SLOTS] == providers.split()
 
@@ -55,7 +55,7 @@ def test_every_slot_is_filled_by_who_was_selected_for_it(plugins, sets, provider
         ),
     ],
 )
-def test_two_distributions_that_want_one_slot_are_both_named(plugins, sets, slot):
+def test_a_conflict_between_two_distributions_names_both(plugins, sets, slot):
     with pytest.raises(UserError) as error:
         build(*plugins, sets=sets)
     text = str(error.value)
@@ -69,8 +69,8 @@ SCHEDULES = ("linear", "cosine", "cosine_squared", "gaussian", "bimodal_gaussian
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("masking", ["uniform_mdlm", "freq_mdlm", "amlm"])
-def test_causal_rows_stand_whole_beside_masked_rows_of_any_masking_and_schedule(masking, schedule):
-    """Causal rows: no mask, every token predicted from the left, a told mask rate of 0.  Masked rows: in place."""
+def test_causal_rows_are_unmasked_beside_masked_rows_of_any_masking_and_schedule(masking, schedule):
+    """Causal rows have no mask, predict every token one position earlier, and are conditioned on mask rate 0."""
     sets = (
         "slots.objective=dual",
         "slots.noise_schedule=uniform_mdlm",

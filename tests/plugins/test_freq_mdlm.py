@@ -1,4 +1,4 @@
-"""Frequency-informed masking: rarity, weights, curriculum, and the published distortions as switches."""
+"""Frequency-informed masking: rarity, weights, curriculum, and the published options."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ltg_mdlm_plugins.freq_mdlm import FreqMDLM, Options
-from ltg_mdlm_plugins.frequency_masking import Exponent, masking_hazard, scale_to_rate
-from ltg_mdlm_plugins.rarity import inverse_rarity, rank_rarity
+from ltg_mdlm_plugins.frequency_masking import (
+    Exponent,
+    inverse_rarity,
+    masking_hazard,
+    rank_rarity,
+    scale_to_rate,
+)
 from ltg_mdlm_plugins.schedules import Cosine
 from pydantic import ValidationError
 from support.batches import frequency_masking
@@ -41,7 +46,7 @@ def mask_probability(batch: Batch, rate: float | Tensor, **options: object) -> T
 
 
 def literal_probabilities(rarity: list[float], rate: float, power: float, low: float) -> list[float]:
-    """The four steps of the paper on one row, number by number."""
+    """The four steps of the paper for one row, without tensors."""
     weight = [((r - low) / (max(rarity) - low)) ** power for r in rarity]
     mean = sum(weight) / len(weight)
     if mean > rate:
@@ -98,7 +103,7 @@ def test_power_zero_is_uniform_masking():
 
 
 def test_the_rows_own_minimum_leaves_its_most_frequent_type_unmasked_and_the_virtual_one_does_not():
-    """The published minimum, without a pad or `<s>` to take its place."""
+    """The published minimum, in a row without padding and `<s>`, whose rarity would be smaller."""
     most_frequent = int(zipfian_counts().argmax())
     batch = batch_of([[[most_frequent, *range(30, 46)]]], 20)
     assert float(mask_probability(batch, 0.3, row_min="row")[0, 1]) == 0.0
@@ -147,14 +152,14 @@ def test_the_hazard_is_the_logarithmic_derivative_of_the_probability(rate, weigh
     mean = complement.mean()
     step = 1e-6 * rate
     if abs(rate - float(1 - mean)) < 2 * step or float(mean) < 1e-6:
-        return  # at the kink the derivative is one-sided
+        return  # where the branches meet, the derivative is one-sided
     rates = torch.tensor([rate - step, rate, rate + step], dtype=torch.float64).unsqueeze(1)
     log_p = scale_to_rate(complement, mean, rates).log()
     numerical = (log_p[2] - log_p[0]) / (2 * step)
     assert torch.allclose(masking_hazard(complement, mean, rates)[1], numerical, rtol=1e-4, atol=1e-6)
 
 
-def test_scaling_meets_both_ends_and_its_own_middle():
+def test_scaling_is_exact_at_both_ends_and_where_its_branches_meet():
     complement = torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64)
     mean = complement.mean()
     for rate, expected in ((0.0, [0.0] * 3), (0.7, [0.3, 0.8, 1.0]), (1.0, [1.0] * 3)):
@@ -264,7 +269,7 @@ def test_an_epoch_curriculum_of_another_length_than_training_is_warned_about():
     assert plugin.ltg_mdlm_check_config(config(epochs=None)) == []
 
 
-def test_only_the_exact_weighting_brings_an_objective():
+def test_only_the_exact_weighting_provides_an_objective():
     assert FreqMDLM(Options()).ltg_mdlm_objective() is None
     assert FreqMDLM(Options(weighting="token")).ltg_mdlm_objective() is None
     assert FreqMDLM(Options(weighting="exact", statistics="corpus")).ltg_mdlm_objective() is not None
@@ -278,7 +283,7 @@ def test_only_the_exact_weighting_brings_an_objective():
         ({"statistics": "corpus"}, "by_type", False),
     ],
 )
-def test_strategies_say_what_is_known_of_them(options, kind, keeps_rate):
+def test_strategies_declare_their_kind_and_whether_they_keep_the_rate(options, kind, keeps_rate):
     strategy = frequency_masking(**options)
     assert (strategy.kind, strategy.keeps_rate) == (kind, keeps_rate)
 
@@ -292,5 +297,5 @@ def test_an_empty_corpus_still_gives_probabilities():
     assert torch.all((kept >= 0) & (kept <= 1))
 
 
-def test_every_option_says_what_it_is_for():
+def test_every_option_has_a_description():
     assert all(field.description for field in Options.model_fields.values())

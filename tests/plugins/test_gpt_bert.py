@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 )
 @settings(max_examples=60, deadline=None)
 def test_any_number_of_steps_has_exactly_its_share_of_causal_rows(share, rows):
-    """Also while the batch grows, and whatever is a multiple of what."""
+    """Also while the batch grows."""
     first_row, causal = 0, 0
     for count in rows:
         causal += causal_rows(share, first_row, count)
@@ -52,7 +52,7 @@ def test_published_batches_have_one_causal_row_in_sixteen():
         assert int(causal_R.sum()) == 8
 
 
-def test_causal_rows_are_dealt_anew_in_every_step():
+def test_causal_rows_are_selected_anew_in_every_step():
     made = [CausalShare(0.5).causal(step_for(text_batch(1, 4), rows=32, step=s), CPU) for s in range(200)]
     share_R = torch.stack(made).double().mean(0)
     assert float((share_R - 0.5).abs().max()) < 0.2
@@ -86,7 +86,7 @@ def test_span_lengths_are_uniform():
     lengths = torch.cat([torch.unique_consecutive(row[1:], return_counts=True)[1][:-1] for row in span_BT])
     counts = torch.bincount(lengths, minlength=4)[1:]
     assert len(counts) == 3
-    # The span that the row's end cuts is left out, and it is longer than others on average.
+    # the span at the end of the row is truncated, so it is left out; it would be longer than others on average
     assert torch.allclose(counts / counts.sum(), torch.tensor(1 / 3), atol=0.015)
 
 
@@ -99,7 +99,7 @@ def test_a_documents_first_span_is_as_long_as_any_other():
 
 @given(batch=batches(), seed=st.integers(0, 1000), rate=st.floats(0.01, 1))
 @settings(max_examples=60, deadline=None)
-def test_every_document_loses_its_share_rounded_up_or_down_and_at_least_one_token(batch, seed, rate):
+def test_every_documents_share_is_masked_rounded_up_or_down_and_at_least_one_token(batch, seed, rate):
     strategy = span_masking()
     result = strategy.corrupt(batch, no_causal(batch), noise_at(rate, batch), step_for(batch, seed=seed))
     for b in range(len(batch.row_B)):
@@ -127,14 +127,14 @@ def test_at_most_one_span_of_a_document_is_masked_in_part():
 
 
 def test_every_span_is_masked_equally_often():
-    """Also the first and last tokens of a document: no position is favoured."""
+    """Including the first and last tokens of a document."""
     batch = batch_of([[[20] * 20]] * 6000, 21)
     strategy = span_masking(balance=False)
     masked_BT = strategy.corrupt(batch, no_causal(batch), noise_at(0.3, batch), step_for(batch)).masked_BT
     assert torch.allclose(masked_BT[:, 1:].double().mean(0), torch.tensor(0.3, dtype=torch.float64), atol=0.04)
 
 
-def test_chosen_spans_show_mask_random_tokens_or_themselves_in_the_published_shares():
+def test_selected_spans_are_masked_randomised_or_unchanged_in_the_published_shares():
     batch = batch_of([[[20] * 100]] * 200, 101)
     strategy, step = span_masking(balance=False), step_for(batch)
     result = strategy.corrupt(batch, no_causal(batch), noise_at(0.5, batch), step)
@@ -148,7 +148,7 @@ def test_chosen_spans_show_mask_random_tokens_or_themselves_in_the_published_sha
     assert stats.chisquare(drawn[21:].numpy()).pvalue > 1e-4
     assert drawn[:NUM_SPECIAL].sum() == 0
     is_mask_BT = result.input_BT == MASK
-    for b in range(200):  # one fate per span
+    for b in range(200):  # decided per span
         for start in set(span_BT[b][result.masked_BT[b]].tolist()):
             fates = is_mask_BT[b][(span_BT[b] == start) & result.masked_BT[b]]
             assert fates.all() or not fates.any()
@@ -177,7 +177,7 @@ def test_the_mask_rate_falls_linearly_from_start_to_end():
 
 
 def observation(batch: Batch, result: Corrupted, step: Step) -> Observation:
-    """What the trainer tells about a micro-batch, for next-token prediction."""
+    """The observation of a micro-batch, for next-token prediction."""
     row_N, column_N = (result.labels_BT != IGNORE).nonzero(as_tuple=True)
     nothing_N = torch.zeros_like(row_N, dtype=torch.float64)
     supervised = Supervised(
@@ -195,7 +195,7 @@ def observation(batch: Batch, result: Corrupted, step: Step) -> Observation:
 
 
 def train(strategy: SpanMasking, parts: list[Batch], steps: range, rows: int) -> list[Tensor]:
-    """Masks of every step, corrupting all micro-batches before any is observed."""
+    """Masks of every step; all micro-batches are corrupted before any is observed."""
     masks = []
     for number in steps:
         step = step_for(parts[0], step=number, rows=rows)
@@ -208,7 +208,7 @@ def train(strategy: SpanMasking, parts: list[Batch], steps: range, rows: int) ->
     return masks
 
 
-def test_tokens_masked_less_often_go_first():
+def test_tokens_masked_less_often_are_preferred():
     """After ten passes over the same rows the counts are much closer together than those of independent draws."""
     batch = batch_of([[[20] * 30]] * 16, 31)
     spread = {}
@@ -230,7 +230,7 @@ def test_the_history_counts_what_was_masked_and_nothing_else():
 
 
 class Sum:
-    """Sum over two threads that call it in turns, as ranks do."""
+    """A sum over two threads, which call it like ranks."""
 
     def __init__(self) -> None:
         self.barrier, self.parts = threading.Barrier(2), {}
@@ -275,7 +275,7 @@ def test_histories_and_masks_are_the_same_on_all_ranks_and_for_any_split():
         assert torch.equal(strategy.state_dict()["mask_count"], single.state_dict()["mask_count"])
 
 
-def test_keeping_the_history_never_waits_for_the_device():
+def test_the_history_does_not_synchronise_with_the_device():
     batch, strategy = text_batch(8, 32), span_masking()
     step = step_for(batch)
     seen = observation(batch, strategy.corrupt(batch, no_causal(batch), noise_at(0.3, batch), step), step)
@@ -285,7 +285,7 @@ def test_keeping_the_history_never_waits_for_the_device():
         strategy.step_end(step)
 
 
-def test_a_restored_history_goes_on_as_if_never_interrupted():
+def test_a_restored_history_continues_bit_exactly():
     batch = text_batch(8, 32)
     whole = span_masking()
     expected = train(whole, [batch], range(6), 8)[3:]
@@ -296,8 +296,8 @@ def test_a_restored_history_goes_on_as_if_never_interrupted():
         assert torch.equal(ours, theirs)
 
 
-def test_held_out_rows_leave_no_trace():
-    """Their tokens have no place in the training corpus."""
+def test_held_out_rows_do_not_change_the_history():
+    """Their tokens are not in the training corpus."""
     batch = text_batch(8, 32)
     held_out = Batch(
         ids_BT=batch.ids_BT,
@@ -332,7 +332,7 @@ def test_without_balance_there_is_no_state():
 # Plugin
 
 
-def test_every_slot_is_filled():
+def test_the_slots_of_the_published_recipe_are_provided():
     plugin = GPTBert(Options())
     assert isinstance(plugin.ltg_mdlm_row_mode(), CausalShare)
     assert plugin.ltg_mdlm_masking(context()).predicts == "next"
@@ -340,7 +340,7 @@ def test_every_slot_is_filled():
     assert not plugin.ltg_mdlm_time_conditioning().active
 
 
-def test_the_losses_are_weighted_with_the_share_of_rows_unless_told_otherwise():
+def test_the_losses_are_weighted_with_the_share_of_rows_by_default():
     some = torch.ones(2)
     supervised = Supervised(
         **{f"{n}_N": some for n in ("label", "row", "column", "masked", "rate", "realised_rate", "slope", "hazard")},
@@ -363,5 +363,5 @@ def test_impossible_options_are_refused(wrong):
         Options(**wrong)
 
 
-def test_every_option_says_what_it_is_for():
+def test_every_option_has_a_description():
     assert all(field.description for field in Options.model_fields.values())

@@ -1,4 +1,4 @@
-"""Objectives against the truth, on a language that can be enumerated (see `support.enumeration`)."""
+"""Objectives compared with exact likelihoods, for a language that can be enumerated (see `support.enumeration`)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_softened_objective_is_not_the_bound(power):
 
 @pytest.mark.parametrize("derivative", ["component", "mixture"])
 def test_the_published_modes_keep_the_bound_in_exact_arithmetic_only(derivative):
-    """Over mask rates the integral is the entropy; the draws of all but 0.001 % of the rows miss more than a fifth."""
+    """The integral over mask rates is the entropy; without 0.001 % of the draws, it is less than 0.8 of it."""
     schedule = BimodalGaussian(Modes(), derivative=derivative)
     rate, measure = quadrature([0.0, 1.0], panels=6)
     importance = schedule.log_importance(rate, 1.0, 0.0).exp()
@@ -134,7 +134,7 @@ def test_row_and_token_weightings_agree_while_the_mask_rate_is_below_the_mean_we
 
 
 def test_the_compensator_is_never_negative_on_average():
-    """Without it the loss is lower at every rate: that is how the published objective gets below the entropy."""
+    """Without it, the loss is lower at every rate, so the published objective can be below the entropy."""
     for rate in (0.75, 0.85, 0.99):
         token, compensated = (expected_loss(pairs(rate, 1.0, mixed, w), w) for w in ("token", "exact"))
         assert compensated > token

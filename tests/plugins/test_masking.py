@@ -1,4 +1,4 @@
-"""Every masking strategy under every noise schedule: what gets hidden, how often, and what is to be predicted."""
+"""Every masking strategy with every noise schedule: masked tokens, their probabilities, and labels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_only_maskable_tokens_of_masked_rows_change(masking, noise, data, batch,
 @given(data=st.data(), batch=batches(), seed=st.integers(0, 1000))
 @few
 def test_labels_are_the_original_tokens_shifted_once_where_predicted_from_the_left(masking, data, batch, seed):
-    """Position by position, without the program's own shifting."""
+    """Computed position by position, without `labels_for`."""
     causal_B = data.draw(causal_choices(batch))
     result = corrupted(masking, "linear", batch, causal_B, seed)
     predicts_next = MASKINGS[masking]().predicts == "next"
@@ -74,7 +74,7 @@ def test_labels_are_the_original_tokens_shifted_once_where_predicted_from_the_le
 @every_masking
 @given(batch=batches(), seed=st.integers(0, 1000))
 @few
-def test_the_batch_is_left_as_it_was(masking, batch, seed):
+def test_the_batch_is_not_modified(masking, batch, seed):
     before = {f.name: getattr(batch, f.name).clone() for f in dataclasses.fields(batch)}
     corrupted(masking, "cosine", batch, no_causal(batch), seed)
     for name, value in before.items():
@@ -98,7 +98,7 @@ def test_masks_do_not_depend_on_the_split_into_micro_batches(masking, noise):
 
 @every_masking
 @every_schedule
-def test_corrupting_never_waits_for_the_device(masking, noise):
+def test_corrupting_does_not_synchronise_with_the_device(masking, noise):
     batch, strategy, made = text_batch(4, 32), MASKINGS[masking](), schedule(noise)
     step = dataclasses.replace(step_for(batch), causal_R=torch.arange(4) == 1)
     with NoHostReads():
@@ -141,7 +141,7 @@ def test_probabilities_grow_continuously_from_zero_to_one(masking, batch):
     probability_BN = probability_BT[:, batch.maskable_BT[0]]
     change_BN = probability_BN.diff(dim=0)
     assert torch.all(change_BN >= -1e-7)
-    # A mean of n probabilities that changes by 1 / 500 lets none of them change by more than n / 500.
+    # if the mean of n probabilities changes by 1 / 500, none of them changes by more than n / 500
     assert torch.all(change_BN <= columns / 500 + 1e-7)
     assert torch.all(probability_BN[0] < 1e-6)
     assert torch.all(probability_BN[-1] == 1)
@@ -164,7 +164,7 @@ def test_masked_counts_agree_with_the_probabilities(masking, noise):
 
 
 @every_masking
-def test_masks_of_different_steps_and_rows_are_unrelated(masking):
+def test_masks_of_different_steps_and_rows_are_uncorrelated(masking):
     batch = batch_of([[[20] * 31]] * 200, 32)
     strategy, noise = MASKINGS[masking](), noise_at(0.5, batch)
     first, second = (

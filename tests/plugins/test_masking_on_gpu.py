@@ -1,4 +1,4 @@
-"""On a CUDA device every masking makes the masks it makes on the CPU, and never waits for the device."""
+"""On a CUDA device, every masking gives the masks of the CPU, without synchronising."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def corrupt(name: str, noise: str, device: torch.device) -> Corrupted:
 
 @pytest.mark.parametrize("name", ["uniform", *FREQUENCY_OPTIONS, "spans"])
 @pytest.mark.parametrize("noise", SCHEDULES)
-def test_masks_are_those_of_the_cpu(name, noise):
+def test_masks_equal_those_of_the_cpu(name, noise):
     ours, theirs = corrupt(name, noise, torch.device("cuda")), corrupt(name, noise, torch.device("cpu"))
     for field in ("input_BT", "labels_BT", "masked_BT", "causal_B"):
         assert torch.equal(getattr(ours, field).cpu(), getattr(theirs, field))

@@ -54,7 +54,7 @@ def test_a_rows_weight_is_slope_to_the_power_over_the_rate(rate, slope, power):
 @given(st.floats(2**-23, 1 - 2**-23), st.sampled_from([0.0, 0.1, 1.0]))
 @settings(max_examples=50, deadline=None)
 def test_weights_are_finite_wherever_a_token_can_be_masked(t, power):
-    """`Step.uniform` masks nothing at smaller rates than 2^-24."""
+    """With rates below 2^-24, `Step.uniform` masks nothing."""
     for schedule in (Cosine(), Gaussian(0.2, 0.12), Gaussian(0.2, 0.12, "clamp")):
         time = torch.tensor([t], dtype=torch.float64)
         rate = schedule.rate(time, 0.0).clamp(min=2**-24)
@@ -62,12 +62,12 @@ def test_weights_are_finite_wherever_a_token_can_be_masked(t, power):
         assert torch.isfinite(weight_N).all()
 
 
-def test_causal_positions_weigh_one_beside_masked_ones():
+def test_causal_positions_have_weight_1():
     some = supervised(torch.tensor([0.1, 0.1]), 3.0, causal=torch.tensor([False, True]))
     assert DiffusionObjective(1.0).weights(some, STEP)[0].tolist() == pytest.approx([30.0, 1.0])
 
 
-def test_causal_positions_pay_their_cross_entropy_in_the_state_dependent_bound():
+def test_causal_positions_of_the_state_dependent_bound_have_their_cross_entropy():
     given = supervised(torch.tensor([0.1, 0.1]), 3.0, causal=torch.tensor([True, True]))
     logits_NV = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     nll = torch.nn.functional.cross_entropy(logits_NV, given.label_N, reduction="sum")
@@ -125,7 +125,7 @@ def test_terms_of_slices_add_up():
 
 @pytest.mark.parametrize("rate", [1e-7, 0.5, 1 - 1e-9, 1.0])
 def test_loss_and_gradient_of_the_state_dependent_bound_are_finite(rate):
-    """Also for logits that say 0 or 1."""
+    """Also for logits that give probabilities 0 and 1."""
     batch = text_batch(3, 16)
     strategy = frequency_masking(statistics="corpus", weighting="exact")
     hazard_BT, hazard_BV = strategy.hazard(batch, noise_at(rate, batch), step_for(batch))
@@ -146,7 +146,7 @@ def test_loss_and_gradient_of_the_state_dependent_bound_are_finite(rate):
 
 
 class Kind:
-    """A masking strategy as far as `bound_for` looks."""
+    """The only attribute of a masking strategy that `bound_for` reads."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -185,7 +185,7 @@ def test_the_hybrid_loss_is_a_weighted_mean_of_two_means(causal_weight, z_loss):
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.0625, 4), (0.0625, 16), (0.0625, 20), (0.9, 3), (0.0, 8), (1.0, 8)])
-def test_over_many_steps_each_mean_has_its_weight_however_few_rows_a_step_has(share, rows):
+def test_each_mean_has_its_weight_over_many_steps_of_few_rows(share, rows):
     objective, steps, total = HybridObjective(0.25, share, 0.0), 400, [0.0, 0.0]
     for number in range(steps):
         step = replace(STEP, rows=rows)

@@ -10,8 +10,16 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from ltg_mdlm_plugins.schedules import LOWEST_RATE, BimodalGaussian, Cosine, CosineSquared, Gaussian, Linear, Modes
-from ltg_mdlm_plugins.truncated_normal import TruncatedNormal
+from ltg_mdlm_plugins.schedules import (
+    LOWEST_RATE,
+    BimodalGaussian,
+    Cosine,
+    CosineSquared,
+    Gaussian,
+    Linear,
+    Modes,
+    TruncatedNormal,
+)
 from scipy import special, stats
 from support.batches import SCHEDULES, schedule
 from torch import Tensor
@@ -37,7 +45,7 @@ def truncnorm(mean: float, std: float, low: float = LOWEST_RATE) -> stats.rv_con
 @given(t=inner, progress=progresses)
 @settings(max_examples=15, deadline=None)
 def test_slope_is_the_derivative_of_the_rate(name, t, progress):
-    assume(not name.startswith("bimodal") or abs(t - 0.6) > 0.02)  # between the modes it bends too sharply
+    assume(not name.startswith("bimodal") or abs(t - 0.6) > 0.02)  # between the modes, the curvature is too large
     made, step = schedule(name), 1e-4 * min(t, 1 - t)
     low, high = made.rate(tensor(t - step, t + step), progress).tolist()
     assert float(made.slope(tensor(t), progress)) == pytest.approx((high - low) / (2 * step), rel=1e-4)
@@ -146,8 +154,8 @@ def test_the_right_mode_moves_from_its_start_towards_its_end():
 @pytest.mark.parametrize("causal", [False, True])
 @given(cuts=st.lists(st.integers(1, 60), max_size=6, unique=True).map(sorted), seed=st.integers(0, 1000))
 @settings(max_examples=15, deadline=None)
-def test_t_covers_every_cell_once_over_ranks_and_micro_batches(causal, cuts, seed):
-    """The global batch's masked rows together hit each of n equal cells, however they are split."""
+def test_t_covers_every_cell_once_for_any_ranks_and_micro_batches(causal, cuts, seed):
+    """The n masked rows of a global batch have one t in each of n equal cells, for any split."""
     batch = text_batch(61, 8)
     causal_R = (torch.arange(61) * 7 + seed) % 3 == 0 if causal else None
     step = step_for(batch, seed=seed, causal_R=causal_R)
@@ -160,7 +168,7 @@ def test_t_covers_every_cell_once_over_ranks_and_micro_batches(causal, cuts, see
     assert torch.all((t_R > 0) & (t_R < 1))
 
 
-def test_cells_are_dealt_to_rows_anew_in_every_step():
+def test_cells_are_assigned_to_rows_anew_in_every_step():
     batch = text_batch(61, 8)
     first, second = (step_for(batch, step=s).stratified(batch, "noise") for s in (1, 2))
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.4
@@ -175,7 +183,7 @@ def test_a_sample_agrees_with_the_schedule_as_a_function_of_t(name):
     assert torch.all((noise.t_B > 0) & (noise.t_B < 1))
     assert torch.all((noise.rate_B > 0) & (noise.rate_B <= 1))
     assert noise.rate_B.numpy() == pytest.approx(schedule(name).rate(noise.t_B, step.progress).numpy(), abs=1e-9)
-    if name not in ("bimodal", "bimodal_clamped"):  # their slopes belong to the component, not to t
+    if name not in ("bimodal", "bimodal_clamped"):  # their slopes are those of the component
         slope = schedule(name).slope(noise.t_B, step.progress)
         assert noise.slope_B.numpy() == pytest.approx(slope.numpy(), rel=1e-6)
 
@@ -204,7 +212,7 @@ def test_component_and_mixture_derivatives_differ_only_in_the_slope():
     density = 0.6 * left.pdf(rate) + 0.4 * right.pdf(rate)
     assert mixture.slope_B.numpy() == pytest.approx(1 / density, rel=1e-6)
     own = np.where(rate < 0.25, left.pdf(rate), right.pdf(rate))
-    near = (rate < 0.2) | (rate > 0.3)  # where the drawn mode can be told from the rate
+    near = (rate < 0.2) | (rate > 0.3)  # where the rate identifies the drawn mode
     assert component.slope_B.numpy()[near] == pytest.approx(1 / own[near], rel=1e-6)
 
 

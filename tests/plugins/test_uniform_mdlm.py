@@ -1,4 +1,4 @@
-"""The plugin that fills every slot."""
+"""The plugin that provides every slot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plugin(**options: object) -> UniformMDLM:
     return UniformMDLM(Options(**options))
 
 
-def test_every_slot_is_filled():
+def test_every_slot_is_provided():
     made = plugin()
     assert isinstance(made.ltg_mdlm_masking(context()), MaskingStrategy)
     assert isinstance(made.ltg_mdlm_objective(), Objective)
@@ -81,7 +81,7 @@ def test_conditioning_is_chosen_by_name():
         ({"schedule": "linear", "tails": "clamp"}, ["tails"]),
     ],
 )
-def test_parameters_of_another_schedule_are_warned_about(options, warned):
+def test_options_of_another_schedule_give_a_warning(options, warned):
     warnings = plugin(**options).ltg_mdlm_check_config(None)
     assert [text.split()[0] for text in warnings] == warned
 
@@ -103,5 +103,5 @@ def test_impossible_options_are_refused(wrong):
         Options(**wrong)
 
 
-def test_every_option_says_what_it_is_for():
+def test_every_option_has_a_description():
     assert all(field.description for field in Options.model_fields.values())

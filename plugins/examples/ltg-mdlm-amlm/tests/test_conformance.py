@@ -6,13 +6,13 @@ from ltg_mdlm.testing import PluginConformance
 
 
 class TestAMLM(PluginConformance):
-    """As published."""
+    """The published options."""
 
     plugin = "amlm"
 
 
 class TestAdaptingInEveryStep(PluginConformance):
-    """Weights that have moved."""
+    """Weights that differ from their initial values."""
 
     plugin = "amlm"
     options: ClassVar = {"update_every": 1, "history": 0.5}

@@ -1,4 +1,4 @@
-"""Adaptive masking against the paper's formulas, written out with numpy and plain loops."""
+"""Adaptive masking compared with the formulas of the paper, implemented with numpy and loops."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def noise_at(rate: float, rows: int) -> Noise:
 
 
 def observation(label_N: Tensor, correct_N: Tensor, step: Step, **changes: Tensor) -> Observation:
-    """Masked predictions of these tokens."""
+    """Predictions of masked tokens."""
     ones_N = torch.ones(len(label_N), dtype=torch.float64)
     values = {
         "label_N": label_N,
@@ -74,7 +74,7 @@ def observation(label_N: Tensor, correct_N: Tensor, step: Step, **changes: Tenso
 
 
 def predictions(seed: int, step: Step, count: int = 30) -> Observation:
-    """Predictions at random; higher ids are harder, and the last few types never occur."""
+    """Random predictions; higher ids are harder, and the last few types do not occur."""
     rng = np.random.default_rng([seed, step.step])
     label = rng.integers(SPECIAL, VOCAB - 4, count)
     correct = rng.random(count) < (VOCAB - label) / VOCAB
@@ -103,7 +103,7 @@ def test_the_mask_rate_falls_linearly_between_its_ends() -> None:
 
 @pytest.mark.parametrize("rate", [1e-9, 0.01, 0.15, 0.4, 0.9, 1 - 1e-9, 1.0])
 def test_the_mean_probability_of_every_row_is_its_mask_rate(rate: float) -> None:
-    """Whatever the weights: equal, nearly equal, or many orders of magnitude apart, which would exceed 1."""
+    """Weights are equal, nearly equal, or differ by orders of magnitude, so that probabilities would exceed 1."""
     rng = np.random.default_rng(0)
     equal_BT = torch.full((1, 64), 0.3, dtype=torch.float64)
     weight_BT = torch.cat([torch.from_numpy(rng.beta(0.2, 3, (50, 64)) + 1e-12), equal_BT, equal_BT + 1e-13])
@@ -126,7 +126,7 @@ def test_probabilities_are_proportional_to_weights_until_the_largest_is_1() -> N
     assert at(0.25) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert at(0.625) == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert at(0.625 + 1e-12) == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    # Beyond, the share that stays visible shrinks alike: (1 - 0.8) / (1 - 0.625) of what it was.
+    # beyond, the probabilities of staying visible are scaled by (1 - 0.8) / (1 - 0.625)
     assert at(0.8) == pytest.approx([1 - 0.75 * 0.2 / 0.375, 1 - 0.5 * 0.2 / 0.375, 1 - 0.25 * 0.2 / 0.375, 1.0])
 
 
@@ -149,7 +149,7 @@ def test_before_the_first_update_masking_is_uniform() -> None:
 
 
 def literal_weights(steps: int, micro_batches: int, every: int) -> np.ndarray:
-    """The paper's update, one token after the other."""
+    """The update of the paper, token by token."""
     weight = [0.4] * VOCAB
     correct, incorrect = [0] * VOCAB, [0] * VOCAB
     for index in range(steps):
@@ -178,7 +178,7 @@ def test_weights_follow_the_published_update_over_many_steps() -> None:
     assert weight_of(masking) == pytest.approx(literal_weights(170, 2, every=50), rel=1e-12)
 
 
-def test_what_the_model_gets_wrong_is_masked_more_often() -> None:
+def test_types_that_are_predicted_poorly_are_masked_more_often() -> None:
     masking = strategy(update_every=1)
     label_N = torch.tensor([20] * 9 + [30] * 9)
     masking.observe(observation(label_N, label_N == 20, step_at(0)))
@@ -190,7 +190,7 @@ def test_what_the_model_gets_wrong_is_masked_more_often() -> None:
 
 
 def test_only_masked_positions_of_finite_micro_batches_count() -> None:
-    """Causal positions hold no masked token; a step that is refused for a NaN must leave no trace in the weights."""
+    """Causal positions are not masked tokens, and a step that is refused for a NaN must not change the weights."""
     expected, masking = strategy(update_every=1), strategy(update_every=1)
     label_N, correct_N = torch.tensor([20, 21, 22]), torch.tensor([True, False, False])
     expected.observe(observation(label_N[:1], correct_N[:1], step_at(0)))
@@ -212,7 +212,7 @@ def test_a_micro_batch_without_predictions_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("saved_after", [1, 19, 20, 35])
-def test_a_restored_strategy_goes_on_in_the_same_bits(saved_after: int) -> None:
+def test_a_restored_strategy_continues_bit_exactly(saved_after: int) -> None:
     whole, first, second = (strategy(update_every=20) for _ in range(3))
     for index in range(45):
         if index == saved_after:
@@ -236,7 +236,7 @@ def test_metrics_are_the_accuracy_of_the_step_and_the_spread_of_ordinary_weights
     )
 
 
-def test_the_batch_is_left_as_it_was() -> None:
+def test_the_batch_is_not_modified() -> None:
     batch = rows_of([[1, 20, 21, 3]])
     before = {field.name: getattr(batch, field.name).clone() for field in dataclasses.fields(batch)}
     strategy().corrupt(batch, torch.tensor([False]), noise_at(0.5, 1), step_at(0))

@@ -8,10 +8,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from ltg_mdlm_dual.masking import NextTokenMasking
-from ltg_mdlm_dual.objective import DualObjective
+from ltg_mdlm_dual.components import DualObjective, ExactShare, NextTokenMasking, causal_rows
 from ltg_mdlm_dual.plugin import Dual, Options
-from ltg_mdlm_dual.rows import ExactShare, causal_rows
 from torch import Tensor
 
 from ltg_mdlm.api import IGNORE, Batch, Corrupted, MaskingStrategy, Noise, Step, Supervised
@@ -21,7 +19,7 @@ BOS, PAD, MASK, SPECIAL = 1, 3, 4, 16
 
 
 def step_at(index: int, rows: int, causal_R: Tensor | None = None) -> Step:
-    """A step of a run whose batches all have that many rows."""
+    """A step of a run with this many rows in every global batch."""
     return Step(seed=0, step=index, progress=0.1, epoch=0.0, rows=rows, first_row=index * rows, causal_R=causal_R)
 
 
@@ -57,7 +55,7 @@ def corrupted() -> Corrupted:
 
 
 def supervised_of(result: Corrupted) -> Supervised:
-    """What a model has to predict, gathered plainly."""
+    """The supervised positions."""
     row_N, column_N = (result.labels_BT != IGNORE).nonzero(as_tuple=True)
     rate_N = RATE_B[row_N]
     return Supervised(
@@ -110,7 +108,7 @@ def test_every_row_is_causal_in_its_share_of_the_steps() -> None:
 
 
 @pytest.mark.parametrize(("share", "modes"), [(0.0, {"masked"}), (0.25, {"masked", "causal"}), (1.0, {"causal"})])
-def test_a_trained_model_knows_the_modes_it_was_trained_in(share: float, modes: set[str]) -> None:
+def test_modes_are_those_of_rows_that_exist(share: float, modes: set[str]) -> None:
     assert ExactShare(share).modes == modes
 
 
@@ -128,7 +126,7 @@ def test_causal_rows_predict_the_next_token_and_masked_rows_their_own() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.1, 1.0])
-def test_the_loss_is_the_sum_that_the_formula_says(power: float) -> None:
+def test_the_loss_is_the_sum_of_the_formula(power: float) -> None:
     """By hand: one causal row of three, 10 maskable tokens in the masked rows, 3 predicted tokens in the causal one."""
     result = corrupted()
     supervised = supervised_of(result)
@@ -143,7 +141,7 @@ def test_the_loss_is_the_sum_that_the_formula_says(power: float) -> None:
     assert float(loss) == pytest.approx(2 / 3 * masked / 10 + 2 * 1 / 3 * (1.0 + 2.0 + 4.0) / 3)
 
 
-def test_the_z_loss_weighs_like_the_cross_entropy() -> None:
+def test_the_z_loss_has_the_weights_of_the_cross_entropy() -> None:
     weight_N, z_weight_N = objective(z_loss=0.01).weights(supervised_of(corrupted()), STEP)
     assert z_weight_N is not None
     assert z_weight_N.tolist() == pytest.approx((0.01 * weight_N).tolist())
@@ -154,8 +152,8 @@ def test_a_step_without_causal_rows_is_plain_masked_diffusion() -> None:
     assert weight_N[:2].tolist() == pytest.approx([2 / 0.5] * 2)
 
 
-def test_rows_count_alike_however_rarely_a_step_has_a_causal_one() -> None:
-    """1/64 of 16 rows: one causal row in every fourth step.  Over four steps causal rows count for 1 row of 64."""
+def test_all_rows_have_equal_weight_if_few_steps_have_a_causal_row() -> None:
+    """1/64 of 16 rows: one causal row in every fourth step.  Over four steps, they have the weight of 1 row of 64."""
     weights = []
     supervised = supervised_of(corrupted())
     for index in range(4):

@@ -1,4 +1,4 @@
-"""The rest of masked language modelling around the masking: one mask rate that falls, and a plain mean over tokens."""
+"""The other components of masked language modelling: mask rate, objective, and no conditioning."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class DecliningRate(NoiseSchedule):
         self._start, self._end = start, end
 
     def at(self, progress: float) -> float:
-        """The mask rate after this share of training."""
+        """The mask rate at this progress."""
         return self._start + (self._end - self._start) * progress
 
     def rate(self, t: Tensor, progress: float) -> Tensor:
         return torch.full_like(t, self.at(progress))
 
     def slope(self, t: Tensor, progress: float) -> Tensor:
-        """1: a single rate has no density whose inverse this could be."""
+        """1: a single rate has no density."""
         return torch.ones_like(t)
 
 
@@ -38,8 +38,8 @@ class MeanCrossEntropy(Objective):
         return torch.ones_like(supervised.rate_N, dtype=torch.float32), None
 
 
-class Untold(TimeConditioning):
-    """The model is told nothing of the mask rate, and has no parameters for it."""
+class NoConditioning(TimeConditioning):
+    """No conditioning; the model has no parameters for it."""
 
     active = False
 

@@ -1,6 +1,6 @@
 """The plugin `amlm`: adaptive masked language modelling (Edman and Fraser 2025, arXiv 2510.20475).
 
-Fills masking, schedule, objective, and conditioning (with none); `slots:` gives any of them to another plugin.
+It provides masking, noise schedule, objective, and no time conditioning.  `slots:` assigns a slot to another plugin.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ltg_mdlm.api import (
     TimeConditioning,
     hookimpl,
 )
-from ltg_mdlm_amlm.masked_lm import DecliningRate, MeanCrossEntropy, Untold
+from ltg_mdlm_amlm.masked_lm import DecliningRate, MeanCrossEntropy, NoConditioning
 from ltg_mdlm_amlm.masking import AdaptiveMasking
 
 
 class Options(PluginOptions):
-    """The numbers of the published recipe."""
+    """The published recipe."""
 
     mask_rate_start: float = Field(0.4, gt=0, le=1, description="mask rate at the start of training")
     mask_rate_end: float = Field(0.15, gt=0, le=1, description="mask rate at the end; linear in between")
     update_every: int = Field(200, ge=1, description="steps between two updates of the masking weights")
-    history: float = Field(0.2, ge=0, lt=1, description="share of a token type's weight that an update keeps")
+    history: float = Field(0.2, ge=0, lt=1, description="share of the old weight that an update keeps")
     smoothing: float = Field(
-        0.5, gt=0, description="added to a type's right and to its wrong predictions, so that no weight is ever 0"
+        0.5, gt=0, description="added to the correct and incorrect predictions of a type, so that no weight becomes 0"
     )
 
     def schedule(self) -> DecliningRate:
@@ -38,7 +38,7 @@ class Options(PluginOptions):
 
 
 class AMLM(Plugin[Options]):
-    """Adaptive masked language modelling: token types that are predicted badly are masked more often."""
+    """Adaptive masked language modelling: token types that are predicted poorly are masked more often."""
 
     api_version = 1
     options_model = Options
@@ -48,7 +48,7 @@ class AMLM(Plugin[Options]):
         steps, every = config.training.max_steps, self.options.update_every
         if steps is None or steps > every:
             return []
-        return [f"masking stays uniform: weights change every {every} steps, and training ends after {steps}"]
+        return [f"update_every is {every}, but training lasts {steps} steps: masking remains uniform"]
 
     @hookimpl
     def ltg_mdlm_masking(self, ctx: RunContext) -> MaskingStrategy:
@@ -70,4 +70,4 @@ class AMLM(Plugin[Options]):
 
     @hookimpl
     def ltg_mdlm_time_conditioning(self) -> TimeConditioning:
-        return Untold()
+        return NoConditioning()

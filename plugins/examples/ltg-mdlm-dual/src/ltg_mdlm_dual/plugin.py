@@ -1,36 +1,32 @@
 """The plugin `dual`: autoregressive and masked-diffusion rows together (Samuel and Charpentier 2025, arXiv 2512.14549).
 
-Fills row mode and objective; with `next_token`, masking as well.
+It provides row mode and objective, and with `next_token` also masking.
 """
 
 from __future__ import annotations
 
 from ltg_mdlm.api import Field, MaskingStrategy, Objective, Plugin, PluginOptions, RowMode, RunContext, hookimpl
-from ltg_mdlm_dual.masking import NextTokenMasking
-from ltg_mdlm_dual.objective import DualObjective
-from ltg_mdlm_dual.rows import ExactShare
+from ltg_mdlm_dual.components import DualObjective, ExactShare, NextTokenMasking
 
 
 class Options(PluginOptions):
-    """How many rows are causal, and what their tokens count for."""
+    """The share of causal rows, and weights in the loss."""
 
-    causal_share: float = Field(
-        0.25, ge=0, le=1, description="share of rows that are trained causally, exact over any number of steps"
-    )
-    causal_weight: float = Field(2.0, ge=0, description="what a causal row counts for; a masked one counts 1")
+    causal_share: float = Field(0.25, ge=0, le=1, description="share of causal rows, exact after any number of steps")
+    causal_weight: float = Field(2.0, ge=0, description="weight of a causal row; a masked row has weight 1")
     derivative_power: float = Field(
         1.0, ge=0, description="exponent of |d gamma / dt| in the weight of a masked row; 1 is the diffusion bound"
     )
-    z_loss: float = Field(1e-4, ge=0, description="weight of the squared log-normaliser, 0: none")
+    z_loss: float = Field(1e-4, ge=0, description="weight of the squared log-normaliser; 0 disables it")
     next_token: bool = Field(
         False,
-        description="fill masking, too: uniform, with masked tokens predicted one position earlier (published);"
-        " otherwise the masking plugin decides where",
+        description="provide masking, too: uniform, with masked tokens predicted one position earlier (published);"
+        " otherwise the masking plugin determines the position",
     )
 
 
 class Dual(Plugin[Options]):
-    """The dual objective: some rows of every global batch are predicted from left to right, the others unmasked."""
+    """The dual objective: causal and masked rows in every global batch."""
 
     api_version = 1
     options_model = Options

@@ -1,4 +1,4 @@
-"""The transformer against the literal oracle, and the promises of its documentation."""
+"""The transformer compared with the literal oracle, and the properties that its documentation states."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import VOCAB, disturbed_model, packed, packed_rows, small_config
-from support.oracle import Oracle, bucket, visible
+from support.oracle import Oracle, visible
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ltg_mdlm.model import transformer
-from ltg_mdlm.model.transformer import ModelConfig, Transformer, distance_buckets
+from ltg_mdlm.model.attention import attend_by_library
+from ltg_mdlm.model.transformer import ModelConfig, Transformer
 
 MDLM = {"cond_dim": 16}
 GPT_BERT = {"cond_dim": None, "depth_weighted_averaging": True}
@@ -94,8 +95,8 @@ def test_without_documents_every_row_is_one_document():
 
 @given(packed_rows())
 @settings(max_examples=25, deadline=None)
-def test_a_document_is_blind_to_the_others(rows):
-    """Every token of the other documents changed: this document's hidden states do not."""
+def test_a_document_does_not_depend_on_the_others(rows):
+    """If all tokens of the other documents change, the hidden states of a document do not."""
     document_BT, causal_B = rows
     model = disturbed_model(small_config(cond_dim=None, max_position_embeddings=32, position_bucket_size=8))
     ids_BT = torch.randint(VOCAB, document_BT.shape)
@@ -117,7 +118,7 @@ def test_causal_rows_ignore_the_future_and_other_rows_do_not():
     assert difference_BT[1, :12].min() > 1e-6
 
 
-def test_queries_see_only_the_keys_that_are_allowed_to_them():
+def test_queries_attend_only_to_allowed_keys():
     """A lower triangle makes any row causal, and it combines with documents."""
     model = disturbed_model(small_config(cond_dim=None))
     ids_BT = torch.randint(VOCAB, (2, 7))
@@ -145,14 +146,14 @@ def test_at_initialisation_time_conditioned_blocks_are_the_identity():
     torch.testing.assert_close(hidden_BTD, expected_BTD)
 
 
-def test_the_conditioning_value_matters_once_adaln_has_moved():
+def test_hidden_states_depend_on_the_conditioning_value():
     model = disturbed_model(small_config())
     ids_BT = torch.randint(VOCAB, (1, 6)).expand(2, -1)
     hidden_BTD = model(ids_BT, None, None, torch.tensor([0.2, 0.9], dtype=torch.float64))
     assert (hidden_BTD[0] - hidden_BTD[1]).abs().max() > 1e-3
 
 
-def test_a_custom_time_embedding_takes_the_place_of_the_default():
+def test_a_custom_time_embedding_replaces_the_default():
     config = small_config(cond_dim=4)
     model = Transformer(
         config, time_embedding=torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 4))
@@ -209,22 +210,6 @@ def test_initial_weights_are_truncated_normals_and_mlps_shrink_with_depth():
     assert model.sigma_map.mlp[0].bias.abs().max() > 0
 
 
-def test_buckets_equal_the_formula_and_never_leave_the_table():
-    for max_positions in (2, 16, 17, 18, 33, 128, 192, 512, 600, 768):
-        for buckets in (4, 16, 32, 48):
-            expected = [bucket(distance, max_positions, buckets) for distance in range(max_positions)]
-            assert list(distance_buckets(max_positions, buckets)) == expected
-            assert max(expected) <= buckets - 1
-
-
-def test_published_float32_buckets_leave_the_table_where_ours_do_not():
-    """REFERENCE of the regression: the published ceiling in float32 puts the farthest distance one bucket too high."""
-    distance = torch.tensor(599.0)
-    published = torch.ceil(torch.log(distance / 24) / math.log(599 / 24) * 23) + 24
-    assert published == 48
-    assert distance_buckets(600, 48)[599] == 47
-
-
 def test_too_long_rows_are_refused_with_both_lengths():
     model = Transformer(small_config(cond_dim=None, max_position_embeddings=8))
     with pytest.raises(ValueError, match=r"9 tokens.*max_position_embeddings, 8"):
@@ -254,7 +239,7 @@ def test_bfloat16_autocast_stays_close_to_float32():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that an operation returns."""
+    """Records the number of elements of the largest tensor that an operation returns."""
 
     elements = 0
 
@@ -267,7 +252,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_holds_a_vector_for_every_pair_of_positions():
-    """The published model makes one of [T, T, 2D]; the largest here is the skewed scores, [H, 64, T + 63]."""
+    """The published model has tensors [T, T, 2D]; the largest here are the skewed scores, [H, 64, T + 63]."""
     model = disturbed_model(small_config(cond_dim=None))
     ids_BT = torch.randint(VOCAB, (1, 128))
     with LargestTensor() as largest:
@@ -287,7 +272,7 @@ def test_nothing_in_a_forward_and_backward_pass_reads_a_value_on_the_host():
 
 @pytest.mark.parametrize("kind", [MDLM, GPT_BERT])
 def test_activation_checkpointing_keeps_less_and_changes_nothing(kind):
-    """With dropout, whose draws must come out the same the second time."""
+    """With dropout, whose draws must be repeated."""
     model = disturbed_model(small_config(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, **kind))
     document_BT, causal_B = rows_of(24)
     found, kept_bytes = [], []
@@ -309,8 +294,8 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(kind):
 @pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
 @pytest.mark.parametrize("kind", [MDLM, GPT_BERT])
 def test_the_layers_are_one_graph_for_the_compiler(kind, monkeypatch):
-    """As they run on a GPU; no part falls back to Python, and what they compute stays the same."""
-    monkeypatch.setattr(transformer, "attend", transformer.attend_by_library)
+    """As on a GPU; no part falls back to Python, and the results are equal."""
+    monkeypatch.setattr(transformer, "attend", attend_by_library)
     model = disturbed_model(small_config(**kind))
     document_BT, causal_B = rows_of(24)
     plain = outputs_and_gradients(model, document_BT, causal_B, oracle=False)

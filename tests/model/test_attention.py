@@ -1,4 +1,4 @@
-"""The operations whose backward pass is written out, each alone: gradients, dropout, the two ways to attend."""
+"""The operations of `attention.py`, one by one: gradients, dropout, buckets, the two implementations of attention."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import VOCAB, disturbed_model, packed, small_config
+from support.oracle import bucket
 from torch import Tensor
 
-from ltg_mdlm.model.transformer import (
+from ltg_mdlm.model.attention import (
     Geometry,
     attend,
     attend_by_library,
+    batch_geometry,
     bucket_sums,
+    distance_buckets,
     dropout,
     gated_norm,
-    geometry_of,
     keep_mask,
+    weighted_sum,
 )
 
 
@@ -31,14 +34,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def geometry_of(length: int, document_BT: Tensor | None = None, causal_B: Tensor | None = None) -> Geometry:
+    """A geometry in float64, with 15 buckets for up to 128 positions."""
+    return batch_geometry(length, 128, 8, document_BT, causal_B, None, like=torch.empty(0).double())
+
+
 def attention_inputs(length: int) -> tuple[Geometry, list[Tensor]]:
     """A geometry of two documents and padding, one row causal; query, key, value and the position tables."""
     torch.manual_seed(length)
-    config = small_config(position_bucket_size=8)
     document_BT = torch.stack([packed(2, length - 2), packed(length - 1, pad=1)])
-    geometry = geometry_of(config, length, document_BT, torch.tensor([True, False]), torch.empty(0).double())
+    geometry = geometry_of(length, document_BT, torch.tensor([True, False]))
     rows = [torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    tables = [torch.randn(3, config.num_buckets, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    tables = [torch.randn(3, 15, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     return geometry, [*rows, *tables]
 
 
@@ -56,20 +63,22 @@ def with_fixed_seed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def test_gradients_of_attention_are_those_of_finite_differences(rate):
     geometry, operands = attention_inputs(5)
     assert torch.autograd.gradcheck(
-        with_fixed_seed(partial(attend, geometry=geometry, scale=0.4, rate=rate)), operands, fast_mode=True
+        with_fixed_seed(partial(attend, geometry=geometry, scale=0.4, dropout_rate=rate)), operands, fast_mode=True
     )
 
 
-def test_gradients_of_dropout_and_gated_norm_are_those_of_finite_differences():
+def test_gradients_of_dropout_gated_norm_and_weighted_sum_are_those_of_finite_differences():
     x, gate = (torch.randn(3, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(with_fixed_seed(partial(dropout, rate=0.4, training=True)), [x])
     for approximate in ("none", "tanh"):
         assert torch.autograd.gradcheck(partial(gated_norm, eps=1e-5, approximate=approximate), [x, gate])
+    weight_K = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda weight_K, *terms: weighted_sum(weight_K, list(terms)), [weight_K, x, gate])
 
 
 @pytest.mark.parametrize("length", [3, 70])
-def test_the_library_kernel_and_the_written_out_attention_agree(length):
-    """The first runs on accelerators, the second on CPUs."""
+def test_attention_on_cpus_equals_attention_by_the_library_kernel(length):
+    """Accelerators run the second one."""
     geometry, operands = attention_inputs(length)
     ours = attend(*operands, geometry, 0.4, 0.0)
     library = attend_by_library(*operands, geometry, 0.4, 0.0)
@@ -82,18 +91,33 @@ def test_the_library_kernel_and_the_written_out_attention_agree(length):
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_bucket_sums_are_sums_over_the_columns_of_a_bucket_for_any_block(length, block, seed):
+def test_bucket_sums_are_sums_over_the_columns_of_each_bucket_for_any_block_size(length, block, seed):
     torch.manual_seed(seed)
-    config = small_config(max_position_embeddings=32, position_bucket_size=8)
-    geometry = geometry_of(config, length, None, None, torch.empty(0).double())
+    geometry = geometry_of(length)
     x = torch.randn(2, 1, length, length, dtype=torch.float64)
-    expected = torch.zeros(2, 1, length, config.num_buckets, dtype=torch.float64)
+    expected = torch.zeros(2, 1, length, 15, dtype=torch.float64)
     expected.scatter_add_(-1, geometry.bucket_TT.expand(x.shape), x)
     torch.testing.assert_close(bucket_sums(x, geometry.one_hot_UR, block), expected)
 
 
+def test_buckets_equal_the_formula_and_never_leave_the_table():
+    for max_positions in (2, 16, 17, 18, 33, 128, 192, 512, 600, 768):
+        for buckets in (4, 16, 32, 48):
+            expected = [bucket(distance, max_positions, buckets) for distance in range(max_positions)]
+            assert list(distance_buckets(max_positions, buckets)) == expected
+            assert max(expected) <= buckets - 1
+
+
+def test_published_float32_buckets_leave_the_table_where_ours_do_not():
+    """The published ceiling in float32 puts the largest distance one bucket too high."""
+    distance = torch.tensor(599.0)
+    published = torch.ceil(torch.log(distance / 24) / math.log(599 / 24) * 23) + 24
+    assert published == 48
+    assert distance_buckets(600, 48)[599] == 47
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 1e-4])
-def test_a_mask_keeps_the_stated_share_in_each_of_the_four_parts_of_a_word(rate):
+def test_masks_keep_the_stated_share_in_each_16_bit_part_of_a_random_word(rate):
     torch.manual_seed(0)
     keep, scale = keep_mask(torch.empty(2**20), rate)
     assert set(keep.unique().tolist()) == {0, 1}
@@ -107,7 +131,7 @@ def test_kept_elements_are_independent_of_their_neighbours():
     torch.manual_seed(0)
     keep, _ = keep_mask(torch.empty(2**20), 0.3)
     centred = keep.double() - keep.double().mean()
-    for lag in (1, 2, 3, 4, 8, 624, 1248):  # within a word, between words, the length of the generator's state
+    for lag in (1, 2, 3, 4, 8, 624, 1248):  # within a word, between words, at the length of the generator's state
         correlation = (centred[lag:] * centred[:-lag]).mean() / centred.square().mean()
         assert abs(correlation) < 5 / math.sqrt(len(keep))
 
@@ -141,7 +165,7 @@ def test_dropout_of_probabilities_leaves_the_mean_context_unchanged():
 
 
 def test_every_dropout_of_the_model_is_on_in_training_and_off_in_evaluation():
-    """With one of the two rates at a time: both have an effect, and none is left in evaluation."""
+    """Tested with one of the two rates at a time."""
     ids_BT = torch.randint(VOCAB, (2, 8))
     for rates in ({"hidden_dropout_prob": 0.2}, {"attention_probs_dropout_prob": 0.2}):
         model = disturbed_model(small_config(cond_dim=None, **rates))

@@ -1,0 +1,334 @@
+"""Attention with relative positions, and the other operations of the model whose backward pass is written out.
+
+The operations are functions of tensors; the modules that own the weights are in `transformer.py`.  Comments at the
+autograd functions compare them with the same formula under autograd, for one call in the small model on 32 rows of 128
+tokens in fp32: `python benchmarks/model_speed.py --operations --threads 1 --clock cpu --rounds 9` (docs/benchmarks.md).
+
+This file is part of every exported model, so it imports only torch and the standard library.
+
+Shapes are suffixes: B rows, T tokens per row, H heads, E width of a head, R relative-position buckets,
+U = 2T - 1 offsets, K terms of a sum.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with `x`: autocast's dtype if autocast is enabled, otherwise that of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """`function.apply` with autocast disabled, so that every operation runs in the dtype of its operands."""
+    device = next(x.device.type for x in arguments if isinstance(x, Tensor))
+    with torch.autocast(device, enabled=False):
+        return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+# ---- geometry: relative positions and masks, shared by all layers ----
+
+
+class Geometry(NamedTuple):
+    """Relative positions and attention mask of a batch; equal for all layers."""
+
+    bucket_TT: Tensor
+    """int64: row of the relative-position table for (query, key)"""
+    one_hot_UR: Tensor
+    """this row as a one-hot vector, for the offsets query - key from T - 1 down to -(T - 1)"""
+    mask_B1TT: Tensor | None
+    """see `attention_mask`"""
+
+
+def batch_geometry(
+    length: int,
+    max_positions: int,
+    bucket_size: int,
+    document_BT: Tensor | None,
+    causal_B: Tensor | None,
+    allowed_BTT: Tensor | None,
+    like: Tensor,
+) -> Geometry:
+    """The geometry of rows of T = `length` tokens, on the device of `like` and in the dtype of its matrix products.
+
+    `max_positions` and `bucket_size` are described at `distance_buckets`, the other tensors at `attention_mask`.
+    """
+    device, dtype = like.device, matmul_dtype(like)
+    bucket_T = distance_buckets(max_positions, bucket_size)[:length]
+    signed_U = torch.tensor([*reversed(bucket_T), *(-bucket for bucket in bucket_T[1:])])
+    bucket_U = signed_U.to(device, non_blocking=True) + bucket_size - 1
+    position_T = torch.arange(length, device=device)
+    bucket_TT = bucket_U[position_T - position_T[:, None] + length - 1]
+    one_hot_UR = (bucket_U[:, None] == torch.arange(2 * bucket_size - 1, device=device)).to(dtype)
+    return Geometry(bucket_TT, one_hot_UR, attention_mask(length, document_BT, causal_B, allowed_BTT, dtype))
+
+
+@functools.lru_cache(maxsize=64)
+def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
+    """Buckets of the distances 0 .. P - 1: the distance itself up to m = bucket_size / 2, then a logarithmic scale.
+
+    Beyond m, the bucket is ceil(log(d / m) / log((P - 1) / m) * (m - 1)) + m (arXiv 2303.09859), computed in integers:
+    in floating point the ceiling of the last distance can be one too high and index outside the table.
+    """
+    middle, last = bucket_size // 2, max_positions - 1
+    buckets = list(range(min(middle, last) + 1))
+    step = 0
+    for distance in range(middle + 1, max_positions):
+        # the smallest step with (d / m) ** (m - 1) <= ((P - 1) / m) ** step
+        while distance ** (middle - 1) * middle**step > last**step * middle ** (middle - 1):
+            step += 1
+        buckets.append(middle + step)
+    return tuple(buckets)
+
+
+def attention_mask(
+    length: int,
+    document_BT: Tensor | None,
+    causal_B: Tensor | None,
+    allowed_BTT: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Additive mask [B, 1, T, T]: 0 where the query attends to the key, else -inf; None if there is no restriction.
+
+    A query attends to keys of its own document, in rows of `causal_B` to itself and earlier keys, and to keys that
+    `allowed_BTT` permits.  Padding (document -1) attends to padding, so no row of scores is empty; `allowed_BTT` must
+    permit at least one key for every query.
+    """
+    allowed = allowed_BTT
+    if document_BT is not None:
+        same_document = document_BT[:, :, None] == document_BT[:, None, :]
+        allowed = same_document if allowed is None else allowed & same_document
+    if causal_B is not None:
+        position_T = torch.arange(length, device=causal_B.device)
+        not_future = (position_T[:, None] >= position_T) | ~causal_B[:, None, None]
+        allowed = not_future if allowed is None else allowed & not_future
+    if allowed is None:
+        return None
+    blocked = torch.full((), -math.inf, dtype=dtype, device=allowed.device)
+    return torch.where(allowed, torch.zeros_like(blocked), blocked)[:, None]
+
+
+# ---- attention ----
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_pos: Tensor,
+    key_pos: Tensor,
+    geometry: Geometry,
+    scale: float,
+    dropout_rate: float,
+) -> Tensor:
+    """softmax(scale * query . key + `relative_scores`), dropout, times value: [B, H, T, E].
+
+    `query`, `key` and `value` are [B, H, T, E]; `query_pos` and `key_pos`, already scaled, are [H, R, E].
+    """
+    if query.device.type == "cpu":  # no library kernel has dropout or the gradient of a bias there
+        return apply(_Attention, geometry, scale, dropout_rate, query, key, value, query_pos, key_pos)
+    return attend_by_library(query, key, value, query_pos, key_pos, geometry, scale, dropout_rate)
+
+
+def attend_by_library(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_pos: Tensor,
+    key_pos: Tensor,
+    geometry: Geometry,
+    scale: float,
+    dropout_rate: float,
+) -> Tensor:
+    """`attend` with torch's fused kernel; relative scores and mask are its bias [B, H, T, T]."""
+    bias = apply(_RelativeScores, geometry, query, key, query_pos, key_pos)
+    return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout_rate, scale=scale)
+
+
+class _Attention(torch.autograd.Function):
+    """`attend` on a CPU.  Keeps the probabilities and a dropout mask of two bytes per probability."""
+
+    # benchmark: keeps 19 MB instead of 63 MB, in equal time
+
+    @staticmethod
+    def forward(ctx: Any, geometry: Geometry, scale: float, dropout_rate: float, *operands: Tensor) -> Tensor:
+        query, key, value, query_pos, key_pos = operands
+        scores = relative_scores(geometry, query, key, query_pos, key_pos)
+        scores.flatten(0, 1).baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
+        probability = scores.softmax(-1)
+        keep, keep_scale = keep_mask(probability, dropout_rate) if dropout_rate else (None, 1.0)
+        ctx.geometry, ctx.scale, ctx.keep_scale = geometry, scale, keep_scale
+        ctx.save_for_backward(*operands, probability, keep)
+        return _masked(probability, keep) @ (value * keep_scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_context: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, query_pos, key_pos, probability, keep = ctx.saved_tensors
+        grad_context = grad_context * ctx.keep_scale
+        grad_value = _masked(probability, keep).mT @ grad_context
+        grad_probability = _masked(grad_context @ value.mT, keep)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_probability, probability, -1, probability.dtype)
+        grad_query, grad_key, *grad_tables = relative_scores_backward(
+            grad_scores, ctx.geometry, query, key, query_pos, key_pos
+        )
+        grad_query.add_(grad_scores @ key, alpha=ctx.scale)
+        grad_key.add_(grad_scores.mT @ query, alpha=ctx.scale)
+        return None, None, None, grad_query, grad_key, grad_value, *grad_tables
+
+
+def _masked(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else keep.to(x.dtype).mul_(x)
+
+
+class _RelativeScores(torch.autograd.Function):
+    """`relative_scores` with `relative_scores_backward`, for accelerators."""
+
+    # benchmark: keeps 0 MB instead of 19 MB, in 1.4 times the time on a CPU, where it is only tested.  On GPUs, the
+    # scatter of autograd would add atomically, in an order that changes from run to run; its speed is not measured.
+
+    @staticmethod
+    def forward(ctx: Any, geometry: Geometry, *operands: Tensor) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(*operands)
+        return relative_scores(geometry, *operands)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *relative_scores_backward(grad_scores, ctx.geometry, *ctx.saved_tensors)
+
+
+def relative_scores(geometry: Geometry, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
+    """[B, H, T, T]: query . key_pos[bucket] + key . query_pos[bucket] + mask.
+
+    The products with the tables come before the lookup.  In the order of the formula, each table would be expanded to
+    a tensor [T, T, H, E].
+    """
+    bucket = geometry.bucket_TT.expand(*query.shape[:2], -1, -1)
+    scores = (query @ key_pos.mT).gather(-1, bucket)
+    scores += (key @ query_pos.mT).mT.gather(-2, bucket)
+    if geometry.mask_B1TT is not None:
+        scores += geometry.mask_B1TT
+    return scores
+
+
+def relative_scores_backward(
+    grad_scores: Tensor, geometry: Geometry, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `relative_scores` with respect to query, key, query_pos and key_pos."""
+    grad_by_query = bucket_sums(grad_scores, geometry.one_hot_UR)
+    grad_by_key = bucket_sums(grad_scores.mT, geometry.one_hot_UR.flip(0))
+    grad_query_pos = (grad_by_key.mT @ key).sum(0)
+    grad_key_pos = (grad_by_query.mT @ query).sum(0)
+    return grad_by_query @ key_pos, grad_by_key @ query_pos, grad_query_pos, grad_key_pos
+
+
+def bucket_sums(x_BHTT: Tensor, one_hot_UR: Tensor, block: int = 64) -> Tensor:
+    """[B, H, T, R]: entry (i, r) is the sum of row i over the columns j whose offset i - j has bucket r.
+
+    This is the gradient of the lookup, as matrix products instead of a scatter: a block of n rows is copied to a zeroed
+    buffer, element (i, j) to column n - 1 - i + j, so that equal offsets share a column, and the buffer is multiplied
+    by the one-hot matrix.
+    """
+    *outer, length, _ = x_BHTT.shape
+    rows = min(block, length)
+    columns = length + rows - 1
+    buffer = x_BHTT.new_zeros(*outer, rows, columns)
+    skewed = buffer.as_strided((*outer, rows, length), (*buffer.stride()[:-2], columns - 1, 1), rows - 1)
+    sums = x_BHTT.new_empty(*outer, length, one_hot_UR.shape[1])
+    for start in range(0, length, rows):
+        start = min(start, length - rows)  # the last block overlaps its predecessor, so every block fills the buffer
+        stop = start + rows
+        skewed.copy_(x_BHTT[..., start:stop, :])
+        sums[..., start:stop, :] = buffer @ one_hot_UR[length - stop : length - stop + columns]
+    return sums
+
+
+# ---- dropout, gated norm, depth-weighted sum ----
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Inverted dropout, drawn from torch's default generator."""
+    if not training or rate == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    keep, scale = keep_mask(x, rate)
+    return x * keep * scale
+
+
+def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
+    """A dropout mask, 0 or 1 as int16 in the shape of `like`, and the scale 1 / P(1), where P(1) = 1 - rate.
+
+    Each element is decided by 16 random bits; on a CPU this is several times faster than a random float.  P(1) is
+    therefore rounded to a multiple of 2^-16, and the scale is that of the rounded probability.
+    """
+    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    dropped = round(rate * 2**16)
+    keep = words.view(torch.int16)[: like.numel()].view(like.shape).ge_(dropped - 2**15)
+    return keep, 2**16 / (2**16 - dropped)
+
+
+def gated_norm(x: Tensor, gate: Tensor, eps: float, approximate: str = "none") -> Tensor:
+    """LayerNorm(x * GELU(gate)) without an affine transformation."""
+    return apply(_GatedNorm, x, gate, eps, approximate)
+
+
+class _GatedNorm(torch.autograd.Function):
+    """Computes the product x * GELU(gate) again in the backward pass instead of keeping it."""
+
+    # benchmark: keeps 21 MB instead of 42 MB, in 1.1 times the time
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, eps: float, approximate: str) -> Tensor:
+        activated = F.gelu(gate, approximate=approximate)
+        normal, mean, rstd = torch.native_layer_norm(x * activated, x.shape[-1:], None, None, eps)
+        ctx.approximate = approximate
+        ctx.save_for_backward(x, gate, activated, mean, rstd)
+        return normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_normal: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, activated, mean, rstd = ctx.saved_tensors
+        grad_product, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad_normal, x * activated, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+        )
+        grad_gate = torch.ops.aten.gelu_backward(grad_product * x, gate, approximate=ctx.approximate)
+        return grad_product.mul_(activated), grad_gate, None, None
+
+
+def weighted_sum(weight_K: Tensor, terms: list[Tensor]) -> Tensor:
+    """sum_k weight_K[k] * terms[k]."""
+    return apply(_WeightedSum, weight_K, *terms)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Accumulates in place, without a stacked copy of the terms."""
+
+    # benchmark: 5.9 times as fast; keeps 0 MB instead of 82 MB
+
+    @staticmethod
+    def forward(ctx: Any, weight_K: Tensor, *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_K, *terms)
+        total = terms[0] * weight_K[0]
+        for weight, term in zip(weight_K[1:], terms[1:], strict=True):
+            total.addcmul_(weight, term)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, ...]:
+        weight_K, *terms = ctx.saved_tensors
+        grad_weight_K = torch.stack([torch.dot(grad_total.flatten(), term.flatten()) for term in terms])
+        return grad_weight_K, *(grad_total * weight for weight in weight_K)
