@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ltg_mdlm.core.batch import Step
 from ltg_mdlm.core.machine import native_bf16
 from ltg_mdlm.core.settings import parse_yaml, stored_config
-from ltg_mdlm.host.failures import failures_named
-from ltg_mdlm.host.result_checks import watched
+from ltg_mdlm.data.tokenizer import MASK
+from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.storage.checkpoint import read_about
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training.assembly import Run
@@ -73,29 +72,21 @@ def resolve_precision(run: Run, stored: str | None = None) -> tuple[Run, str | N
 def pass_seconds(run: Run) -> dict[str, float]:
     """Median seconds of a forward and backward pass over this rank's first micro-batch, by precision; for CPUs.
 
-    The run stays as it was: weights and optimizer are not updated, gradients are dropped, and the components' state and
-    the random number generator are restored.
+    Half of the tokens are masked, whatever the plugins do: no component is called, since components may have state.
+    Nothing is updated, gradients are dropped, and the state of the random number generator is restored.
     """
-    loss, recipe, schedule = run.loss, run.recipe, run.schedule
+    loss, model = run.loss, run.loss.model
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    state = {name: tensor.clone() for name, tensor in recipe.state_dict().items()}
-    with (
-        torch.random.fork_rng(devices=()),
-        failures_named(recipe.components, lambda _: "before the first step"),
-        watched(recipe.components),
-    ):
-        step = Step(
-            seed=run.config.seed,
-            step=0,
-            progress=0.0,
-            epoch=run.loader.epoch(0),
-            rows=schedule.rows(0),
-            first_row=schedule.first_row(0),
-        )
-        step = recipe.begin(step, run.ranks.device)
-        micro_batch = recipe.corrupt(run.loader.micro_batches(0)[0], step)
-        denominators_K = recipe.denominators([micro_batch]).clamp(min=torch.finfo(torch.float32).tiny)
-        end = time.perf_counter() + MAX_SECONDS
+    batch = run.loader.micro_batches(0)[0]
+    masked_BT = batch.maskable_BT & (torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device) % 2 == 0)
+    input_BT = batch.ids_BT.masked_fill(masked_BT, MASK)
+    causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
+    is_conditioned = run.recipe.components.time_conditioning.active
+    conditioning_B = torch.zeros(len(causal_B), device=causal_B.device) if is_conditioned else None
+    label_N = batch.ids_BT[masked_BT]
+    weight_N = torch.full(label_N.shape, 1 / max(len(label_N), 1), device=label_N.device)
+    end = time.perf_counter() + MAX_SECONDS
+    with torch.random.fork_rng(devices=()):
         for done in range(WARM_UP_PASSES + TIMED_PASSES):
             if done >= 2 and time.perf_counter() > end:  # the very first passes are slow in any precision
                 break
@@ -103,8 +94,13 @@ def pass_seconds(run: Run) -> dict[str, float]:
             for precision, times in seconds.items():
                 loss.bf16 = precision == "bf16"
                 start = time.perf_counter()
-                loss(micro_batch, denominators_K, step).loss.backward()
+                with loss.autocast(causal_B.device):
+                    hidden_BTD = model(input_BT, batch.document_BT, causal_B, conditioning_B)
+                    features_ND = model.head(hidden_BTD[masked_BT])
+                    output = weighted_cross_entropy(
+                        features_ND, model.output_weight_VD, model.output_bias_V, label_N, weight_N, None
+                    )
+                output.loss.backward()  # type: ignore[no-untyped-call]
                 times.append(time.perf_counter() - start)
                 run.optimizer.zero_grad()
-    recipe.load_state_dict(state)
     return {name: statistics.median(times[WARM_UP_PASSES:] or times[-1:]) for name, times in seconds.items()}
