@@ -1,4 +1,4 @@
-"""Copies of tensors in main memory that later work on the device cannot change."""
+"""Copies of device tensors in host memory, made without stopping the device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A tensor on its way to the host, so that reading it later does not stop the device.
+    """An asynchronous copy of one tensor to the host.
 
-    The copy is queued right behind the work that makes the tensor; whatever is launched before `get` keeps the device
-    busy while the host waits for the copy alone.
+    The copy is queued behind the work that computes the tensor.  `get` waits for the copy only, so the device stays busy
+    with the work that was queued in the meantime.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -26,39 +26,39 @@ class HostCopy:
             self._host = tensor.clone()
 
     def get(self) -> Tensor:
-        """The tensor on the CPU."""
+        """The copy, on the CPU."""
         if self._event is not None:
             self._event.synchronize()
         return self._host
 
 
 class HostBuffers:
-    """Main memory for one copy of named tensors, used again for the next copy; page-locked if they lie on a GPU."""
+    """Reusable host memory for copies of named tensors; page-locked for tensors on a GPU."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
-        self._arrived: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies in the same memory as the last ones, not to be read before `wait`.
+        """Copy the tensors into the buffers of the previous call, and return these.  Call `wait` before reading them.
 
-        On a GPU the copying is only queued, in front of everything that the device will do later.
+        On a GPU the copies are only queued, before everything that the device is asked to do later.
         """
-        self._buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
+        buffers = {}
         for name, tensor in tensors.items():
-            self._buffers[name].copy_(tensor.detach(), non_blocking=True)
+            old = self._buffers.get(name)
+            if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
+                buffers[name] = old
+            else:
+                buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            buffers[name].copy_(tensor.detach(), non_blocking=True)
+        self._buffers = buffers
         if any(tensor.is_cuda for tensor in tensors.values()):
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
-        return dict(self._buffers)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+        return dict(buffers)
 
     def wait(self) -> None:
-        """Return when the last copy is complete; from any thread."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-
-    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
-        old = self._buffers.get(name)
-        if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
-            return old
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        """Wait until the last copy is complete.  May be called from any thread."""
+        if self._copied is not None:
+            self._copied.synchronize()
