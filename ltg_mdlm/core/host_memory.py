@@ -11,7 +11,7 @@ from torch import Tensor
 class HostCopy:
     """An asynchronous copy of one tensor to the host.
 
-    The copy is queued behind the work that computes the tensor.  `get` waits for the copy only, so the device stays busy
+    The copy is queued behind the work that computes the tensor.  `get` waits for the copy only, so the device continues
     with the work that was queued in the meantime.
     """
 
