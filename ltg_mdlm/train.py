@@ -1,4 +1,4 @@
-"""`python -m ltg_mdlm.train`: one process, or as many as torchrun starts."""
+"""`python -m ltg_mdlm.train`, in one process or under torchrun."""
 
 from __future__ import annotations
 

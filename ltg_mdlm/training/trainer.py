@@ -241,7 +241,10 @@ class Trainer:
         self.checkpoints.save(self.state())
 
     def close(self) -> None:
-        """Wait for a checkpoint that is being written, and close the sinks."""
+        """Wait for a checkpoint that is being written, close the sinks, and leave data parallelism."""
+        # The reducer of DistributedDataParallel must not be the last owner of the process group: it would wait for
+        # gloo's threads while it holds the interpreter's lock, which they need to free their tensors.
+        self.loss = self.run.loss
         self.checkpoints.close()
         for sink in self.sinks:
             sink.close()

@@ -280,7 +280,7 @@ def test_zero_grad_forgets_the_gradients():
     ],
 )
 def test_the_learning_rate_follows_the_published_curve(step, expected):
-    """1000 steps: 16 of warm-up, a cosine to 0.1, 16 of cool-down.  The published curve starts at 0, ours does not."""
+    """1000 steps: 16 of warm-up, a cosine to 0.1, 16 of cool-down; the first step is not 0 as in the published code."""
     assert learning_rate_factor(step, 1000, warmup=0.016, cooldown=0.016, final=0.1) == pytest.approx(expected)
 
 
