@@ -23,7 +23,7 @@ from markdown import add_write_option, publish, table
 from torch import Tensor
 
 from ltg_mdlm.inference.samplers import remasking_probability
-from ltg_mdlm.inference.sampling_rule import EqualSteps, RateSchedule, SamplingRule, rates
+from ltg_mdlm.inference.sampling_rule import EqualSteps, RateSchedule, SamplingRule, mask_rates
 from ltg_mdlm.testing.enumeration import JOINT_Q
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -75,7 +75,7 @@ def _p_value(p: float) -> str:
 
 def by_steps(count: int) -> str:
     """Ancestral sampling against the number of steps."""
-    rows = [[str(k), *measured(count, exact_law(rates(LINEAR, k)), steps=k)] for k in STEPS]
+    rows = [[str(k), *measured(count, exact_law(mask_rates(LINEAR, k)), steps=k)] for k in STEPS]
     rows.append(["one per token", *measured(count, None)])
     return table(["steps", "passes per sample", "chi-square (df)", "p", "deviation of the samples", "of the law"], rows)
 
@@ -96,7 +96,7 @@ def deviations(laws: Sequence[Tensor]) -> list[str]:
 
 def by_schedule() -> str:
     """The law against the mask rates at the ends of the steps."""
-    rows = [[name, *deviations([exact_law(rates(s, k)) for k in STEPS])] for name, s in SCHEDULES.items()]
+    rows = [[name, *deviations([exact_law(mask_rates(s, k)) for k in STEPS])] for name, s in SCHEDULES.items()]
     return table(["schedule", *(f"K = {k}" for k in STEPS)], rows)
 
 
@@ -105,7 +105,7 @@ def by_remasking() -> str:
     rows = []
     for name, settings in REMASKING.items():
         sigma = partial(_sigma, settings)
-        rows.append([name, *deviations([exact_law(rates(LINEAR, k), sigma) for k in STEPS])])
+        rows.append([name, *deviations([exact_law(mask_rates(LINEAR, k), sigma) for k in STEPS])])
     return table(["remasking", *(f"K = {k}" for k in STEPS)], rows)
 
 
@@ -119,7 +119,7 @@ def by_type_masking() -> str:
     for name, weights in TYPE_WEIGHTS.items():
         tilt = partial(_probability, torch.tensor(weights, dtype=torch.float64))
         for by_type in (False, True):
-            laws = [exact_law(rates(LINEAR, k), tilt=tilt, by_type=by_type) for k in STEPS]
+            laws = [exact_law(mask_rates(LINEAR, k), tilt=tilt, by_type=by_type) for k in STEPS]
             rows.append([name, "pi(t) / pi(s), by type" if by_type else "t / s, as here", *deviations(laws)])
     return table(["weights of the types", "stays masked with", *(f"K = {k}" for k in STEPS)], rows)
 

@@ -21,7 +21,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.tokenizer import BOS, EOS, MASK, NUM_SPECIAL
 from ltg_mdlm.inference.canvas import continuation, draw_tokens, infilling, model_predictor, nucleus
 from ltg_mdlm.inference.sampling import Sample, generate
-from ltg_mdlm.inference.sampling_rule import SamplingRule, rates, trained_schedule
+from ltg_mdlm.inference.sampling_rule import SamplingRule, mask_rates, trained_schedule
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.inference.texts import Text
 from ltg_mdlm.inference.trained_model import TrainedModel, open_model
@@ -170,7 +170,7 @@ def test_weights_that_an_exported_folder_does_not_hold_are_refused(uniform_run, 
 def test_the_trained_schedule_is_that_of_the_plugin(uniform):
     t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     expected = [0.0, *(1 - torch.cos(torch.pi / 2 * t)).tolist(), 1.0]  # the laptop configuration's cosine
-    assert rates(trained_schedule(uniform), 4).tolist() == pytest.approx(expected, abs=1e-12)
+    assert mask_rates(trained_schedule(uniform), 4).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_three_lines_of_the_documentation_run(uniform_run, tmp_path, monkeypatch):
@@ -242,20 +242,25 @@ def test_a_rule_without_sense_is_refused(settings, message):
 @pytest.mark.parametrize(
     ("kind", "settings", "wanted", "message"),
     [
-        ("uniform", {"sampler": "autoregressive"}, {}, "needs a model trained on causal rows; uniform saw only masked"),
+        (
+            "uniform",
+            {"sampler": "autoregressive"},
+            {},
+            "causal rows; uniform was trained only on masked rows",
+        ),
         ("causal", {"sampler": "ancestral"}, {}, "needs a model trained on masked rows"),
         ("hybrid", {"sampler": "autoregressive"}, {"infill": "<mask> dog"}, "cannot fill gaps before given words"),
         ("hybrid", {"steps": 2, "schedule": "trained"}, {}, "lie between 0.15 and 0.15"),
         ("unknown", {"steps": 2, "schedule": "trained"}, {}, "does not say how it was trained"),
-        ("uniform", {}, {"length": 128}, "128 tokens to draw and 1 given ones .* draw at most 127 tokens"),
+        ("uniform", {}, {"length": 128}, "128 tokens to draw and 1 given tokens .* draw at most 127 tokens"),
         ("uniform", {}, {"prompt": "dog " * 300}, "do not fit into the 128 positions of uniform"),
         ("uniform", {}, {"infill": "dog " * 300 + "<mask>"}, "do not fit"),
         ("uniform", {}, {"length": 0}, "--length 0"),
         ("uniform", {}, {"prompt": ""}, "--prompt: there is no text"),
         ("uniform", {}, {"prompt": "a <mask>"}, "is filled in --infill only"),
         ("uniform", {}, {"infill": "the dog"}, "there is no <mask> in it"),
-        ("uniform", {}, {"prompt": "a \udcff"}, "some of its bytes are no text"),
-        ("uniform", {}, {"infill": "\udcff <mask>"}, "some of its bytes are no text"),
+        ("uniform", {}, {"prompt": "a \udcff"}, "some bytes are not valid"),
+        ("uniform", {}, {"infill": "\udcff <mask>"}, "some bytes are not valid"),
         ("uniform", {}, {"infill": "a <mask>", "prompt": "a"}, "leave --prompt and --length out"),
         ("uniform", {}, {"infill": "a <mask>", "length": 3}, "leave --prompt and --length out"),
         ("uniform", {}, {"count": 0}, "--count 0"),

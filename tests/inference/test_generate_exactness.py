@@ -14,8 +14,8 @@ from support.exact_sampling import (
 )
 from torch import Tensor
 
-from ltg_mdlm.inference.samplers import ancestral_visits, remasking_history, remasking_probability, remasking_visits
-from ltg_mdlm.inference.sampling_rule import EqualSteps, SamplingRule, rates
+from ltg_mdlm.inference.samplers import plan_ancestral, plan_remasking, remasking_history, remasking_probability
+from ltg_mdlm.inference.sampling_rule import EqualSteps, SamplingRule, mask_rates
 from ltg_mdlm.testing.enumeration import JOINT_Q, LENGTH
 
 COUNT = 6_000
@@ -72,7 +72,7 @@ def test_the_test_notices_the_rule_that_keeps_the_likeliest_of_the_drawn_tokens(
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_with_few_steps_samples_follow_the_law_of_the_discretised_process(steps, schedule):
     counts_Q, _ = draw(COUNT, schedule=schedule, steps=steps)
-    assert chi_square(counts_Q, exact_law(rates(schedule, steps))).p > LEAST_P
+    assert chi_square(counts_Q, exact_law(mask_rates(schedule, steps))).p > LEAST_P
 
 
 @pytest.mark.parametrize("remask", [{"eta_cap": 0.2}, {"eta_rescale": 0.5}], ids=str)
@@ -80,13 +80,13 @@ def test_with_remasking_samples_follow_the_law_of_the_remasking_process(remask):
     steps = 5
     rule = SamplingRule(steps=steps, **remask)
     counts_Q, _ = draw(COUNT, steps=steps, **remask)
-    law_Q = exact_law(rates(EqualSteps(), steps), lambda s, t: remasking_probability(s, t, rule))
+    law_Q = exact_law(mask_rates(EqualSteps(), steps), lambda s, t: remasking_probability(s, t, rule))
     assert chi_square(counts_Q, law_Q).p > LEAST_P
 
 
 @pytest.mark.parametrize("schedule", [EqualSteps(), Bent()], ids=["linear", "bent"])
 def test_the_deviation_from_the_joint_distribution_falls_as_steps_grow(schedule):
-    deviations = [total_variation(exact_law(rates(schedule, steps)), JOINT_Q) for steps in STEPS]
+    deviations = [total_variation(exact_law(mask_rates(schedule, steps)), JOINT_Q) for steps in STEPS]
     assert deviations == sorted(deviations, reverse=True)
     assert deviations[0] > 0.2
     assert deviations[-1] < deviations[0] / 8
@@ -100,7 +100,7 @@ def test_the_deviation_of_the_samples_falls_as_steps_grow():
 
 @pytest.mark.parametrize("remask", [{"eta_cap": 0.1}, {"eta_rescale": 0.5}, {"eta_rescale": 1.0}], ids=str)
 def test_remasking_keeps_the_share_of_masked_tokens_at_every_step(remask):
-    rates_K = rates(Bent(), 6)
+    rates_K = mask_rates(Bent(), 6)
     rule = SamplingRule(steps=6, **remask)
     history_KBT = remasking_history(torch.ones(4, dtype=torch.bool), torch.arange(10_000), rates_K, rule)
     assert history_KBT.double().mean((1, 2)).tolist() == pytest.approx(rates_K.flip(0).tolist(), abs=0.01)
@@ -110,16 +110,16 @@ def test_remasking_keeps_the_share_of_masked_tokens_at_every_step(remask):
 def test_every_visit_reveals_something_and_the_last_one_leaves_nothing_masked():
     gap_T = torch.tensor([False, True, True, False, True])
     rule = SamplingRule(steps=9, eta_cap=0.3)
-    for visits in (
-        ancestral_visits(gap_T, torch.arange(50), rates(EqualSteps(), 9), 0),
-        remasking_visits(gap_T, torch.arange(50), rates(EqualSteps(), 9), rule),
+    for plan in (
+        plan_ancestral(gap_T, torch.arange(50), mask_rates(EqualSteps(), 9), 0),
+        plan_remasking(gap_T, torch.arange(50), mask_rates(EqualSteps(), 9), rule),
     ):
         for row in range(50):
-            used_J = visits.reveal_JBT[:, row].any(1)
+            used_J = plan.unmask_JBT[:, row].any(1)
             assert bool((used_J[:-1] >= used_J[1:]).all())
             last = int(used_J.sum()) - 1
-            assert bool((visits.reveal_JBT[last, row] == visits.hidden_JBT[last, row]).all())
-        assert not visits.reveal_JBT[:, :, ~gap_T].any()
+            assert bool((plan.unmask_JBT[last, row] == plan.masked_JBT[last, row]).all())
+        assert not plan.unmask_JBT[:, :, ~gap_T].any()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, None])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ltg_mdlm.data.tokenizer import EOS, MASK, NUM_SPECIAL, PAD
 from ltg_mdlm.inference.canvas import GAP, Canvas, Readout, Setting, Template, continuation, infilling
-from ltg_mdlm.inference.samplers import counts
+from ltg_mdlm.inference.samplers import unmask_counts
 from ltg_mdlm.inference.sampling import draw_rows
-from ltg_mdlm.inference.sampling_rule import EqualSteps, SamplingRule, rates
+from ltg_mdlm.inference.sampling_rule import EqualSteps, SamplingRule, mask_rates
 
 TOKENIZER = small_tokenizer()
 
@@ -99,7 +99,7 @@ def test_a_gap_stands_for_one_token_and_the_rest_is_read_as_it_was(text):
 
 @given(st.integers(1, 200), st.integers(1, 300))
 def test_ordered_samplers_deal_all_tokens_to_the_steps_evenly(columns, steps):
-    dealt = counts(columns, rates(EqualSteps(), steps))
+    dealt = unmask_counts(columns, mask_rates(EqualSteps(), steps))
     assert sum(dealt) == columns
     assert len(dealt) == min(columns, steps)
     assert max(dealt) - min(dealt) <= 1
