@@ -74,7 +74,7 @@ RULES = {
 @pytest.mark.parametrize("predicts", ["same", "next"])
 @pytest.mark.parametrize("tokens_per_batch", [1, 40, 4096])
 def test_masked_scores_are_those_of_one_row_at_a_time(time, predicts, tokens_per_batch, monkeypatch):
-    monkeypatch.setattr(scoring, "_SCORED_AT_ONCE", 7)
+    monkeypatch.setattr(scoring, "_POSITIONS_AT_ONCE", 7)
     rule, told = RULES[time]
     parts = denoiser(predicts)
     rule = ScoringRule(score=default_score(parts), time=rule.time, rate=rule.rate, tokens_per_batch=tokens_per_batch)

@@ -285,7 +285,7 @@ def test_a_damaged_checkpoint_is_not_exported(part, tmp_path):
     [
         ("config.json", "{", "config.json cannot be read"),
         ("config.json", '{"hidden_size": 24}', "config.json: not the sizes of a model"),
-        ("config.json", '{"model_type": "gpt2"}', "a model of type 'gpt2', not one that `ltg-mdlm export` wrote"),
+        ("config.json", '{"model_type": "gpt2"}', "a model of type 'gpt2', which `ltg-mdlm export` did not write"),
         ("model.safetensors", "", "model.safetensors cannot be read"),
         ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer file"),
     ],
