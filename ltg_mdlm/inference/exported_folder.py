@@ -120,8 +120,3 @@ def _read_json(file: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} cannot be read: it is not a JSON object")
     return content
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write an object with indentation."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
