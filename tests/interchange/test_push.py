@@ -125,10 +125,10 @@ def test_nothing_private_goes_to_a_public_repository(tmp_path, run, hub):
     [
         ("whoami", LocalTokenNotFoundError("no token"), "not logged in to the Hugging Face Hub"),
         ("whoami", HfHubHTTPError(401), "not logged in to the Hugging Face Hub"),
-        ("whoami", OfflineModeIsEnabled("offline"), "is switched off by HF_HUB_OFFLINE"),
+        ("whoami", OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE disables access"),
         ("whoami", ConnectError("no route to host"), "cannot be reached: no route to host"),
-        ("create_repo", HfHubHTTPError(403), f"may not write to {REPO}"),
-        ("create_branch", HfHubHTTPError(500), "the Hugging Face Hub refuses: 500 Client Error"),
+        ("create_repo", HfHubHTTPError(403), f"has no write access to {REPO}"),
+        ("create_branch", HfHubHTTPError(500), "the Hugging Face Hub refused the request: 500 Client Error"),
         ("upload_folder", TimeoutError("timed out"), "cannot be reached: timed out"),
     ],
 )
@@ -155,7 +155,7 @@ def test_an_incomplete_folder_is_refused(tmp_path, run, hub, missing):
     (folder / missing).unlink()
     code, _, err = run("push", str(folder), "--repo", REPO)
     assert code == 2
-    assert f"{folder}: not a complete exported folder: it lacks {missing}\n" in err
+    assert f"{folder}: not a complete exported folder: missing {missing}\n" in err
     assert hub.branches == {}
 
 
@@ -183,7 +183,7 @@ def test_one_incomplete_revision_keeps_all_of_them_here(with_revisions, run, hub
     (with_revisions / "chck_10M" / "tokenizer.json").unlink()
     code, _, err = run("push", str(with_revisions), "--repo", REPO, "--revisions")
     assert code == 2
-    assert "chck_10M: not a complete exported folder: it lacks tokenizer.json" in err
+    assert "chck_10M: not a complete exported folder: missing tokenizer.json" in err
     assert hub.branches == {}
 
 
@@ -194,7 +194,7 @@ def test_folders_are_not_mistaken_for_each_other(tmp_path, with_revisions):
         plan_uploads(export(tmp_path / "model"), revisions=True)
     with pytest.raises(UserError, match="no such folder"):
         plan_uploads(tmp_path / "nowhere", revisions=False)
-    with pytest.raises(UserError, match=r"it lacks config\.json, model\.safetensors"):
+    with pytest.raises(UserError, match=r"missing config\.json, model\.safetensors"):
         plan_uploads(tmp_path, revisions=False)
 
 
