@@ -21,7 +21,6 @@ from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import build_model, run_context
-from ltg_mdlm.host.slots import Components
 from ltg_mdlm.inference.exported_folder import CONFIG_FILE, TABLE_NAME, TOKENIZER_FILE, TRAINING_FILE, WEIGHTS_FILE
 from ltg_mdlm.inference.trained_model import Weights
 from ltg_mdlm.interchange.published_checkpoints import NamedWeights, PublishedCheckpoint, read_published
@@ -211,7 +210,10 @@ def import_checkpoint(
     _require_one_vocabulary(files, sizes, tokens, published)
     training = _training_facts(published)
     host = Host(*_settings(published, training, sizes, configs, sets, out))
-    components = _components(host, tokens)
+    # The components are not used for training: any token counts will do.
+    count_V = torch.ones(tokens.vocab_size, dtype=torch.int64)
+    statistics = CorpusStatistics(token_count_V=count_V, num_tokens=len(count_V), num_words=len(count_V))
+    components = host.build(run_context(host.config, tokens, Ranks.alone(), max_steps=1), statistics)
     conditioning = components.time_conditioning
     model = build_model(host.config, tokens.vocab_size, conditioning)
     last = weights_for(model, published.model, conditioning, str(files.weights))
@@ -299,13 +301,6 @@ def _recipe(published: PublishedCheckpoint) -> tuple[str, dict[str, Any]]:
         "\n  name its recipe with --config; for masked diffusion without time conditioning:"
         " --config freq_cosine --set plugins.uniform_mdlm.conditioning=none"
     )
-
-
-def _components(host: Host, tokens: Tokenizer) -> Components:
-    """The components of the plugins, for a corpus of equally frequent tokens: they are not used for training."""
-    count_V = torch.ones(tokens.vocab_size, dtype=torch.int64)
-    statistics = CorpusStatistics(token_count_V=count_V, num_tokens=len(count_V), num_words=len(count_V))
-    return host.build(run_context(host.config, tokens, Ranks.alone(), max_steps=1), statistics)
 
 
 def weights_for(
