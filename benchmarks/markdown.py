@@ -1,4 +1,4 @@
-"""Tables for docs/benchmarks.md, each between markers that name it."""
+"""Markdown tables for the documentation, each between markers with its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def conditions(threads: int | None = None) -> str:
-    """Machine and versions, as a sentence."""
+    """A sentence with the machine and the versions."""
     machine = describe_machine(torch.device("cpu"))
     return (
         f"{machine}, {threads or torch.get_num_threads()} threads; Python {platform.python_version()},"
@@ -29,12 +29,14 @@ def conditions(threads: int | None = None) -> str:
 
 
 def add_write_option(parser: argparse.ArgumentParser) -> None:
-    """`--write FILE`: where the table is to go."""
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the table between its markers in this file")
+    """Add the option `--write FILE`."""
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="write the table between its markers in this file"
+    )
 
 
 def publish(name: str, text: str, file: Path | None) -> None:
-    """Print a section, and put it into the file between `<!-- name -->` and `<!-- /name -->`."""
+    """Print a section, and write it to the file between `<!-- name -->` and `<!-- /name -->`."""
     print(f"\n{text}")
     if file is None:
         return

@@ -1,10 +1,10 @@
-"""How far samples are from the distribution that they should follow, on a language small enough to enumerate.
+"""Deviation of samplers from the joint distribution, on a language small enough to enumerate.
 
     python benchmarks/sampler_exactness.py --write docs/generation.md
 
-The language has 27 sequences of 3 tokens (`ltg_mdlm.testing.enumeration`), the denoiser is exact, and so all that
-deviates is the sampler's.  Laws are computed by a Markov chain over the states of a row, samples are drawn by the
-samplers themselves.
+The language has 27 sequences of 3 tokens (`ltg_mdlm.testing.enumeration`).  The denoiser is exact, so all deviations
+come from the sampler.  Laws (exact distributions) are computed by a Markov chain over the states of a row; samples are
+drawn by the samplers of the package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from markdown import add_write_option, publish, table
 from torch import Tensor
 
 from ltg_mdlm.inference.samplers import remasking_probability
-from ltg_mdlm.inference.sampling_rule import EqualSteps, RateSchedule, SamplingRule, rates
+from ltg_mdlm.inference.sampling_rule import EqualSteps, RateSchedule, SamplingRule, mask_rates
 from ltg_mdlm.testing.enumeration import JOINT_Q
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -54,9 +54,9 @@ TYPE_WEIGHTS = {"0.3, 0.8, 1": (0.3, 0.8, 1.0), "0.82, 0.93, 1": (0.82, 0.93, 1.
 
 
 def measured(count: int, law_Q: Tensor | None, **rule: Any) -> list[str]:
-    """Passes per sample, chi-square against the joint and its p-value, deviation of the samples and of the law.
+    """Cells: passes per sample, chi-square against the joint and its p-value, deviation of the samples and of the law.
 
-    `law_Q` None: the joint itself, by the chain rule.
+    `law_Q` None is the joint distribution itself, by the chain rule.
     """
     counts_Q, canvas = draw(count, **rule)
     found = chi_square(counts_Q, JOINT_Q)
@@ -74,14 +74,14 @@ def _p_value(p: float) -> str:
 
 
 def by_steps(count: int) -> str:
-    """Ancestral sampling against the number of steps."""
-    rows = [[str(k), *measured(count, exact_law(rates(LINEAR, k)), steps=k)] for k in STEPS]
+    """Ancestral sampling by number of steps."""
+    rows = [[str(k), *measured(count, exact_law(mask_rates(LINEAR, k)), steps=k)] for k in STEPS]
     rows.append(["one per token", *measured(count, None)])
     return table(["steps", "passes per sample", "chi-square (df)", "p", "deviation of the samples", "of the law"], rows)
 
 
 def by_sampler(count: int) -> str:
-    """Every sampler with one token per step, and the usual rule of confidence."""
+    """All samplers with one token per step, and MaskGIT's rule."""
     samplers = ("ancestral", "confidence", "entropy", "block", "autoregressive")
     rows = [[name, *measured(count, None, sampler=name)[1:]] for name in samplers]
     usual = total_variation(law_of_the_likeliest_draw(), JOINT_Q)
@@ -90,22 +90,22 @@ def by_sampler(count: int) -> str:
 
 
 def deviations(laws: Sequence[Tensor]) -> list[str]:
-    """Of laws from the joint distribution, as cells."""
+    """Deviations of laws from the joint distribution, as cells."""
     return [f"{total_variation(law_Q, JOINT_Q):.4f}" for law_Q in laws]
 
 
 def by_schedule() -> str:
-    """The law against the mask rates at the ends of the steps."""
-    rows = [[name, *deviations([exact_law(rates(s, k)) for k in STEPS])] for name, s in SCHEDULES.items()]
+    """The law of ancestral sampling by schedule."""
+    rows = [[name, *deviations([exact_law(mask_rates(s, k)) for k in STEPS])] for name, s in SCHEDULES.items()]
     return table(["schedule", *(f"K = {k}" for k in STEPS)], rows)
 
 
 def by_remasking() -> str:
-    """The law against the strength of remasking."""
+    """The law of ancestral sampling by strength of remasking."""
     rows = []
     for name, settings in REMASKING.items():
         sigma = partial(_sigma, settings)
-        rows.append([name, *deviations([exact_law(rates(LINEAR, k), sigma) for k in STEPS])])
+        rows.append([name, *deviations([exact_law(mask_rates(LINEAR, k), sigma) for k in STEPS])])
     return table(["remasking", *(f"K = {k}" for k in STEPS)], rows)
 
 
@@ -114,12 +114,12 @@ def _sigma(settings: dict[str, float], s: float, t: float) -> float:
 
 
 def by_type_masking() -> str:
-    """Ancestral sampling from denoisers that are exact for type-dependent masking, against its own reverse process."""
+    """Ancestral sampling with denoisers that are exact for type-dependent masking, and the exact reverse process."""
     rows = []
     for name, weights in TYPE_WEIGHTS.items():
         tilt = partial(_probability, torch.tensor(weights, dtype=torch.float64))
         for by_type in (False, True):
-            laws = [exact_law(rates(LINEAR, k), tilt=tilt, by_type=by_type) for k in STEPS]
+            laws = [exact_law(mask_rates(LINEAR, k), tilt=tilt, by_type=by_type) for k in STEPS]
             rows.append([name, "pi(t) / pi(s), by type" if by_type else "t / s, as here", *deviations(laws)])
     return table(["weights of the types", "stays masked with", *(f"K = {k}" for k in STEPS)], rows)
 

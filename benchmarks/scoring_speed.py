@@ -1,10 +1,10 @@
-"""Rows per second of scoring minimal pairs, against the loop of the official pipelines written out literally.
+"""Speed of scoring minimal pairs, compared with a literal version of the loop in the official pipelines.
 
     python benchmarks/scoring_speed.py MODEL --data blimp_fast [--pairs 20] [--write docs/benchmarks.md]
 
-The official side: one row per scored token, in the order of the file, 64 rows padded to the longest, logits at every
-position, log-softmax over them, the label's value read back row by row and added up in float32.  Both sides use the
-same model, so that the ratio is that of the loops.  They alternate; the chosen sentences are compared.
+The official loop has one row per scored token, in the order of the file.  It pads batches of 64 rows to the longest,
+computes logits and log-softmax at every position, and adds up the label's value row by row in float32.  Both loops use
+the same model and alternate; the chosen sentences are compared.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ BATCH = 64
 HEADER = ("score", "rows", "official loop, rows/s", "ours, rows/s", "ratio (least to most)", "other choices")
 
 Row = tuple[list[int], int, int]
-"""ids, column of the scored token, its sentence"""
+"""(ids, column of the scored token, index of the sentence)."""
 
 
 def official_rows(sentences: Sequence[list[int]], causal: bool) -> Iterator[Row]:
-    """Rows in the order of the file; causal ones are scored at every column, written as -1."""
+    """Rows in the order of the file; causal rows are scored at every column, which is written as -1."""
     for number, ids in enumerate(sentences):
         if causal:
             yield ids, -1, number
@@ -46,7 +46,7 @@ def official_rows(sentences: Sequence[list[int]], causal: bool) -> Iterator[Row]
 
 @torch.no_grad()
 def official_scores(denoiser: Denoiser, sentences: Sequence[list[int]], causal: bool) -> list[float]:
-    """float32 sums of log-probabilities by sentence."""
+    """Sums of log-probabilities by sentence, in float32."""
     rows = list(official_rows(sentences, causal))
     totals = torch.zeros(len(sentences))
     shift = 1 if causal or denoiser.predicts == "next" else 0
@@ -74,7 +74,7 @@ def padded_forward(denoiser: Denoiser, rows: Sequence[list[int]], causal: bool) 
 
 
 def timed(run: Callable[[], list[float]]) -> tuple[float, list[float]]:
-    """Seconds, and what came out."""
+    """Seconds, and the result."""
     started = time.perf_counter()
     scores = run()
     return time.perf_counter() - started, scores
@@ -106,7 +106,7 @@ def measure(denoiser: Denoiser, pairs: Sequence[MinimalPair], score: Score, roun
 
 
 def choices(scores: Sequence[float]) -> list[bool]:
-    """Whether the first of every two is chosen; it wins ties."""
+    """Whether the first of every two scores is chosen; it wins ties."""
     return [good >= bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
 
 

@@ -1,9 +1,10 @@
-"""Expected losses on a language small enough to enumerate, by schedule and weighting, against its entropy.
+"""Expected losses by schedule and weighting on a language small enough to enumerate, compared with its entropy.
 
     python benchmarks/toy_language.py
 
-Three token types, rows of three tokens, an explicit joint distribution; see tests/support/enumeration.py.  Expectations
-run over every sequence and every set of masked positions, integrals over the schedule's own t.
+The language has three token types, rows of three tokens and an explicit joint distribution; see
+tests/support/enumeration.py.  Expectations are over all sequences and all sets of masked positions; integrals are over
+the t of the schedule.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from support.enumeration import (  # type: ignore[import-not-found]
 )
 
 WIDE = Modes(left_mean=0.3, left_std=0.3, right_start=0.6, right_std=0.3)
-"""Modes that leave no mask rate out; the published ones do, see `NoiseSchedule.full_support`."""
+"""Modes that cover all mask rates, unlike the published ones; see `NoiseSchedule.full_support`."""
 SCHEDULES: dict[str, NoiseSchedule] = {
     "linear": Linear(),
     "cosine": Cosine(),
@@ -42,7 +43,7 @@ PANELS = 3
 
 
 def time_of(schedule: NoiseSchedule, rate: float) -> float:
-    """The t of a mask rate, by bisection."""
+    """The t of a mask rate, found by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -52,7 +53,7 @@ def time_of(schedule: NoiseSchedule, rate: float) -> float:
 
 
 def losses(schedule: NoiseSchedule, power: float) -> list[str]:
-    """Per weighting, the expected loss with the exact denoiser and with one mixed with 20 % uniform."""
+    """For each weighting, the expected loss of the exact denoiser, and of its mixture with 20 % uniform."""
     # Masking probabilities by type have a kink where the mask rate passes the mean weight.
     over = levels(schedule, [time_of(schedule, float(TYPE_WEIGHTS_V.mean()))], panels=PANELS)
     cells = []

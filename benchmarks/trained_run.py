@@ -1,4 +1,4 @@
-"""A trained run to measure on: the model with its averaged weights, its corpus and its recipe."""
+"""Loads a trained run for measurements: the model with averaged weights, the corpus and the recipe."""
 
 from pathlib import Path
 
@@ -12,9 +12,8 @@ from ltg_mdlm.training.assembly import Run, build_run
 
 
 def load_run(folder: Path) -> Run:
-    """The run on one CPU thread.  Raises UserError if the folder holds no run with a checkpoint."""
+    """Load a run, and use one CPU thread.  Raises UserError if the folder has no run with a checkpoint."""
     settings = load_settings([str(folder / "config.yaml")], [f"run.init_from={folder}"])
     host = Host(settings.config, settings.sources)
     torch.set_num_threads(1)
-    ranks = Ranks.alone()
-    return build_run(host, open_corpus(host.config), ranks)
+    return build_run(host, open_corpus(host.config), Ranks.alone())

@@ -1,4 +1,4 @@
-"""A trained model opened from disk: scores of texts, likelihood bounds, samples.
+"""The Python API of trained models: open a model, score texts, draw samples.
 
 from ltg_mdlm.inference import SamplingRule, generate, open_model
 

@@ -1,14 +1,15 @@
-"""An upper bound of -log p(x) for any masked language model, by stratified Monte Carlo.
+"""An upper bound of -log p(x) for any masked language model, estimated by stratified Monte Carlo.
 
-Under uniform masking with the linear schedule the negative ELBO of a row with L maskable tokens is
+Under uniform masking with the linear schedule, the negative ELBO of a row with L maskable tokens is
 
-    E_{k ~ U{1..L}} [ L / k * sum over the masked tokens of -log p(token | rest) ],  k tokens masked at random,
+    E_{k ~ U{1..L}} [ L / k * sum over the masked tokens of -log p(token | rest) ],  k tokens masked at random.
 
-which is the published integral over t (arXiv 2406.07524, eq. 8) with the number of masked tokens already averaged out
-for every t.  It is reported whatever the model was trained with, so that runs with different schedules can be compared.
+This is the published integral over t (arXiv 2406.07524, eq. 8), with the expectation over the number of masked tokens
+given t taken exactly.  The bound is computed identically for every model, so runs with different schedules can be
+compared.
 
-Four things lower the variance without touching the mean: exact counts instead of independent masks, stratified counts,
-complementary pairs of masks, and a baseline.  `benchmarks/bound_variance.py` measures by how much.
+Four techniques lower the variance without changing the mean: exact counts instead of independent masks, stratified
+counts, complementary pairs of masks, and a baseline.  `benchmarks/bound_variance.py` measures their effect.
 
 Shapes: B rows, T tokens per row, V vocabulary.
 """
@@ -33,12 +34,12 @@ class Bound:
     """An estimate of the negative ELBO."""
 
     nats_per_token: float
-    """Per maskable token."""
+    """Nats per maskable token."""
     standard_error: float
-    """Of text and masks together: how far the estimate from other rows of the same kind of text would lie away.
+    """Standard error over texts and masks: the expected deviation on other rows of the same kind of text.
 
-    It takes rows for independent draws, so it is too small for conclusions about other *sources* of text, and too large
-    for comparing two models on the same rows and masks, whose errors are mostly the same.
+    Rows count as independent draws, so it is too small for conclusions about other *sources* of text.  It is too large
+    for a comparison of two models on the same rows and masks, whose errors are mostly the same.
     """
     tokens: int
     rows: int
@@ -58,18 +59,18 @@ def estimate_bound(
     baseline_V: Tensor | None = None,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Bound:
-    """Estimate the bound with `draws` mask draws per row, in complementary pairs.
+    """Estimate the bound with `draws` masks per row, in complementary pairs.
 
     Args:
-        batches: this rank's rows
-        row_nll: the model
-        rows: of all batches and ranks; the share of masked tokens is stratified over them
-        draws: forward passes per row, an even number
-        seed: of the masks
-        baseline_V: float[V], a guess at the cost of every token type in nats, such as its unigram cross-entropy. Which
-            tokens a mask hides then matters only as far as their cost differs from the guess; the mean is the same for
-            any guess, because a mask of k tokens hides each of L tokens with probability k / L.
-        sum_over_ranks: adds up a tensor over ranks
+        batches: the rows of this rank.
+        row_nll: the model.
+        rows: number of rows in all batches of all ranks; the share of masked tokens is stratified over them.
+        draws: forward passes per row, an even number.
+        seed: seed of the masks.
+        baseline_V: float[V] guesses at the cost of every token type in nats, such as its unigram cross-entropy.  Only
+            the difference between cost and guess then depends on the masks.  The mean is the same for any guess,
+            because a mask of k tokens hides each of L tokens with probability k / L.
+        sum_over_ranks: sums a tensor over the ranks.
     """
     assert draws % 2 == 0
     step = Step(seed=seed, step=0, progress=0.0, epoch=0.0, rows=rows)
@@ -84,43 +85,42 @@ def estimate_bound(
                 rate_B = (count_B / tokens_B.clamp(min=1)).float()
                 surprise_B = row_nll(batch, masked_BT, rate_B) - (guess_BT * masked_BT).sum(1)
                 total_B += tokens_B / count_B * surprise_B
-        sums += _moments(total_B / draws + guess_BT.sum(1), tokens_B)
+        nats_B = total_B / draws + guess_BT.sum(1)
+        moments = (
+            nats_B.sum(),
+            tokens_B.sum(),
+            nats_B.square().sum(),
+            (nats_B * tokens_B).sum(),
+            tokens_B.square().sum(),
+            (tokens_B > 0).sum().double(),
+        )
+        sums += torch.stack(moments).cpu()
     return _ratio_estimate(sum_over_ranks(sums))
 
 
 def guesses(batch: Batch, baseline_V: Tensor | None) -> Tensor:
-    """float64[B, T]: the baseline of every maskable token; 0 elsewhere, and everywhere without a baseline."""
+    """float64[B, T]: the baseline of every maskable token; 0 elsewhere, and everywhere if there is no baseline."""
     if baseline_V is None:
         return torch.zeros(batch.ids_BT.shape, dtype=torch.float64, device=batch.ids_BT.device)
     return baseline_V.to(batch.ids_BT.device).double()[batch.ids_BT].masked_fill(~batch.maskable_BT, 0.0)
 
 
 def complementary_masks(batch: Batch, step: Step, stream: str) -> tuple[Tensor, Tensor]:
-    """Two bool[B, T] masks of k and L + 1 - k tokens whose union is every maskable token; k is uniform over 1..L.
+    """Two bool[B, T] masks of k and L + 1 - k tokens whose union is every maskable token; k is uniform over 1 .. L.
 
-    Both follow one random order of the row's tokens: the first hides its first k, the second its last L + 1 - k, so
-    that easy and hard tokens, and small and large k, cancel between them.
+    Both follow one random order of the row's tokens: the first masks the first k tokens, the second the last L + 1 - k.
+    Easy and hard tokens, and small and large k, therefore cancel.
     """
     tokens_B = batch.maskable_BT.sum(1)
     order_BT = step.uniform(batch, f"{stream} order", batch.ids_BT.shape[1]).masked_fill(~batch.maskable_BT, 2.0)
-    place_BT = order_BT.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    rank_BT = order_BT.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     t_B = step.stratified(batch, stream)
-    first_B = (t_B * tokens_B).long() + 1
-    first_BT = (place_BT < first_B.unsqueeze(1)) & batch.maskable_BT
-    second_BT = (place_BT >= first_B.unsqueeze(1) - 1) & batch.maskable_BT
-    return first_BT, second_BT
-
-
-def _moments(nats_B: Tensor, tokens_B: Tensor) -> Tensor:
-    cross = (nats_B * tokens_B).sum()
-    counted = (tokens_B > 0).sum().double()
-    return torch.stack(
-        [nats_B.sum(), tokens_B.sum(), nats_B.square().sum(), cross, tokens_B.square().sum(), counted]
-    ).cpu()
+    first_B1 = ((t_B * tokens_B).long() + 1).unsqueeze(1)
+    return (rank_BT < first_B1) & batch.maskable_BT, (rank_BT >= first_B1 - 1) & batch.maskable_BT
 
 
 def _ratio_estimate(sums: Tensor) -> Bound:
-    """Ratio of two sums over rows, with the delta method's standard error."""
+    """Ratio of the sums of nats and tokens over rows, with the standard error of the delta method."""
     nats, tokens, nats_squared, cross, tokens_squared, rows = sums.tolist()
     ratio = nats / max(tokens, 1)
     residual = max(nats_squared - 2 * ratio * cross + ratio**2 * tokens_squared, 0.0)

@@ -1,7 +1,4 @@
-"""How a text is sampled.
-
-The mask rates that a row passes through on its way from all masked to nothing masked.
-"""
+"""How a text is sampled: the sampler, its settings, and the mask rates that a row passes through."""
 
 from __future__ import annotations
 
@@ -22,118 +19,103 @@ from ltg_mdlm.inference.trained_model import TrainedModel
 Sampler = Literal["ancestral", "confidence", "entropy", "block", "autoregressive"]
 
 
-Schedule = Literal["linear", "trained"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SamplingRule:
-    """Which tokens are drawn when, and from what; docs/generation.md has the formulas."""
+    """The sampler and its settings; docs/generation.md has the formulas.
+
+    Raises UserError for values out of range, and for settings that would have no effect.
+    """
 
     sampler: Sampler = "ancestral"
     steps: int | None = None
-    """Steps from all masked to nothing masked; None: one token per step."""
-    schedule: Schedule | None = None
-    """Mask rates at the ends of the steps: at equal distances (None, linear), or those of the run's noise schedule."""
+    """Number of steps from all masked to nothing masked; None unmasks one token per step."""
+    schedule: Literal["linear", "trained"] | None = None
+    """Mask rates at the ends of the steps: equally spaced (None, "linear"), or from the noise schedule of the run."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divides the logits; 0 takes the most likely token."""
     top_p: float = 1.0
-    """Draw from the likeliest tokens that together have this probability."""
+    """Draw from the smallest set of tokens with this total probability (nucleus)."""
     seed: int = 0
     block_length: int | None = None
-    """Tokens per block of the sampler `block`; None: 32."""
+    """Tokens per block of the sampler "block"; None means 32."""
     eta_cap: float | None = None
     """Remask a token with at most this probability per step (ReMDM-cap)."""
     eta_rescale: float | None = None
-    """Remask with this share of the largest probability that keeps the mask rates (ReMDM-rescale)."""
+    """Remask a token with this share of the largest possible probability (ReMDM-rescale)."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for values out of range, and for settings that would have no effect."""
-        self._refuse_out_of_range()
-        self._refuse_idle()
-
-    def _refuse_out_of_range(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature}: give 0 (the likeliest token) or more, but a number")
+            raise UserError(f"--temperature {self.temperature}: must be a finite number of at least 0")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p {self.top_p}: give a probability above 0, at most 1")
-        for name, number in (("--steps", self.steps), ("--block-length", self.block_length)):
+            raise UserError(f"--top-p {self.top_p}: must be a probability above 0 and at most 1")
+        for option, number in (("--steps", self.steps), ("--block-length", self.block_length)):
             if number is not None and number < 1:
-                raise UserError(f"{name} {number}: give 1 or more")
-        for name, eta in (("--eta-cap", self.eta_cap), ("--eta-rescale", self.eta_rescale)):
+                raise UserError(f"{option} {number}: must be at least 1")
+        for option, eta in (("--eta-cap", self.eta_cap), ("--eta-rescale", self.eta_rescale)):
             if eta is not None and not 0 < eta <= 1:
-                raise UserError(f"{name} {eta}: give a probability above 0, at most 1")
-
-    def _refuse_idle(self) -> None:
+                raise UserError(f"{option} {eta}: must be a probability above 0 and at most 1")
         if self.temperature == 0 and self.top_p < 1:
-            raise UserError("--temperature 0 takes the likeliest token, so that --top-p has no effect")
+            raise UserError("--temperature 0 takes the most likely token, so --top-p has no effect")
         if self.sampler == "autoregressive" and self.steps is not None:
-            raise UserError("--sampler autoregressive draws one token per step, so that --steps has no effect")
+            raise UserError("--sampler autoregressive draws one token per step, so --steps has no effect")
         if self.schedule is not None and self.steps is None:
-            raise UserError("--schedule says how tokens are dealt to steps: it goes with --steps")
+            raise UserError("--schedule sets the mask rates of the steps: it goes with --steps")
         if self.block_length is not None and self.sampler != "block":
             raise UserError(f"--sampler {self.sampler}: --block-length goes with --sampler block only")
-        if self.eta_cap is None and self.eta_rescale is None:
-            return
         if self.eta_cap is not None and self.eta_rescale is not None:
             raise UserError("--eta-cap and --eta-rescale are two ways to remask: give one of them")
-        if self.sampler != "ancestral" or self.steps is None:
+        if self.remasks and (self.sampler != "ancestral" or self.steps is None):
             raise UserError("--eta-cap and --eta-rescale remask between the steps of --sampler ancestral: give --steps")
 
     @property
     def remasks(self) -> bool:
-        """Whether a token that was drawn may be hidden again."""
+        """Whether a token that was drawn may be masked again."""
         return self.eta_cap is not None or self.eta_rescale is not None
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether the seed changes nothing."""
+        """Whether all samples are equal, whatever the seed."""
         return self.temperature == 0 and self.sampler != "ancestral"
 
     def to_json(self) -> dict[str, Any]:
-        """Its settings, as they were given."""
+        """All settings, as a JSON object."""
         return asdict(self)
 
 
 class RateSchedule(Protocol):
-    """Anything with the `rate` of `ltg_mdlm.api.NoiseSchedule`."""
+    """Anything with the method `rate` of `ltg_mdlm.api.NoiseSchedule`."""
 
     def rate(self, t: Tensor, progress: float) -> Tensor:
-        """float64 gamma(t), increasing in t."""
+        """float64 mask rates gamma(t), increasing in t."""
 
 
 class EqualSteps:
-    """gamma = t: as many tokens in every step, on average."""
+    """gamma(t) = t: every step unmasks the same number of tokens in expectation."""
 
     def rate(self, t: Tensor, progress: float) -> Tensor:
         return t
 
 
-def rates(schedule: RateSchedule, steps: int) -> Tensor:
-    """float64[K + 1]: gamma at t = k / K, from exactly 0 to exactly 1."""
+def mask_rates(schedule: RateSchedule, steps: int) -> Tensor:
+    """float64[K + 1]: gamma(k / K) for k = 0 .. K, with exactly 0 and 1 at the ends."""
     inside = schedule.rate(torch.arange(1, steps, dtype=torch.float64) / steps, 1.0)
     return torch.cat([torch.zeros(1, dtype=torch.float64), inside, torch.ones(1, dtype=torch.float64)])
 
 
-def schedule_for(rule: SamplingRule, trained: TrainedModel) -> RateSchedule:
-    """The schedule that the rule asks for.  Raises UserError if it is the model's, and that cannot be had or used."""
-    return trained_schedule(trained) if rule.schedule == "trained" else EqualSteps()
-
-
 def trained_schedule(trained: TrainedModel) -> RateSchedule:
-    """The noise schedule of a model's training, as it was at the end.
+    """The noise schedule that a model was trained with, as it was at the end of training.
 
-    Raises UserError if nobody knows it, its plugin is not installed, or it does not lead from nothing to everything.
+    Raises UserError if the schedule is unknown, its plugin is not installed, or its mask rates do not reach 0 and 1.
     """
     if "config" not in trained.about:
         raise UserError(f"--schedule trained: {trained.source} does not say how it was trained; leave it out")
     config = stored_config(trained.about["config"], trained.source)
-    context = run_context(config, trained.tokenizer, Ranks.alone())
-    filled = Host(config).fill("noise_schedule", context)
+    filled = Host(config).fill("noise_schedule", run_context(config, trained.tokenizer, Ranks.alone()))
     schedule: RateSchedule = filled.component
     low, high = schedule.rate(torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64), 1.0).tolist()
     if low > 0.01 or high < 0.99:
         raise UserError(
             f"--schedule trained: the mask rates that {filled.plugin} trained with lie between {low:.2g} and"
-            f" {high:.2g}, but sampling has to come from 1 to 0; leave it out"
+            f" {high:.2g}, but sampling needs rates from 1 to 0; leave it out"
         )
     return schedule

@@ -1,7 +1,4 @@
-"""What scoring a text needs to know of a model.
-
-A trained model, opened for use: evaluation, export, fine-tuning and generation need its folder and nothing else.
-"""
+"""Opens a trained model from a run folder, a checkpoint or an exported folder."""
 
 from __future__ import annotations
 
@@ -36,53 +33,53 @@ from ltg_mdlm.storage.checkpoint import STATE_FILE, find_checkpoint, load_weight
 from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.storage.run_folder import RunFolder
 
+Weights = Literal["ema", "raw"]
+"""The averaged weights, or the weights of the last step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """A model in evaluation mode, and how it was trained to be used."""
+    """A model in evaluation mode, and what its training says about its use."""
 
     model: Transformer
     tokenizer: Tokenizer
     predicts: Literal["same", "next"]
-    """Masked tokens are predicted at their own position, or one position earlier (MNTP)."""
+    """Whether masked tokens are predicted at their own position, or one position earlier (MNTP)."""
     modes: frozenset[Mode]
-    """The modes that rows were trained in."""
+    """The modes of the rows in training."""
     value_for_rate: Callable[[Tensor], Tensor | None]
-    """float32[B] conditioning values for mask rates [B]; None for a model without time conditioning."""
+    """Returns float32[B] conditioning values for mask rates [B]; None for a model without time conditioning."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.model.output_weight_VD.device
 
     @property
     def is_conditioned(self) -> bool:
-        """Whether the model is told how much of a row is masked."""
+        """Whether the model has time conditioning."""
         return self.model.config.cond_dim is not None
 
     def value(self, rate_B: Tensor, causal: bool) -> Tensor | None:
-        """Conditioning values of rows with these mask rates; 0 for causal rows, as in training."""
+        """float32[B] conditioning values of rows with these mask rates; 0 for causal rows, as in training."""
         if not self.is_conditioned:
             return None
         return torch.zeros_like(rate_B) if causal else self.value_for_rate(rate_B)
 
 
-Weights = Literal["ema", "raw"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Denoiser):
-    """A denoiser from the disk, and where it comes from."""
+    """A denoiser that was read from disk."""
 
     source: Path
-    """The checkpoint or exported folder that the weights come from."""
+    """The checkpoint or exported folder that holds the weights."""
     weights: Weights
     about: Mapping[str, Any]
-    """What is known of the training: step, words_seen, config, versions."""
+    """Facts of the training: step, words_seen, config, versions; empty if unknown."""
 
     @property
     def name(self) -> str:
-        """The name of its run, or of its exported folder, of which it may be a revision."""
+        """The name of the run, or of the exported folder without the revision."""
         folder = self.source.resolve()
         if folder.parent.name == "checkpoints":
             return folder.parent.parent.name
@@ -90,34 +87,38 @@ class TrainedModel(Denoiser):
 
     @property
     def revision(self) -> str:
-        """`chck_10M` for a checkpoint by words seen, else `main`, as evaluation pipelines call it."""
-        return self.source.name if self.source.name.startswith("chck_") else "main"
+        """The revision in the terms of evaluation pipelines: `chck_10M` for a checkpoint by words seen, else `main`."""
+        return self.source.name if self.source.name.startswith("chck_") else MAIN
 
 
 def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights = "ema") -> TrainedModel:
-    """Open a run folder (its newest checkpoint), a checkpoint or an exported folder on the device of this rank.
+    """Open a trained model on the device of this process.
 
-    `ranks`: the processes that this one belongs to; by default those that torchrun started, or this one alone.
-    `weights`: the averages, which are what training evaluates, or the weights of the last step; of an exported folder,
-    those that it holds.
+    Args:
+        path: a run folder (its newest checkpoint is used), a checkpoint or an exported folder.
+        ranks: the processes of this program; by default those that torchrun started, or this process alone.
+        weights: "ema" for the averaged weights, which training evaluates, or "raw" for the weights of the last step.
+            Exported folders hold only one of them.
 
-    Raises UserError if there is none, a part is missing, a plugin that it was trained with is not installed, or the
-    weights of the last step are asked of an exported folder of averages.
+    Raises UserError if there is no model, a part of it is missing, a plugin of its training is not installed, or "raw"
+    weights are requested from an exported folder with averaged weights.
     """
     path, ranks = Path(path), ranks or Ranks.setup()
     if has_revisions(path):
         path = path / MAIN
     if is_exported(path):
-        folder = ExportedFolder.read(path)
-        if weights == "raw" and folder.about.get("weights") == "ema":
-            raise UserError(f"--weights raw: {path} holds averaged weights only; give the run that it was made from")
-        return _open_exported(folder, ranks)
+        return _open_exported(ExportedFolder.read(path), ranks, weights)
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
     config = stored_config(about["config"], checkpoint / STATE_FILE)
-    tokenizer = _tokenizer_of(checkpoint)
+    tokenizer_file = RunFolder(checkpoint.parent.parent).tokenizer_file
+    if not tokenizer_file.is_file():
+        raise UserError(
+            f"{checkpoint}: no tokenizer: expected {tokenizer_file}, in the run folder that the checkpoint belongs to"
+        )
+    tokenizer = Tokenizer.read(tokenizer_file)
     with _plugins_named(checkpoint, about):
-        conditioning = conditioning_of(config, tokenizer, ranks)
+        conditioning = _time_conditioning(config, tokenizer, ranks)
     model = build_model(config, tokenizer.vocab_size, conditioning)
     copy_named(model.state_dict(), load_weights(checkpoint, averaged=weights == "ema"), f"the model of {checkpoint}")
     return TrainedModel(
@@ -132,13 +133,29 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
     )
 
 
-def _open_exported(folder: ExportedFolder, ranks: Ranks) -> TrainedModel:
-    """Of its code nothing is run: the model is the package's own, and a plugin's time embedding the installed one."""
+def _open_exported(folder: ExportedFolder, ranks: Ranks, weights: Weights) -> TrainedModel:
+    """Open an export with the package's own model; the code in the folder is not run.
+
+    A time embedding of a plugin is taken from the installed plugin.
+    """
+    if weights == "raw" and folder.about.get("weights") == "ema":
+        raise UserError(f"--weights raw: {folder.path} holds averaged weights only; give the run that it was made from")
     tokenizer = Tokenizer.read(folder.path / TOKENIZER_FILE)
     sizes, tensors = folder.sizes, folder.load()
-    model = Transformer(sizes, _embedding_of(folder, tokenizer, ranks))
-    weights = {name.removeprefix(MODEL_PREFIX): t for name, t in tensors.items() if name.startswith(MODEL_PREFIX)}
-    copy_named(model.state_dict(), weights, f"the model of {folder.path}")
+    embedding: nn.Module | None = None
+    embedding_class = folder.config.get("time_embedding")
+    if embedding_class not in (None, TimeEmbedding.__name__) and sizes.cond_dim is not None:
+        if "config" not in folder.about:
+            raise UserError(
+                f"{folder.path}: its time embedding {embedding_class} comes from a plugin, and no {TRAINING_FILE} says"
+                " which"
+            )
+        config = stored_config(folder.about["config"], folder.path / TRAINING_FILE)
+        with _plugins_named(folder.path, folder.about):
+            embedding = _time_conditioning(config, tokenizer, ranks).embedding(sizes.cond_dim)
+    model = Transformer(sizes, embedding)
+    named = {name.removeprefix(MODEL_PREFIX): t for name, t in tensors.items() if name.startswith(MODEL_PREFIX)}
+    copy_named(model.state_dict(), named, f"the model of {folder.path}")
     return TrainedModel(
         model=model.to(ranks.device).eval().requires_grad_(False),
         tokenizer=tokenizer,
@@ -151,43 +168,19 @@ def _open_exported(folder: ExportedFolder, ranks: Ranks) -> TrainedModel:
     )
 
 
-def _embedding_of(folder: ExportedFolder, tokenizer: Tokenizer, ranks: Ranks) -> nn.Module | None:
-    """The time embedding that a plugin brought; None for the usual one.  Raises UserError if it cannot be had."""
-    name, cond_dim = folder.config.get("time_embedding"), folder.sizes.cond_dim
-    if name in (None, TimeEmbedding.__name__) or cond_dim is None:
-        return None
-    if "config" not in folder.about:
-        raise UserError(
-            f"{folder.path}: its time embedding {name} comes from a plugin, and no {TRAINING_FILE} says which"
-        )
-    config = stored_config(folder.about["config"], folder.path / TRAINING_FILE)
-    with _plugins_named(folder.path, folder.about):
-        return conditioning_of(config, tokenizer, ranks).embedding(cond_dim)
+def _time_conditioning(config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> TimeConditioning:
+    """The component of the plugins that the settings select."""
+    filled = Host(config).fill("time_conditioning", run_context(config, tokenizer, ranks))
+    assert isinstance(filled.component, TimeConditioning)
+    return filled.component
 
 
 @contextmanager
 def _plugins_named(model: Path, about: Mapping[str, Any]) -> Iterator[None]:
-    """Whoever lacks a plugin learns which distribution has it."""
+    """Add the plugins of the training, with their distributions, to the message of a UserError."""
     try:
         yield
     except UserError as error:
         versions = about.get("versions", {})
         plugins = ", ".join(f"{name} of {versions.get(name, '?')}" for name in about["config"]["plugins"])
         raise UserError(f"{error}\n  {model} was trained with {plugins}") from None
-
-
-def conditioning_of(config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> TimeConditioning:
-    """The time conditioning that the plugins of these settings provide."""
-    filled = Host(config).fill("time_conditioning", run_context(config, tokenizer, ranks))
-    assert isinstance(filled.component, TimeConditioning)
-    return filled.component
-
-
-def _tokenizer_of(checkpoint: Path) -> Tokenizer:
-    folder = RunFolder(checkpoint.parent.parent)
-    if not folder.tokenizer_file.is_file():
-        raise UserError(
-            f"{checkpoint}: no tokenizer: expected {folder.tokenizer_file}, in the run folder that the checkpoint"
-            " belongs to"
-        )
-    return Tokenizer.read(folder.tokenizer_file)

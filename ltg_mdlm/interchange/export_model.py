@@ -1,20 +1,13 @@
-"""The three files from which `transformers` makes a fast tokenizer.
-
-A plugin's own time embedding travels with an exported model as one file, or the reason why it cannot is given.
-
-The file is the plugin's, with its imports of `ltg_mdlm.model.transformer` made relative, which is what they are in the
-exported folder, and a last line that says which class is meant.
-
-A trained model as a folder that Hugging Face `transformers` loads; writing it needs no `transformers`.
+"""Writes a trained model as a folder that Hugging Face `transformers` loads; writing it needs no `transformers`.
 
 DIR/
-    config.json, configuration_ltg_mdlm.py, modeling_ltg_mdlm.py      what `Auto*` classes look for
-    transformer.py, attention.py, rate_table.py, time_embedding.py    what the modelling file imports
+    config.json, configuration_ltg_mdlm.py, modeling_ltg_mdlm.py      read by the `Auto*` classes
+    transformer.py, attention.py, rate_table.py, time_embedding.py    imported by the modelling file
     model.safetensors
     tokenizer.json, tokenizer_config.json, special_tokens_map.json
-    training.json, README.md                                          where it comes from
+    training.json, README.md                                          facts of the training, model card
 
-With revisions, DIR holds such a folder for each: main, chck_1M, chck_2M, ..., and revisions.json, which lists them.
+With revisions, DIR has such a folder for each: main, chck_1M, chck_2M, ..., and a revisions.json, which lists them.
 """
 
 from __future__ import annotations
@@ -28,7 +21,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +57,6 @@ from ltg_mdlm.inference.exported_folder import (
     TOKENIZER_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
-    write_json,
 )
 from ltg_mdlm.inference.trained_model import TrainedModel, Weights, open_model
 from ltg_mdlm.interchange.model_card import model_card
@@ -73,133 +65,7 @@ from ltg_mdlm.model.transformer import TimeEmbedding
 from ltg_mdlm.storage.checkpoint import damage, find_checkpoint
 from ltg_mdlm.storage.tensor_files import write_tensors
 
-ROLES = {"bos": BOS, "cls": BOS, "eos": EOS, "sep": EOS, "pad": PAD, "mask": MASK, "unk": UNK}
-"""Ids of the special tokens that `transformers` knows by name."""
-
-
-def write_tokenizer(tokenizer: Tokenizer, longest: int, folder: Path) -> None:
-    """Write a tokenizer that puts `<s>` before a text, and nothing behind it, for rows of up to `longest` tokens."""
-    template = json.loads(untrained_tokenizer().to_str())["post_processor"]
-    definition = tokenizer.definition | {"post_processor": template, "truncation": None, "padding": None}
-    text = json.dumps(definition, ensure_ascii=False, indent=1)
-    (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
-    special = {f"{role}_token": SPECIAL_TOKENS[token] for role, token in ROLES.items()}
-    write_json(folder / "special_tokens_map.json", special)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": longest,
-        "padding_side": "right",
-        "clean_up_tokenization_spaces": False,
-        "added_tokens_decoder": _added_tokens(definition["added_tokens"]),
-    }
-    write_json(folder / "tokenizer_config.json", settings | special)
-
-
-def _added_tokens(tokens: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens}
-
-
 EMBEDDING_FILE = "time_embedding.py"
-
-
-_PACKAGE = "_ltg_mdlm_export"
-
-
-_TRANSFORMER = "ltg_mdlm.model.transformer"
-
-
-_RELATIVE = re.compile(rf"^(\s*from\s+){re.escape(_TRANSFORMER)}(\s+import\b)")
-
-
-def write_embedding(embedding: nn.Module, cond_dim: int, folder: Path) -> None:
-    """Write the file of the embedding's class to `folder`, where transformer.py lies already, and try it out there.
-
-    Raises UserError if it imports more than torch, the standard library and the transformer, or if what it builds from
-    `cond_dim` and the weights alone, without memory for them at first as `transformers` does, computes anything else.
-    """
-    source = _source_of(type(embedding))
-    (folder / EMBEDDING_FILE).write_text(source, encoding="utf-8")
-    try:
-        with _loaded(folder) as module:
-            same = _computes_the_same(module.EMBEDDING, embedding, cond_dim)
-    except Exception as error:  # whatever the plugin's code raises
-        raise _cannot_travel(type(embedding), f"built on its own, it fails: {type(error).__name__}: {error}") from error
-    if not same:
-        raise _cannot_travel(
-            type(embedding),
-            f"built from cond_dim={cond_dim} and its weights alone, it computes something else"
-            "\n  keep what it needs in parameters or persistent buffers, not in attributes or other arguments",
-        )
-
-
-def _source_of(cls: type[nn.Module]) -> str:
-    """The text of EMBEDDING_FILE.  Raises UserError if the class's file needs what does not travel."""
-    try:
-        file = inspect.getsourcefile(cls)
-        source = inspect.getsource(sys.modules[cls.__module__])
-    except (OSError, TypeError, KeyError):
-        raise _cannot_travel(cls, "its source is not to be found") from None
-    if getattr(sys.modules[cls.__module__], cls.__qualname__, None) is not cls:
-        raise _cannot_travel(cls, f"it is not a class at the top level of {file}")
-    lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and _RELATIVE.match(lines[node.lineno - 1]):
-            lines[node.lineno - 1] = _RELATIVE.sub(r"\1.transformer\2", lines[node.lineno - 1])
-        elif isinstance(node, ast.Import | ast.ImportFrom) and (foreign := _foreign(node)):
-            raise _cannot_travel(
-                cls,
-                f"{file}:{node.lineno} imports {foreign}, and only torch, the standard library and names"
-                f" `from {_TRANSFORMER} import ...` travel\n  put the class into a file of its own",
-            )
-    return "\n".join([*lines, "", f"EMBEDDING = {cls.__qualname__}", ""])
-
-
-def _foreign(node: ast.Import | ast.ImportFrom) -> str | None:
-    """The first module of an import that is neither torch nor the standard library."""
-    if isinstance(node, ast.ImportFrom):
-        names = ["." * node.level + (node.module or "")]
-    else:
-        names = [alias.name for alias in node.names]
-    at_home = {"torch", *sys.stdlib_module_names}
-    return next((name for name in names if name.partition(".")[0] not in at_home), None)
-
-
-@contextmanager
-def _loaded(folder: Path) -> Iterator[ModuleType]:
-    """EMBEDDING_FILE as a module of a package that holds nothing but the folder's files."""
-    spec = importlib.util.spec_from_loader(_PACKAGE, loader=None, is_package=True)
-    assert spec is not None
-    spec.submodule_search_locations = [str(folder)]
-    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
-    try:
-        importlib.invalidate_caches()
-        yield importlib.import_module(f"{_PACKAGE}.{Path(EMBEDDING_FILE).stem}")
-    finally:
-        sys.dont_write_bytecode = writes_bytecode
-        for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
-            del sys.modules[name]
-
-
-@torch.no_grad()
-def _computes_the_same(cls: type[nn.Module], embedding: nn.Module, cond_dim: int) -> bool:
-    with torch.device("meta"):
-        rebuilt = cls(cond_dim)
-    rebuilt.to_empty(device="cpu")
-    for tensor in [*rebuilt.parameters(), *rebuilt.buffers()]:
-        tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
-    rebuilt.load_state_dict(embedding.state_dict())
-    value_B = torch.linspace(0, 8, 33)
-    was_training = embedding.training
-    expected, got = embedding.eval()(value_B), rebuilt.eval()(value_B)
-    embedding.train(was_training)
-    return torch.equal(expected, got)
-
-
-def _cannot_travel(cls: type, reason: str) -> UserError:
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    return UserError(f"the plugin's time embedding {name} cannot travel with an exported model: {reason}")
 
 
 CODE_FILES = (
@@ -210,7 +76,7 @@ CODE_FILES = (
     "rate_table.py",
     EMBEDDING_FILE,
 )
-"""Files of `ltg_mdlm.model` that travel as they are."""
+"""Files of `ltg_mdlm.model` that are copied to every export."""
 
 
 CLASSES = {
@@ -220,25 +86,34 @@ CLASSES = {
     "AutoModelForCausalLM": "modeling_ltg_mdlm.LtgMdlmForCausalLM",
     "AutoModelForSequenceClassification": "modeling_ltg_mdlm.LtgMdlmForSequenceClassification",
 }
+"""`auto_map` in config.json."""
 
+ROLES = {"bos": BOS, "cls": BOS, "eos": EOS, "sep": EOS, "pad": PAD, "mask": MASK, "unk": UNK}
+"""Ids of the special tokens that `transformers` knows by name."""
+
+ROUGH_TABLE = 1e-3
+"""Interpolation error of a rate table that causes a warning: the map has a jump, or a very steep slope."""
+
+_PACKAGE = "_ltg_mdlm_export"
+"""Name of the temporary package in which a copied time embedding is tested."""
+
+_TRANSFORMER = "ltg_mdlm.model.transformer"
+
+_IMPORT_FROM_TRANSFORMER = re.compile(rf"^(\s*from\s+){re.escape(_TRANSFORMER)}(\s+import\b)")
 
 MaskRateChoice = Literal["fraction", "zero", "constant"]
 
 
-ROUGH_TABLE = 1e-3
-"""An error of a table's interpolation that is worth a warning: the map has a jump, or nearly so."""
-
-
 @dataclass(frozen=True)
-class ToldRate:
-    """What an exported model with time conditioning tells itself where the caller gives no mask rate."""
+class DefaultRate:
+    """The mask rate that an exported model with time conditioning uses if the caller gives none."""
 
     mask_rate: MaskRateChoice = "fraction"
     constant_rate: float | None = None
 
     @classmethod
-    def of(cls, mask_rate: MaskRateChoice | None, constant_rate: float | None) -> ToldRate | None:
-        """From two options; None where neither is given.  Raises UserError if they do not go together."""
+    def of(cls, mask_rate: MaskRateChoice | None, constant_rate: float | None) -> DefaultRate | None:
+        """From two options; None if neither is given.  Raises UserError if they do not go together."""
         if mask_rate is None and constant_rate is None:
             return None
         mask_rate = mask_rate or "constant"
@@ -260,24 +135,26 @@ def export_model(
     mask_rate: MaskRateChoice | None = None,
     constant_rate: float | None = None,
 ) -> list[Path]:
-    """Write a run's newest checkpoint, or a given one, to the folder `out`; returns the folders to load models from.
+    """Export a checkpoint to the folder `out`, and return the folders from which models can be loaded.
 
     Args:
-        path: run folder or checkpoint
-        out: must be new or empty
-        weights: the averages, which training evaluates, or those of the last step
-        revisions: also every `chck_*` checkpoint of the run, each in a subfolder
-        mask_rate: fraction (default), zero or constant; for models with time conditioning only
-        constant_rate: goes with constant
+        path: a run folder (its newest checkpoint is exported) or a checkpoint.
+        out: a new or empty folder.
+        weights: "ema" for the averaged weights, which training evaluates, or "raw" for those of the last step.
+        revisions: also export every `chck_*` checkpoint of the run, each to a subfolder.
+        mask_rate: the default mask rate of the exported model: "fraction" (of masked tokens in the row; default),
+            "zero" or "constant".  Only for models with time conditioning.
+        constant_rate: the mask rate for "constant".
 
-    Raises UserError, with nothing written, for a checkpoint that is damaged, an output folder that holds something, a
-    time embedding that cannot travel, or options that do not fit.
+    Raises UserError, with nothing written, for a damaged checkpoint, an output folder that is not empty, a time
+    embedding that cannot be exported, or options that do not fit.
     """
-    told = ToldRate.of(mask_rate, constant_rate)
+    default_rate = DefaultRate.of(mask_rate, constant_rate)
     _require_usable(out)
     checkpoints = find_revisions(path) if revisions else {MAIN: find_checkpoint(path)}
     for checkpoint in checkpoints.values():
-        _require_undamaged(checkpoint)
+        if (problem := damage(checkpoint)) is not None:
+            raise UserError(f"the checkpoint {checkpoint} is damaged: {problem}")
     with write_errors(out), written_folder(out) as aside:
         sizes = {name: (checkpoint / "model.safetensors").stat().st_size for name, checkpoint in checkpoints.items()}
         total = sum(sizes.values())
@@ -286,103 +163,100 @@ def export_model(
             for name, checkpoint in checkpoints.items():
                 folder = aside / name if revisions else aside
                 folder.mkdir(exist_ok=True)
-                write_export(open_model(checkpoint, Ranks.alone(), weights=weights), told, folder)
+                write_export(open_model(checkpoint, Ranks.alone(), weights=weights), default_rate, folder)
                 advance(sizes[name])
         if revisions:
-            write_json(aside / REVISIONS_FILE, {"revisions": list(checkpoints)})
+            _write_json(aside / REVISIONS_FILE, {"revisions": list(checkpoints)})
     return [out / name for name in checkpoints] if revisions else [out]
 
 
-def find_revisions(run: Path) -> dict[str, Path]:
-    """Checkpoints by the name of their revision: `main`, the newest, then those by words seen.
-
-    Raises UserError if there are none by words seen.
-    """
-    newest = find_checkpoint(run)
-    milestones = sorted((run / "checkpoints").glob("chck_*M"), key=lambda path: int(path.name[5:-1]))
-    if not milestones:
-        raise UserError(
-            f"{run}: no checkpoints by words seen (checkpoints/chck_1M and so on), so there is nothing to make"
-            " revisions of\n  export without --revisions"
-        )
-    return {MAIN: newest} | {path.name: path for path in milestones}
-
-
-def write_export(trained: TrainedModel, told: ToldRate | None, folder: Path) -> None:
-    """Fill an empty folder.  Raises UserError if the model's time embedding cannot travel, or there is none to tell."""
-    if told is not None and not trained.is_conditioned:
-        raise UserError(
-            f"{trained.source}: this model has no time conditioning, so there is no mask rate to tell it"
-            "\n  leave out --mask-rate and --constant-rate"
-        )
-    _write_code(trained, folder)
-    table = _rate_table(trained) if trained.is_conditioned else None
-    config = model_config(trained, (told or ToldRate()) if trained.is_conditioned else None, table)
-    write_json(folder / CONFIG_FILE, config)
-    _write_weights(trained, table, folder / WEIGHTS_FILE)
-    write_tokenizer(trained.tokenizer, trained.model.config.max_position_embeddings, folder)
-    write_json(folder / TRAINING_FILE, training_facts(trained))
-    (folder / "README.md").write_text(model_card(trained, config), encoding="utf-8")
-
-
-def backends(trained: TrainedModel) -> list[str]:
-    """The scores of the BabyLM evaluation pipeline that fit what the model was trained to predict."""
-    masked = {"same": "mlm", "next": "mntp"}[trained.predicts]
-    return [name for name, mode in ((masked, "masked"), ("causal", "causal")) if mode in trained.modes]
-
-
-def model_config(trained: TrainedModel, told: ToldRate | None, table: RateTable | None) -> dict[str, Any]:
-    """The content of config.json."""
-    return {
-        "model_type": MODEL_TYPE,
-        "architectures": [CLASSES["AutoModelForMaskedLM"].partition(".")[2]],
-        "auto_map": CLASSES,
-        **asdict(trained.model.config),
-        "predicts": trained.predicts,
-        "backends": backends(trained),
-        **({} if told is None else asdict(told) | {"time_embedding": type(trained.model.sigma_map).__name__}),
-        **({} if table is None else {"rate_intervals": INTERVALS}),
-        "num_special_tokens": NUM_SPECIAL,
-        **{f"{role}_token_id": token for role, token in ROLES.items()},
-        "tie_word_embeddings": False,  # the tying is in the forward pass: there is no second matrix to be tied
-        "torch_dtype": "float32",
-    }
-
-
-def training_facts(trained: TrainedModel) -> dict[str, Any]:
-    """The content of training.json: what the checkpoint says of its training, without the places of files."""
-    about = {key: value for key, value in trained.about.items() if key not in ("files", "format_version")}
-    return {key: _names_for_paths(value) for key, value in about.items()} | {"weights": trained.weights}
-
-
-def _names_for_paths(value: Any) -> Any:
-    """The value with every path cut to its last part: folders of the machine concern nobody else."""
-    if isinstance(value, Mapping):
-        return {key: _names_for_paths(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_names_for_paths(part) for part in value]
-    return Path(value).name if isinstance(value, str) and "/" in value else value
-
-
 def _require_usable(out: Path) -> None:
+    """Raises UserError for an output folder that holds something, or from which no model could be loaded."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another folder with --out")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder with --out, or delete this one")
     if "." in out.resolve().name:
         raise UserError(
-            f"{out}: transformers 4.51 loads no model from a folder with a dot in its name, and evaluation pipelines"
-            " cut the name there\n  choose a name without dots with --out"
+            f"{out}: transformers 4.51 does not load a model from a folder with a dot in its name, and evaluation"
+            " pipelines cut the name at the dot\n  choose a name without dots with --out"
         )
 
 
-def _require_undamaged(checkpoint: Path) -> None:
-    if (problem := damage(checkpoint)) is not None:
-        raise UserError(f"the checkpoint {checkpoint} is damaged: {problem}")
+def find_revisions(run: Path) -> dict[str, Path]:
+    """Checkpoints by revision: `main`, the newest one, then the checkpoints by words seen.
+
+    Raises UserError if there are no checkpoints by words seen.
+    """
+    newest = find_checkpoint(run)
+    milestones = sorted((run / "checkpoints").glob("chck_*M"), key=lambda path: int(path.name[5:-1]))
+    if not milestones:
+        raise UserError(
+            f"{run}: no checkpoints by words seen (checkpoints/chck_1M and so on), so there are no revisions to export"
+            "\n  export without --revisions"
+        )
+    return {MAIN: newest} | {path.name: path for path in milestones}
+
+
+def write_export(trained: TrainedModel, default_rate: DefaultRate | None, folder: Path) -> None:
+    """Write all files of an export to an empty folder.
+
+    Raises UserError if the time embedding cannot be exported, and for a `default_rate` without time conditioning.
+    """
+    model, table = trained.model, None
+    cond_dim = model.config.cond_dim
+    if cond_dim is None and default_rate is not None:
+        raise UserError(
+            f"{trained.source}: this model has no time conditioning, so it takes no mask rate"
+            "\n  leave out --mask-rate and --constant-rate"
+        )
+    package = Path(next(iter(ltg_mdlm.model.__path__)))
+    for name in CODE_FILES:
+        shutil.copyfile(package / name, folder / name)
+    if cond_dim is not None:
+        if type(model.sigma_map) is not TimeEmbedding:
+            write_embedding(model.sigma_map, cond_dim, folder)
+        default_rate = default_rate or DefaultRate()
+        table = _rate_table(trained)
+    config = model_config(trained, default_rate, table)
+    _write_json(folder / CONFIG_FILE, config)
+    tensors = {MODEL_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    if table is not None:
+        tensors[TABLE_NAME] = table.value_at_node
+    write_tensors(folder / WEIGHTS_FILE, tensors, metadata={"format": "pt"})
+    write_tokenizer(trained.tokenizer, model.config.max_position_embeddings, folder)
+    about = {key: value for key, value in trained.about.items() if key not in ("files", "format_version")}
+    _write_json(folder / TRAINING_FILE, _without_folders(about) | {"weights": trained.weights})
+    (folder / "README.md").write_text(model_card(trained, config), encoding="utf-8")
+
+
+def model_config(trained: TrainedModel, default_rate: DefaultRate | None, table: RateTable | None) -> dict[str, Any]:
+    """The content of config.json."""
+    # The scores of the BabyLM evaluation pipeline that fit the training.
+    masked_score = {"same": "mlm", "next": "mntp"}[trained.predicts]
+    backends = [name for name, mode in ((masked_score, "masked"), ("causal", "causal")) if mode in trained.modes]
+    config: dict[str, Any] = {
+        "model_type": MODEL_TYPE,
+        "architectures": [CLASSES["AutoModelForMaskedLM"].partition(".")[2]],
+        "auto_map": CLASSES,
+        **asdict(trained.model.config),
+        "predicts": trained.predicts,
+        "backends": backends,
+    }
+    if default_rate is not None:
+        config |= {**asdict(default_rate), "time_embedding": type(trained.model.sigma_map).__name__}
+    if table is not None:
+        config["rate_intervals"] = INTERVALS
+    return config | {
+        "num_special_tokens": NUM_SPECIAL,
+        **{f"{role}_token_id": token for role, token in ROLES.items()},
+        "tie_word_embeddings": False,  # the model ties them in its forward pass: there is no second matrix
+        "torch_dtype": "float32",
+    }
 
 
 def _rate_table(trained: TrainedModel) -> RateTable | None:
-    """The map from mask rates to conditioning values; None where the value is the rate.  Warns of a rough table."""
+    """The map from mask rates to conditioning values; None if it is the identity.  Warns if interpolation is rough."""
 
     def value_for_rate(rate_B: Tensor) -> Tensor:
         value_B = trained.value_for_rate(rate_B)
@@ -396,25 +270,140 @@ def _rate_table(trained: TrainedModel) -> RateTable | None:
     largest_error = table.largest_error(value_for_rate)
     if largest_error > ROUGH_TABLE:
         warnings.warn(
-            f"{trained.source}: the exported table of conditioning values is off by up to {largest_error:.2g} between"
-            f" its {INTERVALS + 1} nodes",
+            f"{trained.source}: the exported table of conditioning values has errors of up to {largest_error:.2g}"
+            f" between its {INTERVALS + 1} nodes",
             stacklevel=2,
         )
     nodes = torch.arange(INTERVALS + 1) / INTERVALS
     return None if largest_error == 0 and torch.equal(table.value_at_node, nodes) else table
 
 
-def _write_code(trained: TrainedModel, folder: Path) -> None:
-    package = Path(next(iter(ltg_mdlm.model.__path__)))
-    for name in CODE_FILES:
-        shutil.copyfile(package / name, folder / name)
-    cond_dim = trained.model.config.cond_dim
-    if cond_dim is not None and type(trained.model.sigma_map) is not TimeEmbedding:
-        write_embedding(trained.model.sigma_map, cond_dim, folder)
+def _without_folders(value: Any) -> Any:
+    """The value with every path reduced to its last part, so that no folders of this machine are published."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
-def _write_weights(trained: TrainedModel, table: RateTable | None, file: Path) -> None:
-    tensors = {MODEL_PREFIX + name: tensor for name, tensor in trained.model.state_dict().items()}
-    if table is not None:
-        tensors[TABLE_NAME] = table.value_at_node
-    write_tensors(file, tensors, metadata={"format": "pt"})
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
+    """Write the three files of a fast tokenizer that puts `<s>` before a text and nothing after it.
+
+    `max_length` is the largest number of tokens per row.
+    """
+    template = json.loads(untrained_tokenizer().to_str())["post_processor"]
+    definition = tokenizer.definition | {"post_processor": template, "truncation": None, "padding": None}
+    text = json.dumps(definition, ensure_ascii=False, indent=1)
+    (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+    special = {f"{role}_token": SPECIAL_TOKENS[token] for role, token in ROLES.items()}
+    _write_json(folder / "special_tokens_map.json", special)
+    added = {
+        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+        for token in definition["added_tokens"]
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": max_length,
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": added,
+    }
+    _write_json(folder / "tokenizer_config.json", settings | special)
+
+
+def write_embedding(embedding: nn.Module, cond_dim: int, folder: Path) -> None:
+    """Write a plugin's time embedding as EMBEDDING_FILE to `folder`, which already has transformer.py, and test it.
+
+    The file is the plugin's source with its imports of `ltg_mdlm.model.transformer` made relative, and a last line that
+    names the class.
+
+    Raises UserError if the file imports anything but torch, the standard library and the transformer, or if the class
+    computes something else when it is built from `cond_dim` and the weights alone.
+    """
+    (folder / EMBEDDING_FILE).write_text(_embedding_source(type(embedding)), encoding="utf-8")
+    try:
+        with _imported_embedding(folder) as module:
+            same = _computes_the_same(module.EMBEDDING, embedding, cond_dim)
+    except Exception as error:  # anything that the plugin's code raises
+        raise _cannot_export(type(embedding), f"built on its own, it fails: {type(error).__name__}: {error}") from error
+    if not same:
+        raise _cannot_export(
+            type(embedding),
+            f"built from cond_dim={cond_dim} and its weights alone, it computes something else"
+            "\n  keep what it needs in parameters or persistent buffers, not in attributes or other arguments",
+        )
+
+
+def _embedding_source(cls: type[nn.Module]) -> str:
+    """The text of EMBEDDING_FILE.  Raises UserError if the file of the class imports other modules."""
+    try:
+        file = inspect.getsourcefile(cls)
+        source = inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError, KeyError):
+        raise _cannot_export(cls, "its source cannot be found") from None
+    if getattr(sys.modules[cls.__module__], cls.__qualname__, None) is not cls:
+        raise _cannot_export(cls, f"it is not a class at the top level of {file}")
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            line = lines[node.lineno - 1]
+            if _IMPORT_FROM_TRANSFORMER.match(line):
+                lines[node.lineno - 1] = _IMPORT_FROM_TRANSFORMER.sub(r"\1.transformer\2", line)
+                continue
+            names = ["." * node.level + (node.module or "")]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        foreign = [name for name in names if name.partition(".")[0] not in {"torch", *sys.stdlib_module_names}]
+        if foreign:
+            raise _cannot_export(
+                cls,
+                f"{file}:{node.lineno} imports {foreign[0]}, and only torch, the standard library and names"
+                f" `from {_TRANSFORMER} import ...` are available there\n  put the class into a file of its own",
+            )
+    return "\n".join([*lines, "", f"EMBEDDING = {cls.__qualname__}", ""])
+
+
+@contextmanager
+def _imported_embedding(folder: Path) -> Iterator[ModuleType]:
+    """Import EMBEDDING_FILE as a module of a temporary package that has only the files of the folder."""
+    spec = importlib.util.spec_from_loader(_PACKAGE, loader=None, is_package=True)
+    assert spec is not None
+    spec.submodule_search_locations = [str(folder)]
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
+    try:
+        importlib.invalidate_caches()
+        yield importlib.import_module(f"{_PACKAGE}.{Path(EMBEDDING_FILE).stem}")
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
+        for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
+            del sys.modules[name]
+
+
+@torch.no_grad()
+def _computes_the_same(cls: type[nn.Module], embedding: nn.Module, cond_dim: int) -> bool:
+    """Whether the class, built on the meta device as in `transformers` and given the weights, is the same function."""
+    with torch.device("meta"):
+        rebuilt = cls(cond_dim)
+    rebuilt.to_empty(device="cpu")
+    for tensor in [*rebuilt.parameters(), *rebuilt.buffers()]:
+        tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
+    rebuilt.load_state_dict(embedding.state_dict())
+    value_B = torch.linspace(0, 8, 33)
+    was_training = embedding.training
+    expected, got = embedding.eval()(value_B), rebuilt.eval()(value_B)
+    embedding.train(was_training)
+    return torch.equal(expected, got)
+
+
+def _cannot_export(cls: type, reason: str) -> UserError:
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return UserError(f"the plugin's time embedding {name} cannot be exported: {reason}")

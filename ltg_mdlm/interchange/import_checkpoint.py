@@ -1,9 +1,4 @@
-"""Checkpoints of the published code bases become run folders: to evaluate, to export, to train on from.
-
-Whether the tensors of a foreign checkpoint are those of a model: all of them, in their shapes, and no others.
-
-The JSON file with a model's sizes, in the fields of the published code bases.
-"""
+"""Converts checkpoints of the published code bases to run folders, which can be evaluated, exported and trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +21,7 @@ from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import build_model, run_context
-from ltg_mdlm.host.slots import Components
+from ltg_mdlm.inference.exported_folder import CONFIG_FILE, TABLE_NAME, TOKENIZER_FILE, TRAINING_FILE, WEIGHTS_FILE
 from ltg_mdlm.inference.trained_model import Weights
 from ltg_mdlm.interchange.published_checkpoints import NamedWeights, PublishedCheckpoint, read_published
 from ltg_mdlm.model.attention import distance_buckets
@@ -36,46 +31,105 @@ from ltg_mdlm.storage.named_tensors import folded
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import provenance
 
-_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-"""In a folder as model hubs have it, in the order of preference."""
-
-
-_TRAINING_FILE = "training.json"
-
+_WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+"""In a folder as on model hubs, in the order of preference."""
 
 _UNCONDITIONED = {"plugins": {"uniform_mdlm": {"conditioning": "none"}}}
 
+_LOSSLESS = (torch.float32, torch.bfloat16, torch.float16)
+"""Types that float32 represents exactly."""
+
+_REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "position_bucket_size",
+    "layer_norm_eps",
+)
+"""Sizes without a default: the weights do not reveal all of them, so a wrong value would go unnoticed."""
+
+_OPTIONAL = ("cond_dim", "depth_weighted_averaging")
+
+_DROPOUT, _ATTENTION_DROPOUT = "hidden_dropout_prob", "attention_probs_dropout_prob"
+
 
 @dataclass(frozen=True)
-class Given:
-    """The files of a model."""
+class Files:
+    """The files of a published model."""
 
     weights: Path
     model_config: Path
     tokenizer: Path
 
     @classmethod
-    def of(cls, path: Path, model_config: Path | None, tokenizer: Path | None) -> Given:
-        """A checkpoint and the files that go with it, which lie in the same folder if `path` is one.
+    def of(cls, path: Path, model_config: Path | None, tokenizer: Path | None) -> Files:
+        """The files of a checkpoint; in a folder, those that are not given have their usual names.
 
-        Raises UserError if one of them is not given.
+        Raises UserError if one of them is missing.
         """
         if path.is_dir():
             weights = next((path / name for name in _WEIGHTS_FILES if (path / name).is_file()), None)
             if weights is None:
                 raise UserError(f"{path}: no weights in this folder: neither {' nor '.join(_WEIGHTS_FILES)}")
-            return cls(weights, model_config or path / "config.json", tokenizer or path / "tokenizer.json")
-        missing = [("--model-config", model_config), ("--tokenizer", tokenizer)]
-        if absent := [option for option, given in missing if given is None]:
-            raise UserError(f"{path} is a file, so that {' and '.join(absent)} must be given, too")
-        assert model_config is not None
-        assert tokenizer is not None
+            return cls(weights, model_config or path / CONFIG_FILE, tokenizer or path / TOKENIZER_FILE)
+        if model_config is None or tokenizer is None:
+            options = {"--model-config": model_config, "--tokenizer": tokenizer}
+            missing = [option for option, file in options.items() if file is None]
+            raise UserError(f"{path} is a file, so {' and '.join(missing)} must be given, too")
         return cls(path, model_config, tokenizer)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The JSON file with the sizes of a published model."""
+
+    path: Path
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFile:
+        """Raises UserError for a file that is not JSON, or in which a size is missing."""
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise UserError(f"{path}: not a model config: it is not JSON") from None
+        missing = [name for name in _REQUIRED if name not in fields] if isinstance(fields, dict) else list(_REQUIRED)
+        if missing:
+            raise UserError(
+                f"{path}: not a model config: missing {', '.join(missing)}"
+                "\n  give the JSON file that the checkpoint was trained with (--model-config)"
+            )
+        return cls(path, fields)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a run in the section `model`."""
+        given = {name: self.fields[name] for name in (*_REQUIRED, *_OPTIONAL) if self.fields.get(name) is not None}
+        if _DROPOUT in self.fields:
+            given["dropout"] = self.fields[_DROPOUT]
+        return given
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Size of the vocabulary; None if the file does not have it."""
+        return self.fields.get("vocab_size")
+
+    @property
+    def unused(self) -> list[str]:
+        """Fields that are ignored: unknown ones, and a dropout rate of attention that differs from the other one."""
+        known = {*_REQUIRED, *_OPTIONAL, "vocab_size", _DROPOUT}
+        if self.fields.get(_ATTENTION_DROPOUT) == self.fields.get(_DROPOUT):
+            known.add(_ATTENTION_DROPOUT)
+        return [name for name in self.fields if name not in known]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A checkpoint as the only one of a run."""
+    """A published checkpoint as the only checkpoint of a run."""
 
     published: PublishedCheckpoint
     config: RunConfig
@@ -83,15 +137,15 @@ class Imported:
     step: int
     words_seen: int | None
     last: Mapping[str, Tensor]
-    """The weights of the last step."""
+    """Weights of the last step."""
     averages: Mapping[str, Tensor] | None
     about: Mapping[str, Any]
-    """What else the checkpoint tells of the run."""
+    """Further facts of the run, as in every checkpoint."""
     unused: Sequence[str]
-    """Fields of the model config."""
+    """Ignored fields of the model config."""
 
     def write(self, out: Path) -> None:
-        """Make the run folder, complete or not at all.  Raises UserError if it cannot be written."""
+        """Write the run folder, completely or not at all.  Raises UserError if it cannot be written."""
         source = self.published.path
         average = self.last if self.averages is None else self.averages
         with write_errors(out), written_folder(out) as aside:
@@ -110,18 +164,18 @@ class Imported:
             folder.write_status(Status("finished", self.step, f"imported from {source.name}"))
 
     def describe(self) -> str:
-        """For the user."""
+        """A summary for the user."""
         source, config = self.published, self.config
         parameters = sum(tensor.numel() for tensor in self.last.values())
-        averages = "without averages of their own" if self.averages is None else f"averaged {source.updates:,} times"
+        averages = "without averages" if self.averages is None else f"averaged {source.updates:,} times"
         lines = [
             f"imported {source.path}: {parameters:,} parameters after {self.step:,} steps, {averages}",
             f"settings: {config.name} with plugins {', '.join(config.plugins)} (others: --config, --set)",
         ]
         if source.left_out:
-            lines.append(f"not taken over from it: {', '.join(source.left_out)}")
+            lines.append(f"not imported: {', '.join(source.left_out)}")
         if self.unused:
-            lines.append(f"not used of the model config: {', '.join(self.unused)}")
+            lines.append(f"ignored fields of the model config: {', '.join(self.unused)}")
         return "\n".join([*lines, f"run folder: {config.run_folder()}"])
 
 
@@ -135,32 +189,35 @@ def import_checkpoint(
     configs: Sequence[str] = (),
     sets: Sequence[str] = (),
 ) -> Imported:
-    """Make a run folder of a published checkpoint.
+    """Convert a published checkpoint to a run folder.
 
     Args:
-        path: a training checkpoint or a state dict, by torch.save or as safetensors; or a folder as model hubs have it
-        out: the run folder, which must not exist
-        model_config: JSON file with the sizes; in a folder, config.json
-        tokenizer: tokenizer JSON; in a folder, tokenizer.json
-        weights: ema takes the averages over where the file has some; raw does not
-        configs: the recipe that it was trained with; by default what an export says, or the layout of the weights
-        sets: further settings
+        path: a training checkpoint or a state dict, from torch.save or as safetensors; or a folder as on model hubs.
+        out: the run folder, which must not exist.
+        model_config: JSON file with the sizes; by default config.json of the folder.
+        tokenizer: tokenizer file; by default tokenizer.json of the folder.
+        weights: "ema" also imports the averages if the file has any; "raw" does not.
+        configs: the recipe of the training; by default it is read from an export, or derived from the weights' layout.
+        sets: further settings.
 
-    Raises UserError, with nothing written, for files of other kinds, and unless every tensor of the model is in the
-    file, in its shape, and every tensor of the file is in the model.
+    Raises UserError, with nothing written, for files of other types, and unless the tensors of the file are exactly
+    those of the model, in names and shapes.
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another folder with --out")
-    given = Given.of(path, model_config, tokenizer)
-    sizes, tokens = ModelFile.read(given.model_config), Tokenizer.read(given.tokenizer)
-    published = read_published(given.weights, averages=weights == "ema")
-    _require_one_vocabulary(given, sizes, tokens, published)
+    files = Files.of(path, model_config, tokenizer)
+    sizes, tokens = ModelFile.read(files.model_config), Tokenizer.read(files.tokenizer)
+    published = read_published(files.weights, averages=weights == "ema")
+    _require_one_vocabulary(files, sizes, tokens, published)
     training = _training_facts(published)
     host = Host(*_settings(published, training, sizes, configs, sets, out))
-    components = _components(host, tokens)
+    # The components are not used for training: any token counts will do.
+    count_V = torch.ones(tokens.vocab_size, dtype=torch.int64)
+    statistics = CorpusStatistics(token_count_V=count_V, num_tokens=len(count_V), num_words=len(count_V))
+    components = host.build(run_context(host.config, tokens, Ranks.alone(), max_steps=1), statistics)
     conditioning = components.time_conditioning
     model = build_model(host.config, tokens.vocab_size, conditioning)
-    last = weights_for(model, published.model, conditioning, str(given.weights))
+    last = weights_for(model, published.model, conditioning, str(files.weights))
     averages = published.named_averages()
     imported = Imported(
         published=published,
@@ -169,7 +226,7 @@ def import_checkpoint(
         step=training.get("step", published.step),
         words_seen=training.get("words_seen"),
         last=last,
-        averages=weights_for(model, averages, conditioning, f"{given.weights}: the averages") if averages else None,
+        averages=weights_for(model, averages, conditioning, f"{files.weights}: the averages") if averages else None,
         about=provenance(host.config, components, Ranks.alone()),
         unused=sizes.unused if published.code_base != "ltg-mdlm" else (),
     )
@@ -177,9 +234,9 @@ def import_checkpoint(
     return imported
 
 
-def _require_one_vocabulary(given: Given, sizes: ModelFile, tokens: Tokenizer, published: PublishedCheckpoint) -> None:
-    """Raises UserError unless tokenizer, weights and, if it says so, the model config have as many tokens."""
-    found = {f"the tokenizer {given.tokenizer}": tokens.vocab_size}
+def _require_one_vocabulary(files: Files, sizes: ModelFile, tokens: Tokenizer, published: PublishedCheckpoint) -> None:
+    """Raises UserError unless tokenizer, weights and model config have vocabularies of the same size."""
+    found = {f"the tokenizer {files.tokenizer}": tokens.vocab_size}
     if sizes.vocab_size is not None:
         found[f"vocab_size in {sizes.path}"] = sizes.vocab_size
     if (embedding := published.model.weights.get("embedding.word_embedding.weight")) is not None:
@@ -190,8 +247,8 @@ def _require_one_vocabulary(given: Given, sizes: ModelFile, tokens: Tokenizer, p
 
 
 def _training_facts(published: PublishedCheckpoint) -> Mapping[str, Any]:
-    """What an export says of its training; empty for other checkpoints."""
-    file = published.path.with_name(_TRAINING_FILE)
+    """config, step and words_seen of an export's training.json; empty for other checkpoints."""
+    file = published.path.with_name(TRAINING_FILE)
     if published.code_base != "ltg-mdlm" or not file.is_file():
         return {}
     try:
@@ -199,8 +256,8 @@ def _training_facts(published: PublishedCheckpoint) -> Mapping[str, Any]:
         return {"config": dict(facts["config"]), "step": int(facts["step"]), "words_seen": facts["words_seen"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{file}: not what an export says of its training ({type(error).__name__}: {error})"
-            "\n  delete it to import the model by the layout of its weights"
+            f"{file}: not the training facts of an export ({type(error).__name__}: {error})"
+            "\n  delete it to derive the recipe from the layout of the weights"
         ) from None
 
 
@@ -212,13 +269,13 @@ def _settings(
     sets: Sequence[str],
     out: Path,
 ) -> tuple[RunConfig, Mapping[str, str]]:
-    """The settings of the imported run, and where each was set."""
+    """The settings of the imported run, and the source of each."""
     layers = [
         Layer(f"the layout of {published.path}", {"model": {"depth_weighted_averaging": published.averages_depth}}),
         Layer(str(sizes.path), {"model": sizes.settings}),
     ]
     if training and not configs:
-        layers = [Layer(str(published.path.with_name(_TRAINING_FILE)), training["config"]), *layers]
+        layers = [Layer(str(published.path.with_name(TRAINING_FILE)), training["config"]), *layers]
     elif not configs:
         recipe, changes = _recipe(published)
         configs, layers = [recipe], [Layer(f"the layout of {published.path}", changes), *layers]
@@ -227,9 +284,9 @@ def _settings(
 
 
 def _recipe(published: PublishedCheckpoint) -> tuple[str, dict[str, Any]]:
-    """The config that a checkpoint was made with, going by its layout, and what is different in it.
+    """The config that matches the layout of a checkpoint, and the settings that differ from it.
 
-    Raises UserError where the layout leaves open whether a masked token is predicted at its place or one before it.
+    Raises UserError if the layout does not determine where masked tokens are predicted.
     """
     is_conditioned, averages_depth = published.is_conditioned, published.averages_depth
     if is_conditioned and not averages_depth:
@@ -239,7 +296,7 @@ def _recipe(published: PublishedCheckpoint) -> tuple[str, dict[str, Any]]:
     if not is_conditioned and published.code_base == "frequency-informed MDLM":
         return "freq_cosine", _UNCONDITIONED
     raise UserError(
-        f"{published.path}: its tensors do not tell how the model was trained: they have"
+        f"{published.path}: its tensors do not determine how the model was trained: they have"
         f" {'both' if is_conditioned else 'neither'} time conditioning (adaLN_modulations)"
         f" {'and' if is_conditioned else 'nor'} depth-weighted averaging (dwa_modules)"
         "\n  name its recipe with --config; for masked diffusion without time conditioning:"
@@ -247,23 +304,12 @@ def _recipe(published: PublishedCheckpoint) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _components(host: Host, tokens: Tokenizer) -> Components:
-    """The plugins' components, told that every token is as frequent as any other: they will not train."""
-    count_V = torch.ones(tokens.vocab_size, dtype=torch.int64)
-    statistics = CorpusStatistics(token_count_V=count_V, num_tokens=len(count_V), num_words=len(count_V))
-    return host.build(run_context(host.config, tokens, Ranks.alone(), max_steps=1), statistics)
-
-
-_LOSSLESS = (torch.float32, torch.bfloat16, torch.float16)
-"""What float32 holds exactly."""
-
-
 def weights_for(
     model: Transformer, found: NamedWeights, conditioning: TimeConditioning, origin: str
 ) -> dict[str, Tensor]:
     """The weights of `model` in float32.
 
-    Raises UserError, beginning with `origin` and listing all that is wrong, unless every tensor is accounted for.
+    Raises UserError, with `origin` and a list of all mismatches, unless the tensors are exactly those of the model.
     """
     expected, weights = model.state_dict(), found.weights
     shapes = [
@@ -276,7 +322,7 @@ def weights_for(
         "missing": [name for name in expected if name not in weights],
         "not in the model": [name for name in weights if name not in expected],
         "of another shape": shapes,
-        "not of a floating type up to 32 bits": dtypes,
+        "not of a floating-point type of up to 32 bits": dtypes,
         "not the buckets of these sizes": list(_wrong_positions(found.positions, model.config)),
         "not the time conditioning of these settings": list(_wrong_table(found.rate_table, conditioning)),
     }
@@ -289,9 +335,10 @@ def weights_for(
 
 
 def _wrong_positions(positions: Mapping[str, Tensor], sizes: ModelConfig) -> Iterator[str]:
-    """Buffers that send a distance to another row of the relative table than this model would.
+    """Names of buffers that map a distance to another row of the table of relative embeddings than this model.
 
-    Rounding has made some published buffers point behind the table, at distances that were therefore never used.
+    Because of rounding, some published buffers have indices after the end of the table, for distances that were never
+    used.  They are accepted.
     """
     limit, bucket_size = sizes.max_position_embeddings, sizes.position_bucket_size
     bucket_P = torch.tensor(distance_buckets(limit, bucket_size))
@@ -305,73 +352,9 @@ def _wrong_positions(positions: Mapping[str, Tensor], sizes: ModelConfig) -> Ite
 
 
 def _wrong_table(table_N: Tensor | None, conditioning: TimeConditioning) -> Iterator[str]:
-    """The table of conditioning values, where the settings give others."""
+    """The name of the table of conditioning values, if the settings give other values."""
     if table_N is None:
         return
     value_N = conditioning.value_for_rate(torch.linspace(0, 1, len(table_N))) if conditioning.active else None
     if value_N is None or not torch.allclose(value_N, table_N.float(), rtol=1e-4, atol=1e-6):
-        yield "rate_table.value_at_node"
-
-
-_NEEDED = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "position_bucket_size",
-    "layer_norm_eps",
-)
-"""Sizes that have no default: some of them cannot be told from the weights, so that a wrong one would go unnoticed."""
-
-
-_OPTIONAL = ("cond_dim", "depth_weighted_averaging")
-
-
-_DROPOUT, _ATTENTION_DROPOUT = "hidden_dropout_prob", "attention_probs_dropout_prob"
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """What the file says."""
-
-    path: Path
-    fields: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path) -> ModelFile:
-        """Raises UserError for a file that is not JSON, or lacks a size."""
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError:
-            raise UserError(f"{path}: not a model config: it is not JSON") from None
-        missing = [name for name in _NEEDED if name not in fields] if isinstance(fields, dict) else list(_NEEDED)
-        if missing:
-            raise UserError(
-                f"{path}: not a model config: it lacks {', '.join(missing)}"
-                "\n  give the JSON file that the checkpoint was trained with (--model-config)"
-            )
-        return cls(path, fields)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The section `model` of a run's settings."""
-        given = {name: self.fields[name] for name in (*_NEEDED, *_OPTIONAL) if self.fields.get(name) is not None}
-        if _DROPOUT in self.fields:
-            given["dropout"] = self.fields[_DROPOUT]
-        return given
-
-    @property
-    def vocab_size(self) -> int | None:
-        """None if the file does not say."""
-        return self.fields.get("vocab_size")
-
-    @property
-    def unused(self) -> list[str]:
-        """Fields that change nothing: unknown ones, and a second rate of dropout, of which runs have one."""
-        known = {*_NEEDED, *_OPTIONAL, "vocab_size", _DROPOUT}
-        if self.fields.get(_ATTENTION_DROPOUT) == self.fields.get(_DROPOUT):
-            known.add(_ATTENTION_DROPOUT)
-        return [name for name in self.fields if name not in known]
+        yield TABLE_NAME

@@ -12,17 +12,15 @@ from ltg_mdlm.storage.run_folder import RunFolder
 
 _BACKENDS = {
     "mlm": "`mlm` (`AutoModelForMaskedLM`): a masked token is predicted at its own position",
-    "mntp": "`mntp` (`AutoModelForMaskedLM`): the logits of token i + 1 stand at position i, without a shift inside",
+    "mntp": "`mntp` (`AutoModelForMaskedLM`): the logits of token i + 1 are at position i, without a shift",
     "causal": "`causal` (`AutoModelForCausalLM`)",
 }
 
-
 _RATES = {
-    "fraction": "the share of each row's tokens that are masked",
-    "zero": "0, as if nothing were masked",
+    "fraction": "the masked share of each row's tokens",
+    "zero": "0, as if no token were masked",
     "constant": "the constant {constant_rate}",
 }
-
 
 _TRAINING_KEYS = (
     "training.max_steps",
@@ -40,13 +38,8 @@ _TRAINING_KEYS = (
 
 def model_card(trained: TrainedModel, config: Mapping[str, Any]) -> str:
     """Markdown with the metadata block of a model hub; `config` is the content of config.json."""
-    sections = (_header(trained), _use(trained, config), _recipe(trained), _results(trained))
-    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
-
-
-def _header(trained: TrainedModel) -> list[str]:
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-    return [
+    header = [
         "---",
         "library_name: transformers",
         "tags:",
@@ -58,9 +51,11 @@ def _header(trained: TrainedModel) -> list[str]:
         "",
         f"A language model of {parameters:,} parameters, trained with `ltg-mdlm`.",
     ]
+    sections = (header, _use(config), _training(trained), _results(trained))
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
-def _use(trained: TrainedModel, config: Mapping[str, Any]) -> list[str]:
+def _use(config: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Use",
         "",
@@ -71,39 +66,44 @@ def _use(trained: TrainedModel, config: Mapping[str, Any]) -> list[str]:
         "tokenizer = AutoTokenizer.from_pretrained(PATH)",
         "```",
         "",
-        "`transformers` 4.51 or later. `AutoModel` gives hidden states, `AutoModelForSequenceClassification` a new head"
-        f" on the first token. Rows may be up to {config['max_position_embeddings']} tokens long.",
+        "Requires `transformers` 4.51 or later. `AutoModel` returns hidden states, `AutoModelForSequenceClassification`"
+        f" adds a new head on the first token. Rows have up to {config['max_position_embeddings']} tokens.",
         "",
         "Backends of the BabyLM evaluation pipeline that fit the training:",
         "",
         *(f"- {_BACKENDS[name]}" for name in config["backends"]),
     ]
     if "causal" not in config["backends"]:
-        lines += ["", "It saw no rows from left to right: `AutoModelForCausalLM` loads, but its scores mean nothing."]
-    if "mask_rate" in config:
-        told = _RATES[config["mask_rate"]].format_map(config)
         lines += [
             "",
-            f"The model is conditioned on the mask rate. Without `mask_rate=` in the call it is told {told}"
+            "It was not trained on causal rows: `AutoModelForCausalLM` loads, but its scores are not meaningful.",
+        ]
+    if "mask_rate" in config:
+        rate = _RATES[config["mask_rate"]].format_map(config)
+        lines += [
+            "",
+            f"The model is conditioned on the mask rate. If `mask_rate=` is not given in the call, it is {rate}"
             " (`mask_rate` in config.json).",
         ]
     return lines
 
 
-def _recipe(trained: TrainedModel) -> list[str]:
+def _training(trained: TrainedModel) -> list[str]:
     about = trained.about
     averaged = "averaged weights" if trained.weights == "ema" else "weights of the last step"
     if about["words_seen"] is None:  # imported: its settings are a guess from the layout of its weights
         file = about["imported_from"]["file"]
         return ["## Training", "", f"Imported from `{file}`, which does not say how it was trained; {averaged}."]
     settings = flatten(about["config"])
+    source = str(settings.get("data.train") or settings["data.corpus"])
+    data = "the generated corpus of ltg-mdlm" if source == "builtin" else source.rstrip("/").rpartition("/")[2]
     chosen = {key: settings[key] for key in _TRAINING_KEYS if settings.get(key) is not None}
     plugins = {key: value for key, value in settings.items() if key.startswith("plugins.")}
     return [
         "## Training",
         "",
         f"{about['words_seen']:,} words seen in {about['step']:,} steps; {averaged}.",
-        f"Data: {_data(settings)}.",
+        f"Data: {data}.",
         "",
         "| setting | value |",
         "|---|---|",
@@ -113,25 +113,15 @@ def _recipe(trained: TrainedModel) -> list[str]:
     ]
 
 
-def _data(settings: Mapping[str, Any]) -> str:
-    """What the run was trained on, by the last part of its path."""
-    source = str(settings.get("data.train") or settings["data.corpus"])
-    return "the generated corpus of ltg-mdlm" if source == "builtin" else source.rstrip("/").rpartition("/")[2]
-
-
 def _results(trained: TrainedModel) -> list[str]:
-    row = _held_out(trained)
-    if row is None:
+    """The last metrics on held-out text that training measured up to the checkpoint's step."""
+    file = RunFolder(trained.source.parent.parent).metrics_file
+    measured = [row for row in read_rows(file, b'"valid/loss"') if row["step"] <= trained.about["step"]]
+    if not measured:
         return []
-    figures = [
+    row = measured[-1]
+    title = f"## Held-out text, step {row['step']:,}"
+    metrics = [
         f"| {label.strip()} | {form.format(row[key])} |" for key, label, form in ROWS if row.get(key) is not None
     ]
-    title = f"## Held-out text, step {row['step']:,}"
-    return [title, "", "Measured in training, with averaged weights.", "", "| | |", "|---|---|", *figures]
-
-
-def _held_out(trained: TrainedModel) -> Mapping[str, Any] | None:
-    """The last figures on held-out text that training had measured by the checkpoint's step."""
-    file = RunFolder(trained.source.parent.parent).metrics_file
-    known = [row for row in read_rows(file, b'"valid/loss"') if row["step"] <= trained.about["step"]]
-    return known[-1] if known else None
+    return [title, "", "Measured during training, with averaged weights.", "", "| | |", "|---|---|", *metrics]

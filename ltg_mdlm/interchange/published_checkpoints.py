@@ -1,9 +1,8 @@
-"""Checkpoints of the published code bases (frequency-informed MDLM, GPT-BERT), and exports: whose tensor is whose.
+"""Reads checkpoints of the published code bases (frequency-informed MDLM, GPT-BERT), and exports, as named tensors.
 
-Their names are those of `model.transformer`, with differences that are undone here: prefixes of wrappers, the module
-tree of Hugging Face releases, tensors that are stored under several names, and buffers.
-
-Checkpoint files of other code bases, read without running anything that is in them.
+Their tensors have the names of `model.transformer`, with differences that are removed here: prefixes of wrappers, the
+module tree of Hugging Face releases, tensors that are stored under several names, and buffers.  No code in a file is
+run.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.inference.exported_folder import MODEL_PREFIX, TABLE_NAME
 from ltg_mdlm.storage.named_tensors import folded
 from ltg_mdlm.storage.tensor_files import load_tensors
 
@@ -30,9 +30,9 @@ _PREFIXES = (
     ("model.embedding.", "embedding."),
     ("model.", "transformer."),
     ("lm_head.", "classifier."),
-    ("denoiser.", ""),
+    (MODEL_PREFIX, ""),
 )
-"""How names begin in the releases of GPT-BERT on Hugging Face, and in this package's exports; and here."""
+"""Prefixes of names in the Hugging Face releases of GPT-BERT and in exports of this package, and their replacements."""
 
 
 _SHARED = (
@@ -40,13 +40,18 @@ _SHARED = (
     (re.compile(r"(transformer\.mlp_layers\.\d+)\.linear2\.weight"), r"\1.mlp.4.weight"),
     (re.compile(r"classifier\.nonlinearity\.5\.weight"), "embedding.word_embedding.weight"),
 )
-"""Second names of tensors."""
+"""Second names of tensors, and their first names."""
 
 
 _POSITIONS = ".position_indices"
 
 
-_RATE_TABLE = "rate_table.value_at_node"
+_HARMLESS: list[Any] = [(PurePosixPath, "pathlib.PosixPath"), (PurePosixPath, "pathlib._local.PosixPath")]
+"""Classes that a pickle may contain in addition to tensors and plain values: paths among the arguments of a training
+run.  They are read as paths without access to the disk.  Python 3.13 wrote the second name."""
+
+_HEADER_OFFSET = 8
+"""A safetensors file begins with the length of its header, which is a JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +60,13 @@ class NamedWeights:
 
     weights: Mapping[str, Tensor]
     positions: Mapping[str, Tensor]
-    """Buffers with the row of the relative table for every pair of places."""
+    """Buffers with the row of the table of relative embeddings for every pair of positions."""
     rate_table: Tensor | None = None
-    """Conditioning values at equidistant mask rates from 0 to 1, where an export has such a table."""
+    """Conditioning values at equidistant mask rates from 0 to 1, if an export has such a table."""
 
     @classmethod
     def of(cls, state: Mapping[Any, Any], origin: str) -> NamedWeights:
-        """Raises UserError, beginning with `origin`, for anything but tensors, and for tensors that should be one."""
+        """Raises UserError, with `origin`, for values that are not tensors and for unequal copies of one tensor."""
         others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
         if others or not state:
             found = f"it holds {folded(others)}" if others else "it is empty"
@@ -77,61 +82,61 @@ class NamedWeights:
                 differing.append(f"{names[ours]} and {name}")
         if differing:
             raise UserError(
-                "\n  ".join([f"{origin}: tensors that are one in the model, but differ in the file:", *differing])
+                "\n  ".join([f"{origin}: tensors that are the same in the model, but differ in the file:", *differing])
             )
         positions = {name: weights.pop(name) for name in list(weights) if name.endswith(_POSITIONS)}
-        return cls(rate_table=weights.pop(_RATE_TABLE, None), weights=weights, positions=positions)
+        return cls(rate_table=weights.pop(TABLE_NAME, None), weights=weights, positions=positions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCheckpoint:
-    """What a file holds."""
+    """The content of a checkpoint file."""
 
     path: Path
     model: NamedWeights
     averages: NamedWeights | Sequence[Tensor] | None
-    """The average of every weight, by name or in the order of the parameters; None if the file has none."""
+    """The average of every weight, by name or in the order of the parameters; None if there are no averages."""
     updates: int
-    """How often the averages were updated."""
+    """Number of updates of the averages."""
     step: int
-    """Steps done; 0 where the file does not say."""
+    """Number of steps; 0 if unknown."""
     code_base: CodeBase | None
-    """Which one wrote the file, where more than the model's own layout tells."""
+    """The code base that wrote the file; None if only the layout of the model is known."""
     left_out: tuple[str, ...]
     """Entries that are not read, such as the optimiser's state."""
 
     @property
     def is_conditioned(self) -> bool:
-        """The model has AdaLN."""
+        """Whether the model has AdaLN."""
         return any(name.startswith("transformer.adaLN_modulations.") for name in self.model.weights)
 
     @property
     def averages_depth(self) -> bool:
-        """The model has depth-weighted averaging."""
+        """Whether the model has depth-weighted averaging."""
         return any(name.startswith("transformer.dwa_modules.") for name in self.model.weights)
 
     def named_averages(self) -> NamedWeights | None:
-        """The averages by name; the model's weights must be known to be complete.
+        """The averages by name; the weights of the model must be complete.
 
-        Raises UserError if those without names cannot be assigned without doubt.
+        Raises UserError if averages without names cannot be assigned to names reliably.
         """
         if self.averages is None or isinstance(self.averages, NamedWeights):
             return self.averages
         names = list(self.model.weights)
-        problem = self._doubt(names, self.averages)
+        problem = self._order_problem(names, self.averages)
         if problem is not None:
             raise UserError(
                 f"{self.path}: the averages in `ema` have no names, and {problem}"
-                "\n  import the averages from the file of their own that is saved beside this one"
-                " (pytorch_model_ema.bin), or do without them: --weights raw"
+                "\n  import the averages from the separate file that was saved with this one"
+                " (pytorch_model_ema.bin), or leave them out: --weights raw"
             )
         return NamedWeights(weights=dict(zip(names, self.averages, strict=True)), positions={})
 
-    def _doubt(self, names: Sequence[str], averages: Sequence[Tensor]) -> str | None:
-        """Why the list may be in another order than `names`, those of the model's state dict; None if it is not.
+    def _order_problem(self, names: Sequence[str], averages: Sequence[Tensor]) -> str | None:
+        """Why the averages may be in another order than `names`, those of the model's state dict; None if they are not.
 
-        A state dict lists parameters in their order, each module's own before those of its children.  The published
-        code is known to be in this order, too, so that three things have to agree.
+        A state dict lists the parameters in order, those of a module before those of its children.  The order in the
+        published code is known.  Names, number and shapes must all agree with it.
         """
         if names != list(parameter_order(names)):
             return "the weights in `model` are not in the order of the published code"
@@ -146,9 +151,9 @@ class PublishedCheckpoint:
 
 
 def read_published(path: Path, *, averages: bool = True) -> PublishedCheckpoint:
-    """Read a training checkpoint, with its averages if they are wanted, or a state dict.
+    """Read a state dict or a training checkpoint, the latter with its averages if `averages` is true.
 
-    Raises UserError for anything else.
+    Raises UserError for other files.
     """
     content = read_checkpoint_file(path)
     if not isinstance(content, Mapping):
@@ -193,9 +198,9 @@ def canonical_name(name: str) -> str:
 
 
 def parameter_order(names: Iterable[str]) -> Iterator[str]:
-    """Names in the order in which the parameters of the published frequency-informed MDLM come, shared ones once.
+    """Names in the parameter order of the published frequency-informed MDLM, with shared parameters once.
 
-    `names` says how many layers there are, and whether the model is conditioned on time.
+    `names` determines the number of layers, and whether the model has time conditioning.
     """
     present = set(names)
     attention = "transformer.attention_layers"
@@ -219,7 +224,7 @@ def _affine(*modules: str) -> Iterator[str]:
 
 
 def _averages(content: Mapping[Any, Any], path: Path) -> tuple[NamedWeights | Sequence[Tensor] | None, int]:
-    """The averages of a training checkpoint, and how often they were updated."""
+    """The averages of a training checkpoint, and the number of their updates."""
     if isinstance(named := content.get("ema_model"), Mapping):
         return NamedWeights.of(named, f"{path}: `ema_model`"), _count(content.get("global_step"))
     if (listed := content.get("ema")) is None:
@@ -234,33 +239,24 @@ def _averages(content: Mapping[Any, Any], path: Path) -> tuple[NamedWeights | Se
 
 
 def _count(value: object) -> int:
-    """A number of steps; 0 where a file has something else."""
+    """A number of steps; 0 for other values."""
     return value if isinstance(value, int) and value >= 0 else 0
 
 
 def _code_base(content: Mapping[Any, Any]) -> CodeBase | None:
     names = [str(name) for name in content["model"]]
-    if any(name.startswith("denoiser.") for name in names):
+    if any(name.startswith(MODEL_PREFIX) for name in names):
         return "ltg-mdlm"
-    # Only one of the published two stores the matrices of the MLP twice.
+    # Of the published code bases, only one stores the matrices of the MLP twice.
     if "ema" in content or any(name.endswith(".linear1.weight") for name in names):
         return "frequency-informed MDLM"
     return "GPT-BERT" if "ema_model" in content else None
 
 
-_HARMLESS: list[Any] = [(PurePosixPath, "pathlib.PosixPath"), (PurePosixPath, "pathlib._local.PosixPath")]
-"""What may stand in a pickle beside tensors and plain values: the paths among the arguments of a training run, read as
-paths that cannot touch a disk.  Python 3.13 wrote the second name."""
-
-
-_HEADER_OFFSET = 8
-"""A safetensors file begins with the length of its header, a JSON object."""
-
-
 def read_checkpoint_file(path: Path) -> Any:
-    """The content of a safetensors file, or of one written by `torch.save`, on the CPU.
+    """The content of a safetensors file or a file written by `torch.save`, on the CPU.
 
-    Raises UserError for a file that cannot be read, is of another kind, or asks for code to be run.
+    Raises UserError for a file that cannot be read, is of another type, or would run code.
     """
     try:
         with path.open("rb") as file:
@@ -273,18 +269,18 @@ def read_checkpoint_file(path: Path) -> Any:
 def _unpickled(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of other protocols: they are read, or refused below
-            # Mapped, so that the optimiser's state, two thirds of a training checkpoint, is never read.
+            warnings.simplefilter("ignore")  # about other pickle protocols: such files are read or refused below
+            # Memory-mapped: the optimiser's state, two thirds of a training checkpoint, is never read.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # whatever the unpickler stumbles over in a file of another kind
+    except Exception as error:  # anything that the unpickler raises for a file of another type
         raise UserError(f"{path}: {_refusal(str(error))}") from None
 
 
 def _refusal(message: str) -> str:
-    """Why a file was not read, from what torch says at length."""
+    """Why a file was not read, from the long message of torch."""
     if found := re.search(r"GLOBAL (\S+)", message):
         return (
-            f"refused: unpickling it would call {found[1].rstrip('.,')}, which may run any code, and nothing was run"
+            f"refused: unpickling it would call {found[1].rstrip('.,')}, which may run any code; nothing was run"
             "\n  import a file that holds tensors and plain values only, such as its state dict"
         )
     return "not a checkpoint: neither a safetensors file nor one written by torch.save"

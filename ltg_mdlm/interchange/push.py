@@ -1,6 +1,6 @@
-"""Upload exported models to the Hugging Face Hub.
+"""Uploads exported models to the Hugging Face Hub.
 
-`huggingface_hub` is needed only here (`pip install "ltg-mdlm[hub]"`), and only for uploading, not to plan it.
+Only the upload itself needs `huggingface_hub` (`pip install "ltg-mdlm[hub]"`); a dry run works without it.
 """
 
 from __future__ import annotations
@@ -17,48 +17,42 @@ from typing import Any, Protocol
 from safetensors import SafetensorError, safe_open
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.inference.exported_folder import CONFIG_FILE, MAIN, TOKENIZER_FILE, WEIGHTS_FILE
 
-MAIN = "main"
-
-
-_FILES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
+REQUIRED_FILES = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    TOKENIZER_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "README.md",
 )
-"""What every exported folder has, beside the code that its config.json names."""
-
+"""Files of every exported folder, in addition to the code that its config.json names."""
 
 _HIDDEN = [".*", "*/.*"]
 
-
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 
-
-_LONGEST_NAME = 96
-
+_MAX_NAME = 96
 
 _NETWORK = ("requests", "urllib3", "httpx", "httpx2", "httpcore")
-"""Packages that huggingface_hub, in one version or another, talks to the network with."""
+"""Packages through which the versions of huggingface_hub access the network."""
 
 
 class Hub(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The methods of `huggingface_hub.HfApi` that are used."""
 
     def whoami(self) -> dict[str, Any]:
-        """The account that is logged in."""
+        """The account that is logged in; raises an exception if there is none."""
 
     def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> Any:
-        """Make a repository of models; one that exists keeps its visibility."""
+        """Create a model repository; an existing one keeps its visibility."""
 
     def repo_info(self, repo_id: str) -> Any:
-        """Facts of a repository, among them whether it is `private`."""
+        """Information on a repository, including whether it is `private`."""
 
     def create_branch(self, repo_id: str, *, branch: str, exist_ok: bool) -> None:
-        """Make a branch off main."""
+        """Create a branch from main."""
 
     def upload_folder(
         self,
@@ -70,19 +64,19 @@ class Hub(Protocol):
         ignore_patterns: list[str],
         delete_patterns: str,
     ) -> Any:
-        """Add a commit to a branch: the files of the folder, without those of the branch that match a pattern."""
+        """Commit the files of a folder to a branch, and delete the branch's other files that match a pattern."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One folder and the branch that it goes to."""
+    """A folder and the branch to upload it to."""
 
     folder: Path
     branch: str
 
     @property
     def files(self) -> list[Path]:
-        """What is uploaded, relative to the folder: all but hidden files."""
+        """The files to upload, relative to the folder: all except hidden files."""
         found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
         return sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
 
@@ -91,25 +85,25 @@ class Upload:
         return sum((self.folder / path).stat().st_size for path in self.files)
 
     def describe(self) -> str:
-        """`branch  folder  files  size`."""
+        """One line: branch, folder, number of files, size."""
         return f"{self.branch:<12} {self.folder}  {len(self.files)} files, {self.num_bytes / 1e6:,.1f} MB"
 
 
 def plan_uploads(folder: Path, *, revisions: bool) -> list[Upload]:
-    """What goes where: the folder to main, or every subfolder to the branch of its name, main first.
+    """Assign the folder to the branch main, or with `revisions` every subfolder to the branch of its name, main first.
 
-    Raises UserError unless all of them are complete exported folders.
+    Raises UserError unless all folders are complete exports.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if not revisions:
         if not (folder / "config.json").is_file() and (folder / MAIN).is_dir():
-            raise UserError(f"{folder} holds a folder for every revision; upload them with --revisions")
+            raise UserError(f"{folder} has a subfolder for every revision; upload them with --revisions")
         uploads = [Upload(folder, MAIN)]
     else:
         if not (folder / MAIN).is_dir():
             raise UserError(
-                f"{folder}: no folder {MAIN} in it; --revisions is for what `ltg-mdlm export --revisions` makes"
+                f"{folder}: no folder {MAIN} in it; --revisions uploads the output of `ltg-mdlm export --revisions`"
             )
         inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         uploads = [Upload(path, path.name) for path in sorted(inner, key=_by_words)]
@@ -119,12 +113,12 @@ def plan_uploads(folder: Path, *, revisions: bool) -> list[Upload]:
 
 
 def push(hub: Hub, uploads: Sequence[Upload], repo: str, *, private: bool, done: Callable[[Upload], None]) -> None:
-    """Upload every folder as a new commit on its branch; `done` is called after each.
+    """Upload every folder as a new commit on its branch; `done` is called after each folder.
 
-    The repository and the branches are made where they do not exist.  What a branch held before stays in its history.
+    The repository and the branches are created if they do not exist.  Earlier files of a branch stay in its history.
 
-    Raises UserError, with nothing uploaded, for a name that cannot be one, or if nobody is logged in; and where the Hub
-    cannot be reached or refuses.
+    Raises UserError, with nothing uploaded, for an invalid name or if nobody is logged in; also if the Hub cannot be
+    reached or refuses the upload.
     """
     require_repo_name(repo)
     with _explained(repo):
@@ -144,13 +138,13 @@ def push(hub: Hub, uploads: Sequence[Upload], repo: str, *, private: bool, done:
                 revision=upload.branch,
                 commit_message=f"Upload {upload.branch} with ltg-mdlm",
                 ignore_patterns=_HIDDEN,
-                delete_patterns="*",  # what a branch made off main has from there, or from an older upload
+                delete_patterns="*",  # files from main or from an earlier upload
             )
             done(upload)
 
 
 def open_hub() -> Hub:
-    """The Hub, with the account of `hf auth login`.  Raises UserError without huggingface_hub."""
+    """The Hub, with the account of `hf auth login`.  Raises UserError if huggingface_hub is not installed."""
     try:
         from huggingface_hub import HfApi
     except ImportError:
@@ -160,33 +154,33 @@ def open_hub() -> Hub:
 
 
 def require_repo_name(repo: str) -> None:
-    """Raises UserError unless `repo` is OWNER/NAME, as the Hub allows them, and has no dot in its name."""
+    """Raises UserError unless `repo` is a valid OWNER/NAME on the Hub, without a dot in NAME."""
     parts = repo.split("/")
     is_valid = len(parts) == 2 and all(_NAME.fullmatch(part) for part in parts)
-    if not is_valid or "--" in repo or ".." in repo or repo.endswith(".git") or len(repo) > _LONGEST_NAME:
+    if not is_valid or "--" in repo or ".." in repo or repo.endswith(".git") or len(repo) > _MAX_NAME:
         raise UserError(
             f"--repo {repo}: must be OWNER/NAME of letters, digits, '-', '_' and '.', such as my-lab/freq-mdlm;"
-            f" at most {_LONGEST_NAME} characters, no '--' or '..', no '-' or '.' at the ends"
+            f" at most {_MAX_NAME} characters, no '--' or '..', no '-' or '.' at the ends"
         )
     if "." in parts[1]:
         raise UserError(
             f"--repo {repo}: transformers 4.51 loads no code from a repository with a dot in its name, and evaluation"
-            " pipelines cut the name there; choose a name without dots"
+            " pipelines cut the name at the dot; choose a name without dots"
         )
 
 
 def _by_words(path: Path) -> tuple[bool, int, str]:
-    """main, then the checkpoints by words seen."""
+    """Sort key: main first, then the checkpoints by words seen."""
     words = re.fullmatch(r"chck_(\d+)M", path.name)
     return path.name != MAIN, int(words[1]) if words else 0, path.name
 
 
 def _require_complete(folder: Path) -> None:
-    missing = [name for name in (*_FILES, *_code_files(folder)) if not (folder / name).is_file()]
+    missing = [name for name in (*REQUIRED_FILES, *_code_files(folder)) if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder}: not a complete exported folder: it lacks {', '.join(missing)}"
-            "\n  make one with `ltg-mdlm export`"
+            f"{folder}: not a complete exported folder: missing {', '.join(missing)}"
+            "\n  create one with `ltg-mdlm export`"
         )
     try:
         with safe_open(folder / "model.safetensors", "pt"):
@@ -196,7 +190,7 @@ def _require_complete(folder: Path) -> None:
 
 
 def _code_files(folder: Path) -> list[str]:
-    """Files with the classes that config.json names (`modeling_x.Class`), and those that they import from beside them.
+    """Files of the classes that config.json names (`modeling_x.Class`), and the files that these import.
 
     Raises UserError for files that cannot be read.
     """
@@ -215,7 +209,7 @@ def _code_files(folder: Path) -> list[str]:
 
 
 def _imports(file: Path) -> set[str]:
-    """Files beside `file` that it imports; none if it does not exist."""
+    """Files of the same folder that `file` imports; none if it does not exist."""
     statements = ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else ()
     relative = (statement for statement in statements if isinstance(statement, ast.ImportFrom) and statement.level == 1)
     return {f"{statement.module}.py" for statement in relative if statement.module}
@@ -223,7 +217,7 @@ def _imports(file: Path) -> set[str]:
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a message that says what to do."""
+    """Turn the exceptions of huggingface_hub into messages that say what to do."""
     try:
         yield
     except UserError:
@@ -239,19 +233,19 @@ def _explanation(error: Exception, repo: str) -> str | None:
     names = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "LocalTokenNotFoundError" in names or status == 401:
-        return "not logged in to the Hugging Face Hub, or with a token that is no longer valid\n  hf auth login"
+        return "not logged in to the Hugging Face Hub, or the token is no longer valid\n  hf auth login"
     if status in (403, 404):
         return (
-            f"the account that is logged in may not write to {repo}"
-            "\n  choose another --repo, or log in with a token that may write: hf auth login"
+            f"the account that is logged in has no write access to {repo}"
+            "\n  choose another --repo, or log in with a token that has write access: hf auth login"
         )
     if "OfflineModeIsEnabled" in names:
-        return "the Hugging Face Hub is switched off by HF_HUB_OFFLINE\n  unset it to upload"
+        return "HF_HUB_OFFLINE disables access to the Hugging Face Hub\n  unset it to upload"
     if "HfHubHTTPError" in names:
-        return f"the Hugging Face Hub refuses: {error}"
+        return f"the Hugging Face Hub refused the request: {error}"
     if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in _NETWORK:
         return (
             f"the Hugging Face Hub cannot be reached: {error}"
-            "\n  run the same command again: branches that are uploaded already stay as they are"
+            "\n  run the same command again: branches that are already uploaded stay unchanged"
         )
     return None

@@ -1,4 +1,4 @@
-"""The Monte-Carlo bound, against exhaustive enumeration over masks."""
+"""The Monte Carlo bound agrees with exhaustive enumeration over masks."""
 
 import itertools
 import math
@@ -23,13 +23,13 @@ def make_batch(lengths: list[int], width: int) -> Batch:
 
 
 def table_nll(batch: Batch, masked_BT: torch.Tensor, rate_B: torch.Tensor) -> torch.Tensor:
-    """A made-up denoiser: a token costs more the more tokens to its left are masked."""
+    """An artificial denoiser: the cost of a token grows with the number of masked tokens to its left."""
     cost_BT = 1 + torch.arange(masked_BT.shape[1]) * 0.3 + masked_BT.cumsum(1) * 0.7
     return (cost_BT * masked_BT).sum(1).double()
 
 
 def exact_bound(length: int) -> float:
-    """Sum over k of 1/k times the mean over all masks of k tokens of their summed cost: the NELBO, any-order form."""
+    """The NELBO in its any-order form: sum over k of 1/k times the mean summed cost over all masks of k tokens."""
     batch, total = make_batch([length], length + 1), 0.0
     for k in range(1, length + 1):
         masks = list(itertools.combinations(range(1, length + 1), k))
@@ -57,7 +57,7 @@ def test_no_baseline_however_wrong_moves_the_estimate():
     assert abs(bound.nats_per_token - exact_bound(length) / length) < 4 * bound.standard_error
 
 
-def test_a_model_as_good_as_the_baseline_leaves_nothing_to_chance():
+def test_the_estimate_is_exact_for_a_model_that_equals_the_baseline():
     batch = make_batch([1, 4, 7, 0], 9)
     cost_V = torch.linspace(0.5, 9, 32, dtype=torch.float64)
 
@@ -93,13 +93,13 @@ def random_text(rows: int, seed: int) -> Batch:
 
 
 def crowded_nll(batch: Batch, masked_BT: torch.Tensor, rate_B: torch.Tensor) -> torch.Tensor:
-    """A token costs what its type costs, and more the more tokens are masked with it."""
+    """The cost of a token is that of its type plus a term that grows with the number of masked tokens."""
     count_B = masked_BT.sum(1).double()
     return (TYPE_COST_V[batch.ids_BT] * masked_BT).sum(1) + CROWDING * count_B.square()
 
 
 def crowded_bound() -> float:
-    """Nats per token over all texts: with L/k x (k mean cost + c k^2), a row costs L mean cost + c L (L + 1) / 2."""
+    """Exact nats per token: averaging L/k * (k * mean cost + c k^2) over k gives L * mean cost + c L (L + 1) / 2."""
     lengths = torch.arange(SHORTEST, LONGEST + 1).double()
     row_costs = lengths * TYPE_COST_V[16:].mean() + CROWDING * lengths * (lengths + 1) / 2
     return float(row_costs.sum() / lengths.sum())

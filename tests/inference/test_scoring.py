@@ -1,4 +1,4 @@
-"""Scores of texts, against models whose log-probabilities are known, and against one row at a time."""
+"""Scores of texts agree with a literal computation, one row and one position at a time."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def denoiser(predicts="same", modes=("masked", "causal"), **sizes):
 
 
 def log_probability(parts, ids, column, *, causal=False, value=None):
-    """Of the token at `column`, in plain arithmetic, from one row in which `ids` stand."""
+    """Log-probability of a label at `column`, in plain arithmetic, from one row of `ids`."""
     model = parts.model
     read_at = column - 1 if causal or parts.predicts == "next" else column
     hidden = model(
@@ -74,7 +74,7 @@ RULES = {
 @pytest.mark.parametrize("predicts", ["same", "next"])
 @pytest.mark.parametrize("tokens_per_batch", [1, 40, 4096])
 def test_masked_scores_are_those_of_one_row_at_a_time(time, predicts, tokens_per_batch, monkeypatch):
-    monkeypatch.setattr(scoring, "_SCORED_AT_ONCE", 7)
+    monkeypatch.setattr(scoring, "_POSITIONS_AT_ONCE", 7)
     rule, told = RULES[time]
     parts = denoiser(predicts)
     rule = ScoringRule(score=default_score(parts), time=rule.time, rate=rule.rate, tokens_per_batch=tokens_per_batch)
@@ -84,7 +84,7 @@ def test_masked_scores_are_those_of_one_row_at_a_time(time, predicts, tokens_per
     assert [s.tokens for s in scores] == [len(ids_of(text)) - 1 for text in SENTENCES]
 
 
-def test_causal_scores_are_those_of_one_prediction_at_a_time_and_told_that_nothing_is_masked():
+def test_causal_scores_are_those_of_one_prediction_at_a_time_conditioned_on_mask_rate_zero():
     parts = denoiser("next")
     scores = LikelihoodScorer(parts, ScoringRule(score="causal", time="constant", rate=0.5), ALONE)
     found = [s.log_likelihood for s in scores([[Text("", text) for text in SENTENCES]])[0]]
@@ -121,7 +121,7 @@ def test_per_token_scores_are_divided_by_the_scored_tokens():
 
 @pytest.mark.parametrize("score", ["pll", "causal", "bound"])
 def test_a_score_does_not_depend_on_what_else_is_asked(score):
-    """Equal rows are computed once, and every batch has rows of other texts."""
+    """Although equal rows are computed once, and batches contain rows of several texts."""
     parts = denoiser()
     rule = ScoringRule(score=score, draws=4 if score == "bound" else None)
     pairs = [[Text("", "the dog ran"), Text("", "the dog runs")], [Text("", "the dog ran"), Text("", "cats")]]
@@ -131,7 +131,7 @@ def test_a_score_does_not_depend_on_what_else_is_asked(score):
 
 
 def test_rows_that_two_sentences_share_are_computed_once():
-    """Two sentences that differ in one token share the row in which it is masked."""
+    """Two sentences that differ in one token share the row in which this token is masked."""
     parts = denoiser()
     seen = []
     forward = parts.model.forward
@@ -163,7 +163,7 @@ def test_ranks_share_the_work_and_agree_with_one_process(score):
 
 
 class OfThree:
-    """One of three ranks; what it sends is kept, and it receives what is given."""
+    """One of three ranks; passes what it sends to a function, and receives a given tensor."""
 
     world_size, is_main = 3, False
 
@@ -179,7 +179,7 @@ class OfThree:
 
 
 def exact_bound(parts, ids):
-    """The mean over all masks: L / k x the masked tokens' cross-entropy, every k equally likely."""
+    """The mean over all masks of L / k times the cross-entropy of the masked tokens; every k is equally likely."""
     columns = range(1, len(ids))
     total = 0.0
     for count in columns:
@@ -240,7 +240,7 @@ def test_counts_of_masks_are_stratified_and_complementary(sizes, pairs, seed):
 
 
 def test_masks_of_a_pair_agree_where_its_sentences_do():
-    """The last tokens correspond although the lengths differ."""
+    """The last tokens match although the lengths differ."""
     good, bad = Encoded((BOS, 20, 21, 22, 30, 31), 1), Encoded((BOS, 20, 25, 30, 31), 1)
     keys = order_keys([good.ids[1:], bad.ids[1:]], 5, np.random.default_rng(0))
     assert np.array_equal(keys[0][:, :1], keys[1][:, :1])
@@ -249,7 +249,7 @@ def test_masks_of_a_pair_agree_where_its_sentences_do():
 
 
 def test_common_random_numbers_lower_the_error_of_a_difference():
-    """Of sentences that differ in one token, against the same two scored apart."""
+    """For sentences that differ in one token, compared with separate scores of the same two sentences."""
     parts = denoiser()
     pair = [Text("", "a cat saw the dog and ran"), Text("", "a cat saw a dog and ran")]
     apart, together = [], []
@@ -262,8 +262,8 @@ def test_common_random_numbers_lower_the_error_of_a_difference():
     assert np.var(together) < 0.6 * np.var(apart)
 
 
-def test_the_error_of_a_margin_knows_that_the_random_numbers_are_common():
-    """It is about the spread of the margin over seeds, and below that of independent scores."""
+def test_the_error_of_a_margin_takes_common_random_numbers_into_account():
+    """It agrees with the spread of the margin over seeds, and is below the error of independent scores."""
     parts = denoiser()
     question = Question((Text("", "a cat saw the dog and ran"), Text("", "a cat saw a dog and ran")), "uid")
     margins, errors, apart = [], [], []
@@ -274,7 +274,7 @@ def test_the_error_of_a_margin_knows_that_the_random_numbers_are_common():
         margins.append(found.margin)
         errors.append(found.margin_error)
         apart.append(math.hypot(*(score.standard_error for score in scores)))
-    # Its square is unbiased, but for the strata, which make it too large rather than too small.
+    # The squared error is unbiased except for the strata, which make it too large rather than too small.
     error = math.sqrt(np.mean(np.square(errors)))
     assert 0.8 * np.std(margins, ddof=1) < error < 1.5 * np.std(margins, ddof=1)
     assert np.mean(errors) < 0.8 * np.mean(apart)
@@ -284,7 +284,7 @@ def test_the_error_of_a_margin_knows_that_the_random_numbers_are_common():
 
 
 def literal_surprisal(parts, context, word, score):
-    """As the official pipelines go about it: the text grows by the decoded tokens, and is tokenised every time."""
+    """The official procedure: the text grows by decoded tokens, and is tokenised again for each of them."""
     total, text = 0.0, context
     targets = TOKENIZER.encode(word)
     for place, target in enumerate(targets):

@@ -1,6 +1,6 @@
-"""Runs where a `transformers` is installed beside ltg_mdlm: judges of `transformers`, and what the library says itself.
+"""Compares judges with the library's own results, in a process with both `transformers` and ltg_mdlm.
 
-`python judge_probe.py TOKENIZER.json RESULTS.json` makes small models, and writes what it found.
+`python judge_probe.py TOKENIZER.json RESULTS.json` creates small models and writes the results.
 """
 
 import copy
@@ -33,7 +33,7 @@ MODELS = {
 
 @torch.no_grad()
 def made(name, tokenizer, folder):
-    """A model whose weights are not small, saved to a folder; "half" in 16 bits, which lose nothing of it."""
+    """Create a model with large weights and save it to a folder; "half" is saved in 16 bits, without loss."""
     cls, config = MODELS[name]
     config.vocab_size = len(tokenizer)
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def made(name, tokenizer, folder):
 
 @torch.no_grad()
 def expected(model, tokenizer, text):
-    """Log-likelihood by the library's own loss, and what its model without a head says at the last token."""
+    """Log-likelihood from the library's own loss, and the hidden state of the last token."""
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
     log_likelihood = -model(ids, labels=ids).loss.item() * (ids.shape[1] - 1) if ids.shape[1] > 1 else None
     return {
@@ -58,7 +58,7 @@ def expected(model, tokenizer, text):
 
 
 def refusal(action):
-    """The message."""
+    """The message of the UserError that `action` raises; None if it raises none."""
     try:
         action()
     except UserError as error:
@@ -67,7 +67,7 @@ def refusal(action):
 
 
 def facts(name, tokenizer, folder):
-    """What a judge says, beside what it should; of a judge that is refused, the message."""
+    """Results of a judge with the expected ones; for a refused judge, the message."""
     model = made(name, tokenizer, folder)
     message = refusal(lambda: open_judge(folder, torch.device("cpu")))
     if message is not None:
@@ -83,7 +83,7 @@ def facts(name, tokenizer, folder):
 
 
 def main():
-    """Judge by every model."""
+    """Write the results of all models."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1], bos_token="<s>", eos_token="</s>")
     with tempfile.TemporaryDirectory() as folder:
         models = {name: facts(name, tokenizer, Path(folder) / name) for name in MODELS}

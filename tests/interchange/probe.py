@@ -1,7 +1,7 @@
-"""Runs where a `transformers` is installed and ltg_mdlm is not: loads exported models as evaluation pipelines do.
+"""Loads exported models as evaluation pipelines do, in a process with `transformers` and without ltg_mdlm.
 
 `python probe.py EXPORTS RESULTS` reads, for each model in the folder EXPORTS, `NAME.safetensors` with inputs and
-expected outputs of its cases, and writes to RESULTS, as JSON, what it found: differences by case, and other facts.
+expected outputs of its cases, and writes to RESULTS, as JSON, the differences by case and other facts.
 """
 
 import json
@@ -37,20 +37,20 @@ def load(cls, path, **options):
 
 
 def saved(model, path):
-    """The folder of a saved model; `transformers` keeps the code of folders apart by their names."""
+    """Save a model and return the folder; `transformers` identifies the code of a folder by its name."""
     model.save_pretrained(path)
     return path
 
 
 def difference(got, expected):
-    """The largest, relative to what is expected where that is beyond 1."""
+    """The largest difference, relative to expected values above 1."""
     assert expected.abs().max() > 0.1, "nothing to compare"
     return float(((got - expected).abs() / expected.abs().clamp(min=1)).max())
 
 
 @torch.no_grad()
 def differences(models, path):
-    """Difference of each case to the outputs of the trainer's model."""
+    """Largest difference from the outputs of the trainer's model, for each case."""
     tensors = load_file(path.with_suffix(".safetensors"))
     found = {}
     for case in sorted({name.rpartition("/")[0] for name in tensors}):
@@ -66,7 +66,7 @@ def differences(models, path):
 
 
 def unreached(model):
-    """Names of parameters that get no gradient, for each kind of attention mask."""
+    """Names of parameters without a gradient, for each type of attention mask."""
     found = {}
     for name, mask in {"none": None, "row": torch.ones(4, 9), "square": torch.ones(4, 9, 9).tril()}.items():
         model.zero_grad(set_to_none=True)
@@ -76,7 +76,7 @@ def unreached(model):
 
 
 def fine_tuning(path, folder):
-    """A classifier's step, and whether what it saves is what it loads."""
+    """Train a classifier for one step, save it and load it again."""
     model = load(AutoModelForSequenceClassification, path, num_labels=3).train()
     std = float(model.score[5].weight.detach().std())
     output = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=torch.tensor([0, 1, 2, 0]))
@@ -92,7 +92,7 @@ def fine_tuning(path, folder):
 
 @torch.no_grad()
 def round_trip(models, path, folder):
-    """Whether a language model loads what it saved; mean and deviation of a head that was not saved."""
+    """Save a language model and load it again; mean and standard deviation of a head that was not saved."""
     again = load(AutoModelForMaskedLM, saved(models["masked"], folder / f"{path.name}_lm"))
     headless = saved(models["hidden"], folder / f"{path.name}_base")
     head = load(AutoModelForMaskedLM, headless).denoiser.classifier
@@ -104,7 +104,7 @@ def round_trip(models, path, folder):
 
 @torch.no_grad()
 def losses(models):
-    """Loss of both language models with the tokens themselves as labels; by hand, unshifted and shifted."""
+    """Loss of both language models with the inputs as labels, and the unshifted and shifted losses by hand."""
     found = {}
     for name in ("masked", "causal"):
         output = models[name](input_ids=IDS, labels=IDS)
@@ -116,7 +116,7 @@ def losses(models):
 
 
 def tokenizer_facts(path):
-    """What evaluation pipelines ask a tokenizer."""
+    """Properties of the tokenizer that evaluation pipelines use."""
     tokenizer = AutoProcessor.from_pretrained(path, padding_side="right", revision="main", trust_remote_code=True)
     names = ("bos", "cls", "eos", "sep", "pad", "mask", "unk")
     batch = tokenizer(["one, two. cats ran", "a"], padding=True, return_tensors="pt")
@@ -136,7 +136,7 @@ def tokenizer_facts(path):
 
 
 def facts(path, folder):
-    """All that is asked of one model."""
+    """All results of one model."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=True)
     models = {name: load(cls, path) for name, cls in CLASSES.items()}
     return {
@@ -151,7 +151,7 @@ def facts(path, folder):
 
 
 def main(exports, results):
-    """Look at all models, one after the other."""
+    """Write the results of all models."""
     with tempfile.TemporaryDirectory() as folder:
         paths = sorted(path for path in Path(exports).iterdir() if path.is_dir())
         found = {path.name: facts(path, Path(folder)) for path in paths}

@@ -1,4 +1,4 @@
-"""What an exported folder holds, and what it is worth when it is opened again; no `transformers` needed."""
+"""Contents of an exported folder, and the model that it opens as; without `transformers`."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def opened(path: Path, **options):
 
 
 def sigma(rate):
-    """MDLM's value for a mask rate."""
+    """Conditioning value of MDLM for a mask rate."""
     return -torch.log1p(-0.999 * rate)
 
 
@@ -90,7 +90,7 @@ def test_the_config_says_how_to_use_a_diffusion_model(uniform, tmp_path):
     }
 
 
-def test_the_config_of_a_hybrid_says_that_it_predicts_the_next_token_and_nothing_of_mask_rates(hybrid, tmp_path):
+def test_the_config_of_a_hybrid_says_that_it_predicts_the_next_token_and_has_no_mask_rates(hybrid, tmp_path):
     config = config_of(export_model(hybrid, tmp_path / "out")[0])
     assert config["backends"] == ["mntp", "causal"]
     assert config["predicts"] == "next"
@@ -138,7 +138,7 @@ def test_an_exported_model_keeps_its_map_of_mask_rates(plugin, value, tmp_path):
     assert found is None if value is None else torch.equal(found, value)
 
 
-def test_a_map_of_mask_rates_other_than_the_identity_travels_as_a_table(tmp_path):
+def test_a_map_of_mask_rates_other_than_the_identity_is_exported_as_a_table(tmp_path):
     run = write_run(tmp_path / "run", "uniform_mdlm", "plugins.uniform_mdlm.conditioning=sigma")
     [folder] = export_model(run, tmp_path / "out")
     assert config_of(folder)["rate_intervals"] == INTERVALS
@@ -181,7 +181,7 @@ def test_revisions_are_a_folder_each(tmp_path):
     assert opened(tmp_path / "out").source == tmp_path / "out" / "main"
 
 
-def test_the_tokenizer_puts_a_beginning_before_texts_and_no_end_behind(uniform, tmp_path):
+def test_the_tokenizer_adds_a_beginning_and_no_end(uniform, tmp_path):
     [folder] = export_model(uniform, tmp_path / "out")
     template = json.loads((folder / "tokenizer.json").read_text())["post_processor"]
     named = [
@@ -195,7 +195,7 @@ def test_the_tokenizer_puts_a_beginning_before_texts_and_no_end_behind(uniform, 
     assert settings["pad_token"] == "<pad>"
 
 
-def test_the_card_says_how_to_evaluate_what_was_trained_and_what_was_measured(hybrid, tmp_path):
+def test_the_card_has_backends_training_and_metrics(hybrid, tmp_path):
     card = (export_model(hybrid, tmp_path / "out")[0] / "README.md").read_text()
     for text in (
         "# hybrid",
@@ -209,15 +209,15 @@ def test_the_card_says_how_to_evaluate_what_was_trained_and_what_was_measured(hy
         assert text in card
 
 
-def test_the_card_of_a_diffusion_model_says_what_it_is_told_and_warns_of_causal_scores(uniform, tmp_path):
+def test_the_card_of_a_diffusion_model_has_its_mask_rate_and_warns_of_causal_scores(uniform, tmp_path):
     [folder] = export_model(uniform, tmp_path / "out", mask_rate="constant", constant_rate=0.15)
     card = (folder / "README.md").read_text()
-    assert "told the constant 0.15" in card
-    assert "its scores mean nothing" in card
+    assert "it is the constant 0.15" in card
+    assert "its scores are not meaningful" in card
     assert (config_of(folder)["mask_rate"], config_of(folder)["constant_rate"]) == ("constant", 0.15)
 
 
-def test_folders_of_the_machine_stay_out_of_an_export(tmp_path):
+def test_an_export_has_no_paths_of_the_machine(tmp_path):
     run = write_run(tmp_path / "run", "uniform_mdlm", f"data.corpus={tmp_path}/private/corpus", "logging.wandb=off")
     [folder] = export_model(run, tmp_path / "out")
     texts = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -240,7 +240,7 @@ def test_options_that_do_not_fit_are_errors_and_nothing_is_written(options, mess
     assert not os.listdir(tmp_path)
 
 
-def test_a_model_without_time_conditioning_is_told_no_rate(hybrid, tmp_path):
+def test_a_mask_rate_for_a_model_without_time_conditioning_is_refused(hybrid, tmp_path):
     with pytest.raises(UserError, match="no time conditioning"):
         export_model(hybrid, tmp_path / "out", mask_rate="zero")
     assert not os.listdir(tmp_path)
@@ -286,7 +286,7 @@ def test_a_damaged_checkpoint_is_not_exported(part, tmp_path):
     [
         ("config.json", "{", "config.json cannot be read"),
         ("config.json", '{"hidden_size": 24}', "config.json: not the sizes of a model"),
-        ("config.json", '{"model_type": "gpt2"}', "a model of type 'gpt2', not one that `ltg-mdlm export` wrote"),
+        ("config.json", '{"model_type": "gpt2"}', "a model of type 'gpt2', which `ltg-mdlm export` did not write"),
         ("model.safetensors", "", "model.safetensors cannot be read"),
         ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer file"),
     ],
@@ -298,7 +298,7 @@ def test_a_broken_export_does_not_open(file, content, message, uniform, tmp_path
         opened(folder)
 
 
-def test_a_plugins_own_embedding_travels_with_relative_imports(embedding_plugin, tmp_path):
+def test_a_plugins_own_embedding_is_exported_with_relative_imports(embedding_plugin, tmp_path):
     run = write_run(tmp_path / "run", "embedding")
     [folder] = export_model(run, tmp_path / "out")
     source = (EMBEDDING_PLUGIN / "polynomial_embedding.py").read_text()
@@ -313,12 +313,12 @@ def test_a_plugins_own_embedding_travels_with_relative_imports(embedding_plugin,
     ("name", "message"),
     [
         ("beside_the_plugin", r"embedding_plugin.py:\d+ imports ltg_mdlm_plugins.conditioning"),
-        ("from_torch", r"torch.nn.modules.container.Sequential cannot travel .* imports"),
+        ("from_torch", r"torch.nn.modules.container.Sequential cannot be exported: .* imports"),
         ("forgetful", "computes something else\n.*persistent buffers"),
         ("scaled", "fails: TypeError: .*'scale'"),
     ],
 )
-def test_an_embedding_that_cannot_travel_is_an_error_that_says_why(name, message, embedding_plugin, tmp_path):
+def test_an_embedding_that_cannot_be_exported_is_an_error_that_says_why(name, message, embedding_plugin, tmp_path):
     run = write_run(tmp_path / "run", "embedding", f"plugins.embedding.embedding={name}")
     with pytest.raises(UserError, match=message):
         export_model(run, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Published checkpoints become run folders."""
+"""Import of published checkpoints to run folders."""
 
 import errno
 import json
@@ -73,13 +73,13 @@ def wrapped(kind, prefix):
 
 
 def compiled_layers(path):
-    """As `torch.compile` of single layers leaves the names."""
+    """With the names that `torch.compile` of single layers leaves."""
     state = published_model("freq").state_dict()
     return saved(path, {name.replace("_layers.1.", "_layers.1._orig_mod."): t for name, t in state.items()})
 
 
 def as_safetensors(kind, keep):
-    """Safetensors files hold every tensor once, under whichever of its names the writer chose."""
+    """Safetensors files hold every tensor once, under one of its names."""
 
     def write(path):
         state = {name: tensor.clone() for name, tensor in published_model(kind).state_dict().items()}
@@ -93,7 +93,7 @@ def as_safetensors(kind, keep):
 
 
 def own_names(path):
-    """The names of `model.transformer`, as exported folders have them."""
+    """With the names of `model.transformer`, as in exported folders."""
     save_file(parameters(published_model("freq")), path)
     return path
 
@@ -155,8 +155,8 @@ def test_averages_can_be_left_out(tmp_path, given):
         import_checkpoint(file, **given)
     imported = import_checkpoint(file, weights="raw", **given)
     assert_equal(load_weights(find_checkpoint(given["out"]), averaged=True), parameters(model))
-    assert "without averages of their own" in imported.describe()
-    assert "not taken over from it: ema, optimizer, scheduler, args" in imported.describe()
+    assert "without averages" in imported.describe()
+    assert "not imported: ema, optimizer, scheduler, args" in imported.describe()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -316,7 +316,7 @@ def with_a_number(state):
             r"another shape: transformer\.attention_layers\.\{0-1\}\.in_proj_vg\.weight \[24, 24\]"
             r" instead of \[48, 24\] \(2\)$",
         ),
-        (with_a_double, r"floating type up to 32 bits: classifier\.nonlinearity\.1\.bias float64$"),
+        (with_a_double, r"floating-point type of up to 32 bits: classifier\.nonlinearity\.1\.bias float64$"),
         (with_an_untied_head, r"embedding\.word_embedding\.weight and classifier\.nonlinearity\.5\.weight$"),
         (with_another_second_name, r"mlp_layers\.0\.mlp\.4\.weight and transformer\.mlp_layers\.0\.linear2\.weight$"),
         (with_other_buckets, r"buckets of these sizes: transformer\.attention_layers\.0\.position_indices$"),
@@ -354,8 +354,8 @@ def test_published_buffers_are_the_buckets_of_the_model(sizes):
     assert torch.equal(published_buckets(*sizes)[:, 0], bucket_P + sizes[1] - 1)
 
 
-def test_a_bucket_behind_the_table_was_never_used(tmp_path, given):
-    """Rounding in float32: with 192 positions and 32 buckets the largest distance has none."""
+def test_a_bucket_after_the_end_of_the_table_is_accepted(tmp_path, given):
+    """Because of float32 rounding, the largest distance has no bucket with 192 positions and 32 buckets."""
     assert int(published_buckets(192, 32).max()) == 63
     write_model_config(given["model_config"], max_position_embeddings=192)
     state = published_model(max_position_embeddings=192).state_dict()
@@ -367,7 +367,7 @@ def test_a_bucket_behind_the_table_was_never_used(tmp_path, given):
 
 
 class Command:
-    """Unpickled, it would leave a file behind."""
+    """Creates a file if it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -392,7 +392,7 @@ def test_no_code_in_a_file_is_run(tmp_path, given, save):
 
 @pytest.mark.parametrize("module", [b"pathlib", b"pathlib._local"])
 def test_paths_are_read_whatever_python_wrote_them(tmp_path, module):
-    """A path is stored as its class and its parts; Python 3.13 had the class in another module."""
+    """A pickled path has a class and parts; in Python 3.13 the class was in another module."""
     torch.save({"train_path": PosixPath("/data/train.bin")}, tmp_path / "written")
     with zipfile.ZipFile(tmp_path / "written") as old, zipfile.ZipFile(tmp_path / "file", "w") as new:
         for entry in old.namelist():
@@ -453,10 +453,10 @@ def test_other_files_are_refused(tmp_path, given, write, message):
     [
         (lambda path: path.unlink(), r"base\.json: cannot be read: No such file"),
         (lambda path: path.write_text("{"), r"base\.json: not a model config: it is not JSON"),
-        (lambda path: path.write_text("[1]"), r"base\.json: not a model config: it lacks hidden_size, "),
+        (lambda path: path.write_text("[1]"), r"base\.json: not a model config: missing hidden_size, "),
         (
             lambda path: write_model_config(path, without=["num_attention_heads", "layer_norm_eps"]),
-            r"base\.json: not a model config: it lacks num_attention_heads, layer_norm_eps\n",
+            r"base\.json: not a model config: missing num_attention_heads, layer_norm_eps\n",
         ),
         (
             lambda path: write_model_config(path, num_attention_heads="three"),
@@ -482,10 +482,10 @@ def test_a_model_config_that_does_not_fit_is_refused(tmp_path, given, spoil, mes
     assert not given["out"].exists()
 
 
-def test_what_a_model_config_says_beyond_the_model_is_told(tmp_path, given):
+def test_ignored_fields_of_a_model_config_are_listed(tmp_path, given):
     write_model_config(given["model_config"], architectures=["Bert"], attention_probs_dropout_prob=0.2)
     imported = import_checkpoint(saved(tmp_path / "file", published_model().state_dict()), **given)
-    assert "not used of the model config: attention_probs_dropout_prob, architectures" in imported.describe()
+    assert "ignored fields of the model config: attention_probs_dropout_prob, architectures" in imported.describe()
     assert imported.config.model.dropout == 0.1
 
 
@@ -524,7 +524,7 @@ def sigma(intervals: int = 64) -> torch.Tensor:
 
 
 def exported_folder(folder: Path, tensors, *, table=None, training=None) -> Path:
-    """What matters of an export, with the names that it gives the tensors."""
+    """The files of an export that are imported, with its tensor names."""
     folder.mkdir()
     write_model_config(folder / "config.json", model_type="ltg_mdlm", predicts="same")
     write_tokenizer(folder / "tokenizer.json")
@@ -536,7 +536,7 @@ def exported_folder(folder: Path, tensors, *, table=None, training=None) -> Path
 
 
 def facts_of(run: Path) -> dict:
-    """training.json of an export: what the checkpoint knows."""
+    """training.json of an export, from the state of the checkpoint."""
     about = read_about(find_checkpoint(run))
     return {key: about[key] for key in ("config", "step", "modes", "predicts")} | {"words_seen": 10_000_000}
 
@@ -551,12 +551,12 @@ def test_a_hub_folder_needs_no_other_files(tmp_path, given):
     assert_equal(load_weights(find_checkpoint(given["out"])), parameters(published_model("hugging_face")))
 
 
-def test_a_file_does(tmp_path, given):
-    with pytest.raises(UserError, match=r"is a file, so that --model-config and --tokenizer must be given, too"):
+def test_a_file_needs_the_other_two(tmp_path, given):
+    with pytest.raises(UserError, match=r"is a file, so --model-config and --tokenizer must be given, too"):
         import_checkpoint(own_names(tmp_path / "file"), out=given["out"])
 
 
-def test_imported_exported_and_imported_again_it_is_the_same_to_the_bit(tmp_path, given):
+def test_an_imported_export_has_the_same_weights_settings_and_progress(tmp_path, given):
     model = published_model()
     average = averaged(model)
     import_checkpoint(
@@ -571,7 +571,7 @@ def test_imported_exported_and_imported_again_it_is_the_same_to_the_bit(tmp_path
     about, about_again = read_about(newest), read_about(find_checkpoint(tmp_path / "again"))
     assert about_again["config"] == about["config"]
     assert (about_again["step"], about_again["words_seen"]) == (1300, 10_000_000)
-    assert "not used" not in again.describe()
+    assert "ignored fields" not in again.describe()
 
 
 @pytest.mark.parametrize("conditioning", ["sigma", "mask_rate"])
@@ -587,8 +587,8 @@ def test_a_table_of_conditioning_values_must_be_that_of_the_settings(tmp_path, g
             import_checkpoint(folder, out=given["out"], sets=sets)
 
 
-def test_an_export_without_time_conditioning_is_told_by_its_training(tmp_path, given):
-    """Its tensors alone would leave the recipe open."""
+def test_the_recipe_of_an_export_without_time_conditioning_comes_from_its_training_file(tmp_path, given):
+    """Its tensors alone do not determine the recipe."""
     plain = published_model("gpt_bert_plain")
     recipe = {"configs": ["freq_cosine"], "sets": ["plugins.uniform_mdlm.conditioning=none"]}
     import_checkpoint(saved(tmp_path / "file", plain.state_dict()), **recipe, **given)
@@ -597,11 +597,11 @@ def test_an_export_without_time_conditioning_is_told_by_its_training(tmp_path, g
     import_checkpoint(folder, out=tmp_path / "again")
     assert read_about(find_checkpoint(tmp_path / "again"))["config"] == training["config"]
     (folder / "training.json").write_text("{}")
-    with pytest.raises(UserError, match=r"training\.json: not what an export says of its training"):
+    with pytest.raises(UserError, match=r"training\.json: not the training facts of an export"):
         import_checkpoint(folder, out=tmp_path / "a third time")
 
 
-# ---- what follows ----
+# ---- use of an imported run ----
 
 
 def corpus_of(folder: Path, tokenizer: Path | None) -> Path:

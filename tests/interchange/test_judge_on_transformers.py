@@ -1,4 +1,4 @@
-"""Judges of an old and a new `transformers`, each in a process of its own, since it is no part of this environment."""
+"""Judges from an old and a new `transformers`, each in a separate process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ PROBE = Path(__file__).parent / "judge_probe.py"
 
 @pytest.fixture(scope="session", params=VERSIONS.values(), ids=VERSIONS.keys())
 def judges(request, tmp_path_factory) -> dict:
-    """What the probe found out with one version, by model."""
+    """The results of the probe with one version, by model."""
     library = installed(request.param)
 
     def probe(aside: Path) -> None:
@@ -35,7 +35,7 @@ def judges(request, tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "half"])
-def test_a_judge_of_transformers_says_what_the_library_computes_in_full_precision(judges, model):
+def test_a_judge_of_transformers_gives_the_results_of_the_library_in_full_precision(judges, model):
     found = judges[model]
     for score, features, expected in zip([*found["scores"], None], found["features"], found["expected"], strict=True):
         assert features == pytest.approx(expected["features"], rel=1e-4, abs=1e-5)

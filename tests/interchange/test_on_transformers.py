@@ -1,4 +1,4 @@
-"""Exported models in an old and a new `transformers`, each in a process of its own that knows nothing of ltg_mdlm."""
+"""Exported models in an old and a new `transformers`, each in a separate process without ltg_mdlm."""
 
 import json
 import os
@@ -27,13 +27,13 @@ MODELS = {
     "hybrid": (("gpt_bert", "model.depth_weighted_averaging=true"), {}),
     "embedding": (("embedding",), {"mask_rate": "zero"}),
 }
-"""Plugin and settings of the run, options of the export."""
+"""Plugin and settings of the run, and options of the export."""
 BOS, PAD, MASK = 1, 3, 4
 TOLERANCE = 1e-5
 
 
 def masked_rows(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
-    """Rows of ids, each `<s>` and some tokens, about a quarter of them masked, the first one always."""
+    """Rows of `<s>` and tokens, of which the first one and about a quarter of the others are masked."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for length in lengths:
@@ -45,14 +45,14 @@ def masked_rows(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def stated_rate(ids: torch.Tensor, export: dict) -> float:
-    """What a conditioned model must be told of one row without padding."""
+    """The mask rate that a conditioned model must use for one row without padding."""
     if "mask_rate" in export:
         return export.get("constant_rate", 0.0)
     return float((ids == MASK).sum() / ((ids == MASK).sum() + (ids >= 16).sum()))
 
 
 class Oracle:
-    """The trainer's model, one row after the other, without padding."""
+    """The trainer's model on single rows without padding."""
 
     def __init__(self, trained: TrainedModel, export: dict) -> None:
         self.trained, self.export = trained, export
@@ -72,7 +72,7 @@ class Oracle:
 
 
 def case(outputs: list[torch.Tensor], rows: list[torch.Tensor], attention_mask=None, mask_rate=None) -> dict:
-    """Rows filled up with padding, and what is expected where they are real."""
+    """Padded rows, and the expected outputs at positions that are not padding."""
     longest = max(map(len, rows))
     filled = torch.stack([torch.cat([row, torch.full((longest - len(row),), PAD)]) for row in rows])
     expected = torch.zeros(len(rows), longest, outputs[0].shape[-1])
@@ -84,7 +84,7 @@ def case(outputs: list[torch.Tensor], rows: list[torch.Tensor], attention_mask=N
 
 
 def cases_of(oracle: Oracle) -> dict[str, dict]:
-    """Inputs and expected outputs of the classes by kind: logits masked and causal, and hidden states."""
+    """Inputs and expected outputs of the classes: masked logits, causal logits, and hidden states."""
     one, padded, long = masked_rows(20), masked_rows(20, 7, 2), masked_rows(512)
     mask = (torch.arange(20) < torch.tensor([[20], [7], [2]])).long()
     square = mask[:, None] * torch.ones(3, 20, 20, dtype=torch.int64).tril()
@@ -109,7 +109,7 @@ def cases_of(oracle: Oracle) -> dict[str, dict]:
 
 
 def write_exports(folder: Path) -> None:
-    """One export for each of MODELS, and its cases beside it."""
+    """Write one export for each of MODELS, and a file with its cases."""
     with embedding_plugin_installed():
         for number, (name, (run, options)) in enumerate(MODELS.items()):
             path = write_run(folder / "runs" / name, *run, seed=number)
@@ -127,12 +127,12 @@ def exports(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session", params=VERSIONS.values(), ids=VERSIONS.keys())
 def found(request, exports, tmp_path_factory) -> dict:
-    """What the probe found out with one version."""
+    """The results of the probe with one version."""
     library = installed(request.param)
 
     def probe(aside: Path) -> None:
         aside.mkdir()
-        # Neither ltg_mdlm, which the working folder and PYTHONPATH could provide, nor the user's own cache.
+        # Without ltg_mdlm, which the working folder or PYTHONPATH could provide, and without the user's cache.
         environment = os.environ | {"PYTHONPATH": str(library), "HF_HOME": str(aside / "cache"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, PROBE, exports, aside / "found.json"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=aside, check=False)
@@ -144,7 +144,7 @@ def found(request, exports, tmp_path_factory) -> dict:
 
 @pytest.fixture(params=MODELS)
 def model(request, found) -> dict:
-    """What was found out of one model."""
+    """The results of one model."""
     return found["models"][request.param] | {"name": request.param}
 
 

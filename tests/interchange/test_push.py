@@ -1,4 +1,4 @@
-"""Uploading exported folders, to a hub in memory."""
+"""Upload of exported folders to a hub in memory."""
 
 import inspect
 import json
@@ -45,7 +45,7 @@ def with_revisions(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What the command finds in place of the Hub."""
+    """Replaces the Hub for the command."""
     fake = FakeHub()
     monkeypatch.setattr("ltg_mdlm.interchange.push.open_hub", lambda: fake)
     return fake
@@ -74,7 +74,7 @@ def test_every_revision_becomes_a_branch_main_first(with_revisions, run, hub):
     assert heads == {name: content(with_revisions / name) for name in ("main", "chck_2M", "chck_10M")}
 
 
-def test_what_was_there_stays_in_the_history(tmp_path, run, hub):
+def test_earlier_files_stay_in_the_history(tmp_path, run, hub):
     hub.create_repo(REPO, private=False, exist_ok=True)
     hub.branches[REPO]["main"].append({"old.bin": b"1", "README.md": b"by hand"})
     before = list(hub.branches[REPO]["main"])
@@ -84,7 +84,7 @@ def test_what_was_there_stays_in_the_history(tmp_path, run, hub):
     assert "old.bin" not in hub.branches[REPO]["main"][-1]
 
 
-def test_hidden_files_stay_here(tmp_path, run, hub):
+def test_hidden_files_are_not_uploaded(tmp_path, run, hub):
     folder = export(tmp_path / "model")
     (folder / ".env").write_text("secret")
     (folder / ".cache").mkdir()
@@ -125,14 +125,14 @@ def test_nothing_private_goes_to_a_public_repository(tmp_path, run, hub):
     [
         ("whoami", LocalTokenNotFoundError("no token"), "not logged in to the Hugging Face Hub"),
         ("whoami", HfHubHTTPError(401), "not logged in to the Hugging Face Hub"),
-        ("whoami", OfflineModeIsEnabled("offline"), "is switched off by HF_HUB_OFFLINE"),
+        ("whoami", OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE disables access"),
         ("whoami", ConnectError("no route to host"), "cannot be reached: no route to host"),
-        ("create_repo", HfHubHTTPError(403), f"may not write to {REPO}"),
-        ("create_branch", HfHubHTTPError(500), "the Hugging Face Hub refuses: 500 Client Error"),
+        ("create_repo", HfHubHTTPError(403), f"has no write access to {REPO}"),
+        ("create_branch", HfHubHTTPError(500), "the Hugging Face Hub refused the request: 500 Client Error"),
         ("upload_folder", TimeoutError("timed out"), "cannot be reached: timed out"),
     ],
 )
-def test_what_the_hub_says_becomes_a_message(with_revisions, run, hub, method, error, message):
+def test_errors_of_the_hub_become_messages(with_revisions, run, hub, method, error, message):
     hub.failures[method] = error
     code, _, err = run("push", str(with_revisions), "--repo", REPO, "--revisions")
     assert code == 2
@@ -141,7 +141,7 @@ def test_what_the_hub_says_becomes_a_message(with_revisions, run, hub, method, e
     assert hub.messages == (["Upload main with ltg-mdlm"] if method == "create_branch" else [])
 
 
-def test_a_mistake_of_the_program_is_not_explained_away(tmp_path, monkeypatch, hub):
+def test_errors_of_the_program_are_not_converted(tmp_path, monkeypatch, hub):
     from ltg_mdlm.interchange.push import push
 
     hub.failures["whoami"] = KeyError("name")
@@ -155,7 +155,7 @@ def test_an_incomplete_folder_is_refused(tmp_path, run, hub, missing):
     (folder / missing).unlink()
     code, _, err = run("push", str(folder), "--repo", REPO)
     assert code == 2
-    assert f"{folder}: not a complete exported folder: it lacks {missing}\n" in err
+    assert f"{folder}: not a complete exported folder: missing {missing}\n" in err
     assert hub.branches == {}
 
 
@@ -179,11 +179,11 @@ def test_a_damaged_folder_is_refused(tmp_path, spoil, message):
         plan_uploads(tmp_path / "model", revisions=False)
 
 
-def test_one_incomplete_revision_keeps_all_of_them_here(with_revisions, run, hub):
+def test_nothing_is_uploaded_if_one_revision_is_incomplete(with_revisions, run, hub):
     (with_revisions / "chck_10M" / "tokenizer.json").unlink()
     code, _, err = run("push", str(with_revisions), "--repo", REPO, "--revisions")
     assert code == 2
-    assert "chck_10M: not a complete exported folder: it lacks tokenizer.json" in err
+    assert "chck_10M: not a complete exported folder: missing tokenizer.json" in err
     assert hub.branches == {}
 
 
@@ -194,7 +194,7 @@ def test_folders_are_not_mistaken_for_each_other(tmp_path, with_revisions):
         plan_uploads(export(tmp_path / "model"), revisions=True)
     with pytest.raises(UserError, match="no such folder"):
         plan_uploads(tmp_path / "nowhere", revisions=False)
-    with pytest.raises(UserError, match=r"it lacks config\.json, model\.safetensors"):
+    with pytest.raises(UserError, match=r"missing config\.json, model\.safetensors"):
         plan_uploads(tmp_path, revisions=False)
 
 

@@ -1,4 +1,4 @@
-"""A published checkpoint that is imported, exported and imported again is the same model to the bit."""
+"""A published checkpoint that is imported, exported and imported again is bit-identical."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_imported_exported_and_imported_again_it_is_the_same_to_the_bit(tmp_path, form):
+def test_a_model_that_is_imported_exported_and_imported_again_is_bit_identical(tmp_path, form):
     torch.save(FORMS[form](), tmp_path / "model.bin")
     files = {
         "model_config": write_model_config(tmp_path / "base.json"),

@@ -1,4 +1,4 @@
-"""Whatever the model says: given tokens stay, gaps are filled with ordinary tokens, texts end at the first `</s>`."""
+"""For any predictions: given tokens are kept, gaps get ordinary tokens, and texts end at the first `</s>`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ltg_mdlm.data.tokenizer import EOS, MASK, NUM_SPECIAL, PAD
 from ltg_mdlm.inference.canvas import GAP, Canvas, Readout, Setting, Template, continuation, infilling
-from ltg_mdlm.inference.samplers import counts
+from ltg_mdlm.inference.samplers import unmask_counts
 from ltg_mdlm.inference.sampling import draw_rows
-from ltg_mdlm.inference.sampling_rule import EqualSteps, SamplingRule, rates
+from ltg_mdlm.inference.sampling_rule import EqualSteps, SamplingRule, mask_rates
 
 TOKENIZER = small_tokenizer()
 
@@ -33,13 +33,13 @@ BLANKS = st.sampled_from([" ", "", ", ", "\n"])
 
 @st.composite
 def texts_with_gaps(draw: st.DrawFn) -> str:
-    """Words, digits and gaps, one gap at least, with and without blanks between them."""
+    """Words, digits and at least one gap, with and without spaces between them."""
     pieces = [*draw(PIECES), GAP, *draw(st.lists(st.sampled_from(WORDS), max_size=3))]
     return "".join(piece + draw(BLANKS) for piece in pieces)
 
 
-def opinionated(seed: int, likes_to_end: float) -> Any:
-    """A predictor with random opinions, control tokens included."""
+def random_predictor(seed: int, likes_to_end: float) -> Any:
+    """A predictor with random logits, including those of special tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def predict(ids_BT: Tensor, document_BT: Tensor | None, rate_B: Tensor) -> Readout:
@@ -52,10 +52,10 @@ def opinionated(seed: int, likes_to_end: float) -> Any:
 
 
 def drawn(template: Template, rule: dict[str, Any], *, seed: int = 0, ends: bool, likes_to_end: float = 0) -> Canvas:
-    """Three rows; a progress bar would have been full at the end."""
+    """Three sampled rows; also checks that progress adds up to the number of gaps."""
     steps: list[int] = []
     setting = Setting(
-        predict=opinionated(seed, likes_to_end), rule=SamplingRule(**rule), ends=ends, advance=steps.append
+        predict=random_predictor(seed, likes_to_end), rule=SamplingRule(**rule), ends=ends, advance=steps.append
     )
     canvas = draw_rows(template, torch.arange(3), setting)
     assert sum(steps) == 3 * len(template.gaps)
@@ -77,7 +77,7 @@ def test_infilling_changes_no_given_token_and_fills_every_gap(text, rule, ends, 
 
 @settings(max_examples=60)
 @given(st.integers(1, 20), RULES, st.booleans(), st.floats(-3, 9))
-def test_nothing_stands_behind_the_first_end(length, rule, prompted, likes_to_end):
+def test_there_is_only_padding_after_the_first_end(length, rule, prompted, likes_to_end):
     template = continuation(TOKENIZER, "the dog" if prompted else None, length)
     canvas = drawn(template, rule, ends=True, likes_to_end=likes_to_end)
     for ids, passes in zip(canvas.ids_BT.tolist(), canvas.passes_B.tolist(), strict=True):
@@ -98,8 +98,8 @@ def test_a_gap_stands_for_one_token_and_the_rest_is_read_as_it_was(text):
 
 
 @given(st.integers(1, 200), st.integers(1, 300))
-def test_ordered_samplers_deal_all_tokens_to_the_steps_evenly(columns, steps):
-    dealt = counts(columns, rates(EqualSteps(), steps))
+def test_ordered_samplers_distribute_the_tokens_evenly_over_the_steps(columns, steps):
+    dealt = unmask_counts(columns, mask_rates(EqualSteps(), steps))
     assert sum(dealt) == columns
     assert len(dealt) == min(columns, steps)
     assert max(dealt) - min(dealt) <= 1

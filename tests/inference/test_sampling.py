@@ -1,4 +1,4 @@
-"""Generating from trained models: what fits what, what is kept, what is refused, and what is printed."""
+"""Sampling from trained models: prompts, infilling, ends of texts, refused settings, and the command's output."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.tokenizer import BOS, EOS, MASK, NUM_SPECIAL
 from ltg_mdlm.inference.canvas import continuation, draw_tokens, infilling, model_predictor, nucleus
 from ltg_mdlm.inference.sampling import Sample, generate
-from ltg_mdlm.inference.sampling_rule import SamplingRule, rates, trained_schedule
+from ltg_mdlm.inference.sampling_rule import SamplingRule, mask_rates, trained_schedule
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.inference.texts import Text
 from ltg_mdlm.inference.trained_model import TrainedModel, open_model
 from ltg_mdlm.interchange.export_model import export_model
+from ltg_mdlm.testing.ranks import run_on_ranks
 
 SAMPLERS = ("ancestral", "confidence", "entropy", "block", "autoregressive")
 SHORT = ("model.max_position_embeddings=128",)
@@ -52,7 +53,7 @@ def ending(tmp_path) -> TrainedModel:
     return open_model(run, Ranks.alone())
 
 
-def test_every_sampler_fills_the_length_with_ordinary_tokens(hybrid):
+def test_every_sampler_draws_the_requested_number_of_ordinary_tokens(hybrid):
     for sampler in SAMPLERS:
         samples = generate(hybrid, SamplingRule(sampler=sampler), length=9, count=2)
         for sample in samples:
@@ -65,13 +66,24 @@ def test_every_sampler_fills_the_length_with_ordinary_tokens(hybrid):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sample_is_the_same_whatever_it_is_drawn_together_with(hybrid, sampler):
-    exact = replace(hybrid, model=deepcopy(hybrid.model).double())  # so that rounding decides nothing
+    exact = replace(hybrid, model=deepcopy(hybrid.model).double())  # so that rounding does not decide
     rule = SamplingRule(sampler=sampler, seed=3)
     together = generate(exact, rule, prompt="the dog", length=7, count=5)
     assert generate(exact, rule, prompt="the dog", length=7, count=5, tokens_per_batch=1) == together
     assert generate(exact, rule, prompt="the dog", length=7, count=3, tokens_per_batch=30) == together[:3]
     assert len({sample.ids for sample in together}) == 5
     assert generate(exact, replace(rule, seed=4), prompt="the dog", length=7)[0] != together[0]
+
+
+def samples_on_rank(ranks: Ranks, run: Path) -> list[Sample]:
+    trained = open_model(run, ranks)
+    trained.model.double()  # so that rounding does not decide
+    return generate(trained, SamplingRule(seed=2), prompt="the dog", length=5, count=5, ranks=ranks)
+
+
+def test_two_ranks_get_the_samples_of_one(uniform_run):
+    alone = samples_on_rank(Ranks.alone(), uniform_run)
+    assert run_on_ranks(samples_on_rank, 2, uniform_run) == [alone, alone]
 
 
 @pytest.mark.gpu
@@ -137,7 +149,7 @@ def test_other_models_never_draw_the_end(uniform):
 
 @pytest.mark.parametrize(("kind", "score"), [("uniform", "pll"), ("hybrid", "mntp"), ("hybrid", "causal")])
 def test_tokens_are_drawn_from_what_the_scores_of_evaluation_are_made_of(kind, score, request):
-    """Where the logits stand, what the model is told, and which rows are causal: as in `ltg_mdlm.inference.scoring`."""
+    """Positions of logits, conditioning and causal rows are as in `ltg_mdlm.inference.scoring`."""
     trained = request.getfixturevalue(kind)
     text = Text("the dog ran", ",")
     ids = torch.tensor([[BOS, *trained.tokenizer.encode("".join(text))]])
@@ -161,16 +173,10 @@ def test_an_exported_folder_generates_what_its_run_does(uniform_run, uniform, tm
     assert generate(open_model(str(folder), Ranks.alone()), rule, length=6) == generate(uniform, rule, length=6)
 
 
-def test_weights_that_an_exported_folder_does_not_hold_are_refused(uniform_run, tmp_path):
-    export_model(uniform_run, tmp_path / "exported")
-    with pytest.raises(UserError, match="holds averaged weights only"):
-        open_model(tmp_path / "exported", weights="raw")
-
-
 def test_the_trained_schedule_is_that_of_the_plugin(uniform):
     t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     expected = [0.0, *(1 - torch.cos(torch.pi / 2 * t)).tolist(), 1.0]  # the laptop configuration's cosine
-    assert rates(trained_schedule(uniform), 4).tolist() == pytest.approx(expected, abs=1e-12)
+    assert mask_rates(trained_schedule(uniform), 4).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_three_lines_of_the_documentation_run(uniform_run, tmp_path, monkeypatch):
@@ -234,7 +240,7 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_types():
     ],
     ids=str,
 )
-def test_a_rule_without_sense_is_refused(settings, message):
+def test_a_rule_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         SamplingRule(**settings)
 
@@ -242,20 +248,25 @@ def test_a_rule_without_sense_is_refused(settings, message):
 @pytest.mark.parametrize(
     ("kind", "settings", "wanted", "message"),
     [
-        ("uniform", {"sampler": "autoregressive"}, {}, "needs a model trained on causal rows; uniform saw only masked"),
+        (
+            "uniform",
+            {"sampler": "autoregressive"},
+            {},
+            "causal rows; uniform was trained only on masked rows",
+        ),
         ("causal", {"sampler": "ancestral"}, {}, "needs a model trained on masked rows"),
         ("hybrid", {"sampler": "autoregressive"}, {"infill": "<mask> dog"}, "cannot fill gaps before given words"),
         ("hybrid", {"steps": 2, "schedule": "trained"}, {}, "lie between 0.15 and 0.15"),
         ("unknown", {"steps": 2, "schedule": "trained"}, {}, "does not say how it was trained"),
-        ("uniform", {}, {"length": 128}, "128 tokens to draw and 1 given ones .* draw at most 127 tokens"),
+        ("uniform", {}, {"length": 128}, "128 tokens to draw and 1 given tokens .* draw at most 127 tokens"),
         ("uniform", {}, {"prompt": "dog " * 300}, "do not fit into the 128 positions of uniform"),
         ("uniform", {}, {"infill": "dog " * 300 + "<mask>"}, "do not fit"),
         ("uniform", {}, {"length": 0}, "--length 0"),
         ("uniform", {}, {"prompt": ""}, "--prompt: there is no text"),
         ("uniform", {}, {"prompt": "a <mask>"}, "is filled in --infill only"),
         ("uniform", {}, {"infill": "the dog"}, "there is no <mask> in it"),
-        ("uniform", {}, {"prompt": "a \udcff"}, "some of its bytes are no text"),
-        ("uniform", {}, {"infill": "\udcff <mask>"}, "some of its bytes are no text"),
+        ("uniform", {}, {"prompt": "a \udcff"}, "some bytes are not valid"),
+        ("uniform", {}, {"infill": "\udcff <mask>"}, "some bytes are not valid"),
         ("uniform", {}, {"infill": "a <mask>", "prompt": "a"}, "leave --prompt and --length out"),
         ("uniform", {}, {"infill": "a <mask>", "length": 3}, "leave --prompt and --length out"),
         ("uniform", {}, {"count": 0}, "--count 0"),
@@ -294,7 +305,7 @@ def test_given_words_are_dim_and_the_order_is_drawn():
 
 
 def test_the_terminal_shows_the_text_that_programs_get():
-    """The stack's tokenizer puts a blank behind the end of a line, and takes it away again when it decodes."""
+    """The stack's tokenizer adds a space after a newline, and removes it again when it decodes."""
     tokenizer = small_tokenizer()
     ids = tokenizer.encode("the dog\nran")
     places = (-1,) * (len(ids) - 1) + (0,)
