@@ -38,7 +38,7 @@ from ltg_mdlm.core.settings import stored_config
 from ltg_mdlm.data.corpus import Corpus, Split
 from ltg_mdlm.evaluation.judge import Judge, open_judge, perplexities
 from ltg_mdlm.evaluation.sample_measures import Grammar, Verdict, acceptance, text_statistics
-from ltg_mdlm.evaluation.suite import as_json
+from ltg_mdlm.evaluation.result_folders import to_json
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.inference.sampling import Sample, generate
 from ltg_mdlm.inference.sampling_rule import Sampler, SamplingRule
@@ -359,8 +359,8 @@ def write_results(folder: Path, examined: Examination) -> None:
     rows = (row for quality in examined.sampled for row in _sample_rows(quality))
     try:
         aside.mkdir(parents=True)
-        write_file(aside / "samples.jsonl", "".join(map(as_json, rows)))
-        write_file(aside / "summary.json", as_json(examined.summary(), indent=2))
+        write_file(aside / "samples.jsonl", "".join(map(to_json, rows)))
+        write_file(aside / "summary.json", to_json(examined.summary(), indent=2))
         publish_folder(aside, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder with --out") from None

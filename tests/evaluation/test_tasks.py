@@ -192,7 +192,7 @@ def test_a_malformed_row_is_reported_with_its_file_and_line(tmp_path, task, row,
 
 def test_a_model_whose_scores_are_not_numbers_is_not_measured(tmp_path):
     folder = write_rows(tmp_path / "blimp" / "a.jsonl", {"sentence_good": "A.", "sentence_bad": "B."})
-    with pytest.raises(UserError, match=r"the model gives 'A\.' no likelihood"):
+    with pytest.raises(UserError, match=r"the likelihood of 'A\.' is not a number"):
         Blimp().run(folder, TableScorer(lambda text: math.nan))
 
 
