@@ -212,8 +212,8 @@ def generation(
     from ltg_mdlm.core.errors import UserError
     from ltg_mdlm.core.files import require_writable
     from ltg_mdlm.core.terminal import print_table
-    from ltg_mdlm.evaluation.sample_quality import examine, quality_table, result_folder, rules_for, write_results
     from ltg_mdlm.evaluation.result_folders import to_json
+    from ltg_mdlm.evaluation.sample_quality import examine, quality_table, result_folder, rules_for, write_results
     from ltg_mdlm.inference.sampling import default_sampler
     from ltg_mdlm.inference.trained_model import open_model
 

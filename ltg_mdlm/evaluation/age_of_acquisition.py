@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.records import only_file, parse_object, read_table, read_text
 from ltg_mdlm.evaluation.statistics import Floats, pearson
-from ltg_mdlm.evaluation.tasks import Task, Skip, TaskResult, ask, data_name
+from ltg_mdlm.evaluation.tasks import Skip, Task, TaskResult, ask, data_name
 from ltg_mdlm.inference.texts import Scorer, Text
 
 MIN_CHECKPOINTS = 5

@@ -217,7 +217,7 @@ class Wug(Task):
 
 
 class WugAdjectives(Wug):
-    """Nouns of made-up adjectives: -ability or -ableness, -ivity or -iveness (Hofmann et al. 2024, arXiv 2411.07990)."""
+    """Nouns of made-up adjectives: -ability or -ableness, -ivity or -iveness (Hofmann et al., arXiv 2411.07990)."""
 
     name = "wug_adj"
     prefixes = ("wug_adj",)

@@ -124,7 +124,7 @@ def _gains(
 
 
 def gain_percent(target_N: Floats, baseline: Sequence[Floats], surprisal_N: Floats) -> float:
-    """Percentage of the variance left unexplained by the baseline predictors and their products that surprisal explains.
+    """Percentage of the variance that surprisal explains beyond the baseline predictors and their products.
 
     Words with a missing number (NaN) are left out.
     """

@@ -37,8 +37,8 @@ from ltg_mdlm.core.files import publish_folder, temporary_name, write_file
 from ltg_mdlm.core.settings import stored_config
 from ltg_mdlm.data.corpus import Corpus, Split
 from ltg_mdlm.evaluation.judge import Judge, open_judge, perplexities
-from ltg_mdlm.evaluation.sample_measures import Grammar, Verdict, acceptance, text_statistics
 from ltg_mdlm.evaluation.result_folders import to_json
+from ltg_mdlm.evaluation.sample_measures import Grammar, Verdict, acceptance, text_statistics
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.inference.sampling import Sample, generate
 from ltg_mdlm.inference.sampling_rule import Sampler, SamplingRule
