@@ -89,7 +89,7 @@ def test_a_sigmoid_without_noise_is_recovered():
 @pytest.mark.parametrize("asymptotes", [None, (-11.0, -4.0)])
 @pytest.mark.parametrize("seed", range(8))
 def test_no_other_sigmoid_near_the_fit_of_noisy_points_has_a_smaller_error(seed, asymptotes):
-    """The error is stationary in every free parameter (1e-3 is a millionth in the midpoint), and no curve from a random search is better."""
+    """A gradient of 1e-3 is a millionth in the midpoint. No curve of a random search is better, either."""
     rng = np.random.default_rng(seed)
     truth = (-11.0, -4.0, rng.uniform(6.7, 7.4), rng.uniform(6, 15))
     y_N = curve(LOG_WORDS, *truth) + rng.normal(0, 0.3, len(LOG_WORDS))
