@@ -54,7 +54,7 @@ def test_words_are_runs_of_letters_and_digits(text, words):
 @given(SEQUENCES, DOCUMENTS, st.integers(1, 30))
 def test_exactly_the_sequences_within_a_document_are_found(sequences, text, at_once):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(word_sequences, "_WORDS_AT_ONCE", at_once)
+        patch.setattr(word_sequences, "_WORDS_PER_PART", at_once)
         pieces = [Piece(" ".join(part) + " ", i == 0) for parts in text for i, part in enumerate(parts)]
         found, words_read = searched(sequences, pieces)
     whole = [list(chain.from_iterable(parts)) for parts in text]
@@ -65,7 +65,7 @@ def test_exactly_the_sequences_within_a_document_are_found(sequences, text, at_o
 
 @pytest.mark.parametrize("cut", range(1, 6))
 def test_the_longest_sequence_is_found_across_parts(monkeypatch, cut):
-    monkeypatch.setattr(word_sequences, "_WORDS_AT_ONCE", 1)
+    monkeypatch.setattr(word_sequences, "_WORDS_PER_PART", 1)
     words = list("xabcde")
     pieces = [Piece(" ".join(words[:cut]), True), Piece(" ".join(words[cut:]), False)]
     assert searched([list("abcde"), list("abced")], pieces)[0] == [True, False]
@@ -77,7 +77,7 @@ def test_words_that_are_in_no_sequence_stand_between_the_others():
 
 @pytest.mark.parametrize("at_once", [1, 3, 50, 1 << 18])
 def test_decoded_documents_have_the_words_of_their_text(monkeypatch, at_once):
-    monkeypatch.setattr(decoded, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(decoded, "_TOKENS_PER_PART", at_once)
     texts = documents(30)
     split = Split.of([np.array(small_tokenizer().encode(text)) for text in texts], small_tokenizer())
     assert words_by_document(decoded_pieces(split, small_tokenizer())) == [words_of(text) for text in texts]
@@ -87,7 +87,7 @@ def test_pieces_of_a_decoded_document_follow_each_other(monkeypatch):
     text = documents(1)[0]
     split = Split.of([np.array(small_tokenizer().encode(text))], small_tokenizer())
     (whole,) = decoded_pieces(split, small_tokenizer())
-    monkeypatch.setattr(decoded, "_TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(decoded, "_TOKENS_PER_PART", 5)
     pieces = list(decoded_pieces(split, small_tokenizer()))
     assert len(pieces) > 2
     assert "".join(piece.text for piece in pieces) == whole.text
