@@ -8,7 +8,7 @@ from support.corpora import sentences, small_tokenizer
 
 from ltg_mdlm.data.tokenizer import BOS, PAD, Tokenizer
 from ltg_mdlm.evaluation.finetune_tasks import Example
-from ltg_mdlm.evaluation.finetune_training import Rows, encode, micro_batches
+from ltg_mdlm.evaluation.finetune_training import EncodedExamples, encode, micro_batches
 
 CPU = torch.device("cpu")
 lengths = st.integers(0, 12)
@@ -40,9 +40,9 @@ def test_rows_begin_each_text_with_bos_and_count_what_was_cut():
     assert rows.ids[1][: len(tokenizer.encode(first)) + 2] == [BOS, *tokenizer.encode(first), BOS]
 
 
-def rows_of(row_lengths: list[int]) -> Rows:
+def rows_of(row_lengths: list[int]) -> EncodedExamples:
     ids = [[16 + row % 3] * length for row, length in enumerate(row_lengths)]
-    return Rows(ids, [row % 2 for row in range(len(ids))], 0)
+    return EncodedExamples(ids, [row % 2 for row in range(len(ids))], 0)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 60), st.data())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltg_mdlm.evaluation.finetune_tasks import TASKS, scores
+from ltg_mdlm.evaluation.finetune_tasks import FINETUNE_TASKS, scores
 
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30)
 
@@ -14,7 +14,7 @@ def test_a_table_worked_by_hand():
     """3 true positives, 1 false positive, 2 false negatives, 4 true negatives."""
     labels = [1, 1, 1, 0, 1, 1, 0, 0, 0, 0]
     predictions = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
-    found = scores(TASKS["mrpc"], labels, predictions)
+    found = scores(FINETUNE_TASKS["mrpc"], labels, predictions)
     assert found == pytest.approx(
         {"accuracy": 0.7, "f1": 2 * 0.75 * 0.6 / 1.35, "mcc": (12 - 2) / (4 * 5 * 5 * 6) ** 0.5}
     )
@@ -23,7 +23,7 @@ def test_a_table_worked_by_hand():
 @given(pairs)
 def test_mcc_is_pearsons_correlation_and_f1_the_harmonic_mean(pairs):
     labels, predictions = (list(column) for column in zip(*pairs, strict=True))
-    found = scores(TASKS["rte"], labels, predictions)
+    found = scores(FINETUNE_TASKS["rte"], labels, predictions)
     label_N, predicted_N = np.array(labels), np.array(predictions)
     assert found["accuracy"] == np.mean(label_N == predicted_N)
     if label_N.std() and predicted_N.std():
@@ -39,4 +39,4 @@ def test_mcc_is_pearsons_correlation_and_f1_the_harmonic_mean(pairs):
 
 
 def test_three_classes_have_an_accuracy_only():
-    assert scores(TASKS["mnli"], [0, 1, 2, 2], [0, 2, 2, 2]) == {"accuracy": 0.75}
+    assert scores(FINETUNE_TASKS["mnli"], [0, 1, 2, 2], [0, 2, 2, 2]) == {"accuracy": 0.75}

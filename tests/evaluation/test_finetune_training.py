@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.evaluation import finetune_training as training
-from ltg_mdlm.evaluation.finetune_tasks import TASKS, read_examples, settings_of
+from ltg_mdlm.evaluation.finetune_tasks import FINETUNE_TASKS, read_examples, settings_of
 from ltg_mdlm.evaluation.finetune_training import (
+    EncodedTask,
     Finetuning,
     SequenceClassifier,
-    TaskRows,
     encode,
     finetune_once,
     micro_batches,
@@ -36,21 +36,21 @@ def trained():
 def rows_of(tmp_path, trained):
     """The rows of a separable task."""
 
-    def read(train: int, valid: int, task: str = "rte") -> TaskRows:
+    def read(train: int, valid: int, task: str = "rte") -> EncodedTask:
         splits = [
-            encode(read_examples(file, TASKS[task]), trained.tokenizer, 64)
+            encode(read_examples(file, FINETUNE_TASKS[task]), trained.tokenizer, 64)
             for file in (
-                write_rows(tmp_path / f"{seed}.jsonl", separable_rows(count, task, TASKS[task].labels, seed))
+                write_rows(tmp_path / f"{seed}.jsonl", separable_rows(count, task, FINETUNE_TASKS[task].labels, seed))
                 for seed, count in enumerate((train, valid))
             )
         ]
-        return TaskRows(TASKS[task], *splits)
+        return EncodedTask(FINETUNE_TASKS[task], *splits)
 
     return read
 
 
 def settings(*sets: str, task: str = "rte"):
-    return settings_of(TASKS[task], [*FAST, *sets])
+    return settings_of(FINETUNE_TASKS[task], [*FAST, *sets])
 
 
 @pytest.mark.parametrize("task", ["rte", "mnli"])
@@ -86,9 +86,9 @@ def test_the_best_epoch_is_the_first_with_the_highest_metric_that_the_task_is_se
     monkeypatch.setattr(training, "scores", lambda *_: next(told))
     rows = rows_of(8, 4, "mrpc")
     assert finetune_once(trained, rows, settings("epochs=3", task="mrpc"), seed=0).best == 2
-    assert finetune_once(trained, replace(rows, task=TASKS["rte"]), settings("epochs=3"), seed=0).best == 1
+    assert finetune_once(trained, replace(rows, task=FINETUNE_TASKS["rte"]), settings("epochs=3"), seed=0).best == 1
     monkeypatch.setattr(training, "scores", lambda *_: {"accuracy": 0.5})
-    assert finetune_once(trained, replace(rows, task=TASKS["rte"]), settings("epochs=3"), seed=0).best == 0
+    assert finetune_once(trained, replace(rows, task=FINETUNE_TASKS["rte"]), settings("epochs=3"), seed=0).best == 0
 
 
 def test_the_first_update_is_that_of_torchs_adamw_on_the_mean_loss_of_the_batch(trained, rows_of):
