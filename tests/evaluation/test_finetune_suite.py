@@ -1,4 +1,4 @@
-"""`ltg-mdlm finetune`: which tasks are run, what is written, what is not done twice, and who does what."""
+"""`ltg-mdlm finetune`: which tasks are run, what is written, what is not repeated, and how ranks share the work."""
 
 import json
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.evaluation.finetune_suite import finetune_suite, finetuning_table, share
 from ltg_mdlm.evaluation.finetune_tasks import FinetuneSettings
+from ltg_mdlm.testing.ranks import run_on_ranks
 
 QUICK = ("epochs=2", "lr=1e-3", "batch_rows=8", "seq_len=64", "precision=fp32")
 
@@ -244,3 +245,21 @@ def test_the_help_names_every_setting(run):
     _, out, _ = run("finetune", "--help")
     words = " ".join(out.replace("│", " ").split())
     assert ", ".join(FinetuneSettings.model_fields) in words
+
+
+def suite_on_rank(ranks: Ranks, data: Path, out: Path):
+    said: list[str] = []
+    summaries = finetune_suite(trained_model(), data, ranks, sets=QUICK, out=out, say=said.append)
+    return [(s["task"], s["mean"]) for s in summaries], said
+
+
+def test_two_ranks_get_the_results_of_one(tmp_path):
+    data = write_task(write_task(tmp_path / "data", "rte"), "mrpc", train=48)
+    (alone, _) = suite_on_rank(Ranks.alone(), data, tmp_path / "alone")
+    (first, said), (second, also_said) = run_on_ranks(suite_on_rank, 2, data, tmp_path / "together")
+    assert first == second == alone
+    assert sorted(text[:4] for text in said + also_said) == ["mrpc", "rte:"]
+    kept = ("predictions.json", "items.jsonl")
+    alone_files, together = everything(tmp_path / "alone"), everything(tmp_path / "together")
+    assert alone_files.keys() == together.keys()
+    assert all(together[name] == content for name, content in alone_files.items() if name.endswith(kept))
