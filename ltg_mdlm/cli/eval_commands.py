@@ -212,8 +212,8 @@ def generation(
     from ltg_mdlm.core.errors import UserError
     from ltg_mdlm.core.files import require_writable
     from ltg_mdlm.core.terminal import print_table
-    from ltg_mdlm.evaluation.sample_quality import examine, quality_table, result_folder, rules_for, write_results
-    from ltg_mdlm.evaluation.suite import as_json as to_json
+    from ltg_mdlm.evaluation.result_folders import to_json
+    from ltg_mdlm.evaluation.sample_quality import examine, quality_folder, quality_table, rules_for, write_quality
     from ltg_mdlm.inference.sampling import default_sampler
     from ltg_mdlm.inference.trained_model import open_model
 
@@ -224,9 +224,9 @@ def generation(
     rules = rules_for(
         sampler or [default_sampler(trained)], steps or (), temperature=temperature, top_p=top_p, seed=seed
     )
-    require_writable(result_folder(out, trained))
+    require_writable(quality_folder(out, trained))
     examined = examine(trained, rules, count=count, length=length, judge=judge, corpus=corpus, seed=seed, mauve=mauve)
-    write_results(result_folder(out, trained), examined)
+    write_quality(quality_folder(out, trained), examined)
     if as_json:
         typer.echo(to_json(examined.summary(), indent=2), nl=False)
     else:

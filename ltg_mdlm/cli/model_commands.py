@@ -170,7 +170,7 @@ def finetune(
     """
     from ltg_mdlm.core.distributed import Ranks
     from ltg_mdlm.core.terminal import print_table
-    from ltg_mdlm.evaluation.finetune_suite import PUBLISHED_SEED, TIMEOUT, finetune_suite, result_table
+    from ltg_mdlm.evaluation.finetune_suite import PUBLISHED_SEED, TIMEOUT, finetune_suite, finetuning_table
     from ltg_mdlm.inference.trained_model import open_model
 
     with Ranks.setup(timeout=TIMEOUT) as ranks:
@@ -188,4 +188,4 @@ def finetune(
         if ranks.is_main and as_json:
             typer.echo(json.dumps(summaries, indent=2))
         elif ranks.is_main:
-            print_table(result_table(summaries))
+            print_table(finetuning_table(summaries))

@@ -1,7 +1,4 @@
-"""Results of right-or-wrong tasks, read back from the folders that evaluation writes.
-
-Which results belong to which model, and which models are seeds of the same recipe.
-"""
+"""Results read back from result folders: answers to questions, grouped into models and seeds of a model."""
 
 from __future__ import annotations
 
@@ -21,17 +18,15 @@ from ltg_mdlm.core.files import TEMPORARY
 from ltg_mdlm.data.records import Record, parse_object, read_records, read_text
 
 SETTINGS = ("weights", "score", "time", "rate", "normalise", "draws")
-"""What of `summary.json` says how a model was scored."""
-
+"""Keys of `summary.json` that say how a model was scored."""
 
 _ITEMS = "items.jsonl"
-
-
 _SUMMARY = "summary.json"
+_SEED = re.compile(r"-s\d+$")
 
 
 class TaskName(NamedTuple):
-    """Which questions were asked."""
+    """A task and its data."""
 
     task: str
     data: str
@@ -42,7 +37,7 @@ class TaskName(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """How right a model is on each question of a task.  Suffix I: questions."""
+    """The answers of a model to the questions of a task. Shape suffix I: questions."""
 
     folder: Path
     model: str
@@ -52,15 +47,15 @@ class Answers:
     ids: Sequence[str]
     uids: Sequence[str]
     correct_I: NDArray[np.float64]
-    """1 right, 0 wrong, between them for a tie"""
+    """1 for a right answer, 0 for a wrong one; in between for a tie."""
 
     @property
     def is_scored(self) -> bool:
-        """Whether texts were scored, as they are not after fine-tuning."""
+        """Whether texts were scored; False after fine-tuning."""
         return "score" in self.settings
 
     def in_order_of(self, other: Answers) -> NDArray[np.float64]:
-        """float64[I]: `correct_I` in the other's order.  Raises UserError if these are not the same questions."""
+        """float64[I]: `correct_I` in the order of `other`. Raises UserError if the questions differ."""
         if self.ids == other.ids and self.uids == other.uids:
             return self.correct_I
         own, theirs = (dict(zip(answers.ids, answers.uids, strict=True)) for answers in (self, other))
@@ -68,36 +63,39 @@ class Answers:
         if differing:
             raise UserError(
                 f"{self.name}: not the same questions in {self.folder / _ITEMS} and {other.folder / _ITEMS}\n"
-                f"  only in one of them, or of another uid: {', '.join(differing[:3])}"
+                f"  only in one of them, or with another uid: {', '.join(differing[:3])}"
                 f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}\n"
                 "  evaluate both models on the same data"
             )
-        place = {id_: i for i, id_ in enumerate(self.ids)}
-        return self.correct_I[[place[id_] for id_ in other.ids]]
+        index = {id_: i for i, id_ in enumerate(self.ids)}
+        return self.correct_I[[index[id_] for id_ in other.ids]]
 
 
-class Results(NamedTuple):
-    """What stands in folders of results."""
+class FoundResults(NamedTuple):
+    """The results in some folders."""
 
     answers: list[Answers]
     others: list[Path]
-    """Results of tasks whose questions have no right answer."""
+    """Folders of tasks whose questions have no right answer."""
 
 
-def find_results(path: Path) -> Results:
-    """Results in a folder and below.  Raises UserError if there are none, or for files that cannot be read."""
-    folders = sorted(file.parent for file in path.rglob(_ITEMS) if not _is_unfinished(file.relative_to(path)))
+def find_results(path: Path) -> FoundResults:
+    """All results in and below a folder. Raises UserError if there are none, or a file cannot be read."""
+    folders = sorted(
+        file.parent
+        for file in path.rglob(_ITEMS)
+        if not any(part.startswith(TEMPORARY) for part in file.relative_to(path).parts)
+    )
     if not folders:
         raise UserError(f"{path}: no results (no {_ITEMS}) in this folder or below")
-    found = {folder: _read_answers(folder) for folder in folders}
-    return Results(
-        [answers for answers in found.values() if answers is not None],
-        [folder for folder, answers in found.items() if answers is None],
-    )
-
-
-def _is_unfinished(path: Path) -> bool:
-    return any(part.startswith(TEMPORARY) for part in path.parts)
+    found = FoundResults([], [])
+    for folder in folders:
+        answers = _read_answers(folder)
+        if answers is None:
+            found.others.append(folder)
+        else:
+            found.answers.append(answers)
+    return found
 
 
 def _read_answers(folder: Path) -> Answers | None:
@@ -105,124 +103,112 @@ def _read_answers(folder: Path) -> Answers | None:
     summary = Record(parse_object(read_text(folder / _SUMMARY), folder / _SUMMARY), folder / _SUMMARY, 1)
     if summary.text("metric") != "accuracy":
         return None
+    settings = {key: summary.values[key] for key in SETTINGS if summary.values.get(key) is not None}
+    if settings.get("time") != "constant":
+        settings.pop("rate", None)  # has no effect
     records = read_records(folder / _ITEMS)
     ids = [record.text("id") for record in records]
     id_, times = Counter(ids).most_common(1)[0]
     if times > 1:
         raise UserError(f"{folder / _ITEMS}: {times} questions have the id {id_}")
+    uids = [record.text("uid") for record in records]
+    correct = [record.number("correct") for record in records]
+    for record, value in zip(records, correct, strict=True):
+        if not 0 <= value <= 1:
+            raise record.error("correct", "a number from 0 to 1")
     return Answers(
         folder=folder,
         model=summary.text("model"),
         revision=summary.text("revision"),
         name=TaskName(summary.text("task"), Path(summary.text("data")).name),
-        settings=_settings(summary.values),
+        settings=settings,
         ids=ids,
-        uids=[record.text("uid") for record in records],
-        correct_I=np.array([_correct(record) for record in records]),
+        uids=uids,
+        correct_I=np.array(correct),
     )
 
 
-def _settings(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that were given and mattered."""
-    known = {key: summary[key] for key in SETTINGS if summary.get(key) is not None}
-    if known.get("time") != "constant":
-        known.pop("rate", None)
-    return known
-
-
-def _correct(record: Record) -> float:
-    correct = record.number("correct")
-    if not 0 <= correct <= 1:
-        raise record.error("correct", "a number from 0 to 1")
-    return correct
-
-
-Member = Mapping[TaskName, Answers]
+ModelResults = Mapping[TaskName, Answers]
 """The results of one model."""
 
 
-_SEED = re.compile(r"-s\d+$")
-
-
 @dataclass(frozen=True)
-class Group:
-    """Models that are averaged: seeds of the same recipe, or a single model."""
+class ModelGroup:
+    """Models whose results are averaged: seeds of one recipe, or a single model."""
 
     name: str
-    members: Sequence[Member]
+    members: Sequence[ModelResults]
 
     @property
     def tasks(self) -> list[TaskName]:
-        """Those that all its models have results of."""
+        """The tasks for which all its models have results."""
         first, *others = self.members
         return [task for task in first if all(task in other for other in others)]
 
     @property
     def models(self) -> list[str]:
-        """The names of its models."""
-        return [_any_of(member).model for member in self.members]
+        """Names of its models."""
+        return [next(iter(member.values())).model for member in self.members]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How its models were scored."""
+        return {key: value for answers in self.members[0].values() for key, value in answers.settings.items()}
 
 
-def collect_groups(paths: Iterable[Path], named: Iterable[str]) -> tuple[list[Group], list[Path]]:
-    """Groups of the results below some paths, then those called `NAME=PATH,PATH`.
+def collect_groups(paths: Iterable[Path], named: Iterable[str]) -> tuple[list[ModelGroup], list[Path]]:
+    """Groups of the results below some paths, followed by the groups given as `NAME=PATH,PATH`.
 
-    A group's name also tells how it was scored, if not all were scored in the same way.  Also returns the folders of
-    results that have no right answers.
+    If the groups were not all scored in the same way, their names say how. Also returns the result folders of tasks
+    without right answers.
 
-    Raises UserError if nothing can be compared, or the same results are there twice.
+    Raises UserError if nothing can be compared, or results are given twice.
     """
     found = [find_results(path) for path in paths]
     groups = group_by_recipe(answers for results in found for answers in results.answers)
     for option in named:
-        name, members = _parse(option)
-        own = [find_results(path) for path in members]
-        groups.append(group_of(name, zip(members, own, strict=True)))
-        found += own
+        name, _, members = option.partition("=")
+        if not name or not all(members.split(",")):
+            raise UserError(f"--group {option}: expected NAME=PATH or NAME=PATH,PATH")
+        given = [(path, find_results(path)) for path in map(Path, members.split(","))]
+        groups.append(group_of(name, given))
+        found += [results for _, results in given]
     if not groups:
         raise UserError("no results to compare: give folders with items.jsonl of right-or-wrong tasks")
-    groups = [Group(group.name + _telling(group, groups), group.members) for group in groups]
+    groups = [ModelGroup(group.name + _distinguishing_settings(group, groups), group.members) for group in groups]
     require_distinct(groups)
     return groups, [folder for results in found for folder in results.others]
 
 
-def _parse(option: str) -> tuple[str, list[Path]]:
-    name, _, paths = option.partition("=")
-    if not name or not all(paths.split(",")):
-        raise UserError(f"--group {option}: expected NAME=PATH or NAME=PATH,PATH")
-    return name, [Path(path) for path in paths.split(",")]
+def group_by_recipe(results: Iterable[Answers]) -> list[ModelGroup]:
+    """Group the models whose names are equal up to `-s<seed>`, in order of appearance.
 
+    Models of different revisions, or scored in different ways, form different groups. Results of fine-tuning have no
+    score; they belong to the first group of their recipe.
 
-def group_by_recipe(results: Iterable[Answers]) -> list[Group]:
-    """Models in order of appearance; those whose names are equal up to `-s<seed>` are one group.
-
-    They must be of the same revision and scored in the same way, or they are groups of their own; fine-tuned results
-    are not scored, and belong to the first group of their recipe.  Raises UserError if a model has two results of one
-    task that were scored in the same way.
+    Raises UserError if a model has two results of one task with the same scoring.
     """
     recipes: dict[str, list[Answers]] = defaultdict(list)
     for answers in results:
-        recipes[_recipe(answers)].append(answers)
-    return [
-        Group(recipe, _members((answers.model, answers) for answers in alike))
-        for recipe, some in recipes.items()
-        for alike in _scored_alike(some)
-    ]
+        recipe = _SEED.sub("", answers.model)
+        recipes[recipe if answers.revision == "main" else f"{recipe}@{answers.revision}"].append(answers)
+    groups = []
+    for recipe, same_recipe in recipes.items():
+        by_scoring: dict[str, list[Answers]] = defaultdict(list)
+        for answers in sorted(same_recipe, key=lambda answers: not answers.is_scored):
+            scoring = json.dumps(answers.settings, sort_keys=True)
+            by_scoring[scoring if answers.is_scored else next(iter(by_scoring), scoring)].append(answers)
+        for alike in by_scoring.values():
+            groups.append(ModelGroup(recipe, _members((answers.model, answers) for answers in alike)))
+    return groups
 
 
-def _scored_alike(results: Sequence[Answers]) -> Iterable[list[Answers]]:
-    variants: dict[str, list[Answers]] = defaultdict(list)
-    for answers in sorted(results, key=lambda answers: not answers.is_scored):
-        scoring = json.dumps(answers.settings, sort_keys=True)
-        variants[scoring if answers.is_scored else next(iter(variants), scoring)].append(answers)
-    return variants.values()
+def group_of(name: str, given: Iterable[tuple[Path, FoundResults]]) -> ModelGroup:
+    """One group of all models below some paths; equal names below different paths are different models.
 
-
-def group_of(name: str, results: Iterable[tuple[Path, Results]]) -> Group:
-    """All models below some paths as one group; equal names below different paths are different models.
-
-    Raises UserError if there are none, they were not all scored in the same way, or a model has two results of a task.
+    Raises UserError if there are none, their scoring differs, or a model has two results of one task.
     """
-    keyed = [((path, one.model, one.revision), one) for path, some in results for one in some.answers]
+    keyed = [((path, one.model, one.revision), one) for path, results in given for one in results.answers]
     if not keyed:
         raise UserError(f"group {name}: no results of right-or-wrong tasks")
     of_task: dict[TaskName, Answers] = {}
@@ -233,11 +219,11 @@ def group_of(name: str, results: Iterable[tuple[Path, Results]]) -> Group:
                 f"group {name}: its models were not scored in the same way\n"
                 f"  {first.folder}: {_shown(first.settings)}\n  {answers.folder}: {_shown(answers.settings)}"
             )
-    return Group(name, _members(keyed))
+    return ModelGroup(name, _members(keyed))
 
 
-def require_distinct(groups: Sequence[Group]) -> None:
-    """Raises UserError if two groups have one name, or a folder of results is in the comparison twice."""
+def require_distinct(groups: Sequence[ModelGroup]) -> None:
+    """Raises UserError if two groups have the same name, or a result folder appears twice."""
     name, times = Counter(group.name for group in groups).most_common(1)[0]
     if times > 1:
         raise UserError(f"two groups are called {name}; choose names with --group NAME=PATH,PATH")
@@ -248,41 +234,28 @@ def require_distinct(groups: Sequence[Group]) -> None:
         raise UserError(f"{folder}: given twice; leave one out")
 
 
-def _members(keyed: Iterable[tuple[Hashable, Answers]]) -> list[Member]:
-    """The results that have one key are those of one model."""
+def _members(keyed: Iterable[tuple[Hashable, Answers]]) -> list[ModelResults]:
+    """One member per key."""
     members: dict[Hashable, dict[TaskName, Answers]] = defaultdict(dict)
     for key, answers in keyed:
         other = members[key].setdefault(answers.name, answers)
-        if other.folder.resolve() == answers.folder.resolve() and other is not answers:
+        if other is answers:
+            continue
+        if other.folder.resolve() == answers.folder.resolve():
             raise UserError(f"{answers.folder}: given twice; leave one out")
-        if other is not answers:
-            raise UserError(
-                f"two results of {answers.model} on {answers.name}, scored in the same way:\n"
-                f"  {other.folder}\n  {answers.folder}\n  leave one out, or tell them apart with --group NAME=PATH"
-            )
+        raise UserError(
+            f"two results of {answers.model} on {answers.name}, scored in the same way:\n"
+            f"  {other.folder}\n  {answers.folder}\n  leave one out, or put each in a group with --group NAME=PATH"
+        )
     return list(members.values())
 
 
-def _any_of(member: Member) -> Answers:
-    return next(iter(member.values()))
+def _distinguishing_settings(group: ModelGroup, groups: Iterable[ModelGroup]) -> str:
+    """The settings of scoring in which a group differs from any other group, in parentheses."""
+    others = [other.settings for other in groups]
+    differing = {k: value for k, value in group.settings.items() if any(other.get(k) != value for other in others)}
+    return f" ({_shown(differing)})" if differing else ""
 
 
-def _recipe(answers: Answers) -> str:
-    """The model's name without its seed, and its revision if that is not the last state."""
-    name = _SEED.sub("", answers.model)
-    return name if answers.revision == "main" else f"{name}@{answers.revision}"
-
-
-def _telling(group: Group, groups: Iterable[Group]) -> str:
-    """How its models were scored, as far as that tells it apart from any other group."""
-    others = [_group_settings(other) for other in groups]
-    telling = {key: value for key, value in _group_settings(group).items() if any(o.get(key) != value for o in others)}
-    return f" ({_shown(telling)})" if telling else ""
-
-
-def _group_settings(group: Group) -> dict[str, object]:
-    return {key: value for answers in group.members[0].values() for key, value in answers.settings.items()}
-
-
-def _shown(settings: Mapping[str, object]) -> str:
+def _shown(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())

@@ -1,18 +1,14 @@
-"""The classification tasks of the BabyLM evaluation suite, and their files: JSON, one object per line.
+"""The classification tasks of the BabyLM evaluation suite of 2025: their files, metrics and published settings.
 
-Tasks are those of GLUE (Wang et al. 2019, arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) that the suite of 2025
-kept; every one of them is put to a model as a pair of texts.
-
-Accuracy, F1 and Matthews correlation of predicted classes.
-
-How a model is fine-tuned: the settings of the BabyLM evaluation suite of 2025, each of which can be changed.
+The tasks are the subset of GLUE (Wang et al. 2019, arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) in the suite.
+Every example is a pair of texts with a class. Files are JSON lines.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
@@ -29,14 +25,14 @@ MetricName = Literal["accuracy", "f1", "mcc"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is asked, and what is right about it in the official suite.
+class FinetuneTask:
+    """A classification task.
 
     Attributes:
-        first, second: the two texts, with the names of a row's fields in braces.
+        first, second: templates of the two texts, with field names of a row in braces.
         labels: number of classes; labels are 0 .. labels - 1.
-        selects: the validation metric that the best epoch is chosen by.
-        published: settings in which the task departs from the others.
+        selects: the validation metric that selects the best epoch.
+        published: published settings that differ from the defaults of `FinetuneSettings`.
     """
 
     name: str
@@ -48,25 +44,25 @@ class Task:
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
-        """What is reported; F1 and MCC are those of label 1, so they need two classes."""
+        """The reported metrics; F1 and MCC are defined for two classes."""
         return ("accuracy", "f1", "mcc") if self.labels == 2 else ("accuracy",)
 
 
-TASKS: Mapping[str, Task] = {
+FINETUNE_TASKS: Mapping[str, FinetuneTask] = {
     task.name: task
     for task in (
-        Task(name="boolq", first="{question}", second="{passage}", published={"batch_rows": 16}),
-        Task(
+        FinetuneTask(name="boolq", first="{question}", second="{passage}", published={"batch_rows": 16}),
+        FinetuneTask(
             name="multirc",
             first="Question: {question} Answer: {answer}",
             second="{paragraph}",
             published={"batch_rows": 16},
         ),
-        Task(name="mnli", first="{premise}", second="{hypothesis}", labels=3),
-        Task(name="rte", first="{sentence1}", second="{sentence2}"),
-        Task(name="mrpc", first="{sentence1}", second="{sentence2}", selects="f1"),
-        Task(name="qqp", first="{question1}", second="{question2}", selects="f1"),
-        Task(
+        FinetuneTask(name="mnli", first="{premise}", second="{hypothesis}", labels=3),
+        FinetuneTask(name="rte", first="{sentence1}", second="{sentence2}"),
+        FinetuneTask(name="mrpc", first="{sentence1}", second="{sentence2}", selects="f1"),
+        FinetuneTask(name="qqp", first="{question1}", second="{question2}", selects="f1"),
+        FinetuneTask(
             name="wsc",
             first='Does "{span2_text}" refer to "{span1_text}" in this passage?',
             second="{text}",
@@ -76,150 +72,19 @@ TASKS: Mapping[str, Task] = {
 }
 """By name, in the order in which they are run and shown."""
 
-
 _FOLDERS = ("", "glue_filtered", "full_eval/glue_filtered")
-"""Where a folder may hold the files: itself, or as the evaluation data are unpacked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A pair of texts and its class."""
-
-    first: str
-    second: str
-    label: int
-
-
-@dataclass(frozen=True)
-class TaskFiles:
-    """The two splits of a task."""
-
-    task: Task
-    train: Path
-    valid: Path
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of either file, by split."""
-        files = {"train": self.train, "valid": self.valid}
-        return {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in files.items()}
-
-
-def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
-    """The files `<task>.train.jsonl` and `<task>.valid.jsonl` of the tasks of these names; without names, of all there.
-
-    `data` is a folder with the files, an evaluation data folder that has them below, or one of the files.
-
-    Raises UserError for an unknown task, one that is not there, and one without its other file.
-    """
-    for name in names:
-        if name not in TASKS:
-            raise UserError(
-                f"--task {name}: no such task{did_you_mean(name, TASKS)}\n  tasks: {', '.join(TASKS)}",
-            )
-    folder = _folder_of(data)
-    there = [name for name in TASKS if _files(folder, name)]
-    if data.is_file():
-        there = [name for name in there if data in _files(folder, name)]
-    wanted = [name for name in TASKS if name in names] or there
-    if not wanted:
-        raise UserError(f"{data}: no task here; expected files named like rte.train.jsonl and rte.valid.jsonl")
-    return [_complete(folder, name) for name in wanted]
-
-
-def _folder_of(data: Path) -> Path:
-    if not data.exists():
-        raise UserError(f"{data}: no such file or folder of fine-tuning tasks")
-    if data.is_file():
-        return data.parent
-    folders = (data / below for below in _FOLDERS)
-    return next((folder for folder in folders if any(_files(folder, name) for name in TASKS)), data)
-
-
-def _files(folder: Path, name: str) -> list[Path]:
-    return [file for split in ("train", "valid") if (file := folder / f"{name}.{split}.jsonl").is_file()]
-
-
-def _complete(folder: Path, name: str) -> TaskFiles:
-    files = TaskFiles(TASKS[name], folder / f"{name}.train.jsonl", folder / f"{name}.valid.jsonl")
-    for file in (files.train, files.valid):
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; the task {name} needs {files.train.name} and {files.valid.name}")
-    return files
-
-
-def read_examples(file: Path, task: Task) -> list[Example]:
-    """The rows of one file, in order.
-
-    Raises UserError, naming the line, for a row that lacks a text or has a label that the task does not know.
-    """
-    return [_example(record, task) for record in read_records(file)]
-
-
-def _example(record: Record, task: Task) -> Example:
-    label = record.values.get("label")
-    if not isinstance(label, int) or not 0 <= label < task.labels:
-        raise record.error("label", f"{' or '.join(map(str, range(task.labels)))}, as {task.name} has them")
-    return Example(_fill(task.first, record), _fill(task.second, record), int(label))
-
-
-def _fill(template: str, record: Record) -> str:
-    keys = [key for _, key, _, _ in Formatter().parse(template) if key]
-    return template.format_map({key: _text(record, key) for key in keys})
-
-
-def _text(record: Record, key: str) -> str:
-    """A text, which may be blank, as some questions of QQP are."""
-    value = record.values.get(key)
-    return value if isinstance(value, str) and not value.strip() else record.text(key)
-
-
-def scores(task: Task, labels: Sequence[int], predictions: Sequence[int]) -> dict[MetricName, float]:
-    """The metrics of a task, each at most 1."""
-    return {name: _METRICS[name](labels, predictions) for name in task.metrics}
-
-
-def accuracy(labels: Sequence[int], predictions: Sequence[int]) -> float:
-    """Share of the predictions that are right."""
-    return sum(label == prediction for label, prediction in zip(labels, predictions, strict=True)) / len(labels)
-
-
-def f1(labels: Sequence[int], predictions: Sequence[int]) -> float:
-    """Harmonic mean of precision and recall of label 1; 0 where label 1 is neither there nor predicted."""
-    both, predicted, there = _of_label_1(labels, predictions)
-    return 2 * both / (predicted + there) if predicted + there else 0.0
-
-
-def mcc(labels: Sequence[int], predictions: Sequence[int]) -> float:
-    """Matthews correlation of two classes: Pearson's, of labels and predictions; 0 where either is constant."""
-    both, predicted, there = _of_label_1(labels, predictions)
-    rows = len(labels)
-    variance = predicted * (rows - predicted) * there * (rows - there)
-    return (rows * both - predicted * there) / math.sqrt(variance) if variance else 0.0
-
-
-def _of_label_1(labels: Sequence[int], predictions: Sequence[int]) -> tuple[int, int, int]:
-    """How often it is both predicted and right, how often it is predicted, how often it is right."""
-    both = sum(label * prediction for label, prediction in zip(labels, predictions, strict=True))
-    return both, sum(predictions), sum(labels)
-
-
-_METRICS: Mapping[MetricName, Callable[[Sequence[int], Sequence[int]], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "mcc": mcc,
-}
+"""Places of the files below a given folder: the folder itself, or the folders of the published evaluation data."""
 
 
 class FinetuneSettings(Section):
-    """Settings of one fine-tuning; the defaults are the published ones, but for what a task has its own value of."""
+    """Settings of fine-tuning. The defaults are the published settings; tasks may have other published values."""
 
     lr: float = Field(3e-5, gt=0, description="highest learning rate")
     batch_rows: int = Field(32, ge=1, description="rows per step; 16 for boolq and multirc")
     epochs: int = Field(10, ge=1, description="passes over the training file; 30 for wsc")
     seq_len: int = Field(512, ge=8, description="tokens per row; longer pairs of texts are cut")
-    warmup: Fraction = Field(0.06, description="share of the steps in which the learning rate grows")
-    final_factor: Fraction = Field(0.1, description="learning-rate factor that the cosine ends in")
+    warmup: Fraction = Field(0.06, description="share of the steps with a rising learning rate")
+    final_factor: Fraction = Field(0.1, description="learning-rate factor at the end of the cosine")
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0, description="of all parameters")
@@ -231,10 +96,10 @@ class FinetuneSettings(Section):
     )
 
 
-def settings_of(task: Task, sets: Sequence[str] = ()) -> FinetuneSettings:
+def settings_of(task: FinetuneTask, sets: Sequence[str] = ()) -> FinetuneSettings:
     """The published settings of a task, changed by `key=value` texts.
 
-    Raises UserError for a key that is unknown or a value that does not fit.
+    Raises UserError for an unknown key or an invalid value.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -242,3 +107,106 @@ def settings_of(task: Task, sets: Sequence[str] = ()) -> FinetuneSettings:
         merge(values, layer.values, layer.source, sources, "finetune.")
     settings: FinetuneSettings = validate(FinetuneSettings, values, sources, "finetune.")
     return settings
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """The two files of a task."""
+
+    task: FinetuneTask
+    train: Path
+    valid: Path
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of both files, by split."""
+        files = {"train": self.train, "valid": self.valid}
+        return {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in files.items()}
+
+
+def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
+    """The files `<task>.train.jsonl` and `<task>.valid.jsonl` of the named tasks, by default of all tasks in `data`.
+
+    `data` is a folder with the files, an evaluation data folder that contains them, or one of the files.
+
+    Raises UserError for an unknown task, a missing task, and a task with only one of its files.
+    """
+    for name in names:
+        if name not in FINETUNE_TASKS:
+            raise UserError(
+                f"--task {name}: no such task{did_you_mean(name, FINETUNE_TASKS)}\n  tasks: {', '.join(FINETUNE_TASKS)}"
+            )
+    if not data.exists():
+        raise UserError(f"{data}: no such file or folder of fine-tuning tasks")
+
+    def files_of(folder: Path, name: str) -> list[Path]:
+        return [folder / f"{name}.{split}.jsonl" for split in ("train", "valid")]
+
+    def tasks_in(folder: Path) -> list[str]:
+        return [name for name in FINETUNE_TASKS if any(file.is_file() for file in files_of(folder, name))]
+
+    if data.is_file():
+        folder = data.parent
+        present = [name for name in tasks_in(folder) if data in files_of(folder, name)]
+    else:
+        folder = next((data / below for below in _FOLDERS if tasks_in(data / below)), data)
+        present = tasks_in(folder)
+    wanted = [name for name in FINETUNE_TASKS if name in names] or present
+    if not wanted:
+        raise UserError(f"{data}: no task here; expected files named like rte.train.jsonl and rte.valid.jsonl")
+    found = [TaskFiles(FINETUNE_TASKS[name], *files_of(folder, name)) for name in wanted]
+    for task, train, valid in ((files.task, files.train, files.valid) for files in found):
+        for file in (train, valid):
+            if not file.is_file():
+                raise UserError(f"{file}: no such file; the task {task.name} needs {train.name} and {valid.name}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A pair of texts and its class."""
+
+    first: str
+    second: str
+    label: int
+
+
+def read_examples(file: Path, task: FinetuneTask) -> list[Example]:
+    """The rows of one file, in order.
+
+    Raises UserError with the line number for a row without one of its texts or with an invalid label.
+    """
+    examples = []
+    for record in read_records(file):
+        label = record.values.get("label")
+        if not isinstance(label, int) or not 0 <= label < task.labels:
+            raise record.error("label", f"{' or '.join(map(str, range(task.labels)))}, as {task.name} has them")
+        examples.append(Example(_fill(task.first, record), _fill(task.second, record), int(label)))
+    return examples
+
+
+def _fill(template: str, record: Record) -> str:
+    """A template with the texts of a row, which may be blank, as some questions of QQP are."""
+    texts = {}
+    for key in (key for _, key, _, _ in Formatter().parse(template) if key):
+        value = record.values.get(key)
+        texts[key] = value if isinstance(value, str) and not value.strip() else record.text(key)
+    return template.format_map(texts)
+
+
+def scores(task: FinetuneTask, labels: Sequence[int], predictions: Sequence[int]) -> dict[MetricName, float]:
+    """The metrics of a task.
+
+    F1 is that of label 1, and 0 if label 1 neither occurs nor is predicted. MCC is the Matthews correlation of two
+    classes, and 0 if labels or predictions are constant.
+    """
+    rows = len(labels)
+    right = sum(label == prediction for label, prediction in zip(labels, predictions, strict=True))
+    found: dict[MetricName, float] = {"accuracy": right / rows}
+    if "f1" in task.metrics:
+        both = sum(label * prediction for label, prediction in zip(labels, predictions, strict=True))
+        predicted, actual = sum(predictions), sum(labels)
+        found["f1"] = 2 * both / (predicted + actual) if predicted + actual else 0.0
+        variance = predicted * (rows - predicted) * actual * (rows - actual)
+        found["mcc"] = (rows * both - predicted * actual) / math.sqrt(variance) if variance else 0.0
+    return found

@@ -1,6 +1,6 @@
-"""What another model, which reads from left to right, makes of texts: how likely they are, and how alike.
+"""Judges: causal language models that measure the likelihood of texts, and their similarity to other texts.
 
-Suffixes: S texts, T tokens, V vocabulary, D width.
+Shape suffixes: S texts, T tokens, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from ltg_mdlm.inference.trained_model import TrainedModel, open_model
 
 
 class Judge(ABC):
-    """Reads texts, each by itself."""
+    """Reads texts, each one independently."""
 
     name: str
     source: Path
     device: torch.device
     limit: int | None
-    """Most tokens that it can read, the one that begins a text included; None: any number."""
+    """Maximum number of tokens, including the first token; None for no limit."""
 
     @abstractmethod
     def scores(self, texts: Sequence[str]) -> list[TextScore]:
-        """Log-likelihood of every text, all of its tokens behind the token that begins a text.
+        """Log-likelihood of every text, given the first token.
 
-        Raises UserError for a text that has no tokens, or too many for the judge.
+        Raises UserError for a text without tokens, or with too many tokens.
         """
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The token that begins a text, and its own."""
+        """The token that begins every text, followed by the tokens of this text."""
 
     @abstractmethod
     def hidden(self, ids_1T: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ class Judge(ABC):
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[S, D]: the last hidden state at the last token of every text; an empty one has that which begins a text.
+        """float32 [S, D]: the last hidden state at the last token of every text; for an empty text, at the first token.
 
-        Raises UserError for a text with too many tokens for the judge.
+        Raises UserError for a text with too many tokens.
         """
         found = []
         with count_progress("reading texts", len(texts)) as advance:
@@ -66,10 +66,11 @@ class Judge(ABC):
         return torch.stack(found).numpy()
 
     def require_fit(self, text: str, ids: list[int]) -> list[int]:
-        """The ids of a text; raises UserError if they are too many."""
+        """The ids of a text. Raises UserError if there are too many."""
         if self.limit is not None and len(ids) > self.limit:
             raise UserError(
-                f"judge {self.name}: cannot read {text[:80]!r}: {len(ids) - 1} tokens, at most {self.limit - 1} fit"
+                f"judge {self.name}: cannot read {text[:80]!r}: it has {len(ids) - 1} tokens;"
+                f" at most {self.limit - 1} fit this model"
             )
         return ids
 
@@ -81,8 +82,8 @@ class TrainedJudge(Judge):
         """Raises UserError for a model that was not trained on causal rows."""
         if "causal" not in trained.modes:
             raise UserError(
-                f"--judge {trained.source}: a judge reads from left to right, and this model was trained on masked rows"
-                " only\n  give a model trained with causal rows (--plugin gpt_bert), or a Hugging Face folder"
+                f"--judge {trained.source}: a judge must be causal, and this model was trained on masked rows only\n"
+                "  give a model trained with causal rows (--plugin gpt_bert), or a Hugging Face folder"
             )
         self.name, self.source, self.device = trained.name, trained.source, trained.device
         self.limit = trained.model.config.max_position_embeddings
@@ -90,15 +91,15 @@ class TrainedJudge(Judge):
         self._scorer = LikelihoodScorer(trained, ScoringRule(score="causal"), Ranks.alone(), show_progress=True)
 
     def scores(self, texts: Sequence[str]) -> list[TextScore]:
-        """As every judge."""
+        """See `Judge.scores`."""
         return [score for (score,) in self._scorer([[Text("", text)] for text in texts])]
 
     def encode(self, text: str) -> list[int]:
-        """As every judge."""
+        """See `Judge.encode`."""
         return [BOS, *self._trained.tokenizer.encode(text)]
 
     def hidden(self, ids_1T: Tensor) -> Tensor:
-        """As every judge."""
+        """See `Judge.hidden`."""
         causal_B = torch.ones(1, dtype=torch.bool, device=self.device)
         value_B = self._trained.value(torch.zeros(1, device=self.device), causal=True)
         hidden_1TD: Tensor = self._trained.model(ids_1T, causal_B=causal_B, value_B=value_B)
@@ -106,10 +107,10 @@ class TrainedJudge(Judge):
 
 
 class HuggingFaceJudge(Judge):
-    """A causal language model in a folder of `transformers`; nothing is downloaded, no code in the folder is run."""
+    """A causal language model in a folder of `transformers`. Nothing is downloaded; no code in the folder is run."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        """Raises UserError without `transformers`, or for a folder that it cannot open as a causal model."""
+        """Raises UserError without `transformers`, and for a folder without a causal model."""
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError:
@@ -120,93 +121,85 @@ class HuggingFaceJudge(Judge):
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"--judge {folder}: not a causal model that transformers opens: {error}") from error
+            raise UserError(f"--judge {folder}: not a causal model that transformers can open: {error}") from error
         self.name, self.source, self.device = folder.resolve().name, folder, device
-        # Not in the precision that it was saved in, which some versions of transformers keep and others do not.
+        # Always float32: versions of transformers differ in whether they keep the precision of the saved weights.
         self._model: Any = model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
         self.limit = getattr(self._model.config, "max_position_embeddings", None)
         tokenizer = self._tokenizer
         self._first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if self._first is None:
-            raise UserError(f"--judge {folder}: its tokenizer has no token that texts begin with (bos or eos)")
+            raise UserError(f"--judge {folder}: its tokenizer has no token that begins a text (bos or eos)")
         self._require_causal()
 
     @torch.no_grad()
     def _require_causal(self) -> None:
-        """transformers opens masked models, such as BERT, as causal ones, too; they still read in both directions."""
+        """transformers also opens bidirectional models, such as BERT, as causal models: test whether it is one."""
         other = 0 if self._first else 1
         one_TV, other_TV = (self._logits([self._first, self._first, last]) for last in (self._first, other))
         if not torch.allclose(one_TV[:-1], other_TV[:-1], rtol=1e-4, atol=1e-4):
             raise UserError(
-                f"--judge {self.source}: a judge reads from left to right, and what this model says of a token depends"
-                " on those behind it\n  give a causal model"
+                f"--judge {self.source}: a judge must be causal, and the predictions of this model depend on later"
+                " tokens\n  give a causal model"
             )
 
     @torch.no_grad()
     def scores(self, texts: Sequence[str]) -> list[TextScore]:
-        """As every judge; one text at a time."""
+        """See `Judge.scores`; one text at a time."""
         scored = []
         with count_progress("judging texts", len(texts)) as advance:
             for text in texts:
-                scored.append(self._score(text))
+                ids = self.require_fit(text, self.encode(text))
+                if len(ids) == 1:
+                    raise UserError(f"judge {self.name}: cannot score {text[:80]!r}: it has no tokens")
+                following_T = torch.tensor(ids[1:], device=self.device)
+                nll_T = torch.nn.functional.cross_entropy(self._logits(ids)[:-1], following_T, reduction="none")
+                scored.append(TextScore(-nll_T.double().sum().item(), len(ids) - 1))
                 advance(1)
         return scored
 
-    def _score(self, text: str) -> TextScore:
-        ids = self.require_fit(text, self.encode(text))
-        if len(ids) == 1:
-            raise UserError(f"judge {self.name}: cannot score {text[:80]!r}: it has no tokens")
-        following_T = torch.tensor(ids[1:], device=self.device)
-        nll_T = torch.nn.functional.cross_entropy(self._logits(ids)[:-1], following_T, reduction="none")
-        return TextScore(-nll_T.double().sum().item(), len(ids) - 1)
-
     def _logits(self, ids: list[int]) -> Tensor:
-        """[T, V]"""
+        """float32 [T, V]"""
         logits_TV: Tensor = self._model(torch.tensor([ids], device=self.device)).logits[0]
         return logits_TV
 
     def encode(self, text: str) -> list[int]:
-        """As every judge."""
+        """See `Judge.encode`."""
         return [self._first, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def hidden(self, ids_1T: Tensor) -> Tensor:
-        """As every judge."""
+        """See `Judge.hidden`."""
         states_1TD: Tensor = self._model(ids_1T, output_hidden_states=True).hidden_states[-1]
         return states_1TD[0]
 
 
 def open_judge(path: Path, device: torch.device) -> Judge:
-    """The judge in a run folder, checkpoint, exported folder or folder of `transformers`; `device` is for the latter.
+    """The judge in a run folder, checkpoint, exported folder or `transformers` folder; `device` applies to the last.
 
-    Raises UserError if there is none, or it does not read from left to right.
+    Raises UserError if there is no model, or it is not causal.
     """
     if not path.exists():
         raise UserError(f"--judge {path}: no such folder")
-    if _is_hugging_face(path):
-        return HuggingFaceJudge(path, device)
-    return TrainedJudge(open_model(path))
-
-
-def _is_hugging_face(path: Path) -> bool:
-    """Whether config.json is that of another model than the exports of this trainer."""
     try:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        return bool(config.get("model_type", MODEL_TYPE) != MODEL_TYPE)
+        is_other_model = config.get("model_type", MODEL_TYPE) != MODEL_TYPE
     except (OSError, ValueError, AttributeError):
-        return False
+        is_other_model = False
+    return HuggingFaceJudge(path, device) if is_other_model else TrainedJudge(open_model(path))
 
 
 def perplexities(texts: Sequence[str], scores: Sequence[TextScore]) -> dict[str, float]:
-    """Of all texts together: per judge's token, and per word, which judges with other tokenizers can be compared by.
+    """Perplexity of all texts together, per token of the judge and per word.
 
-    Words are runs without white space.  A text without words or tokens has no part in it.
+    Only the perplexity per word can be compared between judges with different tokenizers. Words are separated by white
+    space. NaN without words or tokens.
     """
     nats = -math.fsum(score.log_likelihood for score in scores)
     words, tokens = sum(len(text.split()) for text in texts), sum(score.tokens for score in scores)
-    return {"perplexity_per_word": _perplexity(nats, words), "perplexity_per_token": _perplexity(nats, tokens)}
 
+    def perplexity(count: int) -> float:
+        if not count:
+            return math.nan
+        return math.exp(nats / count) if nats / count < 700 else math.inf
 
-def _perplexity(nats: float, count: int) -> float:
-    if not count:
-        return math.nan
-    return math.exp(nats / count) if nats / count < 700 else math.inf
+    return {"perplexity_per_word": perplexity(words), "perplexity_per_token": perplexity(tokens)}

@@ -1,9 +1,6 @@
-"""Tasks in which the right one among several texts should be the most likely: BLiMP, EWoK, entity tracking, COMPS.
+"""Multiple choice: BLiMP, EWoK, entity tracking, COMPS; and WUG, where people disagree about the right answer.
 
-Inflecting words that do not exist: does the model hesitate where people do?
-
-Adjectives made nouns (Hofmann et al. 2024, arXiv 2411.07990) and past tenses (Weissweiler et al. 2023,
-arXiv 2310.15113): candidates that differ in the made-up form, with the share of people who chose the first.
+A model chooses the candidate with the highest score.
 """
 
 from __future__ import annotations
@@ -31,29 +28,29 @@ class MultipleChoice(Task):
 
     @abstractmethod
     def read(self, path: Path) -> list[Question]:
-        """The questions of a folder or file, in order.  Raises UserError for data that cannot be read."""
+        """The questions of a folder or file, in order. Raises UserError for data that cannot be read."""
 
     def run(self, path: Path, scorer: Scorer) -> TaskResult:
-        """Ask all questions; ties count what guessing among them would, and their share is reported."""
+        """Score all candidates. Ties count as a random guess among the best; the tie rate is reported."""
         questions = self.read(path)
         scores = ask(scorer, [question.candidates for question in questions])
-        return self.grade(data_name(path), questions, scores)
-
-    def grade(self, data: str, questions: Sequence[Question], scores: Sequence[Sequence[TextScore]]) -> TaskResult:
-        """The result of questions whose candidates have these scores."""
         answers = [answer(question, scored) for question, scored in zip(questions, scores, strict=True)]
         breakdown = accuracy_by_group(questions, answers)
-        ids = numbered(question.uid for question in questions)
+        figures = {"accuracy": self.macro(breakdown["UID"]), "tie_rate": fmean(found.tied for found in answers)}
+        if any(found.margin_error for found in answers):  # estimated scores: margins within two standard errors of 0
+            figures["undecided_rate"] = fmean(not abs(found.margin) > 2 * found.margin_error for found in answers)
+        ids = number_within_uid(questions)
+        data = data_name(path)
         return TaskResult(
             task=self.name,
             data=data,
             metric="accuracy",
-            figures={"accuracy": self.macro(breakdown["UID"]), **rates(answers)},
+            figures=figures,
             questions=len(questions),
             breakdown=breakdown,
             items=[item(*parts) for parts in zip(ids, questions, scores, answers, strict=True)],
             predictions=official_predictions(
-                (question.uid, {"id": id_, "pred": self.said(question.candidates[found.chosen])})
+                (question.uid, {"id": id_, "pred": self.prediction(question.candidates[found.chosen])})
                 for id_, question, found in zip(ids, questions, answers, strict=True)
             ),
             place=f"{self.name}/{data}",
@@ -61,81 +58,39 @@ class MultipleChoice(Task):
         )
 
     def macro(self, accuracy_by_uid: Mapping[str, float]) -> float:
-        """The mean over groups, each counting the same."""
+        """The unweighted mean over the uids."""
         return fmean(accuracy_by_uid.values())
 
-    def said(self, text: Text) -> str:
-        """How the official predictions show a chosen candidate."""
-        return text.completion
-
-
-def rates(answers: Sequence[Answer]) -> dict[str, float]:
-    """`tie_rate`; for estimated scores also `undecided_rate`: the share of margins within two standard errors of 0."""
-    found = {"tie_rate": fmean(answer.tied for answer in answers)}
-    if any(answer.margin_error for answer in answers):
-        found["undecided_rate"] = fmean(not abs(answer.margin) > 2 * answer.margin_error for answer in answers)
-    return found
-
-
-def numbered(uids: Iterable[str]) -> list[str]:
-    """Ids of questions: each group's name and the number within the group, from 0."""
-    seen: dict[str, int] = defaultdict(int)
-    ids = []
-    for uid in uids:
-        ids.append(f"{uid}_{seen[uid]}")
-        seen[uid] += 1
-    return ids
-
-
-def item(id_: str, question: Question, scores: Sequence[TextScore], found: Answer) -> dict[str, Any]:
-    """One question's row of `items.jsonl`."""
-    row = {
-        "id": id_,
-        "uid": question.uid,
-        "correct": found.correct,
-        "log_likelihoods": [score.log_likelihood for score in scores],
-        "tokens": [score.tokens for score in scores],
-    }
-    errors = [score.standard_error for score in scores]
-    return row | {"standard_errors": errors, "margin_error": found.margin_error} if any(errors) else row
-
-
-def official_predictions(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """{group: {"predictions": [row, ...]}} from (group, row)"""
-    predictions: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for uid, row in rows:
-        predictions.setdefault(uid, {"predictions": []})["predictions"].append(row)
-    return predictions
+    def prediction(self, chosen: Text) -> str:
+        """The chosen candidate in the official predictions."""
+        return chosen.completion
 
 
 class Blimp(MultipleChoice):
-    """Minimal pairs of sentences, in the format of BLiMP, and the supplement of the BabyLM evaluation."""
+    """Minimal pairs of sentences in the format of BLiMP, and the supplement of the BabyLM evaluation."""
 
     name = "blimp"
     prefixes = ("blimp", "supplement")
     fields = frozenset({"sentence_good", "sentence_bad"})
 
     def read(self, path: Path) -> list[Question]:
-        """The two sentences, whole."""
+        """The two whole sentences."""
         return pair_questions(read_minimal_pairs(path))
 
 
-class _Rows(MultipleChoice):
-    """Questions that are one row each."""
-
+class _OneQuestionPerRow(MultipleChoice):
     validated = False
 
     def read(self, path: Path) -> list[Question]:
-        """One question per row."""
         return [self.question(record) for record in read_records(path)]
 
     @staticmethod
     @abstractmethod
     def question(record: Record) -> Question:
-        """The question of a row.  Raises UserError for a malformed one."""
+        """The question of a row. Raises UserError if it is malformed."""
 
 
-class Ewok(_Rows):
+class Ewok(_OneQuestionPerRow):
     """Elements of World Knowledge (Ivanova et al. 2024, arXiv 2405.09605): the plausible target after a context."""
 
     name = "ewok"
@@ -155,8 +110,8 @@ class Ewok(_Rows):
         )
 
 
-class EntityTracking(_Rows):
-    """Where things are after some operations (Kim and Schuster 2023, arXiv 2305.02363): the true state comes first."""
+class EntityTracking(_OneQuestionPerRow):
+    """States of entities after operations (Kim and Schuster 2023, arXiv 2305.02363); the true state is the first."""
 
     name = "entity_tracking"
     prefixes = ("entity_tracking",)
@@ -171,14 +126,14 @@ class EntityTracking(_Rows):
         return Question(tuple(Text(story, option) for option in record.texts("options", at_least=2)), uid)
 
     def macro(self, accuracy_by_uid: Mapping[str, float]) -> float:
-        """The mean over the splits that are there, of the mean over the numbers of operations within each."""
+        """The mean over the splits in the data of the mean over the numbers of operations within each split."""
         splits: dict[str, list[float]] = defaultdict(list)
         for uid, accuracy in accuracy_by_uid.items():
             splits[next((split for split in self.splits if uid.startswith(split)), uid)].append(accuracy)
         return fmean(map(fmean, splits.values()))
 
 
-class Comps(_Rows):
+class Comps(_OneQuestionPerRow):
     """Conceptual minimal pairs (Misra et al. 2023, arXiv 2210.01963): one property after two subjects."""
 
     name = "comps"
@@ -187,23 +142,23 @@ class Comps(_Rows):
 
     @staticmethod
     def question(record: Record) -> Question:
-        """The same phrase after either subject."""
+        """The same phrase after each subject."""
         phrase = record.text("property_phrase")
         subjects = (record.text("prefix_acceptable"), record.text("prefix_unacceptable"))
         uid = record.file.stem.removeprefix("comps_").replace("-", "_")
         return Question(tuple(Text(f"{subject} ", phrase) for subject in subjects), uid)
 
-    def said(self, text: Text) -> str:
-        """The whole sentence, since the completions do not differ."""
-        return text.prefix + text.completion
+    def prediction(self, chosen: Text) -> str:
+        """The whole sentence, because the completions are equal."""
+        return chosen.prefix + chosen.completion
 
 
 TASKS: tuple[MultipleChoice, ...] = (Blimp(), Ewok(), EntityTracking(), Comps())
-"""Minimal pairs, and other questions with one right answer."""
+"""The tasks in which every question has one right answer."""
 
 
-class Judged(NamedTuple):
-    """Candidates, and what people say."""
+class RatedQuestion(NamedTuple):
+    """Candidates, and how people chose among them."""
 
     question: Question
     ratio: float
@@ -211,44 +166,47 @@ class Judged(NamedTuple):
 
 
 class Wug(Task):
-    """Rank correlation of the first candidate's probability, among the candidates, with its share among people."""
+    """Inflection of made-up words: rank correlation between the preference of the model and the preference of people.
+
+    The preference is the probability of the first candidate among the candidates.
+    """
 
     fields = frozenset({"sentences", "ratio"})
 
-    def read(self, path: Path) -> list[Judged]:
-        """Candidates are separated by tabs.  Raises UserError for data that cannot be read."""
-        return [self._judged(record) for record in read_records(path)]
-
-    def _judged(self, record: Record) -> Judged:
-        sentences = record.text("sentences").split("\t")
-        if len(sentences) < 2 or not all(sentence.strip() for sentence in sentences):
-            raise record.error("sentences", "at least two candidates with a tab between them")
-        ratio = record.number("ratio")
-        if not 0 <= ratio <= 1:
-            raise record.error("ratio", "a share in 0..1")
-        return Judged(Question(tuple(Text("", sentence) for sentence in sentences), self.name), ratio)
+    def read(self, path: Path) -> list[RatedQuestion]:
+        """Candidates are separated by tabs. Raises UserError for data that cannot be read."""
+        rated = []
+        for record in read_records(path):
+            sentences = record.text("sentences").split("\t")
+            if len(sentences) < 2 or not all(sentence.strip() for sentence in sentences):
+                raise record.error("sentences", "at least two candidates with a tab between them")
+            ratio = record.number("ratio")
+            if not 0 <= ratio <= 1:
+                raise record.error("ratio", "a share in 0..1")
+            candidates = tuple(Text("", sentence) for sentence in sentences)
+            rated.append(RatedQuestion(Question(candidates, self.name), ratio))
+        return rated
 
     def run(self, path: Path, scorer: Scorer) -> TaskResult:
         """Score all candidates as whole sentences."""
-        judged = self.read(path)
-        questions = [entry.question for entry in judged]
+        rated = self.read(path)
+        questions = [entry.question for entry in rated]
         scores = ask(scorer, [question.candidates for question in questions])
         answers = [answer(question, scored) for question, scored in zip(questions, scores, strict=True)]
         shares = [share_of_first(scored) for scored in scores]
-        ids = numbered(question.uid for question in questions)
-        rho = spearman(shares, [entry.ratio for entry in judged])
+        ids = number_within_uid(questions)
+        rho = spearman(shares, [entry.ratio for entry in rated])
         data = data_name(path)
-        rows = zip(ids, judged, scores, answers, shares, strict=True)
         return TaskResult(
             task=self.name,
             data=data,
             metric="spearman",
-            figures={"spearman": rho, "tie_rate": sum(found.tied for found in answers) / len(answers)},
+            figures={"spearman": rho, "tie_rate": fmean(found.tied for found in answers)},
             questions=len(questions),
             breakdown={"UID": {"avg": rho}},
             items=[
                 item(id_, entry.question, scored, found) | {"share": share, "human_share": entry.ratio}
-                for id_, entry, scored, found, share in rows
+                for id_, entry, scored, found, share in zip(ids, rated, scores, answers, shares, strict=True)
             ],
             predictions=official_predictions(
                 (self.name, {"id": id_, "pred": question.candidates[found.chosen].completion, "prob": share})
@@ -259,14 +217,14 @@ class Wug(Task):
 
 
 class WugAdjectives(Wug):
-    """Which noun a made-up adjective becomes: -ability or -ableness, -ivity or -iveness."""
+    """Nouns of made-up adjectives: -ability or -ableness, -ivity or -iveness (Hofmann et al., arXiv 2411.07990)."""
 
     name = "wug_adj"
     prefixes = ("wug_adj",)
 
 
 class WugPastTenses(Wug):
-    """Which past tense a made-up verb has."""
+    """Past tenses of made-up verbs (Weissweiler et al. 2023, arXiv 2310.15113)."""
 
     name = "wug_past"
     prefixes = ("wug_past",)
@@ -277,3 +235,34 @@ def share_of_first(scores: Sequence[TextScore]) -> float:
     values = np.array([score.log_likelihood for score in scores])
     likelihood = np.exp(values - values.max())
     return float(likelihood[0] / likelihood.sum())
+
+
+def number_within_uid(questions: Iterable[Question]) -> list[str]:
+    """Ids of the questions: the uid, and the number within the uid, from 0."""
+    seen: dict[str, int] = defaultdict(int)
+    ids = []
+    for question in questions:
+        ids.append(f"{question.uid}_{seen[question.uid]}")
+        seen[question.uid] += 1
+    return ids
+
+
+def item(id_: str, question: Question, scores: Sequence[TextScore], found: Answer) -> dict[str, Any]:
+    """The row of a question in `items.jsonl`."""
+    row = {
+        "id": id_,
+        "uid": question.uid,
+        "correct": found.correct,
+        "log_likelihoods": [score.log_likelihood for score in scores],
+        "tokens": [score.tokens for score in scores],
+    }
+    errors = [score.standard_error for score in scores]
+    return row | {"standard_errors": errors, "margin_error": found.margin_error} if any(errors) else row
+
+
+def official_predictions(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """{uid: {"predictions": [row, ...]}} from (uid, row)."""
+    predictions: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for uid, row in rows:
+        predictions.setdefault(uid, {"predictions": []})["predictions"].append(row)
+    return predictions

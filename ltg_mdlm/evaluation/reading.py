@@ -1,7 +1,9 @@
-"""Reading times: does a word's surprisal explain how long people look at it, beyond length, frequency and place?
+"""Reading times: how much variance does surprisal explain beyond length, frequency and position of a word?
 
-Words of 205 sentences with eye-tracking and self-paced reading times (de Varda, Marelli and Amenta 2024,
-Behavior Research Methods 56). Suffixes: N words, P predictors.
+The data are the words of 205 sentences with eye-tracking and self-paced reading times (de Varda, Marelli and Amenta
+2024, Behavior Research Methods 56).
+
+Shape suffixes: N words, P predictors.
 """
 
 from __future__ import annotations
@@ -15,41 +17,31 @@ from typing import NamedTuple
 import numpy as np
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.records import Record, only_file, read_table
+from ltg_mdlm.data.records import only_file, read_table
 from ltg_mdlm.evaluation.statistics import Floats, explained_by_last
 from ltg_mdlm.evaluation.tasks import Task, TaskResult, ask_surprisals, data_name
 from ltg_mdlm.inference.texts import NextWord, Scorer
 
 EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
-
+"""Columns of the four eye-tracking measures."""
 
 SELF_PACED = "self_paced_reading_time"
 
-
 _OF_WORD = ("Subtlex_log10", "length", "context_length")
-
+"""Columns of the predictors of a word."""
 
 _OF_PREVIOUS = "prev_length"
+"""Column of the additional predictor of self-paced reading."""
 
 
 class ReadWord(NamedTuple):
-    """A word where it was read."""
+    """A word of a sentence, with its reading times."""
 
     own: NextWord
     previous: NextWord | None
-    """The word before it; None if that one begins the sentence."""
+    """The word before it; None if that is the first word of the sentence."""
     numbers: dict[str, float]
     """Reading times and predictors; NaN where the file has none."""
-
-
-class Surprised(NamedTuple):
-    """A word and what a model makes of it."""
-
-    word: ReadWord
-    surprisal: float
-    """in nats"""
-    previous: float
-    """Surprisal of the word before it; NaN if there is none."""
 
 
 class Reading(Task):
@@ -60,20 +52,27 @@ class Reading(Task):
     fields = frozenset({"item", "word", "RTfirstfix", SELF_PACED})
 
     def read(self, path: Path) -> list[ReadWord]:
-        """The words of the CSV file in a folder.  Raises UserError for data that cannot be read."""
-        return [_read_word(record) for record in read_table(only_file(path, ".csv"))]
+        """The words of the CSV file in a folder. Raises UserError for data that cannot be read."""
+        words = []
+        for record in read_table(only_file(path, ".csv")):
+            # pandas wrote the published file, and stored the context "None" of one sentence as an empty cell. The
+            # published evaluation reads this cell as text, but the same text as the context of a previous word as
+            # missing.
+            context = str(record.values.get("item", "")) or "None"
+            own, previous = NextWord(context, record.text("word")), None
+            if record.values.get("prev_item", "") not in ("", "None"):
+                previous = NextWord(record.text("prev_item"), record.text("prev_word"))
+            columns = (*EYE_TRACKING, SELF_PACED, *_OF_WORD, _OF_PREVIOUS)
+            words.append(ReadWord(own, previous, {key: record.number_or_missing(key) for key in columns}))
+        return words
 
     def run(self, path: Path, scorer: Scorer) -> TaskResult:
-        """Surprisals of all words and of the words before them."""
+        """Compute the surprisals of all words and of the words before them."""
         words = self.read(path)
-        surprisal = ask_surprisals(
-            scorer, (asked for word in words for asked in (word.own, word.previous) if asked is not None)
-        )
-        rows = [
-            Surprised(word, surprisal[word.own], surprisal[word.previous] if word.previous else float("nan"))
-            for word in words
-        ]
-        gains = _gains(rows, path)
+        surprisal_of = ask_surprisals(scorer, (w for word in words for w in (word.own, word.previous) if w is not None))
+        surprisals = [surprisal_of[word.own] for word in words]
+        previous = [surprisal_of[word.previous] if word.previous else float("nan") for word in words]
+        gains = _gains(words, surprisals, previous, path)
         return TaskResult(
             task=self.name,
             data=data_name(path),
@@ -82,13 +81,22 @@ class Reading(Task):
                 "eye_tracking_gain_percent": fmean(gains[measure] for measure in EYE_TRACKING),
                 "self_paced_reading_gain_percent": gains[SELF_PACED],
             },
-            questions=len(rows),
+            questions=len(words),
             breakdown={"measure": gains},
-            items=[_item(i, row) for i, row in enumerate(rows)],
+            items=[
+                {
+                    "id": f"reading_{i}",
+                    "uid": "reading",
+                    "word": word.own.word,
+                    "surprisal": surprisals[i],
+                    "previous_surprisal": previous[i] if word.previous else None,
+                }
+                for i, word in enumerate(words)
+            ],
             predictions={
                 "reading": {
                     "predictions": [
-                        {"id": i, "pred": row.surprisal, "prev_pred": row.previous} for i, row in enumerate(rows)
+                        {"id": i, "pred": surprisals[i], "prev_pred": previous[i]} for i in range(len(words))
                     ]
                 }
             },
@@ -96,34 +104,17 @@ class Reading(Task):
         )
 
 
-def _read_word(record: Record) -> ReadWord:
-    # The published file was written by pandas, which took the context "None" of one sentence for an empty cell; the
-    # published evaluation reads it back as text, and the same text as the context of a previous word as none.
-    context = str(record.values.get("item", "")) or "None"
-    has_previous = record.values.get("prev_item", "") not in ("", "None")
-    return ReadWord(
-        own=NextWord(context, record.text("word")),
-        previous=NextWord(record.text("prev_item"), record.text("prev_word")) if has_previous else None,
-        numbers={key: record.number_or_missing(key) for key in (*EYE_TRACKING, SELF_PACED, *_OF_WORD, _OF_PREVIOUS)},
-    )
+def _gains(
+    words: Sequence[ReadWord], surprisals: Sequence[float], previous: Sequence[float], path: Path
+) -> dict[str, float]:
+    """Gain in per cent for each measure.
 
-
-def _item(i: int, row: Surprised) -> dict[str, str | float | None]:
-    return {
-        "id": f"reading_{i}",
-        "uid": "reading",
-        "word": row.word.own.word,
-        "surprisal": row.surprisal,
-        "previous_surprisal": row.previous if row.word.previous else None,
-    }
-
-
-def _gains(rows: Sequence[Surprised], path: Path) -> dict[str, float]:
-    """Per cent for each measure.  Self-paced reading lags, so there the word before counts among the predictors."""
-    table = {key: np.array([row.word.numbers[key] for row in rows]) for key in rows[0].word.numbers}
+    Self-paced reading lags behind, so its baseline also contains length and surprisal of the previous word.
+    """
+    table = {key: np.array([word.numbers[key] for word in words]) for key in words[0].numbers}
     of_word = [table[key] for key in _OF_WORD]
-    of_previous = [table[_OF_PREVIOUS], np.array([row.previous for row in rows])]
-    surprisal_N = np.array([row.surprisal for row in rows])
+    of_previous = [table[_OF_PREVIOUS], np.array(previous)]
+    surprisal_N = np.array(surprisals)
     gains = {measure: gain_percent(table[measure], of_word, surprisal_N) for measure in EYE_TRACKING}
     gains[SELF_PACED] = gain_percent(table[SELF_PACED], [*of_word, *of_previous], surprisal_N)
     undefined = [measure for measure, gain in gains.items() if np.isnan(gain)]
@@ -133,9 +124,9 @@ def _gains(rows: Sequence[Surprised], path: Path) -> dict[str, float]:
 
 
 def gain_percent(target_N: Floats, baseline: Sequence[Floats], surprisal_N: Floats) -> float:
-    """Per cent of the variance that baseline predictors and their products leave unexplained, which surprisal explains.
+    """Percentage of the variance that surprisal explains beyond the baseline predictors and their products.
 
-    Words of which a number is missing (NaN) are left out.
+    Words with a missing number (NaN) are left out.
     """
     products = [a_N * b_N for a_N, b_N in combinations(baseline, 2)]
     table_NP = np.stack([target_N, *baseline, *products, surprisal_N], axis=1)

@@ -1,8 +1,9 @@
-"""Figures of samples that need no model: how varied they are, how often they repeat themselves, which words they use.
+"""Figures of samples without another model: diversity, repetition, token frequencies, and grammaticality.
 
-All are functions of token ids, so that only texts of one tokenizer can be compared.  Suffixes: V vocabulary, R ranks.
+Most figures are functions of token ids, so they can only be compared between texts of one tokenizer. Grammaticality is
+checked with the grammar of the built-in corpus, a ground truth that no other corpus has.
 
-Which sentences of samples the grammar of the built-in corpus can produce: ground truth that no other corpus has.
+Shape suffixes: V vocabulary, R ranks.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from ltg_mdlm.data.synthetic.grammar_talk import SPEAKERS
 
 Ids: TypeAlias = Sequence[int]
 
-
 LONGEST_NGRAM = 4
-
 
 _LARGEST_EXPONENT = 20.0
 
+_SPEAKER = re.compile(rf"\*(?:{'|'.join(sorted(SPEAKERS))}):\t")
+
+_SENTENCE_ENDS = (".", "?", "!")
+
 
 def text_statistics(samples: Sequence[Ids], corpus_count_V: NDArray[np.int64]) -> dict[str, float]:
-    """All figures of some samples, which `corpus_count_V` says how often each token type occurs for; NaN if undefined.
+    """All figures of some samples; `corpus_count_V` counts the token types in the training corpus. NaN if undefined.
 
     entropy      mean over samples of `token_entropy`
     distinct_n   `distinct` of all samples together, n = 1 to 4
@@ -50,7 +53,7 @@ def text_statistics(samples: Sequence[Ids], corpus_count_V: NDArray[np.int64]) -
 
 
 def token_entropy(ids: Ids) -> float:
-    """Nats: the entropy of a sample's own unigram distribution; at most log(len(ids)), 0 for one token all along.
+    """Entropy in nats of the unigram distribution of a sample: at most log(len(ids)), 0 for one repeated token.
 
     It falls with repetition, and in samples drawn at too low a precision (Zheng et al. 2024, arXiv 2409.02908).
     """
@@ -65,44 +68,44 @@ def distinct(samples: Sequence[Ids], n: int) -> float:
 
 
 def repetition(ids: Ids, n: int) -> float:
-    """rep-n, the share of a sample's n-grams that are not the first of their kind (arXiv 1908.04319, section 6.1)."""
+    """rep-n: share of n-grams that occurred earlier in the sample (arXiv 1908.04319, section 6.1)."""
     return 1 - distinct([ids], n)
 
 
 def zipf_exponent(count_V: NDArray[np.int64]) -> float:
-    """The exponent s of p(rank) ~ rank ** -s that makes the counts the likeliest, ranks from 1 by falling count.
+    """Maximum-likelihood exponent s of p(rank) ~ rank ** -s, with ranks from 1 by decreasing count.
 
-    Ranks come from the same text, which biases it (Piantadosi 2014): compare it at equal numbers of tokens only.  NaN
-    for fewer than two types.
+    The ranks are estimated from the same text, which biases the exponent (Piantadosi 2014), so compare it only at equal
+    numbers of tokens. NaN for fewer than two types.
     """
     count_R = np.sort(count_V[count_V > 0])[::-1].astype(np.float64)
     if len(count_R) < 2:
         return math.nan
     log_rank_R = np.log(np.arange(1, len(count_R) + 1))
-    wanted = float((count_R * log_rank_R).sum() / count_R.sum())
+    mean_log_rank = float((count_R * log_rank_R).sum() / count_R.sum())
     low, high = 0.0, _LARGEST_EXPONENT
-    for _ in range(60):  # the expected log rank falls with the exponent
+    for _ in range(60):  # bisection: the expected log rank decreases with the exponent
         middle = (low + high) / 2
         weight_R = np.exp(-middle * log_rank_R)
-        low, high = (middle, high) if (weight_R * log_rank_R).sum() / weight_R.sum() > wanted else (low, middle)
+        expected = (weight_R * log_rank_R).sum() / weight_R.sum()
+        low, high = (middle, high) if expected > mean_log_rank else (low, middle)
     return (low + high) / 2
 
 
 def jensen_shannon(count_V: NDArray[Any], other_V: NDArray[Any]) -> float:
-    """Jensen-Shannon distance of two unigram distributions: the root of the divergence to base 2, from 0 to 1.
+    """Jensen-Shannon distance of two unigram distributions: square root of the divergence to base 2, from 0 to 1.
 
-    Little text is always far from much: compare it with the distance of as much real text.  NaN without tokens.
+    A short text is always far from a long one, so compare the distance with the distance of as much real text. NaN
+    without tokens.
     """
+    from scipy.special import rel_entr
+
     if not (count_V.sum() and other_V.sum()):
         return math.nan
     p_V, q_V = count_V / count_V.sum(), other_V / other_V.sum()
-    middle_V = (p_V + q_V) / 2
-    return math.sqrt(max(0.0, (_divergence(p_V, middle_V) + _divergence(q_V, middle_V)) / 2))
-
-
-def _divergence(p_V: NDArray[np.float64], q_V: NDArray[np.float64]) -> float:
-    there = p_V > 0
-    return float((p_V[there] * np.log2(p_V[there] / q_V[there])).sum())
+    mixture_V = (p_V + q_V) / 2
+    nats = float((rel_entr(p_V, mixture_V).sum() + rel_entr(q_V, mixture_V).sum()) / 2)
+    return math.sqrt(max(0.0, nats / math.log(2)))
 
 
 def _ngrams(ids: Ids, n: int) -> Iterator[tuple[int, ...]]:
@@ -110,81 +113,73 @@ def _ngrams(ids: Ids, n: int) -> Iterator[tuple[int, ...]]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Over the samples that have the figure."""
+    """Mean over the samples for which the figure is defined."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-_SPEAKER = re.compile(rf"\*(?:{'|'.join(sorted(SPEAKERS))}):\t")
-
-
-_ENDS = (".", "?", "!")
-
-
-class Verdict(NamedTuple):
-    """What the grammar says of a sample."""
+class GrammarVerdict(NamedTuple):
+    """Which sentences of a sample the grammar can produce."""
 
     sentences: tuple[str, ...]
-    """Those that are complete"""
+    """The complete sentences"""
     accepted: tuple[bool, ...]
-    """Of each"""
+    """One per sentence"""
     fragment: str
-    """What the length cut off at the end: not judged"""
-
-    def to_json(self) -> dict[str, Any]:
-        """As samples.jsonl has it."""
-        return {"sentences": len(self.sentences), "rejected": self.rejected, "fragment": self.fragment}
+    """The end of the sample that the length cut off; it is not judged"""
 
     @property
     def rejected(self) -> list[str]:
-        """The sentences that the grammar cannot produce."""
-        return [said for said, accepted in zip(self.sentences, self.accepted, strict=True) if not accepted]
+        """The ungrammatical sentences."""
+        return [sentence for sentence, accepted in zip(self.sentences, self.accepted, strict=True) if not accepted]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of samples.jsonl."""
+        return {"sentences": len(self.sentences), "rejected": self.rejected, "fragment": self.fragment}
 
 
 class Grammar:
-    """Judges samples, sentence by sentence; how sentences follow each other is not judged."""
+    """Judges samples, sentence by sentence, without regard to the order of sentences."""
 
     def __init__(self) -> None:
         """Takes some seconds."""
         self._recogniser = Recogniser()
 
-    def judge(self, samples: Sequence[str], ended: Sequence[bool], *, progress: bool = False) -> list[Verdict]:
-        """A verdict for every sample; `ended` says which were ended by the model, so that nothing was cut off."""
+    def judge(self, samples: Sequence[str], ended: Sequence[bool], *, progress: bool = False) -> list[GrammarVerdict]:
+        """A verdict for every sample; `ended` marks the samples that the model ended, so that nothing was cut off."""
         verdicts = []
-        with count_progress("asking the grammar", len(samples), show=progress) as advance:
+        with count_progress("checking the grammar", len(samples), show=progress) as advance:
             for text, complete in zip(samples, ended, strict=True):
-                verdicts.append(self._verdict(text, complete))
+                found, fragment = split_sample(text, complete)
+                verdicts.append(GrammarVerdict(tuple(found), tuple(map(self._recogniser.accepts, found)), fragment))
                 advance(1)
         return verdicts
 
-    def _verdict(self, text: str, complete: bool) -> Verdict:
-        said, fragment = split_sample(text, complete)
-        return Verdict(tuple(said), tuple(map(self._recogniser.accepts, said)), fragment)
-
 
 def split_sample(text: str, complete: bool = False) -> tuple[list[str], str]:
-    """The sentences of a sample, and what is left at its end.
+    """The sentences of a sample, and the fragment at its end.
 
-    The first sentence counts, since samples begin where documents do.  A speaker of the corpus before the tab of a line
-    of talk is left out; anything else before a tab is part of the sentence, which the grammar then rejects.  The text
-    behind the last full stop, question mark or exclamation mark is a fragment, unless the sample is `complete`.
+    The first sentence counts, because samples start at the beginning of a document. In dialogue, a speaker of the
+    corpus before the tab is removed; anything else before a tab stays part of the sentence, which the grammar then
+    rejects. The text after the last full stop, question mark or exclamation mark is a fragment, unless the sample is
+    `complete`.
     """
     lines = [_SPEAKER.sub("", line, count=1) if _SPEAKER.match(line) else line for line in text.split("\n")]
-    said = [sentence for line in lines if line for sentence in sentences(line)]
-    if said and not complete and not said[-1].endswith(_ENDS):
-        return said[:-1], said[-1]
-    return said, ""
+    found = [sentence for line in lines if line for sentence in sentences(line)]
+    if found and not complete and not found[-1].endswith(_SENTENCE_ENDS):
+        return found[:-1], found[-1]
+    return found, ""
 
 
-def acceptance(verdicts: Sequence[Verdict]) -> Mapping[str, float]:
-    """Shares of sentences, and of samples with at least one sentence, of which none is rejected; NaN of nothing."""
+def acceptance(verdicts: Sequence[GrammarVerdict]) -> Mapping[str, float]:
+    """Share of grammatical sentences, and share of samples without an ungrammatical one; NaN if there are none.
+
+    Samples without a complete sentence are left out.
+    """
     judged = [verdict.accepted for verdict in verdicts if verdict.accepted]
+    count = sum(map(len, judged))
     return {
-        "grammatical_sentences": _share([accepted for sample in judged for accepted in sample]),
-        "grammatical_samples": _share([all(sample) for sample in judged]),
-        "sentences": sum(map(len, judged)),
+        "grammatical_sentences": sum(map(sum, judged)) / count if count else math.nan,
+        "grammatical_samples": sum(map(all, judged)) / len(judged) if judged else math.nan,
+        "sentences": count,
     }
-
-
-def _share(marks: Sequence[bool]) -> float:
-    return sum(marks) / len(marks) if marks else math.nan

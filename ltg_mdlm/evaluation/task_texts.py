@@ -1,4 +1,4 @@
-"""The sentences in files of evaluation tasks, whatever the task: what a training corpus should not hold."""
+"""The texts in evaluation files of any task, for the search in a training corpus."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ FIELDS = (
     *("input_prefix", "options"),  # entity tracking
     *("prefix_acceptable+property_phrase", "prefix_unacceptable+property_phrase"),  # COMPS
     *("sentences", "sentence", "context"),  # WUG, reading, age of acquisition
-    *("question", "passage", "paragraph", "answer", "premise", "hypothesis"),  # GLUE, from here on
-    *("sentence1", "sentence2", "question1", "question2", "text"),
+    *("question", "passage", "paragraph", "answer", "premise", "hypothesis"),  # GLUE
+    *("sentence1", "sentence2", "question1", "question2", "text"),  # GLUE
 )
-"""Fields known to hold text, in the official formats; those joined by "+" make one sentence."""
-
+"""Fields with text in the official formats; fields joined by "+" form one sentence."""
 
 SUFFIXES = (".jsonl", ".json", ".csv")
 
@@ -31,10 +30,10 @@ class TaskText:
     """One text of one question.
 
     Attributes:
-        data: the folder of the data set, relative to where the search began.
+        data: folder of the data set, relative to the searched folder.
         question: number of the question in its data set.
         where: file and line, or entry.
-        field: what holds it.
+        field: field that holds the text.
     """
 
     data: str
@@ -45,93 +44,69 @@ class TaskText:
 
 
 class TaskTexts(NamedTuple):
-    """What was found in evaluation files."""
+    """The texts found in evaluation files."""
 
     texts: list[TaskText]
     questions: dict[str, int]
-    """Questions of each data set."""
+    """Number of questions of each data set."""
     skipped: list[Path]
-    """Files without a field that is known to hold text."""
+    """Files without a known text field."""
 
 
 def read_task_texts(path: Path, fields: Sequence[str] = ()) -> TaskTexts:
-    """Texts of one file, or of all JSONL, JSON and CSV files below a folder; a folder's files are one data set.
+    """Texts of one file, or of all JSONL, JSON and CSV files below a folder. The files of a folder are one data set.
 
-    A row is a question, and its fields are those of `FIELDS` that its file begins with, or `fields` if there are any.
-    A field may hold a list of texts, or several joined by tabs.
+    Each row is a question. Its text fields are those of `fields`, by default `FIELDS`, in the first row of the file.
+    A field may hold a list of texts, or several texts separated by tabs.
 
-    Raises UserError if there is nothing to read, for a row that cannot be read, or that lacks a text.
+    Raises UserError if there is nothing to read, or a row cannot be read or lacks a text.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder of evaluation data")
+    files = [path]
+    if path.is_dir():
+        below = path.rglob("*")
+        files = sorted(file for file in below if file.suffix in SUFFIXES and file.is_file() and file.name[0] != ".")
     found = TaskTexts([], {}, [])
-    for file in _files(path):
+    for file in files:
         rows = list(_rows(file))
-        chosen = _fields_of(rows[0].record, fields or FIELDS) if rows else []
-        if chosen:
-            _add(found, rows, chosen, _data_name(file, path))
-        else:
+        first = rows[0][1].values if rows else {}
+        chosen = [field for field in fields or FIELDS if all(part in first for part in field.split("+"))]
+        if not chosen:
             found.skipped.append(file)
+            continue
+        folder = file.parent.relative_to(path) if file != path else Path()
+        data = folder.as_posix() if folder.name else data_name(path)
+        for where, record in rows:
+            question = found.questions.setdefault(data, 0)
+            found.questions[data] += 1
+            for field in chosen:
+                found.texts.extend(TaskText(data, question, where, field, text) for text in _texts(record, field))
     if not found.texts:
         known = ", ".join(fields or FIELDS)
         raise UserError(f"{path}: no text of evaluation tasks in {', '.join(SUFFIXES)} files; looked for {known}")
     return found
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder of evaluation data")
-    if path.is_file():
-        return [path]
-    below = path.rglob("*")
-    return sorted(file for file in below if file.suffix in SUFFIXES and file.is_file() and file.name[0] != ".")
-
-
-def _data_name(file: Path, root: Path) -> str:
-    folder = file.parent.relative_to(root) if file != root else Path()
-    return folder.as_posix() if folder.name else data_name(root)
-
-
-class _Row(NamedTuple):
-    where: str
-    record: Record
-
-
-def _rows(file: Path) -> Iterator[_Row]:
-    if file.suffix == ".json":
-        yield from _contexts(file)
-    else:
+def _rows(file: Path) -> Iterator[tuple[str, Record]]:
+    """(where, record). Of JSON files, only the contexts of age of acquisition: {word: [{"context": text}, ...]}."""
+    if file.suffix != ".json":
         records = read_table(file) if file.suffix == ".csv" else read_records(file)
-        yield from (_Row(record.where, record) for record in records)
-
-
-def _contexts(file: Path) -> Iterator[_Row]:
-    """Those of age of acquisition, an object of word: list of {context, ...}; nothing of other JSON files."""
+        yield from ((record.where, record) for record in records)
+        return
     for word, entries in parse_object(read_text(file), file).items():
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict):
-                yield _Row(f"{file}: {word}", Record(entry, file, 1))
-
-
-def _fields_of(first: Record, fields: Sequence[str]) -> list[str]:
-    return [field for field in fields if all(part in first.values for part in field.split("+"))]
-
-
-def _add(found: TaskTexts, rows: Sequence[_Row], fields: Sequence[str], data: str) -> None:
-    for where, record in rows:
-        question = found.questions.setdefault(data, 0)
-        found.questions[data] += 1
-        for field in fields:
-            found.texts.extend(TaskText(data, question, where, field, text) for text in _texts(record, field))
+                yield f"{file}: {word}", Record(entry, file, 1)
 
 
 def _texts(record: Record, field: str) -> list[str]:
-    parts = zip(*(_strings(record, key) for key in field.split("+")), strict=True)
-    return [text for strings in parts for text in " ".join(strings).split("\t")]
-
-
-def _strings(record: Record, key: str) -> list[str]:
-    """Raises UserError unless the field holds text, or a list of texts."""
-    value = record.values.get(key)
-    strings: list[Any] = value if isinstance(value, list) else [value]
-    if not all(isinstance(string, str) for string in strings):
-        raise record.error(key, "text, as in the file's first row")
-    return strings
+    """Raises UserError unless every part of the field holds text, or a list of texts."""
+    parts = []
+    for key in field.split("+"):
+        value = record.values.get(key)
+        strings: list[Any] = value if isinstance(value, list) else [value]
+        if not all(isinstance(string, str) for string in strings):
+            raise record.error(key, "text, as in the file's first row")
+        parts.append(strings)
+    return [text for strings in zip(*parts, strict=True) for text in " ".join(strings).split("\t")]

@@ -1,4 +1,4 @@
-"""A task: data that are recognised in a folder, questions to a model, and the figures that come out."""
+"""Evaluation tasks: how data are recognised in a folder, and what a task returns."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.records import read_records, read_table
 from ltg_mdlm.inference.texts import NextWord, Scorer, Text, TextScore
 
-_DEEPEST = 3
-"""Folders below the given one in which data are looked for: evaluation_data / full_eval / blimp_filtered."""
+_MAX_DEPTH = 3
+"""Levels of folders that are searched for data: evaluation_data / full_eval / blimp_filtered."""
 
 
 class Skip(Exception):
-    """A task cannot be done, for a reason that is nobody's mistake."""
+    """A task cannot be run, and this is not an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What a model achieved on a task's data."""
+    """The result of a model on the data of a task."""
 
     task: str
-    """As the official pipeline calls it."""
+    """Name in the official pipeline."""
     data: str
-    """Name of the data's folder."""
+    """Name of the data folder."""
     metric: str
-    """Which of the figures counts most."""
+    """Name of the main figure."""
     figures: Mapping[str, float]
     """By name: accuracies and rates in 0..1, correlations in -1..1, `..._percent` in per cent; NaN where undefined."""
     questions: int
     breakdown: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The metric within groups: {"UID": {group: value}}, and whatever else divides the data, in the official order."""
+    """The metric within groups, {"UID": {group: value}}, for every division of the data, in the official order."""
     items: Sequence[Mapping[str, Any]] = ()
     """One JSON object per question, in the order of the files."""
     predictions: Any = None
@@ -44,34 +44,34 @@ class TaskResult:
     """Folder of the official predictions below `zero_shot/<backend>`; None for a task that writes its own results."""
     predictions_file: str = "predictions.json"
     validated: bool = True
-    """Whether the figures were checked on the published data; if not, on small files of the same format only."""
+    """Whether the figures were checked on the published data; otherwise only on small files of the same format."""
 
     @property
     def value(self) -> float:
-        """The figure that counts most."""
+        """The main figure."""
         return self.figures[self.metric]
 
 
 class Task(ABC):
-    """A kind of data, and how a model is measured on it."""
+    """A kind of evaluation data, and how a model is evaluated on it."""
 
     name: ClassVar[str]
-    """As the official pipeline calls it."""
+    """Name in the official pipeline."""
     prefixes: ClassVar[tuple[str, ...]]
-    """How names of its data folders begin."""
+    """Prefixes of the names of its data folders."""
     fields: ClassVar[frozenset[str]]
-    """Fields of its rows, by which data in a folder of another name are recognised."""
+    """Fields of its rows; data in a folder with any other name are recognised by them."""
 
     @abstractmethod
     def run(self, path: Path, scorer: Scorer) -> TaskResult:
-        """Measure a model on a folder or file of data.
+        """Evaluate a model on a folder or file of data.
 
-        Raises UserError for data that cannot be read, Skip for what is not to be done.
+        Raises UserError for data that cannot be read, Skip if the task does not apply.
         """
 
 
 def ask(scorer: Scorer, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
-    """Scores of all texts.  Raises UserError if one is not a number, of which comparisons would make anything."""
+    """Scores of all texts. Raises UserError if a score is NaN, because comparisons with NaN are meaningless."""
     scores = scorer(groups)
     for group, scored in zip(groups, scores, strict=True):
         for text, score in zip(group, scored, strict=True):
@@ -80,7 +80,7 @@ def ask(scorer: Scorer, groups: Sequence[Sequence[Text]]) -> list[list[TextScore
 
 
 def ask_surprisals(scorer: Scorer, words: Iterable[NextWord]) -> dict[NextWord, float]:
-    """Surprisals of all words, each asked for once.  Raises UserError if one is not a number."""
+    """Surprisals of all distinct words. Raises UserError if one is NaN."""
     distinct = list(dict.fromkeys(words))
     surprisals = dict(zip(distinct, scorer.surprisals(distinct), strict=True))
     for word, surprisal in surprisals.items():
@@ -90,34 +90,39 @@ def ask_surprisals(scorer: Scorer, words: Iterable[NextWord]) -> dict[NextWord, 
 
 def _require_number(value: float, text: str) -> None:
     if math.isnan(value):
-        raise UserError(f"the model gives {text[:80]!r} no likelihood: it is not a number (broken weights?)")
+        raise UserError(f"the likelihood of {text[:80]!r} is not a number; the weights of the model may be broken")
 
 
 def data_name(path: Path) -> str:
-    """What results call the data in a folder or file."""
+    """The name under which results refer to the data in a folder or file."""
     return path.resolve().name if path.is_dir() else path.stem
 
 
 def task_of(path: Path, tasks: Sequence[Task]) -> Task | None:
-    """The task that a folder or file is data of: by its name, or by the fields of its first row."""
+    """The task whose data a folder or file holds: by its name, or else by the fields of its first row."""
     name = data_name(path)
     by_name = [(len(prefix), task) for task in tasks for prefix in task.prefixes if name.startswith(prefix)]
     if by_name:
         return max(by_name, key=lambda found: found[0])[1]
-    fields = _first_fields(path)
-    return next((task for task in tasks if task.fields and task.fields <= fields), None)
+    for file in _row_files(path)[:1]:
+        try:
+            first = (read_table(file) if file.suffix == ".csv" else read_records(file))[0]
+        except UserError:
+            return None
+        return next((task for task in tasks if task.fields and task.fields <= first.values.keys()), None)
+    return None
 
 
 def find_data(path: Path, tasks: Sequence[Task], depth: int = 0) -> Iterator[tuple[Path, Task | None]]:
-    """Folders with data at or below a path, each with its task; None for data of no task.
+    """Folders with data at or below a path, each with its task; None for data of an unknown task.
 
-    Raises UserError if there is no such folder.
+    Raises UserError if the folder does not exist.
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder of evaluation data")
-    inner = sorted(path.glob("[!.]*/")) if path.is_dir() and depth < _DEEPEST else []
+    inner = sorted(path.glob("[!.]*/")) if path.is_dir() and depth < _MAX_DEPTH else []
     rows = _row_files(path)
-    # The root of all data may have a name that begins like that of a task.
+    # The root of all data may have a name that begins with the prefix of a task.
     task = task_of(path, tasks) if rows or any(path.glob("*.json")) or not inner else None
     if task is not None or rows:
         yield path, task
@@ -128,14 +133,3 @@ def find_data(path: Path, tasks: Sequence[Task], depth: int = 0) -> Iterator[tup
 
 def _row_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else [*sorted(path.glob("*.jsonl")), *sorted(path.glob("*.csv"))]
-
-
-def _first_fields(path: Path) -> frozenset[str]:
-    """Empty if there is no readable row."""
-    for file in _row_files(path)[:1]:
-        try:
-            records = read_table(file) if file.suffix == ".csv" else read_records(file)
-        except UserError:
-            return frozenset()
-        return frozenset(records[0].values)
-    return frozenset()

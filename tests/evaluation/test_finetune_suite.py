@@ -1,4 +1,4 @@
-"""`ltg-mdlm finetune`: which tasks are run, what is written, what is not done twice, and who does what."""
+"""`ltg-mdlm finetune`: which tasks are run, what is written, what is not repeated, and how ranks share the work."""
 
 import json
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from support.trained import write_run
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.evaluation.finetune_suite import finetune_suite, result_table, share
+from ltg_mdlm.evaluation.finetune_suite import finetune_suite, finetuning_table, share
 from ltg_mdlm.evaluation.finetune_tasks import FinetuneSettings
+from ltg_mdlm.testing.ranks import run_on_ranks
 
 QUICK = ("epochs=2", "lr=1e-3", "batch_rows=8", "seq_len=64", "precision=fp32")
 
@@ -81,7 +82,7 @@ def test_a_finished_task_is_not_done_again_unless_asked_for(suite, tmp_path):
     again, said = suite(data, sets=[*QUICK, "epochs=1"])
     assert again == first
     assert said == [
-        f"rte: done already, in {tmp_path}/results/tiny/main/finetune/rte (--overwrite does it again)",
+        f"rte: already finished, in {tmp_path}/results/tiny/main/finetune/rte (--overwrite repeats it)",
     ]
     assert everything(tmp_path / "results") == before
     replaced, said = suite(data, overwrite=True)
@@ -93,8 +94,8 @@ def test_a_finished_task_is_not_done_again_unless_asked_for(suite, tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"sets": [*QUICK, "epochs=1", "clip=1"]}, "holds a result of other settings.clip, settings.epochs;"),
-        ({"seeds": [1]}, "holds a result of other seeds;"),
+        ({"sets": [*QUICK, "epochs=1", "clip=1"]}, "holds a result with other settings.clip, settings.epochs;"),
+        ({"seeds": [1]}, "holds a result with other seeds;"),
     ],
 )
 def test_a_result_of_other_settings_is_neither_shown_nor_replaced(suite, tmp_path, change, complaint):
@@ -104,7 +105,7 @@ def test_a_result_of_other_settings_is_neither_shown_nor_replaced(suite, tmp_pat
     with pytest.raises(UserError, match=complaint):
         suite(data, **change)
     write_task(data, train=41)
-    with pytest.raises(UserError, match=r"holds a result of other sha256\.train;"):
+    with pytest.raises(UserError, match=r"holds a result with other sha256\.train;"):
         suite(data)
     assert everything(tmp_path / "results") == before
 
@@ -149,7 +150,7 @@ def test_a_damaged_summary_is_no_result(suite, tmp_path, content):
 
 def test_a_place_that_cannot_be_written_to_is_found_before_training(suite, tmp_path, monkeypatch):
     (tmp_path / "results").write_text("a file")
-    monkeypatch.setattr("ltg_mdlm.evaluation.finetune_suite.finetune_task", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("ltg_mdlm.evaluation.finetune_suite.finetune_once", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(UserError, match=r"rte: cannot be written: .*results is not a folder"):
         suite(write_task(tmp_path / "data"))
 
@@ -162,7 +163,7 @@ def test_rows_longer_than_the_model_takes_are_refused_with_the_setting_that_help
 def test_the_table_has_a_line_per_task_and_the_mean_accuracy(suite, tmp_path):
     data = write_task(write_task(tmp_path / "data", "rte"), "mnli", labels=3)
     summaries, _ = suite(data, seeds=[0, 1], sets=[*QUICK, "epochs=1"])
-    table = result_table(summaries)
+    table = finetuning_table(summaries)
     cells = {column.header: list(column.cells) for column in table.columns}
     assert cells["task"] == ["mnli", "rte", "mean"]
     assert cells["F1"][0] == "-"
@@ -214,7 +215,7 @@ def test_the_command_trains_prints_a_table_and_later_says_that_it_is_done(run, t
     assert out.splitlines()[1].startswith("rte")
     code, out, err = run("finetune", str(tiny_run), "--data", str(data), *sets, "--json")
     assert code == 0
-    assert "rte: done already, in results/mine/main/finetune/rte" in err
+    assert "rte: already finished, in results/mine/main/finetune/rte" in err
     assert [summary["task"] for summary in json.loads(out)] == ["rte"]
 
 
@@ -244,3 +245,21 @@ def test_the_help_names_every_setting(run):
     _, out, _ = run("finetune", "--help")
     words = " ".join(out.replace("│", " ").split())
     assert ", ".join(FinetuneSettings.model_fields) in words
+
+
+def suite_on_rank(ranks: Ranks, data: Path, out: Path):
+    said: list[str] = []
+    summaries = finetune_suite(trained_model(), data, ranks, sets=QUICK, out=out, say=said.append)
+    return [(s["task"], s["mean"]) for s in summaries], said
+
+
+def test_two_ranks_get_the_results_of_one(tmp_path):
+    data = write_task(write_task(tmp_path / "data", "rte"), "mrpc", train=48)
+    (alone, _) = suite_on_rank(Ranks.alone(), data, tmp_path / "alone")
+    (first, said), (second, also_said) = run_on_ranks(suite_on_rank, 2, data, tmp_path / "together")
+    assert first == second == alone
+    assert sorted(text[:4] for text in said + also_said) == ["mrpc", "rte:"]
+    kept = ("predictions.json", "items.jsonl")
+    alone_files, together = everything(tmp_path / "alone"), everything(tmp_path / "together")
+    assert alone_files.keys() == together.keys()
+    assert all(together[name] == content for name, content in alone_files.items() if name.endswith(kept))

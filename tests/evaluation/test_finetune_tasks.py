@@ -1,13 +1,16 @@
-"""Task files of fine-tuning: what a row asks, which files belong together, and what is said about bad ones."""
+"""Fine-tuning tasks: their files, errors in them, published settings and metrics."""
 
 import json
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.corpora import real_data, small_tokenizer
 from support.finetuning import separable_rows, write_rows, write_task
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.evaluation.finetune_tasks import TASKS, Example, find_tasks, read_examples, settings_of
+from ltg_mdlm.evaluation.finetune_tasks import FINETUNE_TASKS, Example, find_tasks, read_examples, scores, settings_of
 from ltg_mdlm.evaluation.finetune_training import encode
 
 ROWS = {
@@ -25,17 +28,17 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", FINETUNE_TASKS)
 def test_a_row_is_put_to_the_model_as_the_official_suite_does(tmp_path, name):
     fields, first, second = ROWS[name]
     file = write_rows(tmp_path / "file.jsonl", [{**fields, "label": 1, "idx": 7}])
-    assert read_examples(file, TASKS[name]) == [Example(first, second, 1)]
+    assert read_examples(file, FINETUNE_TASKS[name]) == [Example(first, second, 1)]
 
 
 def test_braces_and_unicode_line_separators_in_a_text_are_text(tmp_path):
     texts = {"sentence1": "{sentence2} {0}", "sentence2": "one\u2028two\x85three"}
     file = write_rows(tmp_path / "file.jsonl", [{**texts, "label": 0}])
-    assert read_examples(file, TASKS["rte"]) == [Example(texts["sentence1"], texts["sentence2"], 0)]
+    assert read_examples(file, FINETUNE_TASKS["rte"]) == [Example(texts["sentence1"], texts["sentence2"], 0)]
 
 
 GOOD = json.dumps({"sentence1": "a", "sentence2": "b", "label": 0})
@@ -62,7 +65,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, complaint):
     file = tmp_path / "rte.train.jsonl"
     file.write_text(f"{GOOD}\n\n{line}\n")
     with pytest.raises(UserError) as error:
-        read_examples(file, TASKS["rte"])
+        read_examples(file, FINETUNE_TASKS["rte"])
     assert str(error.value).startswith(f"{file}:3: ")
     assert complaint in str(error.value)
 
@@ -72,7 +75,7 @@ def test_a_file_without_rows_or_of_another_kind_is_refused(tmp_path, content, co
     file = tmp_path / "rte.train.jsonl"
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"{file}: {complaint}"):
-        read_examples(file, TASKS["rte"])
+        read_examples(file, FINETUNE_TASKS["rte"])
 
 
 def names(found):
@@ -118,7 +121,7 @@ def test_what_is_not_there_is_said(tmp_path, data, tasks, complaint):
 
 def test_the_published_settings_of_every_task():
     """Learning rate 3e-5; 32 rows, but 16 for boolq and multirc; 10 epochs, but 30 for wsc; 512 tokens."""
-    found = {name: settings_of(task) for name, task in TASKS.items()}
+    found = {name: settings_of(task) for name, task in FINETUNE_TASKS.items()}
     assert {(s.lr, s.seq_len, s.weight_decay, s.warmup, s.final_factor) for s in found.values()} == {
         (3e-5, 512, 0.01, 0.06, 0.1)
     }
@@ -126,11 +129,11 @@ def test_the_published_settings_of_every_task():
     assert rows == {"boolq": 16, "multirc": 16} | dict.fromkeys(["mnli", "rte", "mrpc", "qqp", "wsc"], 32)
     epochs = {name: settings.epochs for name, settings in found.items()}
     assert epochs == {"wsc": 30} | dict.fromkeys(["boolq", "multirc", "mnli", "rte", "mrpc", "qqp"], 10)
-    assert {name for name, task in TASKS.items() if task.selects == "f1"} == {"mrpc", "qqp"}
+    assert {name for name, task in FINETUNE_TASKS.items() if task.selects == "f1"} == {"mrpc", "qqp"}
 
 
 def test_a_given_setting_wins_over_the_published_one_of_the_task():
-    settings = settings_of(TASKS["wsc"], ["epochs=2", "lr=1e-4", "clip=1", "lr=2e-4"])
+    settings = settings_of(FINETUNE_TASKS["wsc"], ["epochs=2", "lr=1e-4", "clip=1", "lr=2e-4"])
     assert (settings.epochs, settings.lr, settings.clip, settings.batch_rows) == (2, 2e-4, 1.0, 32)
 
 
@@ -148,7 +151,7 @@ def test_a_given_setting_wins_over_the_published_one_of_the_task():
 )
 def test_a_wrong_setting_is_explained(given, complaint):
     with pytest.raises(UserError, match=complaint):
-        settings_of(TASKS["rte"], [given])
+        settings_of(FINETUNE_TASKS["rte"], [given])
 
 
 @pytest.mark.parametrize(
@@ -162,3 +165,38 @@ def test_the_real_files_are_read_whole(task, train, valid, ones):
     rows = encode(examples[1], small_tokenizer(), 512)
     assert len(rows) == valid
     assert max(map(len, rows.ids)) <= 512
+
+
+pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30)
+
+
+def test_a_table_worked_by_hand():
+    """3 true positives, 1 false positive, 2 false negatives, 4 true negatives."""
+    labels = [1, 1, 1, 0, 1, 1, 0, 0, 0, 0]
+    predictions = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    found = scores(FINETUNE_TASKS["mrpc"], labels, predictions)
+    assert found == pytest.approx(
+        {"accuracy": 0.7, "f1": 2 * 0.75 * 0.6 / 1.35, "mcc": (12 - 2) / (4 * 5 * 5 * 6) ** 0.5}
+    )
+
+
+@given(pairs)
+def test_mcc_is_pearsons_correlation_and_f1_the_harmonic_mean(pairs):
+    labels, predictions = (list(column) for column in zip(*pairs, strict=True))
+    found = scores(FINETUNE_TASKS["rte"], labels, predictions)
+    label_N, predicted_N = np.array(labels), np.array(predictions)
+    assert found["accuracy"] == np.mean(label_N == predicted_N)
+    if label_N.std() and predicted_N.std():
+        assert found["mcc"] == pytest.approx(np.corrcoef(label_N, predicted_N)[0, 1])
+    else:
+        assert found["mcc"] == 0
+    hits = np.sum(label_N & predicted_N)
+    if hits:
+        precision, recall = hits / predicted_N.sum(), hits / label_N.sum()
+        assert found["f1"] == pytest.approx(2 / (1 / precision + 1 / recall))
+    else:
+        assert found["f1"] == 0
+
+
+def test_three_classes_have_an_accuracy_only():
+    assert scores(FINETUNE_TASKS["mnli"], [0, 1, 2, 2], [0, 2, 2, 2]) == {"accuracy": 0.75}

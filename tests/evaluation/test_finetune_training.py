@@ -1,4 +1,4 @@
-"""Fine-tuning itself: it learns, it repeats, it follows the published recipe, and it leaves the trained model alone."""
+"""Fine-tuning on one task: rows and batches, learning, reproducibility and the published recipe."""
 
 import math
 from dataclasses import replace
@@ -6,16 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.corpora import sentences, small_tokenizer
 from support.finetuning import separable_rows, trained_model, write_rows
 from torch.nn import functional as F
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.tokenizer import BOS, PAD, Tokenizer
 from ltg_mdlm.evaluation import finetune_training as training
-from ltg_mdlm.evaluation.finetune_tasks import TASKS, read_examples, settings_of
+from ltg_mdlm.evaluation.finetune_tasks import FINETUNE_TASKS, Example, read_examples, settings_of
 from ltg_mdlm.evaluation.finetune_training import (
+    EncodedExamples,
+    EncodedTask,
     Finetuning,
     SequenceClassifier,
-    TaskRows,
     encode,
     finetune_once,
     micro_batches,
@@ -24,6 +29,63 @@ from ltg_mdlm.evaluation.finetune_training import (
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
 
 CPU = torch.device("cpu")
+lengths = st.integers(0, 12)
+
+
+def words(count: int) -> str:
+    return " ".join(["dog"] * count)
+
+
+@given(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=4), st.integers(8, 24))
+def test_rows_are_those_of_the_tokenizers_pair_template_and_truncation(pairs, seq_len):
+    """The library joins and cuts pairs itself, as the official pipeline has it do."""
+    library = Tokenizer(small_tokenizer().definition).backend
+    library.enable_truncation(seq_len, strategy="longest_first")
+    texts = [(words(first), words(second)) for first, second in pairs]
+    expected = [library.encode(*pair).ids for pair in texts]
+    rows = encode([Example(*pair, 0) for pair in texts], small_tokenizer(), seq_len)
+    assert rows.ids == expected
+
+
+def test_rows_begin_each_text_with_bos_and_count_what_was_cut():
+    tokenizer = small_tokenizer()
+    first, second, long = "a dog ran", "the tree", " ".join(sentences(40))
+    rows = encode([Example(first, second, 1), Example(first, long, 0)], tokenizer, 64)
+    assert rows.ids[0] == [BOS, *tokenizer.encode(first), BOS, *tokenizer.encode(second)]
+    assert rows.labels == [1, 0]
+    assert rows.truncated == 1
+    assert len(rows.ids[1]) == 64
+    assert rows.ids[1][: len(tokenizer.encode(first)) + 2] == [BOS, *tokenizer.encode(first), BOS]
+
+
+def rows_of_lengths(row_lengths: list[int]) -> EncodedExamples:
+    ids = [[16 + row % 3] * length for row, length in enumerate(row_lengths)]
+    return EncodedExamples(ids, [row % 2 for row in range(len(ids))], 0)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 60), st.data())
+def test_micro_batches_hold_every_chosen_row_once_within_the_budget(row_lengths, budget, data):
+    rows = rows_of_lengths(row_lengths)
+    chosen = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True))
+    batches = list(micro_batches(rows, chosen, budget, CPU))
+    seen = [int(row) for batch in batches for row in batch.row_B]
+    assert sorted(seen) == sorted(chosen)
+    for batch in batches:
+        assert batch.ids_BT.numel() <= budget or len(batch.row_B) == 1
+        for ids_T, document_T, label, row in zip(*batch, strict=True):
+            length = len(rows.ids[row])
+            assert ids_T.tolist() == rows.ids[row] + [PAD] * (len(ids_T) - length)
+            assert document_T.tolist() == [0] * length + [-1] * (len(ids_T) - length)
+            assert label == rows.labels[row]
+
+
+@pytest.mark.parametrize("budget", [1, 24, 1000])
+def test_a_micro_batch_is_padded_to_its_own_longest_row_only(budget):
+    rows = rows_of_lengths([3, 12, 4, 11])
+    for batch in micro_batches(rows, range(4), budget, CPU):
+        assert (batch.document_BT >= 0).sum(1).max() == batch.ids_BT.shape[1]
+
+
 FAST = ("lr=3e-3", "batch_rows=8", "seq_len=64", "precision=fp32")
 
 
@@ -36,21 +98,21 @@ def trained():
 def rows_of(tmp_path, trained):
     """The rows of a separable task."""
 
-    def read(train: int, valid: int, task: str = "rte") -> TaskRows:
+    def read(train: int, valid: int, task: str = "rte") -> EncodedTask:
         splits = [
-            encode(read_examples(file, TASKS[task]), trained.tokenizer, 64)
+            encode(read_examples(file, FINETUNE_TASKS[task]), trained.tokenizer, 64)
             for file in (
-                write_rows(tmp_path / f"{seed}.jsonl", separable_rows(count, task, TASKS[task].labels, seed))
+                write_rows(tmp_path / f"{seed}.jsonl", separable_rows(count, task, FINETUNE_TASKS[task].labels, seed))
                 for seed, count in enumerate((train, valid))
             )
         ]
-        return TaskRows(TASKS[task], *splits)
+        return EncodedTask(FINETUNE_TASKS[task], *splits)
 
     return read
 
 
 def settings(*sets: str, task: str = "rte"):
-    return settings_of(TASKS[task], [*FAST, *sets])
+    return settings_of(FINETUNE_TASKS[task], [*FAST, *sets])
 
 
 @pytest.mark.parametrize("task", ["rte", "mnli"])
@@ -86,9 +148,9 @@ def test_the_best_epoch_is_the_first_with_the_highest_metric_that_the_task_is_se
     monkeypatch.setattr(training, "scores", lambda *_: next(told))
     rows = rows_of(8, 4, "mrpc")
     assert finetune_once(trained, rows, settings("epochs=3", task="mrpc"), seed=0).best == 2
-    assert finetune_once(trained, replace(rows, task=TASKS["rte"]), settings("epochs=3"), seed=0).best == 1
+    assert finetune_once(trained, replace(rows, task=FINETUNE_TASKS["rte"]), settings("epochs=3"), seed=0).best == 1
     monkeypatch.setattr(training, "scores", lambda *_: {"accuracy": 0.5})
-    assert finetune_once(trained, replace(rows, task=TASKS["rte"]), settings("epochs=3"), seed=0).best == 0
+    assert finetune_once(trained, replace(rows, task=FINETUNE_TASKS["rte"]), settings("epochs=3"), seed=0).best == 0
 
 
 def test_the_first_update_is_that_of_torchs_adamw_on_the_mean_loss_of_the_batch(trained, rows_of):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ltg_mdlm.core.settings import load_settings
-from ltg_mdlm.evaluation.suite import as_json
+from ltg_mdlm.evaluation.result_folders import to_json
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.metric_sinks import JSONLines
 
@@ -115,5 +115,5 @@ def fabricate_result(results: Path, model: str, accuracy: float, data: str = "bl
     folder.mkdir(parents=True)
     about = {"model": model, "revision": "main", "score": "pll", "time": "fraction", "weights": "ema"}
     figures = {"task": "blimp", "data": data, "metric": "accuracy", "accuracy": accuracy, "validated": True}
-    (folder / "summary.json").write_text(as_json({**about, **figures, **summary}))
+    (folder / "summary.json").write_text(to_json({**about, **figures, **summary}))
     return folder

@@ -10,7 +10,7 @@ from ltg_mdlm.data.synthetic.grammar import documents
 from ltg_mdlm.data.synthetic.grammar_lexicon import Lexicon
 from ltg_mdlm.data.synthetic.grammar_recogniser import Recogniser, sentences
 from ltg_mdlm.data.synthetic.grammar_search import DeadEnd, Search
-from ltg_mdlm.evaluation.sample_measures import Verdict, acceptance, split_sample
+from ltg_mdlm.evaluation.sample_measures import GrammarVerdict, acceptance, split_sample
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,11 @@ def test_samples_are_cut_into_sentences_and_what_the_length_cut_off(text, comple
 
 
 def test_shares_are_of_sentences_and_of_samples_that_have_any():
-    verdicts = [Verdict(("a", "b"), (True, False), ""), Verdict(("c",), (True,), "d"), Verdict((), (), "e")]
+    verdicts = [
+        GrammarVerdict(("a", "b"), (True, False), ""),
+        GrammarVerdict(("c",), (True,), "d"),
+        GrammarVerdict((), (), "e"),
+    ]
     assert acceptance(verdicts) == {"grammatical_sentences": 2 / 3, "grammatical_samples": 0.5, "sentences": 3}
     assert verdicts[0].to_json() == {"sentences": 2, "rejected": ["b"], "fragment": ""}
 

@@ -1,0 +1,109 @@
+"""Folders of results: the predictions that the official pipelines collect, with every score beside them.
+
+    results/<model>/<revision>/zero_shot/<backend>/<task>/<data>/
+        predictions.json              official
+        best_temperature_report.txt   official
+        items.jsonl                   one question per line: the scores of all candidates
+        summary.json                  figures, and the settings that produced them
+
+Fine-tuning writes to `finetune/<task>`, the evaluation of samples to `generation`; see there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ltg_mdlm.core.files import write_errors, written_folder
+from ltg_mdlm.evaluation.tasks import TaskResult
+from ltg_mdlm.inference.scoring import ScoringRule
+from ltg_mdlm.inference.trained_model import TrainedModel
+
+BACKENDS = {"pll": "mlm", "mntp": "mntp", "causal": "causal", "bound": "bound"}
+"""Name of each score in the official pipelines, which have no bound."""
+
+
+def model_folder(out: Path, trained: TrainedModel) -> Path:
+    """The folder of all results of a model."""
+    return out / trained.name / trained.revision
+
+
+def model_facts(trained: TrainedModel) -> dict[str, Any]:
+    """The model that was evaluated, as every summary.json names it."""
+    return {
+        "model": trained.name,
+        "revision": trained.revision,
+        "weights": trained.weights,
+        "step": trained.about.get("step"),
+        "words_seen": trained.about.get("words_seen"),
+    }
+
+
+def scoring_facts(trained: TrainedModel, rule: ScoringRule) -> dict[str, Any]:
+    """The model that was evaluated, and how it was scored."""
+    settings = asdict(rule)
+    del settings["tokens_per_batch"]  # affects only speed
+    return model_facts(trained) | settings
+
+
+def write_folder(folder: Path, files: Mapping[str, str]) -> None:
+    """Write a result folder with these texts, in place of an older one. The folder is complete or absent.
+
+    Raises UserError if it cannot be written.
+    """
+    errors = write_errors(folder, "; choose another folder with --out")
+    with errors, written_folder(folder, replace=True) as unfinished:
+        for name, text in files.items():
+            (unfinished / name).write_text(text, encoding="utf-8")
+
+
+def write_task_result(folder: Path, result: TaskResult, facts: Mapping[str, Any], seconds: float) -> None:
+    """Write the result folder of a task. Raises UserError if it cannot be written."""
+    summary = {
+        **facts,
+        "task": result.task,
+        "data": result.data,
+        "metric": result.metric,
+        **result.figures,
+        "accuracy_by_uid": result.breakdown.get("UID", {}),
+        "questions": result.questions,
+        "validated": result.validated,
+        "seconds": round(seconds, 3),
+    }
+    files = {
+        result.predictions_file: to_json(result.predictions),
+        "best_temperature_report.txt": temperature_report(result),
+        "items.jsonl": "".join(map(to_json, result.items)),
+        "summary.json": to_json(summary, indent=2),
+    }
+    write_folder(folder, files)
+
+
+def temperature_report(result: TaskResult) -> str:
+    """The figures in the format of the official report, in per cent; this program scores only at temperature 1."""
+    lines = ["TEMPERATURE: 1.00", ""]
+    for division, groups in result.breakdown.items():
+        shown = [f"{group}: {100 * value:.2f}" for group, value in groups.items()]
+        lines += [f"### {division.upper()} {result.metric.upper()}", *shown, ""]
+    value = result.value if result.metric.endswith("_percent") else 100 * result.value
+    lines += [f"### AVERAGE {result.metric.upper()}", f"{value:.2f}", ""]
+    return "\n".join(lines)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """One JSON document and a line break; NaN and infinity become null."""
+    return json.dumps(_null_if_undefined(value), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
+
+
+def _null_if_undefined(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _null_if_undefined(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_if_undefined(inner) for inner in value]
+    return value
