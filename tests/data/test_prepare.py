@@ -14,7 +14,6 @@ from support.corpora import VOCAB, documents, small_tokenizer, write_text
 
 from ltg_mdlm.core import files as aside
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data import encode as workers
 from ltg_mdlm.data import prepare
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.encode import EncoderPool
@@ -137,10 +136,10 @@ def test_the_same_request_again_does_nothing(texts):
 )
 def test_a_folder_with_another_corpus_is_left_alone(texts, change, differs):
     before = contents(make(texts).path)
-    with pytest.raises(UserError, match=rf"corpus: holds another corpus \(other {differs}\)"):
+    with pytest.raises(UserError, match=rf"corpus: contains another corpus \(different {differs}\)"):
         make(texts, **change)
     write_text(texts["train"], ["something else"])
-    with pytest.raises(UserError, match=r"other train files"):
+    with pytest.raises(UserError, match=r"different train files"):
         make(texts)
     assert contents(texts["out"]) == before
 
@@ -202,13 +201,7 @@ def test_what_a_killed_process_left_is_deleted(texts):
 
 
 def test_text_that_changes_on_the_way_is_noticed(texts, monkeypatch):
-    start = prepare._Job.encode
-
-    def change_first(self: object, *arguments: object) -> object:
-        write_text(texts["train"], [*TRAIN, "and more"])
-        return start(self, *arguments)
-
-    monkeypatch.setattr(prepare._Job, "encode", change_first)
+    monkeypatch.setattr(prepare, "check_free_space", lambda *_: write_text(texts["train"], [*TRAIN, "and more"]))
     with pytest.raises(UserError, match="the train files changed while they were read"):
         make(texts)
     assert not texts["out"].exists()
@@ -249,10 +242,10 @@ def test_a_dead_worker_is_an_error_not_a_hang(texts):
             list(pool.encode([[Piece("a b", True)]] * 4))
 
 
-def test_workers_do_not_import_torch(texts):
-    command = "import sys, ltg_mdlm.data.encode, ltg_mdlm.data.prepare; print('torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(workers._PACKAGE_ROOT)}
-    found = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+def test_workers_do_not_import_torch():
+    code = "import sys, ltg_mdlm.data.encode, ltg_mdlm.data.prepare; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 
 
