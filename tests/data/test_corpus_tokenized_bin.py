@@ -63,7 +63,7 @@ def test_a_file_without_tokens_is_refused(tmp_path):
 )
 def test_other_torch_files_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.bin")
-    with pytest.raises(UserError, match=r"a.bin: not a tokenised corpus: it holds something else"):
+    with pytest.raises(UserError, match=r"a.bin: not a tokenised corpus: it is not a list"):
         read_tokenized_bin(tmp_path / "a.bin", small_tokenizer())
 
 

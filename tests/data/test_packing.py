@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.corpora import real_data, split_of_lengths
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.random import shuffled as permutation
+from ltg_mdlm.core.random import shuffled
 from ltg_mdlm.data.packing import RowPlan, cut_documents, fill_rows, pack_sizes
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.tokenizer import BOS, EOS, PAD
@@ -128,19 +128,19 @@ def test_an_epoch_deals_pieces_of_a_length_to_all_its_places():
 
 
 def test_rows_too_short_for_a_token_are_refused():
-    with pytest.raises(UserError, match=r"training.seq_len: rows of 2 tokens; at least 3"):
+    with pytest.raises(UserError, match=r"training.seq_len: rows of 2 tokens are too short; must be at least 3"):
         RowPlan(split_of_lengths([3]), 2, packing="documents_packed", end_of_document=False)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
 def test_a_permutation_holds_every_number_once(count):
-    assert sorted(permutation(count, 3, 1, 4)) == list(range(count))
+    assert sorted(shuffled(count, 3, 1, 4)) == list(range(count))
 
 
 def test_permutations_of_different_keys_are_unrelated():
     """Neighbouring keys, and keys that differ in their order only: matches are Poisson with mean 1."""
     keys = [(i, j) for i in range(12) for j in range(12)]
-    orders = np.stack([permutation(500, *key) for key in keys])
+    orders = np.stack([shuffled(500, *key) for key in keys])
     matches = [(orders[a] == orders[b]).sum() for a in range(len(keys)) for b in range(a)]
     assert np.mean(matches) == pytest.approx(1, abs=0.05)
     assert max(matches) < 10
@@ -148,7 +148,7 @@ def test_permutations_of_different_keys_are_unrelated():
 
 def test_a_permutation_never_changes():
     """SplitMix64 in Python's integers gives the same: runs must be able to go on after an update."""
-    assert permutation(10, 0, 1, 2).tolist() == [9, 6, 5, 2, 1, 8, 4, 0, 7, 3]
+    assert shuffled(10, 0, 1, 2).tolist() == [9, 6, 5, 2, 1, 8, 4, 0, 7, 3]
 
 
 def test_rows_of_the_babylm_sample_are_nearly_full(tmp_path):
