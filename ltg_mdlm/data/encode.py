@@ -109,11 +109,10 @@ class Encoder:
         # NFKC turns some characters into white space, as in "don´t", which is still one word of the text.
         words_N1 = np.concatenate([[0], np.cumsum(word_start_N)])
         words_U = np.array([len(unit.split()) for unit in units], np.int64)
-        for u in np.flatnonzero(words_N1[end_U] - words_N1[start_U] != words_U):
-            offsets = self._backend.encode(units[u], add_special_tokens=False).offsets
-            tokens = slice(start_U[u], end_U[u])
-            end_of_token = np.array([end for _, end in offsets], np.int64)[: tokens.stop - tokens.start]
-            word_start_N[tokens] = word_starts_by_offsets(units[u], end_of_token)
+        for u in np.flatnonzero(words_N1[end_U] - words_N1[start_U] != words_U).tolist():
+            offsets = self._backend.encode(units[u], add_special_tokens=False).offsets[: end_U[u] - start_U[u]]
+            end_of_token = np.array([end for _, end in offsets], np.int64)
+            word_start_N[start_U[u] : end_U[u]] = word_starts_by_offsets(units[u], end_of_token)
 
         code = ((id_N << 1) | word_start_N).astype(_CODE)
         return [code[start:end].tobytes() for start, end in zip(start_U.tolist(), end_U.tolist(), strict=True)]
