@@ -113,4 +113,4 @@ def test_the_arithmetic_is_shown():
     assert len(lines) == 4
     assert lines[0].startswith(f"stage 1: 700 steps of 4 to 12 rows of 8; an epoch: {PLANS[8].rows} rows (")
     totals = schedule.totals()
-    assert lines[-1].startswith(f"in all 1,000 steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows")
+    assert lines[-1].startswith(f"in total 1,000 steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows")

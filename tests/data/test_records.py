@@ -64,7 +64,9 @@ def test_a_value_of_the_wrong_kind_is_reported_with_file_and_line(tmp_path, valu
 def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"sentense_good": "A.", "UID": 7}')
     (record,) = read_records(tmp_path)
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: sentence_good is missing \(there is sentense_good, UID\)"):
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: sentence_good is missing \(keys of this row: sentense_good, UID\)"
+    ):
         record.text("sentence_good")
     assert (record.label("UID", "?"), record.label("field", "none")) == ("7", "none")
 
@@ -118,8 +120,8 @@ def test_cells_of_a_table_are_text_or_numbers_or_missing(tmp_path):
     [
         ("", "no rows"),
         ("a,b\n", "no rows"),
-        ("a,b\n1,2\n3\n", r"table\.csv:3: a row of another length"),
-        ("a,b\n1,2,3\n", r"table\.csv:2: a row of another length"),
+        ("a,b\n1,2\n3\n", r"table\.csv:3: the row and the header have different lengths"),
+        ("a,b\n1,2,3\n", r"table\.csv:2: the row and the header have different lengths"),
         ('a,b\n"1"x,2\n', r"table\.csv:2: not CSV"),
     ],
 )
