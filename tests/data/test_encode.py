@@ -1,4 +1,4 @@
-"""Encoding by units gives what the tokenizer gives, and marks the tokens in which words begin."""
+"""Encoding by units has the tokens of the library, and marks the tokens in which words begin."""
 
 import json
 import unicodedata
@@ -21,7 +21,7 @@ ENCODER = Encoder(small_tokenizer())
 
 
 def visible(text: str) -> str:
-    """What the readers hand on: no margins, newlines only."""
+    """The text as `sources` yields it: stripped, with newlines only."""
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
@@ -31,7 +31,7 @@ def visible(text: str) -> str:
 @example(["a \x1c b", "a\n\n\nb\n c"])
 @example(["<mask> a", "a\n<s>"])
 def test_units_have_the_tokens_of_the_whole_text(texts):
-    """Also in later texts, when units are remembered from earlier ones."""
+    """Also in later texts, whose units are in the table."""
     for text in filter(None, map(visible, texts)):
         encoded = ENCODER.encode([Piece(text, True)])
         assert encoded.ids_N.tolist() == small_tokenizer().encode(text)
@@ -60,7 +60,7 @@ def test_the_marked_tokens_are_as_many_as_the_words(text):
 
 @given(st.text(st.sampled_from("ab.'1é字 \n\t"), max_size=40).filter(visible))
 def test_a_token_is_marked_when_it_brings_a_new_word(text):
-    """Against the number of words in ever longer beginnings of the text."""
+    """Compared with the number of words in every prefix of the text."""
     text = visible(text)
     encoded = ENCODER.encode([Piece(text, True)])
     texts = small_tokenizer().token_text.bytes_V
@@ -69,7 +69,7 @@ def test_a_token_is_marked_when_it_brings_a_new_word(text):
 
 
 def test_a_character_that_normalises_to_a_space_begins_no_word():
-    """´ becomes a space and a combining accent; the text still has two words."""
+    """The normaliser turns ´ into a space and a combining accent; the text still has two words."""
     encoded = ENCODER.encode([Piece("the don´t", True)])
     tokens = [small_tokenizer().vocabulary[i] for i in encoded.ids_N]
     marked = [token for token, starts in zip(tokens, encoded.word_start_N, strict=True) if starts]

@@ -19,7 +19,7 @@ from ltg_mdlm.data.records import (
 )
 
 
-def test_rows_of_a_folder_come_file_by_file_and_know_their_lines(tmp_path):
+def test_the_rows_of_a_folder_are_read_file_by_file_with_their_lines(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"x": 3}\n', "utf-8")
     (tmp_path / "a.jsonl").write_text('\ufeff{"x": 1}\r\n\n{"x": 2}', "utf-8")
     (tmp_path / "notes.txt").write_text("no rows")
@@ -33,7 +33,7 @@ def test_rows_of_a_folder_come_file_by_file_and_know_their_lines(tmp_path):
 
 @given(texts=st.lists(st.text(min_size=1).filter(lambda text: text.strip()), min_size=1))
 def test_any_text_is_read_as_it_was_written(texts, tmp_path_factory):
-    """Escaped or not: line separators of Unicode within a string do not end a row."""
+    """Escaped or not: the line separators of Unicode in a string do not end a row."""
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     lines = [json.dumps({"text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)]
     file.write_text("\n".join(lines), "utf-8")
@@ -70,7 +70,7 @@ def test_a_value_of_the_wrong_kind_is_reported_with_file_and_line(tmp_path, valu
         getattr(record, method)("x", *extra)
 
 
-def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path):
+def test_a_missing_key_is_reported_with_the_keys_of_the_row(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"sentense_good": "A.", "UID": 7}')
     (record,) = read_records(tmp_path)
     with pytest.raises(
@@ -91,7 +91,7 @@ def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path):
         (b'{"a": "\xe9"}', r"rows\.jsonl: not UTF-8 text \(byte 7\)"),
     ],
 )
-def test_files_without_rows_are_the_users_error(tmp_path, content, complaint):
+def test_bad_files_are_user_errors(tmp_path, content, complaint):
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=complaint):
         read_records(tmp_path / "rows.jsonl")
@@ -134,13 +134,13 @@ def test_cells_of_a_table_are_text_or_numbers_or_missing(tmp_path):
         ('a,b\n"1"x,2\n', r"table\.csv:2: not CSV"),
     ],
 )
-def test_tables_that_are_none_are_the_users_error(tmp_path, content, complaint):
+def test_bad_tables_are_user_errors(tmp_path, content, complaint):
     (tmp_path / "table.csv").write_text(content, "utf-8")
     with pytest.raises(UserError, match=complaint):
         read_table(tmp_path / "table.csv")
 
 
-def test_the_only_file_of_a_kind_is_found(tmp_path):
+def test_the_only_file_with_a_suffix_is_found(tmp_path):
     with pytest.raises(UserError, match=r"expected one \.csv file, found none"):
         only_file(tmp_path, ".csv")
     (tmp_path / "a.csv").touch()
@@ -167,7 +167,7 @@ def test_pairs_are_read_as_they_were_written(tmp_path):
     assert read_minimal_pairs(tmp_path / "pairs.jsonl") == pairs
 
 
-def test_a_folder_is_read_file_by_file_and_a_row_without_uid_is_named_like_its_file(tmp_path):
+def test_a_row_without_uid_has_the_name_of_its_file(tmp_path):
     write_rows(tmp_path / "b.jsonl", DOGS)
     write_rows(tmp_path / "a.jsonl", {"sentence_good": "Is it?", "sentence_bad": "It is?"}, "")
     (tmp_path / "readme.txt").write_text("not pairs")
@@ -190,7 +190,7 @@ def test_a_bad_row_is_reported_with_its_file_and_line(tmp_path, row, complaint):
         read_minimal_pairs(path)
 
 
-def test_files_that_hold_no_pairs_are_the_users_error(tmp_path):
+def test_files_without_pairs_are_user_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "latin.jsonl").write_bytes(b'{"sentence_good": "\xe9"}')
     for name, complaint in (("empty", "no rows"), ("gone.jsonl", "no such file"), ("latin.jsonl", "UTF-8")):

@@ -78,7 +78,7 @@ def log_count(count, said):
 
 
 def test_a_model_of_word_frequencies_is_at_chance_on_every_phenomenon(builtin, by_uid):
-    """Words counted in the training text, and the scorer left out: exactly one half, by balance."""
+    """With words counted in the training text and without the scorer: one half, because the pairs are balanced."""
     count = Counter(words_of(builtin.train.read_text("utf-8")))
     for uid, pairs in by_uid.items():
         gains = [
@@ -90,7 +90,7 @@ def test_a_model_of_word_frequencies_is_at_chance_on_every_phenomenon(builtin, b
 
 
 def test_a_model_of_token_frequencies_is_at_chance(builtin, by_uid):
-    """The same through the scorer and a byte-pair tokenizer, in which the rarer form may have more tokens."""
+    """With the scorer and a byte-pair tokenizer, in which the rarer form may have more tokens."""
     text = builtin.train.read_text("utf-8")
     tokenizer = Tokenizer.train([text], 1024)
     count_V = np.bincount(tokenizer.backend.encode(text, add_special_tokens=False).ids, minlength=tokenizer.vocab_size)
@@ -137,7 +137,7 @@ def test_pairs_about_word_order_hold_the_same_words(by_uid, uid):
 
 
 def test_the_attractor_stands_before_the_verb_and_has_the_other_number(by_uid):
-    """Numbers of nouns are looked up in the lexicon, those of verbs listed here."""
+    """The lexicon has the number of nouns; that of verbs is listed here."""
     nouns = [noun for words in Lexicon().nouns.values() for noun in words.members if noun.plural]
     is_plural = {noun.singular: False for noun in nouns} | {noun.plural: True for noun in nouns}
     takes_plural = dict.fromkeys(("are", "were", "have"), True) | dict.fromkeys(("is", "was", "has"), False)
