@@ -2,8 +2,8 @@
 
     python benchmarks/input_pipeline.py FILES... [--tokenizer FILE] [--workers N]
 
-prepares the text in a temporary folder, packs it at several row lengths, and reads an epoch of batches in one process.
-Memory is resident memory, sampled: the peak of this process, and of it and its workers together.
+The script prepares the text in a temporary folder, packs it at several row lengths, and reads an epoch of batches in
+one process. Memory is the sampled peak of resident memory, of this process and of this process with its workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from threading import Event, Thread
 
 from ltg_mdlm.data.corpus import Corpus, Split
-from ltg_mdlm.data.encode import available_cores
 from ltg_mdlm.data.prepare import prepare_corpus
 
 SEQ_LENS = (128, 256, 512)
@@ -28,17 +27,17 @@ MICRO_BATCH_TOKENS = 64 * 128
 
 @contextmanager
 def stopwatch() -> Iterator[list[float]]:
-    """A list that holds the seconds of wall time, and of all processors, when the context ends."""
+    """A list that contains the seconds of wall time and of processor time when the context has ended."""
+
+    def cpu() -> float:
+        """Processor time of this process and of the children that it has waited for."""
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
     seconds: list[float] = []
-    wall, cpu = time.perf_counter(), cpu_seconds()
+    start = time.perf_counter(), cpu()
     yield seconds
-    seconds += [time.perf_counter() - wall, cpu_seconds() - cpu]
-
-
-def cpu_seconds() -> float:
-    """Processor time of this process and of the children it has waited for."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    seconds += [time.perf_counter() - start[0], cpu() - start[1]]
 
 
 class PeakMemory:
@@ -75,10 +74,11 @@ def resident_mib(process: str) -> float:
 
 
 def measure_prepare(options: argparse.Namespace, out: Path) -> Corpus:
-    """Prepare a corpus and print what it took."""
-    workers = options.workers or available_cores()
+    """Prepare a corpus, and print speed and memory."""
     with PeakMemory() as memory, stopwatch() as seconds:
-        corpus = prepare_corpus(options.files, out, tokenizer=options.tokenizer, workers=workers, progress=False)
+        corpus = prepare_corpus(
+            options.files, out, tokenizer=options.tokenizer, workers=options.workers, progress=False
+        )
     size = corpus.train.text_bytes / 1e6
     wall, cpu = seconds
     print(corpus.describe())
@@ -90,7 +90,7 @@ def measure_prepare(options: argparse.Namespace, out: Path) -> Corpus:
 
 
 def measure_packing(split: Split, seq_len: int) -> None:
-    """Print how full the rows are, and the time to plan and to shuffle them."""
+    """Print the share of tokens in the rows, and the speed of planning and of shuffling them."""
     from ltg_mdlm.data.packing import RowPlan
 
     with stopwatch() as planning:
@@ -105,7 +105,7 @@ def measure_packing(split: Split, seq_len: int) -> None:
 
 
 def measure_loader(split: Split, seq_len: int) -> None:
-    """Print tokens per second of an epoch's batches (torch is imported here, so that `prepare` is measured without)."""
+    """Print the tokens per second of the batches of an epoch. torch is imported here, after `prepare` is measured."""
     from ltg_mdlm.data.batch_schedule import BatchSchedule
     from ltg_mdlm.data.row_loader import RowLoader
 
@@ -121,7 +121,7 @@ def measure_loader(split: Split, seq_len: int) -> None:
 
 
 def main() -> None:
-    """Measure everything on the files given."""
+    """Measure all parts on the given files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--tokenizer", type=Path)

@@ -2,9 +2,9 @@
 
     python benchmarks/short_documents.py --write docs/benchmarks.md
 
-The published side reads one document per row and runs the literal formulas with a mask [T, T] for each row; both sides
-share masking, LAMB and the moving average, so that the ratio is on the safe side.  Steps alternate; medians of tokens
-per second without padding.
+The published side reads one document per row and computes the literal formulas with an attention mask [T, T] per row.
+Both sides use the same masking, LAMB and moving average, so the ratio is a lower bound. Steps of both sides alternate;
+the table shows medians of tokens per second without padding.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def small_run(packing: str, arguments: argparse.Namespace) -> Run:
 
 
 class Published:
-    """Steps by the literal formulas."""
+    """Training steps with the literal formulas."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -63,7 +63,7 @@ class Published:
         self.steps = Trainer(run, Checkpoints(Path(), every=1, keep=1, writes=False), [], StopRequest()).steps()
 
     def step(self) -> int:
-        """Make one; the number of its tokens without padding."""
+        """Make one step; returns its tokens without padding."""
         step, run = next(self.steps), self.run
         tokens = 0
         for batch in run.loader.micro_batches(step.step):
@@ -84,7 +84,7 @@ class Published:
 
 
 class Ours:
-    """Steps of the trainer."""
+    """Training steps of this package."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -92,14 +92,14 @@ class Ours:
         self.steps = self.trainer.steps()
 
     def step(self) -> int:
-        """Make one; the number of its tokens without padding."""
+        """Make one step; returns its tokens without padding."""
         step, loader = next(self.steps), self.run.loader
         self.trainer.train_step(step)
         return loader.tokens_seen(step.step) - loader.tokens_seen(step.step - 1)
 
 
 def speeds(arguments: argparse.Namespace) -> tuple[list[float], list[float], float]:
-    """Tokens per second of ours and of the published steps, and the latter's share of padding."""
+    """Tokens per second of our steps and of the published steps, and the share of padding in the latter."""
     ours, published = Ours(small_run("documents_packed", arguments)), Published(small_run("one_document", arguments))
     kinds: tuple[Ours | Published, ...] = (ours, published)
     found: tuple[list[float], list[float]] = ([], [])
@@ -115,9 +115,9 @@ def speeds(arguments: argparse.Namespace) -> tuple[list[float], list[float], flo
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure and publish the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", default="builtin", help="corpus folder; default: the generated one")
+    parser.add_argument("--corpus", default="builtin", help="corpus folder; default: the built-in corpus")
     parser.add_argument("--tokens", type=int, nargs="+", default=[128], help="row lengths")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=4)

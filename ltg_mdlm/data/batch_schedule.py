@@ -1,9 +1,9 @@
-"""Which rows each step trains on: pure arithmetic, known before training begins.
+"""The rows of every step: pure arithmetic, known before training begins.
 
-Training is divided into stages by row length. Within a stage the rows of the epochs are taken one after the other, a
-global batch per step; a new stage begins with a fresh epoch of its own rows.
+Training has stages with different row lengths. Within a stage the steps take the rows of its epochs one after the
+other, a global batch per step. A new stage begins with a new epoch, packed at its own row length.
 
-Suffixes: S steps, K stages asked for.
+Suffixes: S steps, K configured stages.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """The whole training in numbers; tokens and words are those of its share of epochs, so exact for whole ones."""
+    """The whole training in numbers. Tokens and words are exact for whole epochs, and proportional for parts."""
 
     epochs: float
     rows: int
     tokens: int
-    """Other than padding."""
+    """Tokens without padding."""
     words: int
     tokens_by_length: tuple[tuple[int, int], ...]
     """(row length, tokens) of each stage."""
 
 
 class BatchSchedule:
-    """Row length and global batch of every step.
+    """Row length and rows of the global batch of every step.
 
     Attributes:
         max_steps: number of steps
-        stages: those with at least one step, in order
+        stages: the stages that have at least one step, in order
     """
 
     def __init__(
@@ -69,17 +69,18 @@ class BatchSchedule:
         epochs: float | None = None,
         ramp: tuple[float, float] | None = None,
     ) -> None:
-        """Plan `max_steps` steps, or as many whole ones as `epochs` passes over the training split allow.
+        """Plan `max_steps` steps, or as many whole steps as `epochs` passes over the training split allow.
 
         Args:
             plans: the rows of an epoch, by row length
-            stages: (progress, row length) where each stage begins, the first at 0
-            global_batch_rows: rows per step at the first row length; at others as many as have the same tokens
-            max_steps: number of steps; or give `epochs`
-            epochs: passes over the training split, all stages together
-            ramp: (start, until): the batch grows linearly from that share of its size, to all of it at that progress
+            stages: (progress, row length) at which each stage begins; the first begins at 0
+            global_batch_rows: rows per step at the first row length; other lengths have the same number of tokens
+            max_steps: number of steps; exclusive with `epochs`
+            epochs: passes over the training split, summed over the stages
+            ramp: (start, until): the batch grows linearly from this share of its size to its full size at this progress
 
-        Raises UserError if `epochs` is less than one global batch.
+        Raises:
+            UserError: `epochs` is less than one global batch.
         """
         assert (max_steps is None) != (epochs is None)
         assert stages[0][0] == 0
@@ -88,9 +89,14 @@ class BatchSchedule:
         self._batch_rows_K = global_batch_rows * np.array([stages[0][1] / length for _, length in stages])
         self._ramp = ramp
         self.max_steps = max_steps if max_steps is not None else self._steps_for(float(epochs or 0))
-        self._stage_S, self._rows_S = self._steps(self.max_steps)
+        stage_S, self._rows_S = self._plan_steps(self.max_steps)
         self._first_row_S = np.cumsum(self._rows_S) - self._rows_S
-        self.stages = [self._stage(k) for k in np.unique(self._stage_S)]
+        self.stages = []
+        for k in np.unique(stage_S).tolist():
+            first, last = np.searchsorted(stage_S, [k, k + 1]).tolist()
+            rows = int(self._rows_S[first:last].sum())
+            plan = self._plans[k]
+            self.stages.append(Stage(seq_len=plan.seq_len, first_step=first, steps=last - first, rows=rows, plan=plan))
 
     @classmethod
     def plan(
@@ -105,15 +111,15 @@ class BatchSchedule:
         packing: Packing = "documents_packed",
         end_of_document: bool = False,
     ) -> BatchSchedule:
-        """Pack a split at every row length, and plan the steps as `BatchSchedule(...)` does."""
+        """Pack a split at every row length and plan the steps. The other arguments are those of `BatchSchedule`."""
         lengths = {length for _, length in stages}
         plans = {length: RowPlan(split, length, packing=packing, end_of_document=end_of_document) for length in lengths}
         return cls(
             plans, stages=stages, global_batch_rows=global_batch_rows, max_steps=max_steps, epochs=epochs, ramp=ramp
         )
 
-    def _steps(self, max_steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """int64[S], int64[S]: index of the row length, and rows of the global batch, for each of `max_steps` steps."""
+    def _plan_steps(self, max_steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """int64[S], int64[S]: configured stage, and rows of the global batch, of each of `max_steps` steps."""
         step_S = np.arange(max_steps)
         first_step_K = [math.ceil(progress * max_steps) for progress in self._begins]
         stage_S = np.searchsorted(first_step_K, step_S, side="right") - 1
@@ -122,40 +128,30 @@ class BatchSchedule:
         rows_S = np.rint(self._batch_rows_K[stage_S] * (start + (1 - start) * grown_S))
         return stage_S, np.maximum(rows_S, 1).astype(np.int64)
 
-    def _epochs_in(self, max_steps: int) -> float:
-        """Passes over the training split in `max_steps` steps."""
-        stage_S, rows_S = self._steps(max_steps)
-        rows_K = np.bincount(stage_S, weights=rows_S, minlength=len(self._plans))
-        return float(sum(rows / plan.rows for rows, plan in zip(rows_K, self._plans, strict=True)))
-
     def _steps_for(self, epochs: float) -> int:
-        """The number of steps whose rows come closest to `epochs` from below, by bisection."""
-        if self._epochs_in(1) > epochs:
-            first = self._steps(1)[1][0]
+        """The largest number of steps that makes at most `epochs` passes, by bisection."""
+
+        def epochs_in(max_steps: int) -> float:
+            stage_S, rows_S = self._plan_steps(max_steps)
+            rows_K = np.bincount(stage_S, weights=rows_S, minlength=len(self._plans))
+            return float(sum(rows / plan.rows for rows, plan in zip(rows_K, self._plans, strict=True)))
+
+        if epochs_in(1) > epochs:
+            first = self._plan_steps(1)[1][0]
             raise UserError(
                 f"training.epochs: {epochs:g} epochs are less than one step: an epoch has {self._plans[0].rows:,} rows,"
                 f" the first global batch {first:,}; lower training.global_batch_rows"
             )
         low, high = 1, 2
-        while self._epochs_in(high) <= epochs:
+        while epochs_in(high) <= epochs:
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._epochs_in(middle) <= epochs else (low, middle)
+            low, high = (middle, high) if epochs_in(middle) <= epochs else (low, middle)
         return low
 
-    def _stage(self, k: int) -> Stage:
-        first, last = np.searchsorted(self._stage_S, [k, k + 1])
-        return Stage(
-            seq_len=self._plans[k].seq_len,
-            first_step=int(first),
-            steps=int(last - first),
-            rows=int(self._rows_S[first:last].sum()),
-            plan=self._plans[k],
-        )
-
     def stage(self, step: int) -> int:
-        """Index in `stages` of the stage that a step belongs to."""
+        """Index in `stages` of the stage of a step."""
         return sum(stage.first_step <= step for stage in self.stages) - 1
 
     def seq_len(self, step: int) -> int:
@@ -163,7 +159,7 @@ class BatchSchedule:
         return self.stages[self.stage(step)].seq_len
 
     def rows(self, step: int) -> int:
-        """Rows of a step's global batch."""
+        """Rows of the global batch of a step."""
         return int(self._rows_S[step])
 
     def first_row(self, step: int) -> int:
@@ -171,8 +167,8 @@ class BatchSchedule:
         return int(self._first_row_S[step])
 
     def first_row_in_stage(self, step: int) -> int:
-        """Rows of the earlier steps of the same stage: where in its epochs the step's global batch begins."""
-        return int(self._first_row_S[step] - self._first_row_S[self.stages[self.stage(step)].first_step])
+        """Rows of the earlier steps of the same stage."""
+        return self.first_row(step) - self.first_row(self.stages[self.stage(step)].first_step)
 
     def rows_by_stage(self, steps: int) -> list[int]:
         """Rows of each stage in the first `steps` steps."""
@@ -204,18 +200,18 @@ class BatchSchedule:
         )
 
     def describe(self) -> list[str]:
-        """Lines for the user: the arithmetic of each stage, and of the whole."""
+        """The arithmetic of each stage and of the whole training, as lines for the terminal."""
+        lines = []
+        for number, stage in enumerate(self.stages, 1):
+            rows_S = self._rows_S[stage.first_step : stage.first_step + stage.steps]
+            batch = f"{rows_S[0]:,}" if rows_S.min() == rows_S.max() else f"{rows_S[0]:,} to {rows_S[-1]:,}"
+            plan = stage.plan
+            epoch = f"{plan.rows:,} rows ({plan.non_pad_share:.1%} tokens), {plan.rows / rows_S.mean():,.1f} steps"
+            steps = f"{stage.steps:,} steps of {batch} rows of {stage.seq_len}"
+            lines.append(f"stage {number}: {steps}; an epoch: {epoch}; {stage.epochs:.2f} epochs")
         totals = self.totals()
-        whole = (
-            f"in all {self.max_steps:,} steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows, "
+        lines.append(
+            f"in total {self.max_steps:,} steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows, "
             f"{totals.tokens:,} tokens, {totals.words:,} words"
         )
-        return [*(self._describe_stage(i, stage) for i, stage in enumerate(self.stages, 1)), whole]
-
-    def _describe_stage(self, number: int, stage: Stage) -> str:
-        rows_S = self._rows_S[stage.first_step : stage.first_step + stage.steps]
-        batch = f"{rows_S[0]:,}" if rows_S.min() == rows_S.max() else f"{rows_S[0]:,} to {rows_S[-1]:,}"
-        plan = stage.plan
-        epoch = f"{plan.rows:,} rows ({plan.non_pad_share:.1%} tokens), {plan.rows / rows_S.mean():,.1f} steps"
-        steps = f"{stage.steps:,} steps of {batch} rows of {stage.seq_len}"
-        return f"stage {number}: {steps}; an epoch: {epoch}; {stage.epochs:.2f} epochs"
+        return lines

@@ -1,6 +1,7 @@
-"""Records of evaluation files, JSON lines or CSV; whatever is wrong with one is reported with its file and line.
+"""Records of evaluation files (JSON lines or CSV), and minimal pairs in the format of BLiMP.
 
-Files of minimal pairs, in the format of BLiMP (Warstadt et al. 2020, arXiv 1912.00582): one JSON object per line.
+Everything that is wrong with a record is reported with its file and line. BLiMP is Warstadt et al. 2020,
+arXiv 1912.00582: one JSON object per line.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _MISSING = ("", "NA", "NaN", "nan")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a file.  Its methods raise UserError, naming the row, for a value that is not what they promise."""
+    """One row of a file. The methods return the value of a key, or raise UserError, which names the row."""
 
     values: Mapping[str, Any]
     file: Path
@@ -47,21 +48,21 @@ class Record:
         return value
 
     def label(self, key: str, default: str) -> str:
-        """What a group of rows is called: text or a number; the default where there is none."""
+        """The name of a group of rows: text or an integer; the default if the key is missing."""
         value = self.values.get(key, default)
         if isinstance(value, bool) or not (isinstance(value, int) or _is_text(value)):
             raise self.error(key, "text")
         return str(value)
 
     def count(self, key: str) -> int:
-        """A whole number, not negative."""
+        """An integer that is not negative."""
         value = self._value(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise self.error(key, "a count")
         return value
 
     def number(self, key: str) -> float:
-        """A finite number, or text that reads as one."""
+        """A finite number, or text that can be converted to one."""
         value = self._value(key)
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -76,14 +77,13 @@ class Record:
         return math.nan if self._value(key) in _MISSING else self.number(key)
 
     def error(self, key: str, expected: str) -> UserError:
-        """The error for a value that is not the expected one."""
+        """The error for a value of another kind than expected."""
         return UserError(f"{self.where}: {key} must be {expected}, not {_shown(self.values.get(key))}")
 
     def _value(self, key: str) -> Any:
         if key not in self.values:
-            raise UserError(
-                f"{self.where}: {key} is missing (there is {', '.join(map(str, self.values)) or 'nothing'})"
-            )
+            keys = ", ".join(map(str, self.values)) or "none"
+            raise UserError(f"{self.where}: {key} is missing (keys of this row: {keys})")
         return self.values[key]
 
 
@@ -92,7 +92,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """JSON can escape half a surrogate pair, which is no text that a tokenizer could read."""
+    """JSON can escape half a surrogate pair, which no tokenizer can read."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -102,26 +102,41 @@ def _shown(value: object) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Objects of a JSONL file, or of all `*.jsonl` files of a folder in order of their names; blank lines are skipped.
+    """The objects of a JSONL file, or of all `*.jsonl` files of a folder in the order of their names.
 
-    Raises UserError if there are none, or for a line that is not a JSON object.
+    Blank lines are skipped. Raises UserError for a line that is not a JSON object, and if there are no records.
     """
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    records = [record for file in files for record in _json_lines(file)]
+    records = []
+    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
+        # Not splitlines(): a JSON string may contain the line separators of Unicode.
+        for number, line in enumerate(read_text(file).split("\n"), 1):
+            if line.strip():
+                records.append(Record(parse_object(line, file, number), file, number))
     if not records:
         raise UserError(f"{path}: no rows; expected JSONL, one object per line")
     return records
 
 
-def _json_lines(file: Path) -> Iterator[Record]:
-    # Not splitlines(): a JSON string may hold line separators of Unicode as they are.
-    for number, line in enumerate(read_text(file).split("\n"), 1):
-        if line.strip():
-            yield Record(parse_object(line, file, number), file, number)
+def read_table(file: Path) -> list[Record]:
+    """The rows of a CSV file with a header; all values are text.
+
+    Raises UserError for a row that is not as long as the header, and if there are no rows.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        records = [Record(row, file, reader.line_num) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{file}:{reader.reader.line_num}: not CSV: {error}") from None
+    for record in records:
+        if None in record.values or None in record.values.values():
+            raise UserError(f"{record.where}: the row and the header have different lengths")
+    if not records:
+        raise UserError(f"{file}: no rows; expected CSV with a header")
+    return records
 
 
 def parse_object(text: str, file: Path, line: int = 1) -> dict[str, Any]:
-    """The object of a JSON text that begins on this line of a file.  Raises UserError if it is none."""
+    """The JSON object in a text that begins at this line of a file. Raises UserError if it is not one."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -133,26 +148,8 @@ def parse_object(text: str, file: Path, line: int = 1) -> dict[str, Any]:
     return value
 
 
-def read_table(file: Path) -> list[Record]:
-    """Rows of a CSV file with a heading; all values are text.
-
-    Raises UserError if there are none, or for a row of another length than the heading.
-    """
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
-    try:
-        records = [Record(row, file, reader.line_num) for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{file}:{reader.reader.line_num}: not CSV: {error}") from None
-    for record in records:
-        if None in record.values or None in record.values.values():
-            raise UserError(f"{record.where}: a row of another length than the heading")
-    if not records:
-        raise UserError(f"{file}: no rows; expected CSV with a heading")
-    return records
-
-
 def only_file(path: Path, suffix: str) -> Path:
-    """A file, or the one with this suffix in a folder.  Raises UserError if there is none or several."""
+    """A file, or the only file with this suffix in a folder. Raises UserError if there is not exactly one."""
     if not path.is_dir():
         return path
     found = sorted(path.glob(f"*{suffix}"))
@@ -162,7 +159,7 @@ def only_file(path: Path, suffix: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file, without a byte order mark.  Raises UserError if it cannot be read or is not UTF-8."""
+    """The text of a file, without a byte order mark. Raises UserError if it cannot be read or is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -175,12 +172,14 @@ def read_text(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MinimalPair:
-    """Two sentences, of which the first is acceptable and the second is not.
+    """An acceptable and an unacceptable sentence.
 
     Attributes:
-        uid: the phenomenon that they test; accuracy is reported for each.
-        field: part of linguistics; empty where the file does not say.
-        term: linguistic term; empty where the file does not say.
+        good: the acceptable sentence
+        bad: the unacceptable sentence
+        uid: the phenomenon that the pair tests; accuracy is reported for each
+        field: field of linguistics; empty if the file does not name one
+        term: linguistic term; empty if the file does not name one
     """
 
     good: str
@@ -191,18 +190,27 @@ class MinimalPair:
 
 
 def read_minimal_pairs(path: Path | str) -> list[MinimalPair]:
-    """Pairs of a JSONL file, or of all `*.jsonl` files of a folder, in order.
+    """The pairs of a JSONL file, or of all `*.jsonl` files of a folder in the order of their names.
 
-    A row without `UID` belongs to the phenomenon named like its file, as in the BabyLM supplement.
+    A row without `UID` belongs to the phenomenon named by its file, as in the BabyLM supplement.
 
     Raises:
-        UserError: nothing there, or a row that is not a pair; names the file and the line.
+        UserError: no pairs, or a row that is not a pair; the message names the file and the line.
     """
-    return [_pair(record) for record in read_records(Path(path))]
+    return [
+        MinimalPair(
+            good=record.text("sentence_good"),
+            bad=record.text("sentence_bad"),
+            uid=record.label("UID", record.file.stem),
+            field=str(record.values.get("field", "")),
+            term=str(record.values.get("linguistics_term", "")),
+        )
+        for record in read_records(Path(path))
+    ]
 
 
 def write_minimal_pairs(path: Path, pairs: Iterable[MinimalPair]) -> None:
-    """Write pairs as one JSONL file."""
+    """Write pairs to a JSONL file."""
     rows = (
         {
             "sentence_good": pair.good,
@@ -214,13 +222,3 @@ def write_minimal_pairs(path: Path, pairs: Iterable[MinimalPair]) -> None:
         for pair in pairs
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _pair(record: Record) -> MinimalPair:
-    return MinimalPair(
-        good=record.text("sentence_good"),
-        bad=record.text("sentence_bad"),
-        uid=record.label("UID", record.file.stem),
-        field=str(record.values.get("field", "")),
-        term=str(record.values.get("linguistics_term", "")),
-    )

@@ -1,6 +1,6 @@
-"""Documents from text files: blank-line separated text or JSON lines, plain or compressed, in bounded memory.
+"""Documents from text files: text with blank lines between documents, or JSON lines; plain, gzip or Zstandard.
 
-Plain, gzip and Zstandard files opened alike; damage is noticed, a cut-off file too.
+Files are read as streams in bounded memory. Damaged files are detected, including truncated ones.
 """
 
 from __future__ import annotations
@@ -19,82 +19,72 @@ from typing import IO, NamedTuple
 import zstandard
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data import sources as compressed
 from ltg_mdlm.data.boundaries import cut
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt")
-
-
 JSON_SUFFIXES = (".jsonl",)
-
+COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 PIECE_CHARACTERS = 1 << 20
-"""A longer document is handed on in pieces of about this size."""
-
+"""A longer document comes in pieces of about this size."""
 
 _BLOCK_CHARACTERS = 1 << 20
-
+"""Text is read in blocks of this size."""
 
 _LONGEST_UNBROKEN = 4 * PIECE_CHARACTERS
-
+"""Longest run of characters in which there is no place to cut."""
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
-
-
 _HEADING = re.compile(r"^= = = .* = = =[^\S\n]*\n", re.MULTILINE)
+
+_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)
+"""Exceptions from reading a damaged compressed file."""
 
 
 class Piece(NamedTuple):
-    """A document, or part of a long one; the parts of a document follow each other and concatenate to it."""
+    """A document or a part of a long one. The parts of a document are consecutive and concatenate to it."""
 
     text: str
     opens_document: bool
 
 
 def find_sources(paths: Iterable[str | Path]) -> list[Path]:
-    """The text files among `paths`, folders searched recursively in alphabetical order.
+    """The text files among `paths`; folders are searched recursively, in alphabetical order.
 
-    Raises UserError for a path that does not exist, a file whose suffix says nothing about its format, a folder
-    without text files, a file that is named twice, and no path at all.
+    Raises:
+        UserError: a path that does not exist, a file with an unknown suffix, a folder without text files, a file that
+            is given twice, or no path at all.
     """
-    found: list[Path] = []
+    suffixes = f"{', '.join(TEXT_SUFFIXES + JSON_SUFFIXES)}, each also with {' or '.join(COMPRESSED_SUFFIXES)}"
+    found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        found.extend(_sources_of(path))
-    seen: set[Path] = set()
-    for path in found:
-        if path.resolve() in seen:
-            raise UserError(f"{path}: given twice; leave one out")
-        seen.add(path.resolve())
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and _format_of(p) and not p.name.startswith("."))
+            if not files:
+                raise UserError(f"{path}: no text files in this folder ({suffixes})")
+        elif not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        elif not _format_of(path):
+            raise UserError(f"{path}: unknown kind of file; text files end in {suffixes}")
+        else:
+            files = [path]
+        for file in files:
+            if file.resolve() in found:
+                raise UserError(f"{file}: given twice; leave one out")
+            found[file.resolve()] = file
     if not found:
         raise UserError("no text files given")
-    return found
-
-
-def _sources_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _format_of(p) and not p.name.startswith("."))
-        if not files:
-            raise UserError(f"{path}: no text files in this folder ({_known_suffixes()})")
-        return files
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if not _format_of(path):
-        raise UserError(f"{path}: unknown kind of file; text files end in {_known_suffixes()}")
-    return [path]
+    return list(found.values())
 
 
 def _format_of(path: Path) -> str | None:
-    """The suffix without compression, None when it is not a text file's."""
-    suffix = Path(path.stem).suffix if path.suffix in compressed.SUFFIXES else path.suffix
+    """The suffix without that of the compression; None if the file is not a text file."""
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix
     return suffix if suffix in TEXT_SUFFIXES + JSON_SUFFIXES else None
 
 
-def _known_suffixes() -> str:
-    return f"{', '.join(TEXT_SUFFIXES + JSON_SUFFIXES)}, each also with {' or '.join(compressed.SUFFIXES)}"
-
-
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """SHA-256 of the bytes of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -103,49 +93,43 @@ def sha256_of(path: Path) -> str:
 
 
 def read_pieces(path: Path, *, drop_headings: bool = False, limit: int | None = PIECE_CHARACTERS) -> Iterator[Piece]:
-    """The documents of one file, in order, without blank space around them; empty ones are left out.
+    """The documents of one file in order, without white space around them; empty documents are skipped.
 
-    A `.jsonl` file holds one document per line, a JSON string or an object with a "text" string. In the other
-    formats blank lines separate documents. Line breaks of any convention become a newline.
+    A `.jsonl` file has one document per line: a JSON string, or an object with a "text" string. In the other formats
+    blank lines separate documents. All conventions for line breaks are read as a newline.
 
-    `drop_headings` deletes lines like `= = = Title = = =` (text formats), which then separate documents.
-    `limit` is the size in characters above which a document comes in several pieces, None for never.
+    Args:
+        path: the file
+        drop_headings: delete lines like `= = = Title = = =` of text formats; they separate documents
+        limit: a document with more characters comes in several pieces; None for never
 
-    Raises UserError, with the line where there is one, for text that is not UTF-8, invalid JSON, damaged
-    compression, and text that goes on for millions of characters without a blank.
+    Raises:
+        UserError: text that is not UTF-8, invalid JSON, a damaged compressed file, or millions of characters without
+            white space. The message names the line where there is one.
     """
     with _open_text(path) as text:
         if _format_of(path) in JSON_SUFFIXES:
-            documents = (_pieces_of(document, limit) for document in _json_documents(path, text))
-            yield from (piece for document in documents for piece in document)
+            for document in _json_documents(path, text):
+                parts = cut(document, limit) if limit else [document]
+                yield from (Piece(part, i == 0) for i, part in enumerate(parts) if part)
         else:
-            yield from _trimmed(_text_pieces(path, text, drop_headings, limit))
+            yield from _text_pieces(path, text, drop_headings, limit)
 
 
 @contextmanager
 def _open_text(path: Path) -> Iterator[IO[str]]:
     try:
-        with compressed.open_decompressed(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as text:
+        with _open_decompressed(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as text:
             yield text
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {_undecodable_line(path)}: not UTF-8; convert the file first") from error
-    except compressed.DAMAGE as error:
+        with _open_decompressed(path) as raw:
+            lines = enumerate(raw, 1)
+            number = next((i for i, line in lines if line.decode(errors="ignore").encode() != line), 0)
+        raise UserError(f"{path}, line {number}: not UTF-8; convert the file first") from error
+    except _DAMAGE as error:
         raise UserError(f"{path}: damaged or not {path.suffix}: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _undecodable_line(path: Path) -> int:
-    with compressed.open_decompressed(path) as raw:
-        return next((number for number, line in enumerate(raw, 1) if not _is_utf8(line)), 0)
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
@@ -164,77 +148,40 @@ def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
             raise UserError(
                 f'{path}, line {number}: neither a JSON string nor an object with a "text" string'
             ) from error
-        yield document.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _pieces_of(document: str, limit: int | None) -> Iterator[Piece]:
-    document = document.strip()
-    if document:
-        parts = cut(document, limit) if limit else iter([document])
-        for i, part in enumerate(parts):
-            yield Piece(part, i == 0)
+        yield document.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _text_pieces(path: Path, text: IO[str], drop_headings: bool, limit: int | None) -> Iterator[Piece]:
-    """The documents with the blank space around them, in pieces; some may be empty."""
     rest, opens = "", True
-    while block := text.read(_BLOCK_CHARACTERS):
-        rest += block
+    while True:
+        block = text.read(_BLOCK_CHARACTERS)
+        rest += block or "\n\n"  # the end of the file ends a document
         if drop_headings:
             rest = _HEADING.sub("\n", rest)
         *documents, rest = _BLANK_LINES.split(rest)
         for document in documents:
-            yield Piece(document, opens)
+            if document := document.strip() if opens else document.rstrip():
+                yield Piece(document, opens)
             opens = True
+        if not block:
+            return
         if limit and len(rest) > limit:
-            *parts, rest = _cut_lines(rest, limit) if drop_headings else cut(rest, limit)
+            if drop_headings:  # the last line is not complete, and may become a heading
+                last_line = rest.rfind("\n") + 1
+                *parts, uncut = cut(rest[:last_line], limit, after="\n")
+                rest = uncut + rest[last_line:]
+            else:
+                *parts, rest = cut(rest, limit)
             for part in parts:
-                yield Piece(part, opens)
+                yield Piece(part.lstrip() if opens else part, opens)
                 opens = False
             if len(rest) > _LONGEST_UNBROKEN:
                 blank = "line break" if drop_headings else "blank"
                 raise UserError(f"{path}: {len(rest):,} characters without a {blank}; is this text?")
-    if drop_headings:
-        rest = _HEADING.sub("\n", rest + "\n")
-    for document in _BLANK_LINES.split(rest):
-        yield Piece(document, opens)
-        opens = True
 
 
-def _cut_lines(text: str, limit: int) -> Iterator[str]:
-    """Cut between lines, but not behind the last whole line: the line that begins there may become a heading."""
-    begun = text.rfind("\n") + 1
-    *parts, last = cut(text[:begun], limit, behind="\n")
-    yield from parts
-    yield last + text[begun:]
-
-
-def _trimmed(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Strip each document; a piece in its middle is cut next to visible characters already."""
-    previous: Piece | None = None
-    for piece in pieces:
-        if previous is not None:
-            yield from _end_trimmed(previous, closes=piece.opens_document)
-        previous = piece._replace(text=piece.text.lstrip()) if piece.opens_document else piece
-    if previous is not None:
-        yield from _end_trimmed(previous, closes=True)
-
-
-def _end_trimmed(piece: Piece, *, closes: bool) -> Iterator[Piece]:
-    text = piece.text.rstrip() if closes else piece.text
-    if text:
-        yield Piece(text, piece.opens_document)
-
-
-SUFFIXES = (".gz", ".zst")
-
-
-DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)
-"""What reading a damaged file raises."""
-
-
-def open_decompressed(path: Path) -> io.BufferedReader:
-    """The decompressed bytes of a file, by its suffix; reading them may raise one of `DAMAGE`."""
+def _open_decompressed(path: Path) -> io.BufferedReader:
+    """The decompressed bytes of a file, by its suffix; reading them may raise one of `_DAMAGE`."""
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(path), 1 << 17)
     if path.suffix == ".zst":
@@ -243,13 +190,13 @@ def open_decompressed(path: Path) -> io.BufferedReader:
 
 
 class _ZstdFile(io.RawIOBase):
-    """All frames of a Zstandard file (the package's own reader takes a cut-off file for a complete one)."""
+    """All frames of a Zstandard file. The reader of the `zstandard` package does not notice a truncated file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         self._decompressor = zstandard.ZstdDecompressor()
         self._frame = self._decompressor.decompressobj()
-        self._inside_frame = True  # an empty file is no Zstandard file
+        self._inside_frame = True  # an empty file is not a Zstandard file
         self._pending = b""
 
     def readable(self) -> bool:

@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import byte_progress
-from ltg_mdlm.data import sources as compressed
 from ltg_mdlm.data.corpus import Corpus, Split
-from ltg_mdlm.data.sources import Piece, find_sources, read_pieces
+from ltg_mdlm.data.sources import COMPRESSED_SUFFIXES, Piece, find_sources, read_pieces
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.evaluation.task_texts import TaskTexts
 
@@ -216,7 +215,7 @@ def training_text(corpus: Path | None, files: Sequence[Path]) -> Iterator[Iterat
     opened = Corpus.open(corpus) if corpus is not None else None
     sources = find_sources(files) if files else []
     total = (opened.train.text_bytes if opened else 0) + sum(source.stat().st_size for source in sources)
-    known = not any(source.suffix in compressed.SUFFIXES for source in sources)
+    known = not any(source.suffix in COMPRESSED_SUFFIXES for source in sources)
     with byte_progress("searching", total if known else None, show=sys.stderr.isatty()) as advance:
 
         def pieces() -> Iterator[Piece]:

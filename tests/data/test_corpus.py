@@ -34,7 +34,7 @@ def copied(prepared, tmp_path):
     return tmp_path
 
 
-def test_an_opened_corpus_is_mapped_not_read(prepared):
+def test_an_opened_corpus_is_memory_mapped(prepared):
     corpus = Corpus.open(prepared.path)
     assert isinstance(corpus.train.tokens.base, np.memmap)
     assert corpus.vocab_size == VOCAB
@@ -59,7 +59,7 @@ def test_another_tokenizer_than_the_corpus_was_made_with_is_refused(prepared, co
 
 
 @pytest.mark.parametrize("name", ["tokens", "offsets", "words", "word_bits", "token_count_V"])
-def test_a_file_of_the_wrong_size_is_damage(copied, name):
+def test_a_file_of_the_wrong_size_is_damaged(copied, name):
     path = copied / "train" / f"{name}.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{name}.bin: damaged \(\d+ bytes, not \d+\)"):
@@ -95,14 +95,14 @@ def test_words_are_counted_between_any_tokens(lengths, data):
     assert split.word_start(start, stop).tolist() == marks[start:stop].tolist()
 
 
-def test_a_split_of_tokens_has_the_words_of_their_text():
+def test_a_split_made_from_tokens_has_the_words_of_the_decoded_text():
     texts = documents(20)
     split = Split.of([np.array(small_tokenizer().encode(text)) for text in texts], small_tokenizer())
     assert split.words.tolist() == [len(text.replace("´", " ").split()) for text in texts]  # as normalised
     assert split.text_bytes == sum(len(text.replace("´", " ́").encode()) for text in texts)
 
 
-def test_empty_documents_are_left_out():
+def test_empty_documents_are_skipped():
     split = Split.of([np.array([], int), np.array([20, 21]), np.array([], int)], small_tokenizer())
     assert split.offsets.tolist() == [0, 2]
     assert split.num_documents == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.corpora import real_data, split_of_lengths
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.random import shuffled as permutation
+from ltg_mdlm.core.random import shuffled
 from ltg_mdlm.data.packing import RowPlan, cut_documents, fill_rows, pack_sizes
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.tokenizer import BOS, EOS, PAD
@@ -78,7 +78,7 @@ def test_a_document_in_a_row_is_s_and_consecutive_tokens(lengths, seq_len, ended
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=200))
 def test_packing_uses_every_size_and_leaves_at_most_one_row_half_empty(sizes):
-    """As for every best fit: two rows at most half full would have shared."""
+    """True for every best fit: two rows that are at most half full would share one row."""
     size_C, bound_R1 = pack_sizes(np.bincount(sizes), 30)
     assert sorted(size_C) == sorted(sizes)
     fill = np.add.reduceat(size_C, bound_R1[:-1])
@@ -87,7 +87,7 @@ def test_packing_uses_every_size_and_leaves_at_most_one_row_half_empty(sizes):
 
 
 def test_packing_is_best_fit_decreasing():
-    """Worked out by hand: 7 7, 6 4, 5 5, 3 3 3 into rows of 10: the threes go where least room is left."""
+    """Derived by hand: 7 7 6 5 5 4 3 3 3 into rows of 10; each 3 goes where the least room is left."""
     counts = np.bincount([7, 7, 6, 4, 5, 5, 3, 3, 3])
     size_C, bound_R1 = pack_sizes(counts, 10)
     rows = sorted(tuple(size_C[a:b].tolist()) for a, b in pairwise(bound_R1))
@@ -95,19 +95,19 @@ def test_packing_is_best_fit_decreasing():
 
 
 @given(LENGTHS, SEQ_LENS, PACKINGS)
-def test_sums_over_rows_are_those_of_the_tokens_in_them(lengths, seq_len, packing):
+def test_cumulative_words_and_tokens_are_those_of_the_rows(lengths, seq_len, packing):
     split = split_of_lengths(lengths)
     plan = RowPlan(split, seq_len, packing=packing, end_of_document=False)
     order = plan.order(5)
     rows = all_rows(split, plan, 5)
-    marks = np.append(split.word_start(0, split.num_tokens), False)  # place -1 is no word
+    marks = np.append(split.word_start(0, split.num_tokens), False)  # position -1 is not a word
     words = marks[rows.position_BT].sum(axis=1)
     assert order.words_R1.tolist() == [0, *np.cumsum(words).tolist()]
     assert order.tokens_R1.tolist() == [0, *np.cumsum((rows.document_BT >= 0).sum(axis=1)).tolist()]
     assert (order.words_R1[-1], order.tokens_R1[-1]) == (plan.words, plan.tokens) == (split.num_words, plan.tokens)
 
 
-def test_epochs_and_seeds_differ_and_can_be_made_again():
+def test_epochs_and_seeds_differ_and_are_reproducible():
     split = split_of_lengths([5, 9, 14, 3] * 20)
     plan = RowPlan(split, 16, packing="documents_packed", end_of_document=False)
     first = all_rows(split, plan, 0, 0, 0).ids_BT
@@ -118,8 +118,8 @@ def test_epochs_and_seeds_differ_and_can_be_made_again():
         assert (other != first).any(axis=1).mean() > 0.8
 
 
-def test_an_epoch_deals_pieces_of_a_length_to_all_its_places():
-    """Pieces meet other pieces in every epoch; each place sees every piece of its length about as often."""
+def test_pieces_share_rows_with_other_pieces_in_every_epoch():
+    """A piece of 4 tokens meets nearly all pieces of 9 tokens within 60 epochs."""
     split = split_of_lengths([4] * 20 + [9] * 20)
     plan = RowPlan(split, 15, packing="documents_packed", end_of_document=False)
     mates = {tuple(sorted(row)) for epoch in range(60) for row in plan.order(epoch).piece_C.reshape(-1, 2).tolist()}
@@ -128,27 +128,27 @@ def test_an_epoch_deals_pieces_of_a_length_to_all_its_places():
 
 
 def test_rows_too_short_for_a_token_are_refused():
-    with pytest.raises(UserError, match=r"training.seq_len: rows of 2 tokens; at least 3"):
+    with pytest.raises(UserError, match=r"training.seq_len: rows of 2 tokens are too short; must be at least 3"):
         RowPlan(split_of_lengths([3]), 2, packing="documents_packed", end_of_document=False)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
 def test_a_permutation_holds_every_number_once(count):
-    assert sorted(permutation(count, 3, 1, 4)) == list(range(count))
+    assert sorted(shuffled(count, 3, 1, 4)) == list(range(count))
 
 
 def test_permutations_of_different_keys_are_unrelated():
-    """Neighbouring keys, and keys that differ in their order only: matches are Poisson with mean 1."""
+    """Adjacent keys, and keys that differ only in the order of their parts; the number of matches is Poisson(1)."""
     keys = [(i, j) for i in range(12) for j in range(12)]
-    orders = np.stack([permutation(500, *key) for key in keys])
+    orders = np.stack([shuffled(500, *key) for key in keys])
     matches = [(orders[a] == orders[b]).sum() for a in range(len(keys)) for b in range(a)]
     assert np.mean(matches) == pytest.approx(1, abs=0.05)
     assert max(matches) < 10
 
 
 def test_a_permutation_never_changes():
-    """SplitMix64 in Python's integers gives the same: runs must be able to go on after an update."""
-    assert permutation(10, 0, 1, 2).tolist() == [9, 6, 5, 2, 1, 8, 4, 0, 7, 3]
+    """Computed with Python integers. Runs must resume bit-exactly after an update."""
+    assert shuffled(10, 0, 1, 2).tolist() == [9, 6, 5, 2, 1, 8, 4, 0, 7, 3]
 
 
 def test_rows_of_the_babylm_sample_are_nearly_full(tmp_path):

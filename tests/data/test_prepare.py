@@ -13,7 +13,6 @@ import pytest
 from support.corpora import VOCAB, documents, small_tokenizer, write_text
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data import encode as workers
 from ltg_mdlm.data import prepare
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.encode import EncoderPool
@@ -36,7 +35,7 @@ def texts(tmp_path) -> dict[str, Path]:
 
 
 def make(texts: dict[str, Path], **options) -> Corpus:
-    """The corpus of the texts, with the small tokenizer unless told otherwise."""
+    """The corpus of the texts, by default with the small tokenizer."""
     given = {"valid": [texts["valid"]], "tokenizer": texts["tokenizer"], "progress": False, **options}
     return prepare_corpus([texts["train"]], texts["out"], **given)
 
@@ -83,7 +82,7 @@ def test_a_large_corpus_is_sampled_evenly_for_the_tokenizer(texts):
     assert "of 0.0 MB of text" in corpus.describe()
 
 
-def test_a_sample_is_spread_over_the_whole():
+def test_a_sample_is_evenly_spread():
     chosen = np.array([int(text) for text in sample(map(str, range(10_000)), 0.1)])
     assert len(chosen) == pytest.approx(1000, abs=5)
     assert np.bincount(chosen // 1000).tolist() == pytest.approx([100] * 10, abs=5)
@@ -102,7 +101,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(texts, monkeypatch)
     assert found[0] == found[1] == found[2]
 
 
-def test_long_documents_are_whole_again_in_the_corpus(texts, monkeypatch):
+def test_the_pieces_of_a_long_document_are_one_document_in_the_corpus(texts, monkeypatch):
     expected = contents(make(texts).path)
     shutil.rmtree(texts["out"])
     monkeypatch.setattr(prepare, "PIECE_CHARACTERS", 50)
@@ -134,19 +133,19 @@ def test_the_same_request_again_does_nothing(texts):
         ({"tokenizer": None}, "sample_bytes, tokenizer, vocab_size"),
     ],
 )
-def test_a_folder_with_another_corpus_is_left_alone(texts, change, differs):
+def test_a_folder_with_another_corpus_is_not_changed(texts, change, differs):
     before = contents(make(texts).path)
-    with pytest.raises(UserError, match=rf"corpus: holds another corpus \(other {differs}\)"):
+    with pytest.raises(UserError, match=rf"corpus: contains another corpus \(different {differs}\)"):
         make(texts, **change)
     write_text(texts["train"], ["something else"])
-    with pytest.raises(UserError, match=r"other train files"):
+    with pytest.raises(UserError, match=r"different train files"):
         make(texts)
     assert contents(texts["out"]) == before
 
 
-def test_a_place_that_is_taken_is_left_alone(texts):
+def test_a_folder_with_other_files_is_not_changed(texts):
     texts["out"].mkdir()
-    make(texts)  # an empty folder is free
+    make(texts)  # an empty folder may be used
     shutil.rmtree(texts["out"])
     texts["out"].mkdir()
     (texts["out"] / "thesis.tex").write_text("x")
@@ -178,7 +177,7 @@ def test_a_full_disk_is_found_before_anything_is_written(texts, monkeypatch):
     assert not texts["out"].exists()
 
 
-def test_a_disk_that_fills_up_on_the_way_is_a_clear_error(texts, monkeypatch):
+def test_a_disk_that_becomes_full_is_a_clear_error(texts, monkeypatch):
     def fail(self: object, encoded: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -187,14 +186,8 @@ def test_a_disk_that_fills_up_on_the_way_is_a_clear_error(texts, monkeypatch):
         make(texts)
 
 
-def test_text_that_changes_on_the_way_is_noticed(texts, monkeypatch):
-    start = prepare._Job.encode
-
-    def change_first(self: object, *arguments: object) -> object:
-        write_text(texts["train"], [*TRAIN, "and more"])
-        return start(self, *arguments)
-
-    monkeypatch.setattr(prepare._Job, "encode", change_first)
+def test_text_that_changes_during_preparation_is_an_error(texts, monkeypatch):
+    monkeypatch.setattr(prepare, "require_free_space", lambda *_: write_text(texts["train"], [*TRAIN, "and more"]))
     with pytest.raises(UserError, match="the train files changed while they were read"):
         make(texts)
     assert not texts["out"].exists()
@@ -219,14 +212,14 @@ def test_a_validation_file_must_not_be_a_training_file(texts):
         make(texts)
 
 
-def test_bad_text_is_found_before_the_tokenizer_is_trained(texts, monkeypatch):
+def test_unreadable_text_is_reported_before_the_tokenizer_is_trained(texts, monkeypatch):
     texts["valid"].write_bytes(b"fine\n\xff\n")
     monkeypatch.setattr(Tokenizer, "train", lambda *_: pytest.fail("trained first"))
     with pytest.raises(UserError, match=r"a.dev, line 2: not UTF-8"):
         make(texts, tokenizer=None)
 
 
-def test_a_dead_worker_is_an_error_not_a_hang(texts):
+def test_a_dead_worker_is_an_error(texts):
     with EncoderPool(small_tokenizer(), texts["tokenizer"], 2) as pool:
         for process in pool._processes:
             process.kill()
@@ -235,10 +228,10 @@ def test_a_dead_worker_is_an_error_not_a_hang(texts):
             list(pool.encode([[Piece("a b", True)]] * 4))
 
 
-def test_workers_do_not_import_torch(texts):
-    command = "import sys, ltg_mdlm.data.encode, ltg_mdlm.data.prepare; print('torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(workers._PACKAGE_ROOT)}
-    found = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+def test_workers_do_not_import_torch():
+    code = "import sys, ltg_mdlm.data.encode, ltg_mdlm.data.prepare; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 
 
@@ -247,7 +240,7 @@ def test_a_vocabulary_above_65536_takes_four_bytes_per_token(texts):
     vocabulary = definition["model"]["vocab"]
     for i in range(VOCAB, 66_000):
         vocabulary[f"Ġ{i}x"] = i
-    definition["pre_tokenizer"] = {**definition["pre_tokenizer"]["pretokenizers"][1]}  # bytes alone: one part per line
+    definition["pre_tokenizer"] = {**definition["pre_tokenizer"]["pretokenizers"][1]}  # bytes only: one part per line
     texts["tokenizer"].write_text(json.dumps(definition))
     texts["train"].write_text("65999x\n\n65536x\n\n400x")
     corpus = make(texts, valid=())

@@ -1,16 +1,25 @@
-"""Records of evaluation files, and what is said about those that are not as they should be."""
+"""Records of evaluation files, minimal pairs, and the errors for bad ones."""
 
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.corpora import real_data
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.records import only_file, parse_object, read_records, read_table
+from ltg_mdlm.data.records import (
+    MinimalPair,
+    only_file,
+    parse_object,
+    read_minimal_pairs,
+    read_records,
+    read_table,
+    write_minimal_pairs,
+)
 
 
-def test_rows_of_a_folder_come_file_by_file_and_know_their_lines(tmp_path):
+def test_the_rows_of_a_folder_are_read_file_by_file_with_their_lines(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"x": 3}\n', "utf-8")
     (tmp_path / "a.jsonl").write_text('\ufeff{"x": 1}\r\n\n{"x": 2}', "utf-8")
     (tmp_path / "notes.txt").write_text("no rows")
@@ -24,7 +33,7 @@ def test_rows_of_a_folder_come_file_by_file_and_know_their_lines(tmp_path):
 
 @given(texts=st.lists(st.text(min_size=1).filter(lambda text: text.strip()), min_size=1))
 def test_any_text_is_read_as_it_was_written(texts, tmp_path_factory):
-    """Escaped or not: line separators of Unicode within a string do not end a row."""
+    """Escaped or not: the line separators of Unicode in a string do not end a row."""
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     lines = [json.dumps({"text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)]
     file.write_text("\n".join(lines), "utf-8")
@@ -61,10 +70,12 @@ def test_a_value_of_the_wrong_kind_is_reported_with_file_and_line(tmp_path, valu
         getattr(record, method)("x", *extra)
 
 
-def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path):
+def test_a_missing_key_is_reported_with_the_keys_of_the_row(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"sentense_good": "A.", "UID": 7}')
     (record,) = read_records(tmp_path)
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: sentence_good is missing \(there is sentense_good, UID\)"):
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: sentence_good is missing \(keys of this row: sentense_good, UID\)"
+    ):
         record.text("sentence_good")
     assert (record.label("UID", "?"), record.label("field", "none")) == ("7", "none")
 
@@ -80,7 +91,7 @@ def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path):
         (b'{"a": "\xe9"}', r"rows\.jsonl: not UTF-8 text \(byte 7\)"),
     ],
 )
-def test_files_without_rows_are_the_users_error(tmp_path, content, complaint):
+def test_bad_files_are_user_errors(tmp_path, content, complaint):
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=complaint):
         read_records(tmp_path / "rows.jsonl")
@@ -118,18 +129,18 @@ def test_cells_of_a_table_are_text_or_numbers_or_missing(tmp_path):
     [
         ("", "no rows"),
         ("a,b\n", "no rows"),
-        ("a,b\n1,2\n3\n", r"table\.csv:3: a row of another length"),
-        ("a,b\n1,2,3\n", r"table\.csv:2: a row of another length"),
+        ("a,b\n1,2\n3\n", r"table\.csv:3: the row and the header have different lengths"),
+        ("a,b\n1,2,3\n", r"table\.csv:2: the row and the header have different lengths"),
         ('a,b\n"1"x,2\n', r"table\.csv:2: not CSV"),
     ],
 )
-def test_tables_that_are_none_are_the_users_error(tmp_path, content, complaint):
+def test_bad_tables_are_user_errors(tmp_path, content, complaint):
     (tmp_path / "table.csv").write_text(content, "utf-8")
     with pytest.raises(UserError, match=complaint):
         read_table(tmp_path / "table.csv")
 
 
-def test_the_only_file_of_a_kind_is_found(tmp_path):
+def test_the_only_file_with_a_suffix_is_found(tmp_path):
     with pytest.raises(UserError, match=r"expected one \.csv file, found none"):
         only_file(tmp_path, ".csv")
     (tmp_path / "a.csv").touch()
@@ -137,3 +148,65 @@ def test_the_only_file_of_a_kind_is_found(tmp_path):
     (tmp_path / "b.csv").touch()
     with pytest.raises(UserError, match=r"found a\.csv, b\.csv"):
         only_file(tmp_path, ".csv")
+
+
+DOGS = {"sentence_good": "The dogs run.", "sentence_bad": "The dogs runs.", "UID": "agreement", "field": "morphology"}
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
+    return path
+
+
+def test_pairs_are_read_as_they_were_written(tmp_path):
+    pairs = [
+        MinimalPair("The dogs run.", "The dogs runs.", "agreement", "morphology", "sva"),
+        MinimalPair("A ü", "B", "x"),
+    ]
+    write_minimal_pairs(tmp_path / "pairs.jsonl", pairs)
+    assert read_minimal_pairs(tmp_path / "pairs.jsonl") == pairs
+
+
+def test_a_row_without_uid_has_the_name_of_its_file(tmp_path):
+    write_rows(tmp_path / "b.jsonl", DOGS)
+    write_rows(tmp_path / "a.jsonl", {"sentence_good": "Is it?", "sentence_bad": "It is?"}, "")
+    (tmp_path / "readme.txt").write_text("not pairs")
+    assert [pair.uid for pair in read_minimal_pairs(tmp_path)] == ["a", "agreement"]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "JSON object"),
+        ({"sentence_good": "A dog."}, "sentence_bad"),
+        ({**DOGS, "sentence_good": 3}, "sentence_good"),
+        ({**DOGS, "sentence_bad": " "}, "sentence_bad"),
+    ],
+)
+def test_a_bad_row_is_reported_with_its_file_and_line(tmp_path, row, complaint):
+    path = write_rows(tmp_path / "pairs.jsonl", DOGS, row)
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:2: .*{complaint}"):
+        read_minimal_pairs(path)
+
+
+def test_files_without_pairs_are_user_errors(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "latin.jsonl").write_bytes(b'{"sentence_good": "\xe9"}')
+    for name, complaint in (("empty", "no rows"), ("gone.jsonl", "no such file"), ("latin.jsonl", "UTF-8")):
+        with pytest.raises(UserError, match=complaint):
+            read_minimal_pairs(tmp_path / name)
+
+
+def test_blimp_and_its_supplement_are_read():
+    folder = real_data("babylm_eval_2025", "fast_eval")
+    blimp = read_minimal_pairs(folder / "blimp_fast")
+    assert len({pair.uid for pair in blimp}) == 67
+    assert all(pair.field and pair.term for pair in blimp)
+    assert {pair.uid for pair in read_minimal_pairs(folder / "supplement_fast")} == {
+        "hypernym",
+        "qa_congruence_easy",
+        "qa_congruence_tricky",
+        "subject_aux_inversion",
+        "turn_taking",
+    }

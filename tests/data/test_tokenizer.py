@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.corpora import VOCAB, documents, small_tokenizer
 from tokenizers import Tokenizer as Library
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.tokenizer import MASK, NUM_SPECIAL, SPECIAL_TOKENS, Tokenizer, untrained_tokenizer
+from ltg_mdlm.data.boundaries import cut
+from ltg_mdlm.data.tokenizer import MASK, NUM_SPECIAL, SPECIAL_TOKENS, Tokenizer
 
 
 def pieces(text: str) -> list[str]:
-    """The parts of a text that are tokenised each on its own, as text."""
+    """The parts of a text that are encoded independently, as text."""
     backend = small_tokenizer().backend
     parts = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
     return [backend.decoder.decode(["Ġx", part]).removeprefix("x") for part, _ in parts]
@@ -30,8 +29,8 @@ def test_the_first_sixteen_ids_are_special():
     assert len(set(vocabulary)) == small_tokenizer().vocab_size == VOCAB
 
 
-def test_text_is_cut_as_the_stack_cuts_it():
-    """Worked out by hand from the regex: digits one by one, a sign joined with the line break behind it, ..."""
+def test_text_is_split_as_the_regex_of_the_stack_says():
+    """Derived by hand: single digits, punctuation joined with the line break after it, ..."""
     assert pieces("don't McDonald 123 (a).\nb\t\tc  d") == [
         *[" don", "'t", " Mc", "Donald", " 1", "2", "3", " (", "a", ").\n", " b", "\t", "\tc", " ", " d"]
     ]
@@ -47,12 +46,12 @@ def test_decoding_gives_back_the_normalised_text(text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_lines_survive_without_the_spaces_at_their_ends():
+def test_decoding_keeps_line_breaks_but_not_the_spaces_before_them():
     tokenizer = small_tokenizer()
     assert tokenizer.decode(tokenizer.encode("one  \n two\n\nthree")) == "one\n two\n\nthree"
 
 
-def test_a_document_begins_with_s_in_the_file_s_own_template():
+def test_the_template_of_the_file_puts_s_before_every_text():
     backend = small_tokenizer().backend
     assert backend.encode("the", "the").tokens == ["<s>", "Ġthe", "<s>", "Ġthe"]
 
@@ -63,35 +62,27 @@ def test_special_tokens_written_in_a_text_are_ordinary_text():
     assert small_tokenizer().decode(ids) == "a <mask> b</s><s> <special_3>"
 
 
-def test_training_depends_on_the_texts_alone_not_on_their_order():
+def test_training_does_not_depend_on_the_order_of_the_texts():
     texts = documents(300, seed=4)
     first = Tokenizer.train(texts, 600)
     assert Tokenizer.train(random.Random(1).sample(texts, len(texts)), 600).definition == first.definition
 
 
-def test_the_merges_are_those_of_the_library_trained_on_the_text_itself():
-    """The words are counted from ready-made parts of the text; the library cuts the same texts by itself."""
-    texts = [*documents(150, seed=2), "´a  b\n\n c \t\n", "x" * 60, "naïve ﬁ 字字", "a.\n/b"]
-    library = untrained_tokenizer()
-    trainer = BpeTrainer(
-        vocab_size=330,
-        min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
-        initial_alphabet=ByteLevel.alphabet(),
-    )
-    library.train_from_iterator(texts, trainer)
-    assert Tokenizer.train(texts, 330).definition["model"] == json.loads(library.to_str())["model"]
+def test_training_on_parts_of_a_text_learns_the_merges_of_the_whole():
+    texts = [*documents(150, seed=2), "´a  b\n\n c \t\nd", "x" * 60, "naïve ﬁ 字字", "a.\n/b"]
+    parts = [part for text in texts for part in cut(text, 15)]
+    assert len(parts) > 2 * len(texts)
+    assert Tokenizer.train(parts, 330).definition == Tokenizer.train(texts, 330).definition
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
-    with pytest.raises(UserError, match="vocabulary of 271: at least 272"):
+    with pytest.raises(UserError, match="vocabulary of 271: must be at least 272"):
         Tokenizer.train(["a"], 271)
     assert Tokenizer.train(["abc abc"], 272).vocab_size == 272
 
 
-def test_a_file_that_lacks_the_special_tokens_gets_them_back(tmp_path):
-    """Published files of the stack do; the library alone would split `<mask>` into characters."""
+def test_special_tokens_that_a_file_does_not_list_are_added(tmp_path):
+    """Some published files do not list them; the library alone splits `<mask>` into characters."""
     definition = {**small_tokenizer().definition, "added_tokens": []}
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(definition))
@@ -104,7 +95,7 @@ def test_a_file_that_lacks_the_special_tokens_gets_them_back(tmp_path):
     assert Library.from_file(str(saved)).encode("<mask>").ids[-1] == MASK
 
 
-def test_the_fingerprint_is_of_what_decides_the_tokens():
+def test_the_fingerprint_depends_on_what_determines_the_tokens_and_nothing_else():
     definition = small_tokenizer().definition
     model = definition["model"]
     same = {**definition, "model": {**model, "merges": [" ".join(pair) for pair in model["merges"]]}}
@@ -115,7 +106,7 @@ def test_the_fingerprint_is_of_what_decides_the_tokens():
     assert len(set(fingerprints)) == 3
 
 
-def test_only_the_stack_s_own_tokenizer_is_trusted_to_cut_at_spaces():
+def test_only_tokenizers_that_split_text_as_the_stack_does_cut_at_spaces():
     definition = small_tokenizer().definition
     extra = {**definition["added_tokens"][0], "id": VOCAB, "content": "catdog", "special": False}
     others = [
@@ -153,7 +144,7 @@ BAD_FILES = {
     "a list": (list, "not a tokenizer file: it has no BPE vocabulary"),
     "word pieces": (
         lambda: {"model": {"type": "WordPiece", "vocab": {"<mask>": 4}}},
-        "a WordPiece tokenizer; the stack's are byte-level BPE",
+        "a WordPiece tokenizer; must be a byte-level BPE",
     ),
     "bad merges": (lambda: with_vocabulary(merges=(["a", "b"],)), "not a tokenizer file: "),
     "other bytes": (
@@ -164,7 +155,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path, case):
+def test_the_error_for_an_unusable_file_names_it(tmp_path, case):
     make, message = BAD_FILES[case]
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(make()))
@@ -176,7 +167,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path, case):
     ("content", "message"),
     [(None, "cannot be read: No such file"), (b"vocab: 5", "not JSON"), (b"\xff\xfe", "not JSON")],
 )
-def test_what_is_no_json_file_is_refused(tmp_path, content, message):
+def test_a_missing_file_and_one_that_is_not_json_are_refused(tmp_path, content, message):
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_bytes(content)
@@ -184,7 +175,7 @@ def test_what_is_no_json_file_is_refused(tmp_path, content, message):
         Tokenizer.read(path)
 
 
-def test_token_texts_are_readable_and_know_where_words_begin():
+def test_token_texts_are_readable_and_mark_where_words_begin():
     tokenizer = small_tokenizer()
     tokens, opens = tokenizer.tokens, tokenizer.token_text.opens_word_V
     assert tokens[:5] == ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]

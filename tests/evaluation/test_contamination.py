@@ -190,7 +190,7 @@ def test_other_fields_can_be_named(tmp_path):
         ("x.jsonl", '{"text": "a"}\n{"text": 3}\n', r"x.jsonl:2: text must be text, as in the file's first row, not 3"),
         ("x.jsonl", '{"text": "a"}\n{\n', r"x.jsonl:2: not JSON"),
         ("x.jsonl", '{"label": 1}\n', r"no text of evaluation tasks .* looked for sentence_good"),
-        ("x.csv", "sentence,word\na\n", r"x.csv:2: a row of another length"),
+        ("x.csv", "sentence,word\na\n", r"x.csv:2: the row and the header have different lengths"),
         ("x.json", "[]", r"x.json:1: expected a JSON object"),
         ("x.txt", "text", r"no text of evaluation tasks"),
     ],

@@ -1,4 +1,4 @@
-"""The built-in corpus as files: split, held out, cached, and made once by however many processes."""
+"""The built-in corpus as files: splits, cache, and generation by several processes at once."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def documents(path):
     return path.read_text("utf-8").strip().split("\n\n")
 
 
-def test_training_text_has_the_words_asked_for_and_validation_text_a_twentieth(text):
+def test_training_text_has_the_requested_words_and_validation_text_a_twentieth(text):
     longest = max(len(document.split()) for document in documents(text.train))
     assert WORDS <= len(text.train.read_text("utf-8").split()) < WORDS + longest
     assert WORDS / 20 <= len(text.valid.read_text("utf-8").split()) < WORDS / 20 + longest
@@ -51,7 +51,7 @@ def test_sentences_of_minimal_pairs_are_new_but_their_words_are_not(text):
             assert words.issuperset(re.findall(r"[\w'-]+", said.lower())), said
 
 
-def test_same_parameters_write_the_same_bytes_and_another_seed_others(text, tmp_path):
+def test_the_bytes_depend_on_the_seed_and_are_reproducible(text, tmp_path):
     again = write_builtin_text(tmp_path / "again", words=WORDS)
     other = write_builtin_text(tmp_path / "other", words=WORDS, seed=1)
     for name in ("train", "valid", "minimal_pairs"):
@@ -60,7 +60,7 @@ def test_same_parameters_write_the_same_bytes_and_another_seed_others(text, tmp_
 
 
 def test_text_and_pairs_belong_to_the_generator_version(tmp_path):
-    """When this fails, the generator writes other bytes: raise GENERATOR_VERSION and put the new digest here."""
+    """If this fails, the generator writes other bytes: increase GENERATOR_VERSION and update the digest."""
     files = write_builtin_text(tmp_path, words=3000)
     written = b"".join(path.read_bytes() for path in (files.train, files.valid, files.minimal_pairs))
     assert (GENERATOR_VERSION, hashlib.sha256(written).hexdigest()[:16]) == (1, "eac5f1c0530b8118")
@@ -70,58 +70,58 @@ def test_text_and_pairs_belong_to_the_generator_version(tmp_path):
     ("parameters", "message"),
     [({"words": 999}, "999 words"), ({"zipf_exponent": -0.1}, "-0.1"), ({"zipf_exponent": float("nan")}, "nan")],
 )
-def test_parameters_that_make_no_text_are_the_users_error_and_write_nothing(parameters, message, tmp_path):
+def test_parameters_out_of_range_are_user_errors_and_write_nothing(parameters, message, tmp_path):
     with pytest.raises(UserError, match=message):
         write_builtin_text(tmp_path / "text", **parameters)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_corpus_is_prepared_once_and_then_opened(tmp_path, monkeypatch):
+def test_a_corpus_is_generated_once_and_then_opened(tmp_path, monkeypatch):
     corpus = builtin_corpus(tmp_path, **SMALL)
     assert corpus.train.num_words >= SMALL["words"]
     assert corpus.valid.num_words >= SMALL["words"] / 20
     assert corpus.vocab_size == SMALL["vocab_size"]
     assert len(read_minimal_pairs(corpus.path / MINIMAL_PAIRS)) > 500
     assert {path.name for path in (corpus.path / "text").iterdir()} == {"train.txt", "valid.txt"}
-    monkeypatch.setattr(builtin, "_make", lambda *_, **__: pytest.fail("made twice"))
+    monkeypatch.setattr(builtin, "_make", lambda *_, **__: pytest.fail("generated twice"))
     assert builtin_corpus(tmp_path, **SMALL).description == corpus.description
 
 
-def test_other_parameters_make_another_corpus(tmp_path):
+def test_different_parameters_give_different_corpora(tmp_path):
     paths = {
         builtin_corpus(tmp_path, **SMALL | change).path for change in ({}, {"zipf_exponent": 0.5}, {"vocab_size": 320})
     }
     assert len(paths) == 3
 
 
-def test_processes_that_make_the_corpus_at_once_all_get_the_same(tmp_path):
+def test_processes_that_generate_a_corpus_at_once_get_the_same_corpus(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         fingerprints = set(pool.map(_fingerprint, [str(tmp_path)] * 3, chunksize=1))
     assert len(fingerprints) == 1
-    assert len(list(tmp_path.iterdir())) == 1, "nothing half made is left behind"
+    assert len(list(tmp_path.iterdir())) == 1, "no incomplete folder is left"
 
 
 def _fingerprint(cache_dir):
     return json.dumps(builtin_corpus(cache_dir, **SMALL).description)
 
 
-def test_a_process_that_was_overtaken_takes_what_the_other_made(tmp_path, monkeypatch):
-    def overtaken(folder, **parameters):
+def test_a_process_opens_the_corpus_that_another_published_first(tmp_path, monkeypatch):
+    def late(folder, **parameters):
         make(folder, **parameters)
         raise UserError("another process made this folder meanwhile")
 
     make = builtin._make
-    monkeypatch.setattr(builtin, "_make", overtaken)
+    monkeypatch.setattr(builtin, "_make", late)
     assert builtin_corpus(tmp_path, **SMALL).train.num_documents > 0
 
 
-def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path):
+def test_a_cache_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         builtin_corpus(tmp_path / "file", **SMALL)
 
 
-def test_cache_follows_the_environment(tmp_path, monkeypatch):
+def test_the_cache_folder_depends_on_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "ltg_mdlm"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -19,22 +19,12 @@ from ltg_mdlm.data.synthetic.grammar_lexicon import Lexicon
 from ltg_mdlm.data.synthetic.grammar_pairs import Attested, minimal_pairs
 
 GENERATOR_VERSION = 1
-"""Rises whenever the same parameters give another text, so that nobody trains on a stale cache."""
-
+"""Increases whenever the same parameters give different text, so that an old cache is not used."""
 
 MINIMAL_PAIRS = "minimal_pairs.jsonl"
-
+"""File of the minimal pairs in the corpus folder."""
 
 _VALID_SHARE = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltinText:
-    """Files that `write_builtin_text` made."""
-
-    train: Path
-    valid: Path
-    minimal_pairs: Path
 
 
 def builtin_corpus(
@@ -45,19 +35,20 @@ def builtin_corpus(
     vocab_size: int = 2048,
     seed: int = 0,
 ) -> Corpus:
-    """The built-in corpus with these parameters, made now unless the cache has it.
+    """The built-in corpus with these parameters, generated if it is not in the cache.
 
-    Any number of processes may call this at once: the folder is complete or absent, and the first to finish gives it
-    its name. It holds the text under `text/` and the minimal pairs (`MINIMAL_PAIRS`) beside the prepared corpus.
+    Several processes may call this at once: the folder is complete or absent, and the first process that finishes
+    publishes it. Besides the prepared corpus it contains the text (`text/`) and the minimal pairs (`MINIMAL_PAIRS`).
 
     Args:
-        cache_dir: default `${XDG_CACHE_HOME:-$HOME/.cache}/ltg_mdlm`.
-        words: of the training text; the validation text has a twentieth of them.
-        zipf_exponent: of the lexicon, see `Lexicon`.
-        vocab_size: of the tokenizer.
+        cache_dir: parent of the corpus folder, by default `${XDG_CACHE_HOME:-$HOME/.cache}/ltg_mdlm`
+        words: words of the training text; the validation text has a twentieth of them
+        zipf_exponent: exponent of the word frequencies, see `Lexicon`
+        vocab_size: vocabulary size of the tokenizer
+        seed: seed of the text
 
     Raises:
-        UserError: parameters that make no corpus, or a cache that cannot be written.
+        UserError: parameters out of range, or a cache that cannot be written.
     """
     parameters = (GENERATOR_VERSION, FORMAT, words, float(zipf_exponent), vocab_size, seed)
     key = hashlib.sha256(repr(parameters).encode()).hexdigest()[:12]
@@ -66,41 +57,15 @@ def builtin_corpus(
         try:
             _make(folder, words=words, zipf_exponent=zipf_exponent, vocab_size=vocab_size, seed=seed)
         except UserError:
-            if not folder.exists():  # otherwise another process was faster, with the same result
+            if not folder.exists():  # otherwise another process published the same corpus first
                 raise
     return Corpus.open(folder)
 
 
 def default_cache_dir() -> Path:
-    """Where generated corpora are kept."""
+    """The folder of generated corpora."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "ltg_mdlm"
-
-
-def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zipf_exponent: float = 1.0) -> BuiltinText:
-    """Write `train.txt`, `valid.txt` and the minimal pairs into a folder; the same bytes for the same arguments.
-
-    Documents are separated by blank lines. No validation document occurs in the training text, and no sentence of a
-    minimal pair does, while all words of the pairs do.
-
-    Raises:
-        UserError: fewer than 1000 words, or an exponent that is negative or not finite.
-    """
-    if words < 1000:
-        raise UserError(f"built-in corpus: {words} words are too few; ask for at least 1000")
-    if not (math.isfinite(zipf_exponent) and zipf_exponent >= 0):
-        raise UserError(f"built-in corpus: Zipf exponent {zipf_exponent}; it must be 0 (all words alike) or larger")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    files = BuiltinText(out / "train.txt", out / "valid.txt", out / MINIMAL_PAIRS)
-    lexicon = Lexicon(zipf_exponent)
-    train = list(_until(words, documents(lexicon, seed, "train")))
-    known = frozenset(train)
-    unseen = (document for document in documents(lexicon, seed, "valid") if document not in known)
-    _write(files.train, train)
-    _write(files.valid, _until(math.ceil(words * _VALID_SHARE), unseen))
-    write_minimal_pairs(files.minimal_pairs, minimal_pairs(lexicon, seed, Attested.in_text(train)))
-    return files
 
 
 def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, seed: int) -> None:
@@ -113,14 +78,46 @@ def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, se
         made.rmdir()
 
 
-def _until(words: int, texts: Iterator[str]) -> Iterator[str]:
-    """The first texts, until they have this many words."""
-    for text in texts:
-        yield text
-        words -= len(text.split())
-        if words <= 0:
-            return
+@dataclass(frozen=True, slots=True)
+class BuiltinText:
+    """The files that `write_builtin_text` wrote."""
+
+    train: Path
+    valid: Path
+    minimal_pairs: Path
 
 
-def _write(path: Path, texts: Iterator[str] | list[str]) -> None:
-    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8", newline="\n")
+def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zipf_exponent: float = 1.0) -> BuiltinText:
+    """Write `train.txt`, `valid.txt` and the minimal pairs to a folder; the same bytes for the same arguments.
+
+    Blank lines separate documents. The training text contains no validation document and no sentence of a minimal
+    pair, but all words of the pairs.
+
+    Raises:
+        UserError: fewer than 1000 words, or an exponent that is negative or not finite.
+    """
+    if words < 1000:
+        raise UserError(f"built-in corpus: {words} words are too few; must be at least 1000")
+    if not (math.isfinite(zipf_exponent) and zipf_exponent >= 0):
+        raise UserError(f"built-in corpus: Zipf exponent {zipf_exponent}; must be 0 (equal frequencies) or positive")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    files = BuiltinText(out / "train.txt", out / "valid.txt", out / MINIMAL_PAIRS)
+    lexicon = Lexicon(zipf_exponent)
+    train = _until(words, documents(lexicon, seed, "train"))
+    known = frozenset(train)
+    unseen = (document for document in documents(lexicon, seed, "valid") if document not in known)
+    valid = _until(math.ceil(words * _VALID_SHARE), unseen)
+    for path, texts in ((files.train, train), (files.valid, valid)):
+        path.write_text("\n\n".join(texts) + "\n", encoding="utf-8", newline="\n")
+    write_minimal_pairs(files.minimal_pairs, minimal_pairs(lexicon, seed, Attested.in_text(train)))
+    return files
+
+
+def _until(words: int, texts: Iterator[str]) -> list[str]:
+    """The first texts that have this many words together."""
+    taken = []
+    while words > 0:
+        taken.append(next(texts))
+        words -= len(taken[-1].split())
+    return taken

@@ -18,7 +18,7 @@ def save(path, documents):
     return path
 
 
-def test_a_bin_is_the_same_split_as_its_text_prepared(tmp_path):
+def test_a_file_is_the_same_split_as_its_prepared_text(tmp_path):
     tokenizer = tmp_path / "tokenizer.json"
     small_tokenizer().save(tokenizer)
     text = write_text(tmp_path / "a.txt", TEXTS)
@@ -35,7 +35,7 @@ def test_a_bin_is_the_same_split_as_its_text_prepared(tmp_path):
     assert "25 documents" in corpus.describe()
 
 
-def test_large_ids_come_back_from_negative_int16(tmp_path):
+def test_negative_int16_are_ids_above_32767(tmp_path):
     vocabulary = {**small_tokenizer().definition["model"]["vocab"]}
     vocabulary |= {f"Ġ{i}": i for i in range(VOCAB, 40_000)}
     model = {**small_tokenizer().definition["model"], "vocab": vocabulary}
@@ -63,7 +63,7 @@ def test_a_file_without_tokens_is_refused(tmp_path):
 )
 def test_other_torch_files_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.bin")
-    with pytest.raises(UserError, match=r"a.bin: not a tokenised corpus: it holds something else"):
+    with pytest.raises(UserError, match=r"a.bin: not a tokenised corpus: it is not a list"):
         read_tokenized_bin(tmp_path / "a.bin", small_tokenizer())
 
 
@@ -73,7 +73,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n", b"PK\x03\x04", "harmful", None])
-def test_what_torch_cannot_load_safely_is_refused(tmp_path, content, capsys):
+def test_files_that_torch_cannot_load_safely_are_refused(tmp_path, content, capsys):
     path = tmp_path / "a.bin"
     if content == "harmful":
         torch.save([Harmful()], path)

@@ -1,6 +1,5 @@
-"""Files of minimal pairs, and those of the built-in corpus."""
+"""The minimal pairs of the built-in corpus."""
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -9,19 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.corpora import real_data
 
 from ltg_mdlm.core.distributed import Ranks
-from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs, write_minimal_pairs
+from ltg_mdlm.data.records import read_minimal_pairs
 from ltg_mdlm.data.synthetic.builtin import write_builtin_text
 from ltg_mdlm.data.synthetic.grammar_lexicon import Lexicon
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.inference.choices import accuracy_by_group, accuracy_of, answer, pair_questions
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.inference.trained_model import Denoiser
-
-DOGS = {"sentence_good": "The dogs run.", "sentence_bad": "The dogs runs.", "UID": "agreement", "field": "morphology"}
 
 
 class UnigramModel:
@@ -41,9 +36,6 @@ class UnigramModel:
 
     def logits(self, features_ND):
         return features_ND
-
-
-# The pairs of the built-in corpus.
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +78,7 @@ def log_count(count, said):
 
 
 def test_a_model_of_word_frequencies_is_at_chance_on_every_phenomenon(builtin, by_uid):
-    """Words counted in the training text, and the scorer left out: exactly one half, by balance."""
+    """With words counted in the training text and without the scorer: one half, because the pairs are balanced."""
     count = Counter(words_of(builtin.train.read_text("utf-8")))
     for uid, pairs in by_uid.items():
         gains = [
@@ -98,7 +90,7 @@ def test_a_model_of_word_frequencies_is_at_chance_on_every_phenomenon(builtin, b
 
 
 def test_a_model_of_token_frequencies_is_at_chance(builtin, by_uid):
-    """The same through the scorer and a byte-pair tokenizer, in which the rarer form may have more tokens."""
+    """With the scorer and a byte-pair tokenizer, in which the rarer form may have more tokens."""
     text = builtin.train.read_text("utf-8")
     tokenizer = Tokenizer.train([text], 1024)
     count_V = np.bincount(tokenizer.backend.encode(text, add_special_tokens=False).ids, minlength=tokenizer.vocab_size)
@@ -145,7 +137,7 @@ def test_pairs_about_word_order_hold_the_same_words(by_uid, uid):
 
 
 def test_the_attractor_stands_before_the_verb_and_has_the_other_number(by_uid):
-    """Numbers of nouns are looked up in the lexicon, those of verbs listed here."""
+    """The lexicon has the number of nouns; that of verbs is listed here."""
     nouns = [noun for words in Lexicon().nouns.values() for noun in words.members if noun.plural]
     is_plural = {noun.singular: False for noun in nouns} | {noun.plural: True for noun in nouns}
     takes_plural = dict.fromkeys(("are", "were", "have"), True) | dict.fromkeys(("is", "was", "has"), False)
@@ -156,65 +148,3 @@ def test_the_attractor_stands_before_the_verb_and_has_the_other_number(by_uid):
     assert len(found) > 50
     for head, attractor, verb in found:
         assert takes_plural[verb] == is_plural[head] != is_plural[attractor]
-
-
-# Files.
-
-
-def write_rows(path, *rows):
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
-    return path
-
-
-def test_pairs_are_read_as_they_were_written(tmp_path):
-    pairs = [
-        MinimalPair("The dogs run.", "The dogs runs.", "agreement", "morphology", "sva"),
-        MinimalPair("A ü", "B", "x"),
-    ]
-    write_minimal_pairs(tmp_path / "pairs.jsonl", pairs)
-    assert read_minimal_pairs(tmp_path / "pairs.jsonl") == pairs
-
-
-def test_a_folder_is_read_file_by_file_and_a_row_without_uid_is_named_like_its_file(tmp_path):
-    write_rows(tmp_path / "b.jsonl", DOGS)
-    write_rows(tmp_path / "a.jsonl", {"sentence_good": "Is it?", "sentence_bad": "It is?"}, "")
-    (tmp_path / "readme.txt").write_text("not pairs")
-    assert [pair.uid for pair in read_minimal_pairs(tmp_path)] == ["a", "agreement"]
-
-
-@pytest.mark.parametrize(
-    ("row", "complaint"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "JSON object"),
-        ({"sentence_good": "A dog."}, "sentence_bad"),
-        ({**DOGS, "sentence_good": 3}, "sentence_good"),
-        ({**DOGS, "sentence_bad": " "}, "sentence_bad"),
-    ],
-)
-def test_a_bad_row_is_reported_with_its_file_and_line(tmp_path, row, complaint):
-    path = write_rows(tmp_path / "pairs.jsonl", DOGS, row)
-    with pytest.raises(UserError, match=rf"pairs\.jsonl:2: .*{complaint}"):
-        read_minimal_pairs(path)
-
-
-def test_files_that_hold_no_pairs_are_the_users_error(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "latin.jsonl").write_bytes(b'{"sentence_good": "\xe9"}')
-    for name, complaint in (("empty", "no rows"), ("gone.jsonl", "no such file"), ("latin.jsonl", "UTF-8")):
-        with pytest.raises(UserError, match=complaint):
-            read_minimal_pairs(tmp_path / name)
-
-
-def test_blimp_and_its_supplement_are_read():
-    folder = real_data("babylm_eval_2025", "fast_eval")
-    blimp = read_minimal_pairs(folder / "blimp_fast")
-    assert len({pair.uid for pair in blimp}) == 67
-    assert all(pair.field and pair.term for pair in blimp)
-    assert {pair.uid for pair in read_minimal_pairs(folder / "supplement_fast")} == {
-        "hypernym",
-        "qa_congruence_easy",
-        "qa_congruence_tricky",
-        "subject_aux_inversion",
-        "turn_taking",
-    }

@@ -56,8 +56,8 @@ def test_a_batch_has_the_types_that_plugins_rely_on():
     assert (batch.position_BT[(batch.ids_BT == BOS) | (batch.ids_BT == PAD)] == -1).all()
 
 
-def test_steps_in_any_order_are_the_steps_in_order():
-    """Nothing is remembered between steps, so a resumed run needs no loader state."""
+def test_steps_are_the_same_in_any_order():
+    """The loader has no state between steps, so a resumed run restores none."""
     schedule = planned()
     reader = loader(schedule)
     in_order = [global_batch(reader.micro_batches(step)) for step in range(40)]
@@ -83,7 +83,7 @@ def test_each_epoch_of_a_stage_trains_on_every_token_once(packing):
 
 def test_words_and_tokens_seen_are_those_of_the_batches():
     schedule = planned()
-    reader = loader(schedule, rank=1, world_size=3)  # counts are global, whatever the rank
+    reader = loader(schedule, rank=1, world_size=3)  # counts are global for every rank
     whole = loader(schedule)
     marks = torch.from_numpy(np.append(SPLIT.word_start(0, SPLIT.num_tokens), False))
     words = tokens = 0
@@ -96,14 +96,14 @@ def test_words_and_tokens_seen_are_those_of_the_batches():
         assert reader.epoch(step + 1) == schedule.epoch(step + 1)
 
 
-def test_the_seed_decides_the_order():
+def test_the_order_depends_on_the_seed():
     schedule = planned()
     first, again, other = (global_batch(loader(schedule, seed=seed).micro_batches(4)) for seed in (1, 1, 2))
     assert torch.equal(first["ids_BT"], again["ids_BT"])
     assert not torch.equal(first["ids_BT"], other["ids_BT"])
 
 
-def test_an_end_of_document_is_maskable_but_has_no_place_in_the_corpus():
+def test_an_end_of_document_is_maskable_but_has_no_position_in_the_corpus():
     schedule = planned(end_of_document=True, stages=[(0, 16)], max_steps=30, ramp=None)
     reader = loader(schedule)
     rows = global_batch([batch for step in range(30) for batch in reader.micro_batches(step)])
@@ -119,7 +119,7 @@ def test_more_ranks_than_rows_are_refused():
         loader(planned(), world_size=10)
 
 
-def test_an_error_of_the_background_thread_comes_with_its_step(monkeypatch):
+def test_an_error_in_the_background_thread_is_raised_at_its_step(monkeypatch):
     reader = loader(planned())
     build = reader._build
     monkeypatch.setattr(reader, "_build", lambda step: build(step) if step != 1 else 1 / 0)

@@ -17,7 +17,7 @@ from ltg_mdlm.data.sources import Piece, find_sources, read_pieces
 
 
 def texts_of(path: Path, **options) -> list[str]:
-    """The documents of a file, put together from their pieces."""
+    """The documents of a file, joined from their pieces."""
     texts: list[str] = []
     for piece in read_pieces(path, **options):
         if piece.opens_document:
@@ -48,11 +48,11 @@ def test_every_format_and_compression_gives_the_same_documents(tmp_path, suffix,
     "content",
     ["a b\nc\n\nd\n", "\ufeff\n \n\na b\nc\n \t \n\n\nd", "a b\r\nc\r\n\r\nd\r\n", "  a b\nc  \n\n\t\n\n d \n\n\n"],
 )
-def test_blank_lines_separate_documents_whatever_the_line_breaks_and_margins(tmp_path, content):
+def test_blank_lines_separate_documents_for_all_line_breaks_and_margins(tmp_path, content):
     assert texts_of(write(tmp_path / "a.txt", content)) == ["a b\nc", "d"]
 
 
-def test_json_lines_are_strings_or_objects_with_a_text(tmp_path):
+def test_a_json_line_is_a_string_or_an_object_with_a_text(tmp_path):
     path = write(tmp_path / "a.jsonl", '"one\\n\\ntwo"\n\n{"text": " three\\r\\nfour ", "id": 7}\n')
     assert texts_of(path) == ["one\n\ntwo", "three\nfour"]
 
@@ -68,7 +68,7 @@ TEXT = st.text(st.sampled_from("ab. \n\t\r´\u3000é字"), max_size=200)
 
 @given(TEXT, st.integers(1, 20), st.integers(3, 30), st.booleans())
 def test_blocks_and_pieces_never_change_the_documents(tmp_path_factory, text, block, limit, drop):
-    """Against splitting the whole text at once; the size of blocks and pieces is an implementation detail."""
+    """Compared with splitting the whole text at once."""
     text = text.replace("b", "\n= = = h = = =\n") if drop else text
     path = write(tmp_path_factory.mktemp("text") / "a.txt", text)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -82,7 +82,7 @@ def test_blocks_and_pieces_never_change_the_documents(tmp_path_factory, text, bl
 
 
 def test_a_long_line_is_read_in_pieces_with_little_memory(tmp_path):
-    """As text8, a corpus of one line."""
+    """Such as text8, a corpus of one line."""
     path = write(tmp_path / "line.txt", "seven little words are repeated here and " * 500_000)
     tracemalloc.start()
     pieces = [len(piece.text) for piece in read_pieces(path)]
@@ -134,7 +134,7 @@ def test_damaged_compression_is_noticed(tmp_path, compression, damage):
     content = {"cut short": whole[: len(whole) // 2], "not compressed": b"text\n", "empty": b"", "flipped": flipped}
     path = write(tmp_path / f"a.txt{compression}", bytes(content[damage]))
     if (compression, damage) == (".gz", "empty"):
-        assert list(read_pieces(path)) == []  # gunzip, too, takes nothing for no members
+        assert list(read_pieces(path)) == []  # gunzip also accepts an empty file
         return
     with pytest.raises(UserError, match=f"a.txt{compression}: (damaged|cannot be read)|not UTF-8"):
         list(read_pieces(path))
@@ -147,7 +147,7 @@ def test_concatenated_compressed_files_are_read_to_the_end(tmp_path, compression
     assert list(read_pieces(path)) == [Piece("a", True), Piece("b", True)]
 
 
-def test_folders_are_searched_in_order_and_other_files_in_them_left_alone(tmp_path):
+def test_folders_are_searched_in_order_and_other_files_in_them_are_ignored(tmp_path):
     (tmp_path / "b").mkdir()
     for name in ("b/z.train.gz", "a.txt", "README.md", ".hidden.txt", "c.jsonl.zst"):
         write(tmp_path / name, "")
@@ -163,7 +163,7 @@ def test_folders_are_searched_in_order_and_other_files_in_them_left_alone(tmp_pa
         ("folder", "no text files in this folder"),
     ],
 )
-def test_what_is_no_text_file_is_refused(tmp_path, name, message):
+def test_a_path_that_is_not_a_text_file_is_refused(tmp_path, name, message):
     write(tmp_path / "page.html", "")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=f"{name}: {message}"):

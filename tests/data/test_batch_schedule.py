@@ -1,4 +1,4 @@
-"""Which rows each step trains on."""
+"""The rows of every step."""
 
 from fractions import Fraction
 
@@ -17,7 +17,7 @@ PLANS = {n: RowPlan(SPLIT, n, packing="documents_packed", end_of_document=False)
 STAGES = [(0, 8), (0.7, 16), (0.9, 32)]
 
 
-def by_hand(max_steps, stages, batch_rows, ramp=None):
+def exact_steps(max_steps, stages, batch_rows, ramp=None):
     """(row length, rows) of each step, in exact arithmetic."""
     steps = []
     for s in range(max_steps):
@@ -34,14 +34,14 @@ def by_hand(max_steps, stages, batch_rows, ramp=None):
 @given(st.integers(1, 300), st.integers(1, 100), st.sampled_from([None, (0.25, 1.0), (0.5, 0.3)]))
 def test_every_step_has_its_length_and_as_many_tokens_as_the_ramp_allows(max_steps, batch_rows, ramp):
     schedule = BatchSchedule(PLANS, stages=STAGES, global_batch_rows=batch_rows, max_steps=max_steps, ramp=ramp)
-    expected = by_hand(max_steps, STAGES, batch_rows, ramp)
+    expected = exact_steps(max_steps, STAGES, batch_rows, ramp)
     assert [schedule.seq_len(s) for s in range(max_steps)] == [length for length, _ in expected]
     for step, (_, rows) in enumerate(expected):
         assert abs(schedule.rows(step) - max(rows, 1)) <= 0.5 + 1e-9
     assert schedule.smallest_batch == min(map(schedule.rows, range(max_steps)))
 
 
-def test_the_gpt_bert_recipe_comes_out_as_published():
+def test_the_gpt_bert_recipe_has_the_published_numbers():
     """15,625 steps; 32,768 rows of 128 from a quarter up, then half and a quarter as many: about 41e9 tokens."""
     stages = [(0, 8), (0.7, 16), (0.9, 32)]  # 128, 256 and 512 in sixteenths: only their ratios matter here
     schedule = BatchSchedule(PLANS, stages=stages, global_batch_rows=32_768, max_steps=15_625, ramp=(0.25, 1.0))
@@ -52,7 +52,7 @@ def test_the_gpt_bert_recipe_comes_out_as_published():
 
 
 @given(st.integers(1, 200), st.sampled_from([1, 7, 64]))
-def test_rows_of_a_stage_follow_each_other_and_begin_anew_with_the_next(max_steps, batch_rows):
+def test_the_steps_of_a_stage_take_consecutive_rows_from_the_first_on(max_steps, batch_rows):
     schedule = BatchSchedule(PLANS, stages=STAGES, global_batch_rows=batch_rows, max_steps=max_steps)
     in_stage = in_all = 0
     for step in range(max_steps):
@@ -66,7 +66,7 @@ def test_rows_of_a_stage_follow_each_other_and_begin_anew_with_the_next(max_step
 
 
 @given(st.floats(0.05, 30), st.sampled_from([1, 5, 40]), st.sampled_from([None, (0.25, 1.0)]))
-def test_epochs_are_reached_as_closely_as_whole_steps_can_from_below(epochs, batch_rows, ramp):
+def test_whole_steps_come_as_close_to_the_epochs_as_possible_from_below(epochs, batch_rows, ramp):
     def planned(**length):
         return BatchSchedule(PLANS, stages=STAGES, global_batch_rows=batch_rows, ramp=ramp, **length)
 
@@ -84,7 +84,7 @@ def test_fewer_epochs_than_a_batch_are_refused():
         BatchSchedule(PLANS, stages=[(0, 8)], global_batch_rows=PLANS[8].rows, epochs=0.5)
 
 
-def test_epochs_grow_from_nothing_to_the_whole():
+def test_epochs_grow_from_zero_to_the_total():
     schedule = BatchSchedule(PLANS, stages=STAGES, global_batch_rows=16, max_steps=100)
     passed = [schedule.epoch(step) for step in range(101)]
     assert passed[0] == 0
@@ -113,4 +113,4 @@ def test_the_arithmetic_is_shown():
     assert len(lines) == 4
     assert lines[0].startswith(f"stage 1: 700 steps of 4 to 12 rows of 8; an epoch: {PLANS[8].rows} rows (")
     totals = schedule.totals()
-    assert lines[-1].startswith(f"in all 1,000 steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows")
+    assert lines[-1].startswith(f"in total 1,000 steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows")
