@@ -353,7 +353,7 @@ def test_the_command_writes_the_page_beside_the_table(tmp_path, run):
     code, out, err = run("report", str(folder), "--out", str(page), "--samples", "0", "--recipes", "0")
     assert code == 0, err
     assert "finished" in out
-    assert f"page: {page}" in err
+    assert f"report: {page}" in err
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
