@@ -172,7 +172,7 @@ def test_no_state_of_a_run_breaks_the_page_and_each_is_told(tmp_path):
         "not finite",
         "preempted",
         "config.yaml is not valid YAML",
-        "must hold settings, not list",
+        "must contain settings, not list",
         "2 lines of metrics.jsonl are damaged",
         "no metrics were logged",
     ):
