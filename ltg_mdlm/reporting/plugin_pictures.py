@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Noise, Step
@@ -148,7 +147,7 @@ class MaskingByRank:
 
 def frequency_rank(token_count_V: Tensor) -> Tensor:
     """int64[V]: rank of every type by count, 1 for the most frequent one; ties are ordered by id."""
-    return torch.from_numpy(rankdata(-token_count_V.numpy(), method="ordinal"))
+    return token_count_V.argsort(descending=True, stable=True).argsort() + 1
 
 
 def masking_by_rank(

@@ -229,10 +229,13 @@ def plot(curves: Sequence[tuple[str, Curve]], last_step: int, width: int, height
         ticks = {0.0: label(low, LABEL_WIDTH), 1.0: top} if low < high else {0.5: label(low, LABEL_WIDTH)}
         panel.ruler("y").lim(0, 1).ticks(list(ticks), [f"{text:>{LABEL_WIDTH}}" for text in ticks.values()])
         # Values are scaled to the axis here: plotext aborts the process if one is not finite or overflows.
-        for part in np.ma.clump_unmasked(np.ma.masked_invalid(line.value_P)):
-            value_P = line.value_P[part].clip(low, high) / 2
-            height_P = (value_P - low / 2) / (high / 2 - low / 2) if low < high else np.full(len(value_P), 0.5)
-            panel.draw(panel.signal(line.step_P[part].tolist(), height_P.tolist(), marker="braille").lines())
+        edges = np.flatnonzero(np.diff(np.isfinite(line.value_P))) + 1
+        for step_P, value_P in zip(np.split(line.step_P, edges), np.split(line.value_P, edges), strict=True):
+            if not np.isfinite(value_P[0]):
+                continue
+            half_P = value_P.clip(low, high) / 2
+            height_P = (half_P - low / 2) / (high / 2 - low / 2) if low < high else np.full(len(half_P), 0.5)
+            panel.draw(panel.signal(step_P.tolist(), height_P.tolist(), marker="braille").lines())
     text: str = figure.build().string(colorless=True)
     return [line.rstrip() for line in text.rstrip("\n").split("\n")]
 

@@ -177,7 +177,7 @@ def test_no_state_of_a_run_breaks_the_page_and_each_is_told(tmp_path):
         "no metrics were logged",
     ):
         assert told in cells, told
-    assert "drawn for this page" not in page  # none of them has a checkpoint
+    assert "generated for this report" not in page  # none of them has a checkpoint
 
 
 def test_an_unfinished_group_is_not_called_the_best(tmp_path):
@@ -243,7 +243,7 @@ def test_results_of_runs_with_one_name_are_not_shown(tmp_path):
 
 def test_samples_are_drawn_with_the_pass_of_every_token(tmp_path):
     page = page_of([write_run(tmp_path / "run")], tmp_path, samples=1)
-    assert "drawn for this page" in page
+    assert "generated for this report" in page
     assert re.search(r'<span class="token" style="--shade: 0\.\d\d">[^<]*<sub>\d+</sub></span>', page)
 
 
@@ -254,7 +254,7 @@ def test_samples_that_evaluation_left_are_shown_instead(tmp_path):
     row = {"ids": [20, 21, 22], "unmasked_at": [-1, 1, 0], "sampler": "confidence", "steps": 4}
     (folder / "samples.jsonl").write_text(f"{json.dumps(row)}\nrubbish\n")
     page = page_of([run], tmp_path, results=tmp_path / "results", samples=2)
-    assert "drawn for this page" not in page
+    assert "generated for this report" not in page
     assert re.findall(r"<sub>(\d+)</sub>", page) == ["2", "1"]
     assert page.count('<span class="given">') == 1
 
@@ -322,7 +322,7 @@ def test_of_a_sweep_that_has_just_begun_the_finished_groups_stand_out(tmp_path):
         for i, status in enumerate(["finished"] + ["running"] * 7)
     ]
     page = page_of(runs, tmp_path)
-    assert "Of 8 groups, 1 has a line of their own, the best finished ones" in " ".join(page.split())
+    assert "Of 8 groups, 1 has a coloured line: the best finished ones" in " ".join(page.split())
 
 
 def test_damaged_samples_are_told_and_break_nothing(tmp_path):
@@ -337,7 +337,7 @@ def test_damaged_samples_are_told_and_break_nothing(tmp_path):
 def test_the_page_is_refused_before_anything_is_read_when_it_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         write_report([tmp_path], tmp_path / "missing" / "page.html", results=None, extent=Extent())
-    with pytest.raises(UserError, match="is a folder: give the page a file name"):
+    with pytest.raises(UserError, match="is a folder; name a file"):
         write_report([tmp_path], tmp_path, results=None, extent=Extent())
 
 
