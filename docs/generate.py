@@ -86,7 +86,7 @@ def _api_group(value: object) -> str:
 def _api_entry(name: str, value: object) -> str:
     home = getattr(value, "__module__", "ltg_mdlm").partition(".")[0]
     if inspect.isroutine(value) and home != "ltg_mdlm":
-        return f"### {name}\n\n`{value.__module__.partition('.')[0]}.{name}`, passed on."
+        return f"### {name}\n\n`{value.__module__.partition('.')[0]}.{name}`, re-exported."
     return f"::: ltg_mdlm.api.{name}"
 
 

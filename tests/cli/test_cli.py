@@ -82,7 +82,7 @@ def test_check_warns_beyond_the_babylm_budget(run):
         (("plugins", "show", "nonsense"), "no installed plugin is called 'nonsense'"),
     ],
 )
-def test_mistakes_end_with_code_2_one_message_and_nothing_written(run, tmp_path, monkeypatch, arguments, message):
+def test_user_errors_give_exit_code_2_and_one_message_and_write_nothing(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(*arguments)
     assert code == 2
