@@ -114,7 +114,7 @@ def generate(
 
     if as_json and show_order:
         raise UserError(
-            "--show-order has no effect with --json, which always prints the order (unmasked_at)\n  leave --show-order out"
+            "--show-order has no effect with --json, which always has the order (unmasked_at)\n  leave --show-order out"
         )
     with Ranks.setup() as ranks:
         trained = open_model(model, ranks, weights=weights)
