@@ -1,4 +1,4 @@
-"""`python -m ltg_mdlm.train`, in one process or under torchrun."""
+"""`python -m ltg_mdlm.train`: training in one process, or in all processes that torchrun starts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from ltg_mdlm.cli.errors import report_errors
-from ltg_mdlm.cli.options import Configs, Out, Plugins, Resume, Sets
+from ltg_mdlm.cli.options import Configs, Plugins, Resume, RunOut, Sets
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.training.launch import launch
 
-command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+command = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 @command.command()
@@ -20,11 +20,11 @@ def main(
     plugin: Plugins = None,
     config: Configs = None,
     set_: Sets = None,
-    out: Out = None,
+    out: RunOut = None,
     resume: Resume = "auto",
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors, too.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors.")] = False,
 ) -> None:
-    """Train a model.  Without arguments: uniform MDLM at laptop size on the built-in corpus."""
+    """Train a model. Without arguments: a small uniform MDLM on the built-in corpus."""
     if debug:
         os.environ["LTG_MDLM_DEBUG"] = "1"
     raise typer.Exit(launch(load_settings(config or (), set_ or (), plugin or (), out), resume))

@@ -1,4 +1,7 @@
-"""`ltg-mdlm`: every command, thin; heavy imports happen inside the commands that need them."""
+"""The command `ltg-mdlm`: its groups of commands, and the commands `train`, `check`, `bench` and `prepare`.
+
+Commands import what they need when they run, so that `ltg-mdlm --help` does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,48 +23,11 @@ from ltg_mdlm.cli.eval_commands import eval_app
 from ltg_mdlm.cli.generate_command import generate
 from ltg_mdlm.cli.look_commands import report, watch
 from ltg_mdlm.cli.model_commands import export, finetune, import_, push
-from ltg_mdlm.cli.options import Configs, Out, Plugins, Resume, Sets
-from ltg_mdlm.cli.plugin_commands import new, plugins_app
+from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Resume, RunOut, Sets
+from ltg_mdlm.cli.plugin_commands import plugins_app
 from ltg_mdlm.cli.sweep_commands import sweep_app
 
-if TYPE_CHECKING:
-    pass
-
-
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-
-
-app.add_typer(plugins_app, name="plugins")
-
-
-plugins_app.command()(new)
-
-
-app.add_typer(sweep_app, name="sweep")
-
-
-app.add_typer(eval_app, name="eval")
-
-
-app.command()(report)
-
-
-app.command()(watch)
-
-
-app.command()(finetune)
-
-
-app.command()(generate)
-
-
-app.command()(export)
-
-
-app.command()(push)
-
-
-app.command("import")(import_)
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,7 +38,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors, too.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -84,9 +50,12 @@ def root(
 
 @app.command()
 def train(
-    plugin: Plugins = None, config: Configs = None, set_: Sets = None, out: Out = None, resume: Resume = "auto"
+    plugin: Plugins = None, config: Configs = None, set_: Sets = None, out: RunOut = None, resume: Resume = "auto"
 ) -> None:
-    """Train a model; the same trainer as `torchrun ... -m ltg_mdlm.train`."""
+    """Train a model in one process.
+
+    Use `torchrun ... -m ltg_mdlm.train`, with the same options, for several processes.
+    """
     from ltg_mdlm.core.settings import load_settings
     from ltg_mdlm.training.launch import launch
 
@@ -94,21 +63,13 @@ def train(
 
 
 @app.command()
-def check(
-    plugin: Plugins = None,
-    config: Configs = None,
-    set_: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Validate settings and print them resolved, with parameters, steps, rows and tokens; trains nothing."""
+def check(plugin: Plugins = None, config: Configs = None, set_: Sets = None, as_json: AsJson = False) -> None:
+    """Validate settings and print them resolved, with parameters, steps, rows and tokens. Nothing is trained."""
     from ltg_mdlm.core.settings import load_settings
     from ltg_mdlm.training.check import describe_run
 
     report = describe_run(load_settings(config or (), set_ or (), plugin or ()))
-    if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2))
-    else:
-        typer.echo(report.to_text())
+    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
 
 
 @app.command()
@@ -117,22 +78,23 @@ def bench(
     config: Configs = None,
     set_: Sets = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Rows of a global batch, instead of training.global_batch_rows.")
+        int | None,
+        typer.Option("--rows", min=1, help="Rows of a global batch; default: training.global_batch_rows."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=3, help="Steps to time, at most.")] = 10,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Time fewer steps if they take longer.")] = 120,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    steps: Annotated[int, typer.Option("--steps", min=3, help="Maximum number of timed steps.")] = 10,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Stop after this time.")] = 120,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure training steps: tokens per second, where the time goes, memory, share of the machine's peak.
+    """Measure training speed: tokens per second, time of every part of a step, memory, share of the peak FLOP/s.
 
-    Nothing is written. Under torchrun: `torchrun --nproc-per-node 2 -m ltg_mdlm bench ...`.
+    Nothing is written. For several processes: `torchrun --nproc-per-node 2 -m ltg_mdlm bench ...`.
     """
     from ltg_mdlm.core.settings import load_settings
     from ltg_mdlm.training.bench import bench as measure
     from ltg_mdlm.training.bench import print_report
 
     report = measure(load_settings(config or (), set_ or (), plugin or ()), rows=rows, steps=steps, seconds=seconds)
-    if report is None:
+    if report is None:  # the other ranks of torchrun
         return
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
@@ -141,18 +103,18 @@ def bench(
 
 
 class ManyValid(TyperCommand):
-    """Gives `--valid` every path up to the next option, so that `--valid dev/*.dev` means what the shell makes of it.
+    """A command whose `--valid` takes all paths up to the next option.
 
-    Otherwise all but the first of the held-out files would become training files.
+    A shell expands `--valid dev/*.dev` to several arguments. Without this, all but the first would be training files.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As click does, with `--valid a b` read as `--valid a --valid b`."""
+        """Parse `--valid a b` as `--valid a --valid b`."""
         return super().parse_args(ctx, list(repeat_option(args, "--valid")))
 
 
 def repeat_option(args: Iterable[str], option: str) -> Iterator[str]:
-    """The arguments with `option` before every value that follows it."""
+    """Insert `option` before every further value that follows it."""
     belongs, bare = False, False
     for arg in args:
         if arg.startswith("-"):
@@ -167,22 +129,26 @@ def repeat_option(args: Iterable[str], option: str) -> Iterator[str]:
 @app.command(cls=ManyValid)
 def prepare(
     files: Annotated[
-        list[Path], typer.Argument(help="Text files or folders: .train .dev .txt .jsonl, also .gz and .zst.")
+        list[Path], typer.Argument(help="Text files or folders: .train, .dev, .txt, .jsonl, also as .gz or .zst.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Corpus folder to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Corpus folder to create.")],
     valid: Annotated[
         list[Path] | None, typer.Option("--valid", metavar="PATHS...", help="Held-out text files or folders.")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this tokenizer instead of training one.")
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this tokenizer; default: train one.")
     ] = None,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", min=273, help="Size of the trained tokenizer.")] = 16384,
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", min=273, help="Vocabulary size of the trained tokenizer.")
+    ] = 16384,
     drop_headings: Annotated[
         bool, typer.Option("--drop-headings", help="Delete `= = = heading = = =` lines, as the published code does.")
     ] = False,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: all cores.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Number of processes; default: all cores.")
+    ] = None,
 ) -> None:
-    """Turn text into a corpus folder: tokenizer, memory-mapped tokens, documents, counts, hashes of the sources."""
+    """Convert text to a corpus folder: tokenizer, memory-mapped tokens, documents, counts, hashes of the sources."""
     from ltg_mdlm.data.prepare import prepare_corpus
 
     corpus = prepare_corpus(
@@ -197,8 +163,17 @@ def prepare(
     typer.echo(corpus.describe())
 
 
+for command in (finetune, generate, report, watch, export, push):
+    app.command()(command)
+app.command("import")(import_)
+app.add_typer(sweep_app, name="sweep")
+app.add_typer(eval_app, name="eval")
+app.add_typer(plugins_app, name="plugins")
+
+
 def main() -> None:
-    """Entry point of the `ltg-mdlm` command; characters that the terminal's encoding lacks become question marks."""
+    """Entry point of `ltg-mdlm`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
+        # Characters that the encoding of the terminal lacks are printed as question marks.
         sys.stdout.reconfigure(errors="replace")
     report_errors(app)

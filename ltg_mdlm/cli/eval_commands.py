@@ -1,4 +1,4 @@
-"""`ltg-mdlm eval`: what is measured of trained models, and on what data."""
+"""`ltg-mdlm eval`: evaluate trained models, compare their results, find contaminated evaluation data."""
 
 from __future__ import annotations
 
@@ -11,61 +11,51 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ltg_mdlm.cli.options import ModelPath, Temperature, TokensPerBatch, TopP, WeightsOption
-from ltg_mdlm.cli.options import ResultsOut as Out
+from ltg_mdlm.cli.options import AsJson, Csv, ModelPath, ResultsOut, Temperature, TokensPerBatch, TopP, Weights
+from ltg_mdlm.core.terminal import print_table
 
 if TYPE_CHECKING:
     from ltg_mdlm.evaluation.suite import Outcome
 
-
-eval_app = typer.Typer(no_args_is_help=True, help="Measure a trained model.")
-
-
 Data = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="Evaluation data, as the official pipelines have them.")
+    Path,
+    typer.Option("--data", metavar="DIR", help="Folder of evaluation data, laid out as in the official pipelines."),
 ]
-
 
 Score = Annotated[
     Literal["auto", "pll", "mntp", "causal", "bound"],
     typer.Option(
         "--score",
-        help="Masked pseudo-log-likelihood (pll; mntp for models that predict the next token), causal log-likelihood,"
-        " or the diffusion bound; auto: what fits the model's training.",
+        help="pll: masked pseudo-log-likelihood; mntp: the same for models that predict the next token; causal:"
+        " causal log-likelihood; bound: diffusion bound; auto: the exact score that fits the training of the model.",
     ),
 ]
-
 
 Time = Annotated[
     Literal["zero", "constant", "fraction"],
     typer.Option(
         "--time",
-        help="The mask rate that a conditioned model is told: 0, --rate, or the masked share of the row.",
+        help="Mask rate given to a model with time conditioning: 0, --rate, or the masked fraction of the row.",
     ),
 ]
 
-
 Rate = Annotated[float | None, typer.Option("--rate", min=0, max=1, help="The rate of --time constant.")]
-
 
 Draws = Annotated[
     int | None,
-    typer.Option("--draws", min=2, help="Masks per text for --score bound, an even number; default: what pll costs."),
+    typer.Option(
+        "--draws", min=2, help="Masks per text for --score bound, an even number; default: the same cost as pll."
+    ),
 ]
 
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks of --score bound.")]
 
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of these masks.")]
-
-
-Normalise = Annotated[Literal["none", "tokens"], typer.Option("--normalise", help="tokens: compare scores per token.")]
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")]
-
-
-Csv = Annotated[
-    Path | None, typer.Option("--csv", metavar="FILE", help="Write the table, with every figure, to a file, too.")
+Normalise = Annotated[
+    Literal["none", "tokens"],
+    typer.Option("--normalise", help="tokens: compare scores divided by the number of tokens."),
 ]
+
+eval_app = typer.Typer(no_args_is_help=True, help="Evaluate trained models.")
 
 
 @eval_app.command()
@@ -78,15 +68,15 @@ def pairs(
     draws: Draws = None,
     seed: Seed = 0,
     normalise: Normalise = "none",
-    weights: WeightsOption = "ema",
+    weights: Weights = "ema",
     tokens_per_batch: TokensPerBatch = None,
-    out: Out = Path("results"),
-    by_uid: Annotated[bool, typer.Option("--by-uid", help="Show every paradigm, too.")] = False,
+    out: ResultsOut = Path("results"),
+    by_uid: Annotated[bool, typer.Option("--by-uid", help="Also show the accuracy of every paradigm.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score minimal pairs and multiple choice: BLiMP and its supplement, EWoK, entity tracking, COMPS.
+    """Score minimal pairs and multiple-choice tasks: BLiMP and its supplement, EWoK, entity tracking, COMPS.
 
-    Writes the official predictions and every score. Under torchrun, the processes share the texts:
+    Writes predictions in the official format, and all scores. For several processes:
     `torchrun --nproc-per-node 4 -m ltg_mdlm eval pairs ...`.
     """
     from ltg_mdlm.core.distributed import Ranks
@@ -115,18 +105,17 @@ def suite(
     draws: Draws = None,
     seed: Seed = 0,
     normalise: Normalise = "none",
-    weights: WeightsOption = "ema",
+    weights: Weights = "ema",
     tokens_per_batch: TokensPerBatch = None,
-    out: Out = Path("results"),
+    out: ResultsOut = Path("results"),
     with_finetuning: Annotated[
-        bool, typer.Option("--finetune", help="Fine-tune on the classification tasks, too; takes hours.")
+        bool, typer.Option("--finetune", help="Also fine-tune on the classification tasks; takes hours.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run every task that there is data for, and say what was skipped and why: one table, one JSON file.
+    """Run all tasks that the data folder has data for. Writes one table and one JSON file; lists skipped tasks.
 
-    Under torchrun, the processes share the texts of every task:
-    `torchrun --nproc-per-node 4 -m ltg_mdlm eval suite ...`.
+    For several processes: `torchrun --nproc-per-node 4 -m ltg_mdlm eval suite ...`.
     """
     from ltg_mdlm.core.distributed import TIMEOUT, Ranks
     from ltg_mdlm.evaluation.finetune_suite import TIMEOUT as FINETUNING_TIMEOUT
@@ -146,72 +135,53 @@ def suite(
     require_success(outcomes)
 
 
-Samplers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sampler",
-        metavar="ancestral|confidence|entropy|block|autoregressive",
-        help="Repeatable; default: ancestral, or autoregressive for a model that saw causal rows only.",
-    ),
-]
-
-
-StepCounts = Annotated[
-    list[int] | None, typer.Option("--steps", min=1, help="Repeatable; default: one step per token.")
-]
-
-
-SampleCount = Annotated[int, typer.Option("--count", min=1, help="Samples for each sampler and number of steps.")]
-
-
-SampleLength = Annotated[int, typer.Option("--length", min=1, help="Tokens of a sample.")]
-
-
-JudgePath = Annotated[
-    Path | None,
-    typer.Option("--judge", metavar="MODEL", help="Causal model for perplexity: of this trainer or transformers."),
-]
-
-
-MauveOption = Annotated[
-    bool, typer.Option("--mauve", help="Likeness to real text, as the judge reads both; takes 100 samples or more.")
-]
-
-
-CorpusPath = Annotated[
-    Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus to compare with; default: the run's own.")
-]
-
-
-SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the samples, and of the choice of real text.")]
-
-
 @eval_app.command()
 def generation(
     model: ModelPath,
-    sampler: Samplers = None,
-    steps: StepCounts = None,
-    count: SampleCount = 100,
-    length: SampleLength = 64,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler",
+            metavar="ancestral|confidence|entropy|block|autoregressive",
+            help="Repeatable; default: ancestral, or autoregressive for a model trained only on causal rows.",
+        ),
+    ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option("--steps", min=1, help="Repeatable; default: one step per token.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Samples per sampler and number of steps.")] = 100,
+    length: Annotated[int, typer.Option("--length", min=1, help="Tokens per sample.")] = 64,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
-    judge: JudgePath = None,
-    mauve: MauveOption = False,
-    corpus: CorpusPath = None,
-    seed: SamplingSeed = 0,
-    weights: WeightsOption = "ema",
-    out: Out = Path("results"),
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            "--judge", metavar="MODEL", help="Causal model for perplexity, trained here or loaded by transformers."
+        ),
+    ] = None,
+    mauve: Annotated[
+        bool,
+        typer.Option("--mauve", help="MAUVE against held-out text, with features of the judge; needs 100 samples."),
+    ] = False,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", metavar="DIR", help="Corpus to compare with; default: the training corpus."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the samples and of the choice of held-out text.")
+    ] = 0,
+    weights: Weights = "ema",
+    out: ResultsOut = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure samples: variety, repetition, likeness to the corpus; perplexity under a judge; what the grammar accepts.
+    """Evaluate samples: diversity, repetition, similarity to the corpus, perplexity under a judge, grammaticality.
 
-    One line for each sampler and number of steps, and one of real held-out text, by which the others can be read.
-    Models that were trained on the built-in corpus are also measured by its grammar.
+    The table has a line for every sampler and number of steps, and one for held-out text as a reference.
+    Grammaticality is measured for models that were trained on the built-in corpus.
     """
     from ltg_mdlm.core.distributed import Ranks
     from ltg_mdlm.core.errors import UserError
     from ltg_mdlm.core.files import require_writable
-    from ltg_mdlm.core.terminal import print_table
     from ltg_mdlm.evaluation.result_folders import to_json
     from ltg_mdlm.evaluation.sample_quality import examine, quality_folder, quality_table, rules_for, write_quality
     from ltg_mdlm.inference.sampling import default_sampler
@@ -234,7 +204,6 @@ def generation(
 
 
 def _show(outcomes: Sequence[Outcome], as_json: bool, by_uid: bool = False) -> None:
-    from ltg_mdlm.core.terminal import print_table
     from ltg_mdlm.evaluation.suite import breakdown_table, suite_table
 
     if as_json:
@@ -248,24 +217,24 @@ def _show(outcomes: Sequence[Outcome], as_json: bool, by_uid: bool = False) -> N
 @eval_app.command()
 def compare(
     results: Annotated[
-        list[Path] | None, typer.Argument(metavar="RESULTS...", help="Folders of results, or folders above some.")
+        list[Path] | None,
+        typer.Argument(metavar="RESULTS...", help="Folders of results, or folders that contain them."),
     ] = None,
     group: Annotated[
         list[str] | None,
-        typer.Option("--group", metavar="NAME=PATH,PATH", help="Average the models in these folders (repeatable)."),
+        typer.Option("--group", metavar="NAME=PATH,PATH", help="Average the results in these folders (repeatable)."),
     ] = None,
-    by_uid: Annotated[bool, typer.Option("--by-uid", help="Compare each uid (paradigm), too.")] = False,
-    draws: Annotated[int, typer.Option("--draws", min=100, help="Of the bootstrap and of the permutations.")] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of these draws.")] = 0,
+    by_uid: Annotated[bool, typer.Option("--by-uid", help="Also compare every paradigm (UID).")] = False,
+    draws: Annotated[int, typer.Option("--draws", min=100, help="Bootstrap draws and permutations.")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of these draws.")] = 0,
     as_json: AsJson = False,
     csv: Csv = None,
 ) -> None:
-    """Compare models on the same questions with the first one: differences, intervals, paired tests.
+    """Compare models with the first one on the same questions: differences, confidence intervals, paired tests.
 
-    Models whose names are equal up to -s<seed> are averaged. With several comparisons, p-values are also
-    corrected for their number (Holm).
+    Models whose names differ only in `-s<seed>` are averaged. With several comparisons, corrected p-values (Holm)
+    are printed, too.
     """
-    from ltg_mdlm.core.terminal import print_table
     from ltg_mdlm.evaluation import comparison
     from ltg_mdlm.evaluation.answers import collect_groups
     from ltg_mdlm.evaluation.comparison import comparison_table, explanation
@@ -292,30 +261,31 @@ def _note(text: str, what: Sequence[object]) -> None:
 
 @eval_app.command()
 def contamination(
-    data: Annotated[Path, typer.Option("--data", metavar="PATH", help="Evaluation files: a file, or a folder above.")],
+    data: Annotated[Path, typer.Option("--data", metavar="PATH", help="Evaluation file, or a folder of them.")],
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus folder; its training split is searched.")
+        Path | None, typer.Option("--corpus", metavar="DIR", help="Corpus folder whose training split is searched.")
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option("--text", metavar="PATH", help="Text file or folder to search (repeatable).")
+        list[Path] | None,
+        typer.Option("--text", metavar="PATH", help="Text file or folder that is searched (repeatable)."),
     ] = None,
-    n: Annotated[int, typer.Option("--ngram", min=1, help="Words of an n-gram.")] = 8,
+    n: Annotated[int, typer.Option("--ngram", min=1, help="Number of words of an n-gram.")] = 8,
     field: Annotated[
         list[str] | None,
-        typer.Option("--field", metavar="NAME", help="Field of the files that holds text (repeatable)."),
+        typer.Option("--field", metavar="NAME", help="Field of the evaluation files that holds text (repeatable)."),
     ] = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option("--results", metavar="DIR", help="Compare accuracy on clean and contaminated questions."),
+        typer.Option("--results", metavar="DIR", help="Compare the accuracy on clean and contaminated questions."),
     ] = None,
     list_: Annotated[
-        Path | None, typer.Option("--list", metavar="FILE.jsonl", help="Write the contaminated texts, worst first.")
+        Path | None,
+        typer.Option("--list", metavar="FILE.jsonl", help="Write the contaminated texts, most contaminated first."),
     ] = None,
     as_json: AsJson = False,
     csv: Csv = None,
 ) -> None:
-    """Find evaluation texts in the training corpus: whole, or n words that stand there one after another."""
-    from ltg_mdlm.core.terminal import print_table
+    """Find evaluation texts in the training corpus: complete texts, or shared n-grams."""
     from ltg_mdlm.evaluation.contamination import find_contamination, training_text
     from ltg_mdlm.evaluation.contamination_report import (
         effect_on,

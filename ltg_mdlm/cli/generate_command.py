@@ -1,89 +1,84 @@
-"""`ltg-mdlm generate`: texts from a trained model.
-
-Samples for people and for programs.
-"""
+"""`ltg-mdlm generate`: sample texts from a trained model and print them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from ltg_mdlm.cli.options import ModelPath, Temperature, TokensPerBatch, TopP, WeightsOption
+from ltg_mdlm.cli.options import ModelPath, Temperature, TokensPerBatch, TopP, Weights
+from ltg_mdlm.core.errors import UserError
 
 if TYPE_CHECKING:
     from ltg_mdlm.data.tokenizer import Tokenizer
     from ltg_mdlm.inference.sampling import Sample
-    from ltg_mdlm.inference.sampling_rule import SamplingRule
-    from ltg_mdlm.inference.trained_model import TrainedModel
 
-Prompt = Annotated[
-    str | None, typer.Option("--prompt", metavar="TEXT", help="What the text begins with; kept as it is.")
-]
-
+Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Beginning of the text; kept unchanged.")]
 
 Infill = Annotated[
     str | None,
-    typer.Option("--infill", metavar="TEXT", help="A text with a `<mask>` for every token to draw; the rest is kept."),
+    typer.Option("--infill", metavar="TEXT", help="Text with a `<mask>` for every token to sample; the rest is kept."),
 ]
 
+Length = Annotated[
+    int | None, typer.Option("--length", min=1, help="Tokens to sample; default: 64, or as many as fit.")
+]
 
-Length = Annotated[int | None, typer.Option("--length", min=1, help="Tokens to draw; default 64, or as many as fit.")]
-
-
-SamplerOption = Annotated[
+Sampler = Annotated[
     Literal["auto", "ancestral", "confidence", "entropy", "block", "autoregressive"],
     typer.Option(
         "--sampler",
-        help="ancestral: the reverse diffusion; confidence, entropy: the surest tokens first; block: the same in"
-        " blocks from left to right; autoregressive: for models with causal rows; auto: the first one that fits.",
+        help="ancestral: reverse diffusion; confidence, entropy: the most certain tokens first; block: the same in"
+        " blocks from left to right; autoregressive: for models with causal rows; auto: ancestral, or autoregressive"
+        " for a model trained only on causal rows.",
     ),
 ]
 
-
 Steps = Annotated[
-    int | None, typer.Option("--steps", min=1, help="From all masked to nothing masked; default: one per token.")
+    int | None, typer.Option("--steps", min=1, help="Steps of the reverse process; default: one per token.")
 ]
 
-
-ScheduleOption = Annotated[
+Schedule = Annotated[
     Literal["linear", "trained"] | None,
-    typer.Option("--schedule", help="Mask rates of the steps: equally spaced (default), or the run's schedule."),
+    typer.Option("--schedule", help="Mask rates of the steps: equally spaced (default), or the schedule of the run."),
 ]
-
 
 BlockLength = Annotated[
-    int | None, typer.Option("--block-length", min=1, help="Tokens per block of --sampler block; default 32.")
+    int | None, typer.Option("--block-length", min=1, help="Tokens per block of --sampler block; default: 32.")
 ]
-
 
 EtaCap = Annotated[
     float | None,
-    typer.Option("--eta-cap", min=0, max=1, help="Remask (ReMDM-cap): largest probability per step of ancestral."),
+    typer.Option(
+        "--eta-cap", min=0, max=1, help="Remasking (ReMDM-cap): largest probability per step; for --sampler ancestral."
+    ),
 ]
-
 
 EtaRescale = Annotated[
     float | None,
-    typer.Option("--eta-rescale", min=0, max=1, help="Remask (ReMDM-rescale): share of what keeps the mask rates."),
+    typer.Option(
+        "--eta-rescale",
+        min=0,
+        max=1,
+        help="Remasking (ReMDM-rescale): fraction of the largest probability that keeps the mask rates.",
+    ),
 ]
 
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the samples; sample i does not depend on --count.")]
 
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Sample i of a seed is the same for any --count.")]
+Count = Annotated[int, typer.Option("--count", min=1, help="Number of samples.")]
 
-
-Count = Annotated[int, typer.Option("--count", min=1, help="Samples to draw.")]
-
-
-ShowOrder = Annotated[bool, typer.Option("--show-order", help="Show the order in which tokens were drawn.")]
-
+ShowOrder = Annotated[bool, typer.Option("--show-order", help="Show the step at which each token was unmasked.")]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per sample.")]
+
+BAR_WIDTH = 40
+"""Characters of the longest bar of `order_picture`."""
 
 
 def generate(
@@ -92,9 +87,9 @@ def generate(
     prompt: Prompt = None,
     infill: Infill = None,
     length: Length = None,
-    sampler: SamplerOption = "auto",
+    sampler: Sampler = "auto",
     steps: Steps = None,
-    schedule: ScheduleOption = None,
+    schedule: Schedule = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
     block_length: BlockLength = None,
@@ -102,24 +97,25 @@ def generate(
     eta_rescale: EtaRescale = None,
     seed: Seed = 0,
     count: Count = 1,
-    weights: WeightsOption = "ema",
+    weights: Weights = "ema",
     tokens_per_batch: TokensPerBatch = None,
     show_order: ShowOrder = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw texts from a trained model, by masked diffusion or from left to right.
+    """Sample texts from a trained model, by masked diffusion or from left to right.
 
-    Under torchrun, the processes share the samples: `torchrun --nproc-per-node 4 -m ltg_mdlm generate ...`.
+    For several processes, which share the samples: `torchrun --nproc-per-node 4 -m ltg_mdlm generate ...`.
     """
     from ltg_mdlm.core.distributed import Ranks
-    from ltg_mdlm.core.errors import UserError
     from ltg_mdlm.inference.sampling import default_sampler
     from ltg_mdlm.inference.sampling import generate as draw
     from ltg_mdlm.inference.sampling_rule import SamplingRule
     from ltg_mdlm.inference.trained_model import open_model
 
     if as_json and show_order:
-        raise UserError("--json tells the order anyway (unmasked_at): leave --show-order out")
+        raise UserError(
+            "--show-order has no effect with --json, which always has the order (unmasked_at)\n  leave --show-order out"
+        )
     with Ranks.setup() as ranks:
         trained = open_model(model, ranks, weights=weights)
         rule = SamplingRule(
@@ -146,33 +142,26 @@ def generate(
         )
         if not ranks.is_main:
             return
-    if as_json:
-        for number, sample in enumerate(samples):
-            typer.echo(json.dumps(sample_record(sample, number, trained, rule)))
-    else:
+    if not as_json:
         print_samples(samples, trained.tokenizer, order=show_order)
-
-
-_BAR = 40
-
-
-def sample_record(sample: Sample, number: int, trained: TrainedModel, rule: SamplingRule) -> dict[str, Any]:
-    """What `--json` says of a sample."""
-    return {
-        "model": trained.name,
-        "sample": number,
-        "text": sample.text,
-        "ids": sample.ids,
-        "tokens": [trained.tokenizer.tokens[token] for token in sample.ids],
-        "unmasked_at": sample.unmasked_at,
-        "ended": sample.ended,
-        "forward_passes": sample.passes,
-        "rule": rule.to_json(),
-    }
+        return
+    for number, sample in enumerate(samples):
+        record = {
+            "model": trained.name,
+            "sample": number,
+            "text": sample.text,
+            "ids": sample.ids,
+            "tokens": [trained.tokenizer.tokens[token] for token in sample.ids],
+            "unmasked_at": sample.unmasked_at,
+            "ended": sample.ended,
+            "forward_passes": sample.passes,
+            "rule": rule.to_json(),
+        }
+        typer.echo(json.dumps(record))
 
 
 def print_samples(samples: Sequence[Sample], tokenizer: Tokenizer, *, order: bool) -> None:
-    """The texts, with a blank line between them; `order`: each with the picture of how it came about."""
+    """Print the texts, separated by blank lines; `order`: each with the order of its tokens."""
     console = Console(highlight=False)
     for number, sample in enumerate(samples):
         if number:
@@ -183,12 +172,12 @@ def print_samples(samples: Sequence[Sample], tokenizer: Tokenizer, *, order: boo
 
 
 def shown(sample: Sample, tokenizer: Tokenizer) -> Text:
-    """The text, given tokens dim."""
+    """The text of a sample, with tokens of the prompt dimmed."""
     text, start = Text(sample.text), 0
     for given, group in groupby(sample.unmasked_at, key=lambda place: place < 0):
         stop = start + len(list(group))
         if given:
-            # Not token by token: decoding changes blanks by what stands before them.
+            # Decoded from the start, since the spaces of a token depend on the tokens before it.
             begin, end = (len(tokenizer.decode(sample.ids[:place])) for place in (start, stop))
             text.stylize("dim", begin, end)
         start = stop
@@ -196,7 +185,7 @@ def shown(sample: Sample, tokenizer: Tokenizer) -> Text:
 
 
 def order_picture(sample: Sample, tokenizer: Tokenizer) -> Text:
-    """A line per token, top to bottom as in the text: its pass as a number and as a bar; given tokens have none."""
+    """One line per token: the step at which it was unmasked, as a number and a bar; prompt tokens have none."""
     last = max(sample.unmasked_at, default=0)
     tokens = [repr(tokenizer.tokens[token])[1:-1].replace(" ", "·") for token in sample.ids]
     width = max(map(len, tokens), default=0)
@@ -206,7 +195,7 @@ def order_picture(sample: Sample, tokenizer: Tokenizer) -> Text:
         if place < 0:
             picture.append(f"{token:>{width}}  {'given':>{digits}}\n", style="dim")
         else:
-            bar = "█" * (1 + place * (_BAR - 1) // max(last, 1))
+            bar = "█" * (1 + place * (BAR_WIDTH - 1) // max(last, 1))
             picture.append(f"{token:>{width}}  {place:>{digits}} {bar}\n")
     picture.rstrip()
     return picture

@@ -1,4 +1,4 @@
-"""The commands that bring trained models in and take them elsewhere."""
+"""`ltg-mdlm export`, `push`, `import` and `finetune`."""
 
 from __future__ import annotations
 
@@ -10,66 +10,35 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from ltg_mdlm.cli.options import ResultsOut as Out
-from ltg_mdlm.cli.options import WeightsOption
-
-FinetuneData = Annotated[
-    Path, typer.Option("--data", metavar="PATH", help="Folder with files like rte.train.jsonl, or one of the files.")
-]
-
-
-FinetuneTasks = Annotated[
-    list[str] | None,
-    typer.Option("--task", metavar="NAME", help="boolq, multirc, mnli, rte, mrpc, qqp, wsc; default: all there."),
-]
-
-
-FinetuneSeeds = Annotated[
-    list[int] | None, typer.Option("--seed", min=0, help="Repeatable: mean and spread; default 42.")
-]
-
-
-FinetuneSets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a published setting (repeatable); lr, batch_rows, epochs, seq_len, warmup, final_factor,"
-        " betas, eps, weight_decay, clip, dropout, head_dropout, precision.",
-    ),
-]
+from ltg_mdlm.cli.options import AsJson, ResultsOut, Weights
+from ltg_mdlm.core.terminal import print_table
 
 
 def export(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder or checkpoint.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
-    weights: WeightsOption = "ema",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
+    weights: Weights = "ema",
     revisions: Annotated[
-        bool, typer.Option("--revisions", help="Also every chck_* checkpoint, each in a subfolder of DIR beside main.")
+        bool,
+        typer.Option("--revisions", help="Also export every chck_* checkpoint, each to its own subfolder of DIR."),
     ] = False,
     mask_rate: Annotated[
         Literal["fraction", "zero", "constant"] | None,
         typer.Option(
             "--mask-rate",
-            help="What a model with time conditioning is told when nobody says; default fraction: what is masked.",
+            help="Conditioning of a model with time conditioning, if the caller gives none; default: fraction.",
         ),
     ] = None,
     constant_rate: Annotated[
         float | None, typer.Option("--constant-rate", metavar="RATE", help="The rate of --mask-rate constant.")
     ] = None,
 ) -> None:
-    """Write a model that Hugging Face transformers loads: for evaluation pipelines, fine-tuning and a model hub."""
+    """Export a model to a folder that Hugging Face transformers can load."""
     from ltg_mdlm.interchange.export_model import export_model
 
-    folders = export_model(
-        model,
-        out,
-        weights=weights,
-        revisions=revisions,
-        mask_rate=mask_rate,
-        constant_rate=constant_rate,
-    )
-    for folder in folders:
+    for folder in export_model(
+        model, out, weights=weights, revisions=revisions, mask_rate=mask_rate, constant_rate=constant_rate
+    ):
         typer.echo(folder)
 
 
@@ -79,15 +48,17 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     revisions: Annotated[
         bool,
-        typer.Option("--revisions", help="DIR was made by `export --revisions`: every folder in it becomes a branch."),
+        typer.Option(
+            "--revisions", help="Upload every subfolder of DIR, made by `export --revisions`, to its own branch."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check the folders, and list what would be uploaded where.")
+        bool, typer.Option("--dry-run", help="Check the folders and list the uploads; upload nothing.")
     ] = False,
 ) -> None:
-    """Upload an exported model to the Hugging Face Hub; log in first with `hf auth login`.
+    """Upload an exported model to the Hugging Face Hub. Log in first with `hf auth login`.
 
-    The repository and its branches are made where they do not exist; to those that do, a commit is added.
+    Creates the repository and its branches if they do not exist, and adds a commit to those that do.
     """
     from ltg_mdlm.interchange.push import open_hub, plan_uploads, require_repo_name
     from ltg_mdlm.interchange.push import push as upload_all
@@ -105,36 +76,40 @@ def push(
 
 def import_(
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Training checkpoint, state dict, or folder as model hubs have it.")
+        Path, typer.Argument(metavar="FILE", help="Training checkpoint, state dict, or folder of a Hub model.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder to create.")],
     model_config: Annotated[
         Path | None,
-        typer.Option("--model-config", metavar="FILE", help="JSON file with the sizes; in a folder: config.json."),
+        typer.Option(
+            "--model-config", metavar="FILE", help="JSON file of the model config; default in a folder: config.json."
+        ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Tokenizer JSON; in a folder: tokenizer.json.")
+        Path | None,
+        typer.Option("--tokenizer", metavar="FILE", help="Tokenizer JSON; default in a folder: tokenizer.json."),
     ] = None,
     weights: Annotated[
         Literal["ema", "raw"],
-        typer.Option("--weights", help="ema: take over averaged weights, if the file has some; raw: leave them out."),
+        typer.Option("--weights", help="ema: also import averaged weights if the file has them; raw: do not."),
     ] = "ema",
     config: Annotated[
         list[str] | None,
         typer.Option(
             "--config",
             metavar="NAME_OR_PATH",
-            help="Recipe it was trained with (repeatable); default: what the layout of its weights tells.",
+            help="Config it was trained with (repeatable); default: derived from the layout of the weights.",
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting of the recipe (repeatable)."),
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one setting of the config (repeatable)."),
     ] = None,
 ) -> None:
-    """Make a run folder of a checkpoint of the published code bases: to evaluate, export, and train on from.
+    """Import a checkpoint of the published code bases as a run folder that can be evaluated, exported and trained.
 
-    No code in the file is run. To train on: `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN ...`.
+    No code in the file is executed. To continue training:
+    `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN ...`.
     """
     from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 
@@ -155,21 +130,41 @@ def import_(
 def finetune(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or checkpoint.")],
     *,
-    data: FinetuneData,
-    task: FinetuneTasks = None,
-    out: Out = Path("results"),
-    seed: FinetuneSeeds = None,
-    set_: FinetuneSets = None,
-    weights: WeightsOption = "ema",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do tasks again that are done already.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    data: Annotated[
+        Path,
+        typer.Option("--data", metavar="PATH", help="Folder of files such as rte.train.jsonl, or one of these files."),
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="boolq, multirc, mnli, rte, mrpc, qqp or wsc (repeatable); default: all found.",
+        ),
+    ] = None,
+    out: ResultsOut = Path("results"),
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", min=0, help="Several seeds give mean and deviation (repeatable); default: 42."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a published setting (repeatable): lr, batch_rows, epochs, seq_len, warmup, final_factor,"
+            " betas, eps, weight_decay, clip, dropout, head_dropout, precision.",
+        ),
+    ] = None,
+    weights: Weights = "ema",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Repeat tasks that have results.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on (Super)GLUE tasks with the settings of the BabyLM evaluation suite; its files and a table.
+    """Fine-tune on (Super)GLUE tasks with the settings of the BabyLM evaluation suite, and write its files.
 
-    Under torchrun every process takes some of the tasks: `torchrun --nproc-per-node 4 -m ltg_mdlm finetune ...`.
+    For several processes, which share the tasks: `torchrun --nproc-per-node 4 -m ltg_mdlm finetune ...`.
     """
     from ltg_mdlm.core.distributed import Ranks
-    from ltg_mdlm.core.terminal import print_table
     from ltg_mdlm.evaluation.finetune_suite import PUBLISHED_SEED, TIMEOUT, finetune_suite, finetuning_table
     from ltg_mdlm.inference.trained_model import open_model
 

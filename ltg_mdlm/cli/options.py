@@ -1,69 +1,75 @@
-"""Options that several commands take."""
+"""Options that several commands share.
+
+Help texts are Markdown. Typer drops `<...>` in them unless it is inside backticks.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    pass
-
 
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="NAME", help="Select an installed plugin (repeatable).")
 ]
 
-
 Configs = Annotated[
     list[str] | None,
-    typer.Option("--config", metavar="NAME_OR_PATH", help="Named config or YAML file (repeatable, later wins)."),
+    typer.Option("--config", metavar="NAME_OR_PATH", help="Named config or YAML file (repeatable, later ones win)."),
 ]
-
 
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one setting (repeatable, wins over files)."),
 ]
 
-
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/<config>-<plugins>-s<seed>.")
+RunOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Run folder; default: `runs/<config>-<plugins>-s<seed>`."),
 ]
-
 
 Resume = Annotated[
     str,
     typer.Option(
         "--resume",
         metavar="auto|never|PATH",
-        help="auto: go on when the run folder holds a checkpoint; never: refuse to; PATH: go on from that checkpoint.",
+        help="auto: resume if the run folder has a checkpoint; never: fail if it holds a run; PATH: resume from this"
+        " checkpoint.",
     ),
 ]
 
-
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Run folder (its newest checkpoint), checkpoint, or exported folder.")
+    Path,
+    typer.Argument(metavar="MODEL", help="Run folder (its newest checkpoint is used), checkpoint, or exported folder."),
 ]
 
-
-WeightsOption = Annotated[
-    Literal["ema", "raw"], typer.Option("--weights", help="Averaged weights, or those of the last step.")
+Weights = Annotated[
+    Literal["ema", "raw"], typer.Option("--weights", help="ema: averaged weights; raw: weights of the last step.")
 ]
-
 
 TokensPerBatch = Annotated[
-    int | None, typer.Option("--tokens-per-batch", min=1, help="Changes speed and memory only; default: by device.")
+    int | None,
+    typer.Option(
+        "--tokens-per-batch", min=1, help="Tokens per forward pass; changes only speed and memory; default: by device."
+    ),
 ]
 
+ResultsOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of results.")]
 
-ResultsOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results lie.")]
-
-
-Temperature = Annotated[float, typer.Option("--temperature", min=0, help="Divides the logits; 0: the likeliest token.")]
-
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0, help="Divide the logits by this; 0: take the most likely token.")
+]
 
 TopP = Annotated[
-    float, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens of this probability in all.")
+    float,
+    typer.Option(
+        "--top-p", min=0, max=1, help="Sample from the smallest set of tokens with this total probability (nucleus)."
+    ),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+Csv = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table, with all columns, to a CSV file.")
 ]

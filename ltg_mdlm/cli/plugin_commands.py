@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,33 +13,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltg_mdlm.cli.errors import EXIT_USER_ERROR
-from ltg_mdlm.cli.options import Configs, Plugins, Sets
+from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Sets
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table
 from ltg_mdlm.scaffold import Kind
 
-if TYPE_CHECKING:
-    from ltg_mdlm.cli.plugin_help import PluginDescription
-
-plugins_app = typer.Typer(no_args_is_help=True, help="Look at the installed plugins, and begin one.")
+plugins_app = typer.Typer(no_args_is_help=True, help="List, inspect, check and create plugins.")
 
 
 @plugins_app.command("list")
-def plugins_list(
-    plugin: Plugins = None,
-    config: Configs = None,
-    set_: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
-    """List the installed plugins, read from metadata alone: nothing is imported.
+def plugins_list(plugin: Plugins = None, config: Configs = None, set_: Sets = None, as_json: AsJson = False) -> None:
+    """List the installed plugins. They are read from metadata; nothing is imported.
 
-    With --plugin, --config or --set: the slots of such a run, and which plugin, distribution, version and file fills
-    each.
+    With --plugin, --config or --set: list the slots of such a run, and the plugin, distribution, version and file that
+    fill each of them.
 
-    The environment variable LTG_MDLM_PLUGINS decides which plugins every command considers: `off` only those that are
-    built in (the metadata of others is not even read), `name,name` only these besides the built-in ones; unset or
-    empty, all that are installed.
+    The environment variable LTG_MDLM_PLUGINS restricts the plugins that all commands use: `off` allows only built-in
+    plugins (metadata of others is not read), `name,name` allows these and the built-in ones. If it is unset or empty,
+    all installed plugins are allowed.
     """
+    from ltg_mdlm.host.discovery import Restriction, installed_plugins
+
     if plugin or config or set_:
         from ltg_mdlm.core.settings import load_settings
         from ltg_mdlm.training.check import resolve
@@ -48,18 +41,10 @@ def plugins_list(
         provenance = resolve(load_settings(config or (), set_ or (), plugin or ())).components.provenance
         rows = [{"slot": slot, **provider.model_dump()} for slot, provider in provenance.items()]
     else:
-        from ltg_mdlm.host.discovery import installed_plugins
-
         found = [plugin for same_name in installed_plugins().values() for plugin in same_name]
         rows = [
             {"name": p.name, "distribution": p.distribution, "version": p.version, "target": p.target} for p in found
         ]
-    _print_plugins(rows, as_json=as_json)
-
-
-def _print_plugins(rows: Sequence[Mapping[str, str]], *, as_json: bool) -> None:
-    from ltg_mdlm.host.discovery import Restriction
-
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -74,22 +59,21 @@ def _print_plugins(rows: Sequence[Mapping[str, str]], *, as_json: bool) -> None:
 
 @plugins_app.command("show")
 def plugins_show(
-    name: Annotated[str, typer.Argument(help="Plugin to show.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the plugin.")],
+    as_json: AsJson = False,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE.png", help="Draw its noise schedule and masking (also .pdf, .svg)."),
     ] = None,
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", metavar="DIR", help="With --plot: the corpus to measure masking on.")
+        Path | None, typer.Option("--corpus", metavar="DIR", help="With --plot: corpus on which masking is measured.")
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="With --plot: override one setting (repeatable)."),
     ] = None,
 ) -> None:
-    """Show a plugin's options with types and defaults, its hooks, its file, its version; --plot draws what it does."""
-
+    """Show the options of a plugin with types and defaults, its hooks, file and version; --plot draws a picture."""
     from ltg_mdlm.cli.plugin_help import describe_plugin
 
     if plot is None and (corpus or set_):
@@ -102,19 +86,25 @@ def plugins_show(
     shown = describe_plugin(name)
     if as_json:
         typer.echo(json.dumps(shown.to_json(), indent=2))
-    else:
-        _print_plugin(shown)
+        return
+    console = Console()
+    console.print(f"[bold]{shown.name}[/]  {shown.distribution} {shown.version}  (plugin API {shown.api_version})")
+    console.print(escape(shown.summary))
+    console.print(f"file: {escape(shown.file)}", soft_wrap=True)
+    console.print(f"hooks: {', '.join(shown.hooks)}\n", soft_wrap=True)
+    table = Table("option", "type", "default", "description", box=None, pad_edge=False)
+    for option in shown.options:
+        table.add_row(option.name, escape(option.type), escape(str(option.default)), escape(option.description))
+    console.print(table)
 
 
 @plugins_app.command("check")
 def plugins_check(
-    name: Annotated[str, typer.Argument(help="Plugin to check.")],
-    set_: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the plugin.")], set_: Sets = None, as_json: AsJson = False
 ) -> None:
-    """Check that a plugin keeps its promises: masks, labels, weights, bounds, resume, micro-batches, processes.
+    """Run the conformance checks: masks, labels, weights, bounds, resume, micro-batches, processes.
 
-    Trains tiny models for a few seconds; writes nothing. Exit code 2 if a check fails.
+    Trains tiny models for a few seconds and writes nothing. The exit code is 2 if a check fails.
     """
     from ltg_mdlm.testing.check_report import examine, failures, summary, to_json, verdict_table
 
@@ -128,28 +118,18 @@ def plugins_check(
         raise typer.Exit(EXIT_USER_ERROR)
 
 
-def _print_plugin(shown: PluginDescription) -> None:
-    console = Console()
-    console.print(f"[bold]{shown.name}[/]  {shown.distribution} {shown.version}  (plugin API {shown.api_version})")
-    console.print(escape(shown.summary))
-    console.print(f"file: {escape(shown.file)}", soft_wrap=True)
-    console.print(f"hooks: {', '.join(shown.hooks)}\n", soft_wrap=True)
-    table = Table("option", "type", "default", "description", box=None, pad_edge=False)
-    for option in shown.options:
-        table.add_row(option.name, escape(option.type), escape(str(option.default)), escape(option.description))
-    console.print(table)
-
-
-def new(
+@plugins_app.command("new")
+def plugins_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plugin, for example `late_masking`.")],
-    kind: Annotated[Kind, typer.Option("--kind", help="What it provides.")] = "masking",
+    kind: Annotated[Kind, typer.Option("--kind", help="Component that it provides.")] = "masking",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="New or empty folder; default ltg-mdlm-<name>.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="New or empty folder; default: `ltg-mdlm-<name>`."),
     ] = None,
 ) -> None:
-    """Write a plugin's distribution: a working plugin with options, its tests, README, licence and CI file.
+    """Write the distribution of a new plugin: a working plugin with options, tests, README, license and CI file.
 
-    It installs, passes its tests and trains as it is; what is yours is to replace the mathematics.
+    It installs, passes its tests and trains without changes. Replace its mathematics with yours.
     """
     from ltg_mdlm.scaffold.write_distribution import write_distribution
 

@@ -8,46 +8,24 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from ltg_mdlm.core.components import PluginOptions
 from ltg_mdlm.host.discovery import find
 from ltg_mdlm.host.plugin_host import hooks_of, import_plugin, source_file
 
 
 @dataclass(frozen=True)
 class OptionHelp:
-    """One option of a plugin, for help texts."""
+    """One option of a plugin."""
 
     name: str
     type: str
     default: Any
+    """As a JSON value."""
     description: str
-
-
-def option_help(model: type[PluginOptions]) -> list[OptionHelp]:
-    """Name, type, default and description of a plugin's options."""
-    return [
-        OptionHelp(name, _type_name(info.annotation), _default(info), info.description or "")
-        for name, info in model.model_fields.items()
-    ]
-
-
-def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and not getattr(annotation, "__args__", None):
-        return annotation.__name__
-    choices = getattr(annotation, "__args__", ())
-    if str(annotation).startswith("typing.Literal"):
-        return " | ".join(str(choice) for choice in choices)
-    return str(annotation).replace("typing.", "")
-
-
-def _default(info: Any) -> Any:
-    value = info.get_default(call_default_factory=True)
-    return None if value is PydanticUndefined else to_jsonable_python(value)
 
 
 @dataclass(frozen=True)
 class PluginDescription:
-    """Everything `plugins show` tells about a plugin."""
+    """Everything that `plugins show` prints about a plugin."""
 
     name: str
     distribution: str
@@ -59,16 +37,21 @@ class PluginDescription:
     options: list[OptionHelp]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The description as JSON values."""
         return asdict(self)
 
 
 def describe_plugin(name: str) -> PluginDescription:
-    """Import one plugin and describe it.  Raises UserError when it is unknown or broken."""
+    """Import a plugin and describe it. Raises `UserError` if it is not installed or cannot be imported."""
     plugin = find(name)
     plugin_class = import_plugin(plugin)
-    # Not `inspect.getdoc` of the class, which would find that of `Plugin`.
+    # `inspect.getdoc` of a class without a docstring would return that of `Plugin`.
     documentation = inspect.cleandoc(plugin_class.__doc__ or inspect.getdoc(inspect.getmodule(plugin_class)) or "")
+    options = []
+    for option, field in plugin_class.options_model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        default = None if default is PydanticUndefined else to_jsonable_python(default)
+        options.append(OptionHelp(option, _type_name(field.annotation), default, field.description or ""))
     return PluginDescription(
         name=name,
         distribution=plugin.distribution,
@@ -77,5 +60,14 @@ def describe_plugin(name: str) -> PluginDescription:
         summary=documentation.partition("\n\n")[0],
         file=source_file(plugin_class),
         hooks=hooks_of(plugin_class),
-        options=option_help(plugin_class.options_model),
+        options=options,
     )
+
+
+def _type_name(annotation: Any) -> str:
+    choices = getattr(annotation, "__args__", ())
+    if isinstance(annotation, type) and not choices:
+        return annotation.__name__
+    if str(annotation).startswith("typing.Literal"):
+        return " | ".join(map(str, choices))
+    return str(annotation).replace("typing.", "")

@@ -1,44 +1,33 @@
-"""`ltg-mdlm`: every command, thin; heavy imports happen inside the commands that need them."""
+"""`ltg-mdlm sweep`: list, estimate and train the points of a sweep."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ltg_mdlm.cli.options import Resume, Sets
+from ltg_mdlm.cli.options import AsJson, Resume, Sets
 from ltg_mdlm.core.terminal import print_table
-
-if TYPE_CHECKING:
-    pass
-
-
-sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings x seeds, one run per point.")
-
 
 SweepName = Annotated[str, typer.Argument(metavar="FILE", help="Sweep file, or the name of one in configs/sweeps.")]
 
-
-PointIndex = Annotated[int, typer.Argument(metavar="INDEX", help="Number of the point, as `sweep list` shows it.")]
-
+PointIndex = Annotated[int, typer.Argument(metavar="INDEX", help="Index of the point, as `sweep list` shows it.")]
 
 OutRoot = Annotated[
-    Path | None, typer.Option("--out-root", metavar="DIR", help="Where the run folders lie; default runs/<sweep>.")
+    Path | None,
+    typer.Option("--out-root", metavar="DIR", help="Parent of the run folders; default: `runs/<sweep>`."),
 ]
+
+sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings and seeds, one run per point.")
 
 
 @sweep_app.command("list")
-def sweep_list(
-    file: SweepName,
-    set_: Sets = None,
-    out_root: OutRoot = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
-    """Show the points of a sweep: index, values, run folder; the settings of every point are validated first."""
+def sweep_list(file: SweepName, set_: Sets = None, out_root: OutRoot = None, as_json: AsJson = False) -> None:
+    """List the points of a sweep: index, values, run folder. The settings of every point are validated."""
     from ltg_mdlm.training.check import require_valid
     from ltg_mdlm.training.sweep import open_sweep, short_names
 
@@ -56,12 +45,8 @@ def sweep_list(
 
 
 @sweep_app.command("check")
-def sweep_check(
-    file: SweepName,
-    set_: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
-) -> None:
-    """Estimate the GPU-hours of a sweep, by point and together; trains nothing."""
+def sweep_check(file: SweepName, set_: Sets = None, as_json: AsJson = False) -> None:
+    """Estimate the GPU-hours of a sweep, for every point and in total. Nothing is trained."""
     from ltg_mdlm.training.check import describe_sweep
     from ltg_mdlm.training.sweep import open_sweep
 
@@ -71,7 +56,7 @@ def sweep_check(
         points = [{"points": [p.index for p in c.points], "h200_hours": c.gpu_hours} for c in costs]
         typer.echo(json.dumps({"points": points, "h200_hours": total}, indent=2))
         return
-    table = Table("points", "first of them", "runs", "steps", "H200 hours", box=None, pad_edge=False)
+    table = Table("points", "first point", "runs", "steps", "H200 hours", box=None, pad_edge=False)
     for cost in costs:
         first, last = cost.points[0], cost.points[-1]
         hours = f"{cost.gpu_hours:.2g}"
@@ -81,14 +66,14 @@ def sweep_check(
     print_table(table)
     for text in dict.fromkeys(text for cost in costs for text in cost.report.warnings):
         typer.echo(f"warning: {text}")
-    typer.echo(f"{sum(len(c.points) for c in costs)} runs, {total:.2g} H200 hours together (an estimate)")
+    typer.echo(f"{sum(len(c.points) for c in costs)} runs, {total:.2g} H200 hours in total (an estimate)")
 
 
 @sweep_app.command("run")
 def sweep_run(
     file: SweepName, index: PointIndex, set_: Sets = None, out_root: OutRoot = None, resume: Resume = "auto"
 ) -> None:
-    """Train one point, or go on with it; `torchrun ... -m ltg_mdlm sweep run FILE INDEX` uses several processes."""
+    """Train one point, or resume it. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE INDEX`."""
     from ltg_mdlm.training.launch import launch
     from ltg_mdlm.training.sweep import open_sweep
 
@@ -98,7 +83,7 @@ def sweep_run(
 
 @sweep_app.command("folder")
 def sweep_folder(file: SweepName, index: PointIndex, set_: Sets = None, out_root: OutRoot = None) -> None:
-    """Print the run folder of one point, as job scripts need it."""
+    """Print the run folder of one point, for use in job scripts."""
     from ltg_mdlm.training.sweep import open_sweep
 
     sweep = open_sweep(file, set_ or (), out_root)

@@ -1,10 +1,10 @@
-"""Curves as they are drawn: no more points than can be seen, and no extreme lost.
+"""Reduction of logged curves to lines that can be drawn, without losing extreme values.
 
-The axis of steps is cut into `BINS` equal parts.  A run's line goes through the means of the parts, its band from their
-smallest to their largest value; where a part holds one logged value, that is the curve itself.  The line of several
-seeds goes through the mean of the runs' means, with a band of one standard deviation on both sides.
+The axis of steps is divided into `BINS` bins. The line of a run connects the means of the bins, and its band reaches
+from their minimum to their maximum; if no bin has more than one value, the line is the curve itself. The line of
+several seeds connects the means over the runs, with a band of one standard deviation on both sides.
 
-Suffix P: parts that hold a value.
+Shapes: N logged values, P bins with a value, R runs, B bins.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from numpy.typing import NDArray
 from ltg_mdlm.storage.metrics_file import Curve
 
 BINS = 200
-
+"""Bins of the axis of steps."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn of a group."""
+    """The line and the band of a group of runs."""
 
     step_P: Floats
     value_P: Floats
-    """NaN where nothing finite was logged, which breaks the line"""
+    """NaN if a bin has no finite value, which interrupts the line."""
     low_P: Floats
     high_P: Floats
     seeds: int
-    """How many runs it averages."""
+    """Number of runs."""
 
 
 def run_line(curve: Curve, last_step: int, bins: int = BINS) -> Line:
-    """Means and extremes of a run within equal parts of 0..`last_step`."""
+    """Means and extremes of a run in equal bins of the steps 0 to `last_step`."""
     step_N, value_N = np.asarray(curve.steps, dtype=np.float64), np.asarray(curve.values, dtype=np.float64)
     bin_N = _bin_of(step_N, last_step, bins)
     parts = [bin_N == part for part in np.unique(bin_N)]
@@ -49,7 +49,7 @@ def run_line(curve: Curve, last_step: int, bins: int = BINS) -> Line:
 
 
 def group_line(curves: Sequence[Curve], last_step: int, bins: int = BINS) -> Line:
-    """The line of one run, or of several that differ in their seed; `curves` are not empty."""
+    """The line of one run, or of several runs that differ in their seed; `curves` is not empty."""
     lines = [run_line(curve, last_step, bins) for curve in curves]
     if len(lines) == 1:
         return lines[0]
@@ -68,7 +68,7 @@ def _bin_of(step_N: Floats, last_step: int, bins: int) -> NDArray[np.int64]:
 
 
 def _mean(value_RP: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of the runs that have a value; NaN and 0 where none has."""
+    """Mean and standard deviation over the runs that have a value; NaN and 0 if none has."""
     n_P = (~np.isnan(value_RP)).sum(axis=0)
     with np.errstate(invalid="ignore"):
         mean_P = np.nansum(value_RP, axis=0) / np.where(n_P == 0, np.nan, n_P)

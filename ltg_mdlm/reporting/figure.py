@@ -1,7 +1,7 @@
-"""A picture as a list of panels, in one style.
+"""Pictures as lists of panels in one style.
 
-Colours are told apart by people with any colour vision (Okabe and Ito's set; viridis for ordered series), and ordered
-series also differ in lightness, so that they survive printing in grey.
+Colours can be distinguished with any colour vision (the set of Okabe and Ito; viridis for ordered series). Ordered
+series also differ in lightness, so they can be distinguished in greyscale.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from ltg_mdlm.core.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 DISTINCT = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
-
+"""Colours of series without an order."""
 
 ORDERED = ("#440154", "#3B528B", "#21918C", "#5EC962", "#D8B800")
-"""viridis from dark to light; its last, palest yellow is darkened to be seen on white."""
-
+"""viridis from dark to light. The last yellow is darkened to be visible on white."""
 
 MUTED = "#666666"
-
+"""Colour of annotations."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -47,20 +45,22 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+"""matplotlib's rcParams."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: what it shows, and the function that draws it."""
+    """One subplot: its title, and the function that draws it."""
 
     title: str
     draw: Callable[[Axes], None]
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 150) -> None:
-    """Draw the panels side by side, at most three in a line, and write the picture.
+    """Draw the panels, up to three in one row or more in two rows, and write the picture.
 
-    The file's ending chooses the format.  Raises UserError without matplotlib, and for a file that cannot be written.
+    The suffix of the file selects the format. Raises `UserError` if matplotlib is missing or the file cannot be
+    written.
     """
     check_writable(path)
     import matplotlib as mpl
@@ -76,11 +76,14 @@ def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 1
             axes = figure.add_subplot(lines, columns, place)
             axes.set_title(panel.title)
             panel.draw(axes)
-        _save(figure, path, dpi)
+        try:
+            figure.savefig(path, dpi=dpi)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def require_matplotlib() -> None:
-    """Raises UserError that says how to install it."""
+    """Raise `UserError` with the command that installs matplotlib if it is missing."""
     try:
         import matplotlib.backend_bases  # noqa: F401
     except ImportError:
@@ -88,7 +91,7 @@ def require_matplotlib() -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises UserError if no picture can be written there: no matplotlib, unknown format, no such folder."""
+    """Raise `UserError` if no picture can be written: matplotlib is missing, unknown format, missing folder."""
     require_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -97,10 +100,3 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path}: no picture format ends in {path.suffix!r}\n  known: {', '.join(known)}")
     if not path.resolve().parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.resolve().parent}")
-
-
-def _save(figure: Figure, path: Path, dpi: int) -> None:
-    try:
-        figure.savefig(path, dpi=dpi)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None

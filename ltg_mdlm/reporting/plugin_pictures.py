@@ -1,14 +1,11 @@
-"""`ltg-mdlm plugins show NAME --plot FILE`: a plugin's components, built as for a run, in one picture.
+"""Pictures of a plugin, for `ltg-mdlm plugins show NAME --plot FILE` and the HTML report.
 
-A masking strategy in pictures: how often a token is masked, by how frequent its type is.
+The panels of a masking strategy show how often tokens are masked, by the frequency rank of their type. They are
+measured on rows of a corpus, so they work for any strategy. The panels of a noise schedule show the mask rates that it
+draws, the weights of their rows, and the effective weights.
 
-Measured on rows of the user's corpus, so that it works for any strategy.
-
-Shapes: B rows, T tokens per row, V vocabulary, G mask rates, I intervals of frequency ranks.
-
-A noise schedule in pictures: which mask rates it draws, what their rows weigh, and what that amounts to.
-
-Shapes: R drawn rows, G points on the axis of mask rates.
+Shapes: B rows, T tokens per row, V vocabulary, G mask rates, I intervals of frequency ranks, R drawn rows, P values of
+training progress.
 """
 
 from __future__ import annotations
@@ -43,17 +40,45 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-MEASURED_ROWS = 1024
+MEASURED_ROWS, ROWS_AT_A_TIME = 1024, 128
+"""Corpus rows on which masking is measured, and rows per batch."""
 
+RATES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Mask rates at which masking is measured."""
 
-ROWS_AT_A_TIME = 128
+INTERVALS = 24
+"""Intervals of frequency ranks, equally wide on a logarithmic scale."""
+
+LEAST_SHARE = 0.005
+"""Intervals with a smaller fraction of the measured tokens are not shown, since their averages are noisy."""
+
+FLAT = 0.005
+"""A strategy whose probabilities differ by less than this, relative to the mask rate, does not depend on the rank."""
+
+LEAST_SPAN = 0.1
+"""The axis of ratios shows at least 1 - LEAST_SPAN to 1 + LEAST_SPAN, so that small differences look small."""
+
+HISTOGRAM_ROWS, SCATTER_ROWS = 65536, 4096
+"""Rows that are drawn for a histogram, and for a scatter plot."""
+
+DASHES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
+"""Line styles of the powers."""
+
+LEAST_RATE = 0.005
+"""Left end of logarithmic axes of mask rates. Below it, weights are proportional to 1 / γ."""
+
+DECADES = 8
+"""Maximum height of logarithmic axes. Weights can span 40 decades."""
+
+RANK_LABEL = "frequency rank (1 = most frequent token type)"
+RATE_LABEL = "mask rate γ"
 
 
 def plot_plugin(name: str, path: Path, *, corpus: Path | None = None, sets: Sequence[str] = ()) -> None:
-    """Draw the noise schedule and the masking that a plugin provides, in the default config with `sets` on top.
+    """Draw the noise schedule and the masking of a plugin, with the default config and the settings `sets`.
 
-    Masking is measured on training rows of `corpus` (default: the built-in one).  Raises UserError for settings that
-    make no run, a plugin that provides neither part, and a picture that cannot be written.
+    Masking is measured on training rows of `corpus`, by default the built-in corpus. Raises `UserError` for invalid
+    settings, a plugin that provides neither of them, and a picture that cannot be written.
     """
     check_writable(path)
     of_corpus = [] if corpus is None else [f"data.corpus={corpus}"]
@@ -64,14 +89,14 @@ def plot_plugin(name: str, path: Path, *, corpus: Path | None = None, sets: Sequ
 
 
 def last_step(config: RunConfig, schedule: BatchSchedule, rows: int) -> Step:
-    """The last step of training, as if it had `rows` rows: where curricula have got to their end."""
+    """The last step of training, at which curricula are complete, with a batch of `rows` rows."""
     last = schedule.max_steps - 1
     progress = last / schedule.max_steps
     return Step(seed=config.seed, step=last, progress=progress, epoch=schedule.epoch(last), rows=rows)
 
 
 def plugin_panels(name: str, host: Host, corpus: Corpus) -> list[Panel]:
-    """The panels of the slots that a plugin fills.  Raises UserError if it fills neither schedule nor masking."""
+    """Panels of the slots that a plugin fills. Raises `UserError` if it fills neither noise_schedule nor masking."""
     config = host.config
     schedule = batch_schedule(config, corpus)
     components = components_of(host, corpus, schedule, Ranks.alone())
@@ -81,12 +106,12 @@ def plugin_panels(name: str, host: Host, corpus: Corpus) -> list[Panel]:
     if components.providers["masking"] == name:
         panels += measured_masking(components, config, corpus, last_step(config, schedule, MEASURED_ROWS))
     if not panels:
-        raise UserError(f"plugin {name!r} fills neither noise_schedule nor masking here: there is nothing to draw")
+        raise UserError(f"plugin {name!r} fills neither noise_schedule nor masking: there is nothing to draw")
     return panels
 
 
 def measured_masking(components: Components, config: RunConfig, corpus: Corpus, step: Step) -> list[Panel]:
-    """Panels of the masking, on rows of the training split."""
+    """Panels of the masking strategy, measured on rows of the training split."""
     rows = validation_batches(
         corpus.train,
         seq_len=config.training.stages[-1][1],
@@ -101,52 +126,28 @@ def measured_masking(components: Components, config: RunConfig, corpus: Corpus, 
 
 
 def title_of(name: str, config: RunConfig) -> str:
-    """The plugin's name, and the options that differ from their defaults."""
+    """Name of the plugin, and its options that differ from the defaults."""
     options = config.plugins[name]
     defaults = import_plugin(find(name)).options_model.model_construct().model_dump(mode="json")
     changed = [f"{option} = {value}" for option, value in options.items() if value != defaults.get(option)]
     return "   ".join([name, *changed])
 
 
-RATES = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-INTERVALS = 24
-
-
-LEAST_SHARE = 0.005
-"""Intervals that hold a smaller share of the measured tokens are not shown: their averages would be noise."""
-
-
-FLAT = 0.005
-"""A strategy whose probabilities differ less than this, relative to the mask rate, does not depend on rank."""
-
-
-LEAST_SPAN = 0.1
-"""The axis of ratios shows at least 1 - this to 1 + this: small differences are to look small."""
-
-
-_RANK_LABEL = "frequency rank (1 = most frequent token type)"
-
-
 @dataclass(frozen=True)
 class MaskingByRank:
-    """Averages over the tokens of every interval of frequency ranks."""
+    """Masking, averaged over the tokens of each interval of frequency ranks."""
 
     rank_I: Tensor
-    """Mean frequency rank of the interval's tokens, on a logarithmic scale; 1 is the most frequent type."""
+    """Geometric mean of the frequency ranks of the tokens; rank 1 is the most frequent type."""
     probability_GI: Tensor
-    """What the strategy states."""
+    """Mean of `mask_probability`."""
     masked_GI: Tensor
-    """Share of tokens that it masked."""
+    """Fraction of tokens that were masked."""
 
 
 def frequency_rank(token_count_V: Tensor) -> Tensor:
-    """int64[V]: 1 for the most frequent type; ties go by id."""
-    order_V = token_count_V.argsort(descending=True, stable=True)
-    rank_V = torch.empty_like(order_V)
-    rank_V[order_V] = torch.arange(1, len(order_V) + 1)
-    return rank_V
+    """int64[V]: rank of every type by count, 1 for the most frequent one; ties are ordered by id."""
+    return token_count_V.argsort(descending=True, stable=True).argsort() + 1
 
 
 def masking_by_rank(
@@ -154,7 +155,7 @@ def masking_by_rank(
 ) -> MaskingByRank:
     """Mask the rows at every rate, and average over tokens of similar rank.
 
-    `step` says how far training is, and its `rows` counts the rows of all batches.
+    `step` gives the progress of training; `step.rows` is the number of rows of all batches.
     """
     edges = torch.unique(torch.logspace(0, math.log10(int(rank_V.max()) + 1), INTERVALS + 1).round())
     sums = torch.zeros(2, len(rates), len(edges) - 1, dtype=torch.float64)
@@ -174,7 +175,7 @@ def masking_by_rank(
 
 
 def mask_at(masking: MaskingStrategy, batch: Batch, rate: float, step: Step) -> tuple[Tensor, Tensor]:
-    """float[B, T] stated probability and bool[B, T] mask, with all rows at one mask rate."""
+    """float[B, T] probabilities and bool[B, T] mask, with all rows at one mask rate."""
     rate_B = torch.full(batch.row_B.shape, rate, dtype=torch.float64)
     noise = Noise(t_B=rate_B, rate_B=rate_B, slope_B=torch.ones_like(rate_B))
     causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
@@ -182,7 +183,7 @@ def mask_at(masking: MaskingStrategy, batch: Batch, rate: float, step: Step) -> 
 
 
 def masking_panels(measured: MaskingByRank, when: str, rates: Sequence[float] = RATES) -> list[Panel]:
-    """Probabilities, and their ratio to the mask rate unless it is 1 throughout."""
+    """A panel of probabilities, and one of their ratio to the mask rate unless it is 1 everywhere."""
     ratio_GI = measured.probability_GI / torch.tensor(rates, dtype=torch.float64).unsqueeze(1)
     panels = [Panel(f"Masking by frequency{when}", partial(_draw_probability, measured, rates))]
     if bool((ratio_GI - 1).abs().max() > FLAT):
@@ -191,56 +192,36 @@ def masking_panels(measured: MaskingByRank, when: str, rates: Sequence[float] = 
 
 
 def _draw_probability(measured: MaskingByRank, rates: Sequence[float], axes: Axes) -> None:
-    # The curves are named at the end where they lie further apart.
-    end, align = max(((0, "left"), (-1, "right")), key=lambda e: _least_gap(measured.probability_GI[:, e[0]]))
+    # The curves are labelled at the end at which they are further apart.
+    end, align = max(
+        ((0, "left"), (-1, "right")), key=lambda e: float(measured.probability_GI[:, e[0]].sort().values.diff().min())
+    )
     for g, (rate, colour) in enumerate(zip(rates, ORDERED, strict=True)):
         axes.plot(measured.rank_I, measured.probability_GI[g], color=colour)
         axes.plot(measured.rank_I, measured.masked_GI[g], "o", color=colour, markersize=3.5)
         at = (float(measured.rank_I[end]), float(measured.probability_GI[g, end]))
         axes.annotate(f"γ = {rate:g}", at, (0, 5), textcoords="offset points", ha=align, color=colour)
     axes.plot([], [], color=MUTED, label="probability")
-    axes.plot([], [], "o", color=MUTED, markersize=3.5, label="share masked")
-    axes.set(xscale="log", xlabel=_RANK_LABEL, ylabel="probability of being masked", ylim=(0, 1.16))
+    axes.plot([], [], "o", color=MUTED, markersize=3.5, label="fraction masked")
+    axes.set(xscale="log", xlabel=RANK_LABEL, ylabel="probability of being masked", ylim=(0, 1.16))
     axes.legend(loc="upper left", ncols=2)
-
-
-def _least_gap(values: Tensor) -> float:
-    return float(values.sort().values.diff().min())
 
 
 def _draw_ratio(rank_I: Tensor, ratio_GI: Tensor, rates: Sequence[float], axes: Axes) -> None:
     coincide = float((ratio_GI - ratio_GI[0]).abs().max()) < FLAT
     for place, (ratio_I, colour, rate) in enumerate(zip(ratio_GI, ORDERED, rates, strict=True)):
-        # Curves that coincide show as stripes.
+        # Curves that coincide are drawn with decreasing width, so that all are visible.
         width = 1.3 * (len(rates) - place) if coincide else None
         axes.plot(rank_I, ratio_I, color=colour, linewidth=width, label=f"γ = {rate:g}")
     axes.axhline(1, color=MUTED, linewidth=0.8)
     low, high = axes.get_ylim()
-    axes.set(xscale="log", xlabel=_RANK_LABEL, ylabel="probability / γ")
+    axes.set(xscale="log", xlabel=RANK_LABEL, ylabel="probability / γ")
     axes.set_ylim(min(low, 1 - LEAST_SPAN), max(high, 1 + LEAST_SPAN))
     axes.legend()
 
 
-HISTOGRAM_ROWS, SCATTER_ROWS = 65536, 4096
-"""Rows drawn for a histogram, and for a panel with a dot for each."""
-
-
-DASHES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
-
-
-LEAST_RATE = 0.005
-"""Left end of logarithmic axes of mask rates; below it weights are 1 / γ times a constant."""
-
-
-DECADES = 8
-"""Height of logarithmic axes, at most: weights can span 40 decades."""
-
-
-_RATE_LABEL = "mask rate γ"
-
-
 def schedule_panels(schedule: NoiseSchedule) -> list[Panel]:
-    """Panels for any schedule; what needs a density is left out where there is none."""
+    """Panels of any schedule. Panels that need a density are omitted if there is none."""
     varies, single = varies_in_training(schedule), is_single_rate(schedule)
     at, when = (0.5, " at progress 0.5") if varies else (0.0, "")
     has_density = schedule.density(torch.tensor([0.5], dtype=torch.float64), at) is not None
@@ -260,7 +241,7 @@ def schedule_panels(schedule: NoiseSchedule) -> list[Panel]:
 
 
 def draw(schedule: NoiseSchedule, progress: float, rows: int = HISTOGRAM_ROWS, seed: int = 0) -> Noise:
-    """The noise of a global batch of that many rows, as training would draw it."""
+    """The noise of a global batch of `rows` rows, drawn as in training."""
     one_BT = torch.ones(rows, 1, dtype=torch.int64)
     batch = Batch(
         ids_BT=one_BT,
@@ -279,7 +260,7 @@ def varies_in_training(schedule: NoiseSchedule) -> bool:
 
 
 def is_single_rate(schedule: NoiseSchedule) -> bool:
-    """Whether all rows of a step have the same mask rate, which leaves no density and nothing to weigh."""
+    """Whether all rows of a step have the same mask rate, so that there is no density and no weight to draw."""
     rate_R = draw(schedule, 0.0, rows=256).rate_B
     return bool(rate_R.max() - rate_R.min() < 1e-9)
 
@@ -291,7 +272,7 @@ def _draw_density(schedule: NoiseSchedule, progress: tuple[float, ...], axes: Ax
         drawn = axes.hist(
             draw(schedule, at).rate_B.numpy(), bins=100, range=(0, 1), density=True, color=colour, alpha=0.25
         )
-        # Without the first and last bar: densities can be infinite there, or have atoms.
+        # Without the first and the last bar, where densities can be infinite or have atoms.
         highest = max(highest, *map(float, drawn[0][1:-1]))
         density_G = schedule.density(rate_G, at)
         if density_G is not None:
@@ -299,12 +280,12 @@ def _draw_density(schedule: NoiseSchedule, progress: tuple[float, ...], axes: Ax
         if several:
             axes.plot([], [], color=colour, label=f"progress {at:g}")
     axes.plot([], [], color=MUTED, alpha=0.25, linewidth=6, label=f"{HISTOGRAM_ROWS:,} drawn rows")
-    axes.set(xlabel=_RATE_LABEL, ylabel="density q(γ)", xlim=(0, 1), ylim=(0, 1.15 * highest))
+    axes.set(xlabel=RATE_LABEL, ylabel="density q(γ)", xlim=(0, 1), ylim=(0, 1.15 * highest))
     axes.legend()
 
 
 def _draw_row_weights(schedule: NoiseSchedule, progress: float, axes: Axes) -> None:
-    """A dot per drawn row: one rate can have several slopes, as with the `component` derivative of a mixture."""
+    """One dot per row. A mask rate can have several slopes, as with the `component` derivative of a mixture."""
     noise = draw(schedule, progress, rows=SCATTER_ROWS)
     shown_R = noise.rate_B >= LEAST_RATE
     rate_R, slope_R = noise.rate_B[shown_R], noise.slope_B[shown_R]
@@ -327,12 +308,12 @@ def _draw_effective_weights(schedule: NoiseSchedule, progress: float, axes: Axes
 
 
 def _finish_weights(axes: Axes, label: str) -> None:
-    """Logarithmic axes, of which the upper decades are shown when there are too many."""
-    axes.set(xscale="log", yscale="log", xlabel=_RATE_LABEL, ylabel=label, xlim=(LEAST_RATE, 1))
+    """Logarithmic axes, limited to the uppermost decades."""
+    axes.set(xscale="log", yscale="log", xlabel=RATE_LABEL, ylabel=label, xlim=(LEAST_RATE, 1))
     ticks = [0.01, 0.03, 0.1, 0.3, 1]
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     lowest, highest = axes.get_ylim()
-    axes.set_ylim(max(lowest, highest * 10.0**-DECADES), 5 * highest)  # room for the legend
+    axes.set_ylim(max(lowest, highest * 10.0**-DECADES), 5 * highest)  # space for the legend
     axes.legend(ncols=2)
 
 
@@ -352,18 +333,18 @@ def _draw_heat_map(schedule: NoiseSchedule, axes: Axes) -> None:
         rasterized=True,
     )
     axes.figure.colorbar(mesh, ax=axes, label="density q(γ)")
-    axes.set(xlabel="progress (share of training)", ylabel=_RATE_LABEL, xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="progress (fraction of training)", ylabel=RATE_LABEL, xlim=(0, 1), ylim=(0, 1))
     axes.grid(False)
 
 
 def _draw_quantiles(schedule: NoiseSchedule, axes: Axes) -> None:
-    """Median and central 90 % of the mask rates; a line if all rows have the same one."""
+    """Median and central 90 % of the mask rates; only the median if all rows have the same rate."""
     progress_P = torch.linspace(0, 1, 41)
     level = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     rate_3P = torch.stack([draw(schedule, float(at), SCATTER_ROWS).rate_B.quantile(level) for at in progress_P], dim=1)
     if not is_single_rate(schedule):
         axes.fill_between(progress_P, rate_3P[0], rate_3P[2], color=DISTINCT[2], alpha=0.2, label="central 90 %")
     axes.plot(progress_P, rate_3P[1], color=DISTINCT[2], label="median")
-    axes.set(xlabel="progress (share of training)", ylabel=_RATE_LABEL, xlim=(0, 1), ylim=(0, None))
+    axes.set(xlabel="progress (fraction of training)", ylabel=RATE_LABEL, xlim=(0, 1), ylim=(0, None))
     if not is_single_rate(schedule):
         axes.legend()

@@ -1,9 +1,10 @@
-"""What a noise schedule and a derivative power do to the loss: effective weights and second moments.
+"""Effect of a noise schedule and a derivative power on the loss: effective weights and second moments.
 
-A row at mask rate gamma is weighted with |d gamma / dt|^p / gamma, and its loss is about that weight times its k
-masked tokens times their cross-entropy.  Averaged over rows, mask rate gamma counts q(gamma)^(1-p) / gamma, q the
-density of mask rates: at p = 1 the schedule cancels, at p = 0 it chooses.  How noisy the average is depends on the
-second moment of weight x k, which for Gaussian schedules is astronomical at p = 1.
+A row at mask rate gamma has the weight |d gamma / dt|^p / gamma, and its loss is about this weight times the
+cross-entropy of its k masked tokens. In the average over rows, mask rate gamma has the effective weight
+q(gamma)^(1-p) / gamma with the density q of mask rates: the schedule cancels at p = 1, and has its full effect at
+p = 0. The variance of the average depends on the second moment of weight times k, which is extremely large for Gaussian
+schedules at p = 1.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from torch import Tensor
 from ltg_mdlm.core.components import NoiseSchedule
 
 LEAST_RATE = 2.0**-24
-"""`Step.uniform` resolves no smaller probability: rows below this mask rate have no masked token."""
-
+"""Resolution of `Step.uniform`: rows with a smaller mask rate have no masked token."""
 
 POWERS = (0.0, 0.1, 0.5, 1.0)
+"""Derivative powers that are compared."""
 
 
 def effective_weight(schedule: NoiseSchedule, power: float, rate: Tensor, progress: float = 0.0) -> Tensor:
-    """float64: how much the cross-entropy at each mask rate counts in the expected loss, q^(1 - power) / gamma.
+    """float64: weight of the cross-entropy at each mask rate in the expected loss, q^(1 - power) / gamma.
 
-    Raises ValueError for a schedule that has no density.
+    Raises `ValueError` if the schedule has no density.
     """
     return torch.exp(_log_importance(schedule, power, rate, progress)) / rate
 
@@ -38,9 +39,9 @@ def log10_second_moment(
 ) -> float:
     """log10 of E[(w k / T)^2] for a row of T maskable tokens with k of them masked and weight w = slope^power / gamma.
 
-    With `tokens=None` T is large and k / T = gamma, so that it is the second moment of slope^power.  Otherwise k is
-    binomial, which adds E[slope^2p (1 - gamma) / (gamma T)]: the price of small mask rates, whose few masked tokens
-    weigh a lot; rates below LEAST_RATE mask nothing.  Raises ValueError for a schedule that has no density.
+    With `tokens=None`, T is large and k / T = gamma, so this is the second moment of slope^power. Otherwise k is
+    binomial, which adds E[slope^2p (1 - gamma) / (gamma T)], the contribution of small mask rates, whose few masked
+    tokens have large weights; rates below LEAST_RATE mask nothing. Raises `ValueError` if the schedule has no density.
     """
     rate, log_weight = _rate_quadrature(0.0 if tokens is None else LEAST_RATE)
     log_term = log_weight + _log_importance(schedule, 2 * power, rate, progress)
@@ -55,7 +56,7 @@ def second_moment_table(
     progress: Sequence[float] = (0.0, 1.0),
     tokens: int = 128,
 ) -> Table:
-    """log10 second moments for every schedule and power, of long rows and of rows of `tokens` tokens."""
+    """Table of log10 second moments for every schedule and power, for long rows and for rows of `tokens` tokens."""
     table = Table(title=f"log10 E[(w k / T)^2]: long rows / rows of {tokens} tokens")
     table.add_column("schedule")
     table.add_column("progress", justify="right")
@@ -68,7 +69,7 @@ def second_moment_table(
                 " / ".join(_decimal(log10_second_moment(schedule, power, at, length)) for length in (None, tokens))
                 for power in powers
             ]
-            # Most schedules are the same throughout training.
+            # Most schedules do not change during training.
             if cells != previous:
                 table.add_row(name, f"{at:g}", *cells)
             previous = cells
@@ -89,8 +90,8 @@ def _log_importance(schedule: NoiseSchedule, power: float, rate: Tensor, progres
 def _rate_quadrature(lowest: float) -> tuple[Tensor, Tensor]:
     """Nodes in (lowest, 1) and the logs of their weights, for integrals over mask rates.
 
-    gamma = sin^2(pi x / 2) takes out the inverse-square-root poles that the cosine schedules' densities have at the
-    ends; geometric panels follow 1 / gamma.
+    The substitution gamma = sin^2(pi x / 2) removes the inverse-square-root poles of the densities of the cosine
+    schedules at both ends. Geometric intervals resolve 1 / gamma.
     """
     start = max(2 / math.pi * math.asin(math.sqrt(lowest)), 1e-15)
     edges = np.concatenate([np.geomspace(start, 0.05, 65), np.linspace(0.05, 1, 401)[1:]])

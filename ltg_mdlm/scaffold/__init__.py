@@ -1,10 +1,4 @@
-"""`ltg-mdlm plugins new`: a complete distribution of a plugin, from templates that are working code themselves.
-
-kinds/          one plugin module and its tests for each kind, checked and tested like everything else here
-distribution/   what a distribution has besides
-names.py        from the name a user gives to those of plugin, distribution, module and class
-write.py        templates with these names in place of the stand-ins my_plugin, my-plugin and MyPlugin
-"""
+"""`ltg-mdlm plugins new`: write the distribution of a new plugin from the jinja2 templates in `templates/`."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The conformance kit: what plugin authors run, in pytest or as `ltg-mdlm plugins check NAME`.
+"""The conformance kit for plugins, which runs in pytest or as `ltg-mdlm plugins check NAME`.
 
     from ltg_mdlm.testing import PluginConformance
 
@@ -6,9 +6,9 @@
         plugin = "my_plugin"                    # entry-point name
         options = {"power": 0.1}
 
-For tests of one's own: `toy` (a vocabulary, batches, steps and mask rates by hand), `train_steps` (a few steps of the
-real trainer), `run_on_ranks` (processes with gloo), `NoHostReads` (what would stop a GPU is an error on the CPU, too).
-pytest is imported for `PluginConformance` only.
+For other tests of plugins: `toy` (a vocabulary, batches, steps and mask rates), `train_steps` (a few training steps),
+`run_on_ranks` (several processes with gloo), `NoHostReads` (makes a device synchronisation an error, also on the CPU).
+Only `PluginConformance` imports pytest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""Claims of a likelihood bound, against every sequence and every set of masked positions of a small language."""
+"""Checks of claimed likelihood bounds, by enumeration of a small language.
+
+A bound is one if no denoiser has an expected loss below the entropy of the language. The check computes the expected
+loss of the best denoiser over all sequences, all sets of masked positions and the mask rates of the schedule.
+
+Shapes: as in `enumeration`; B rows, one for each pair in S; N supervised positions; P pairs of context and position; U
+distinct inputs of the objective.
+"""
 
 from __future__ import annotations
 
@@ -46,38 +53,35 @@ from ltg_mdlm.testing.schedule_checks import (
 
 VOCABULARY = NUM_SPECIAL + TYPES
 
-
 TOLERANCE = 2e-3
-"""Nats per row: what the integral over mask rates may lose where a hazard jumps."""
-
+"""Nats per row: error of the integral over mask rates where a hazard jumps."""
 
 NODES = 4
-"""Of a quadrature rule on an interval of draws."""
+"""Nodes of the quadrature rule of an interval."""
 
 
 @dataclass(frozen=True)
 class Fineness:
-    """How far an integral over draws is refined."""
+    """Precision of an integral over mask rates."""
 
     precision: float
-    """Nats per row; an interval that is known to it is not halved."""
+    """Nats per row; an interval with a smaller estimated error is not halved."""
     narrowest: float
-    """Least width of an interval."""
+    """Minimum width of an interval."""
 
 
 FUSED, POSITION_BY_POSITION = Fineness(1e-5, 1 / 4096), Fineness(1e-3, 1 / 64)
-"""For objectives with `weights`, and for those whose `loss_terms` are evaluated one by one."""
+"""For objectives with `weights`, and for those with `loss_terms`, which are evaluated one by one."""
 
 
 ROWS = toy.batch_of([[row] for row in (TOKENS_SL + NUM_SPECIAL).tolist()], LENGTH + 1)
 """Every sequence with every set of masked positions, after `<s>`."""
 
-
 MASKED_BT = torch.cat([torch.zeros(len(MASKED_SL), 1, dtype=torch.bool), MASKED_SL], 1)
 
 
 def toy_language(subject: PluginUnderTest) -> Components:
-    """The recipe's parts for a vocabulary of three ordinary types."""
+    """The components of the recipe for a vocabulary with three ordinary types."""
     count_V = torch.zeros(VOCABULARY, dtype=torch.int64)
     share_QV = torch.nn.functional.one_hot(SEQUENCES_QL, TYPES).sum(1) * JOINT_Q.unsqueeze(1)
     count_V[NUM_SPECIAL:] = (share_QV.sum(0) * 100_000).long()
@@ -94,13 +98,13 @@ def toy_language(subject: PluginUnderTest) -> Components:
     the_loss_of_a_row_does_not_depend_on_other_rows,
 )
 def a_claimed_bound_is_one(subject: PluginUnderTest) -> None:
-    """Where `bound_for` says so, no denoiser has an expected loss below the entropy of the language."""
+    """If `bound_for` returns True, no denoiser has an expected loss below the entropy of an enumerated language."""
     components = toy_language(subject)
     slots = [slot for slot in ("objective", "masking", "noise_schedule") if components.providers[slot] == subject.name]
     if not slots:
         raise NotApplicable(f"{subject.name} leaves objective, masking and noise_schedule to others")
     if not components.objective.bound_for(components.masking, components.noise_schedule):
-        raise NotApplicable("bound_for says that this recipe is none")
+        raise NotApplicable("bound_for returns False for this recipe")
     least = least_expected_loss(components)
     if least < ENTROPY - TOLERANCE:
         raise Violation(
@@ -112,7 +116,7 @@ def a_claimed_bound_is_one(subject: PluginUnderTest) -> None:
 
 
 def least_expected_loss(components: Components) -> float:
-    """Nats per row, for the best denoiser, which knows the noise level; integrated over the schedule's draws."""
+    """Nats per row: expected loss of the best denoiser that knows the noise level, over the draws of the schedule."""
     fineness = POSITION_BY_POSITION if components.objective.needs_logits else FUSED
     return sum(integrated(components, fineness, start, 0.5) for start in (0.0, 0.5))
 
@@ -120,7 +124,7 @@ def least_expected_loss(components: Components) -> float:
 def integrated(
     components: Components, fineness: Fineness, start: float, width: float, once: float | None = None
 ) -> float:
-    """The integral over an interval of draws, halved where it is not yet known: hazards may jump at a mask rate."""
+    """Adaptive integral over an interval of draws, since hazards may jump at a mask rate."""
     once = expected_loss_over(components, start, width) if once is None else once
     half = width / 2
     halves = [(begin, expected_loss_over(components, begin, half)) for begin in (start, start + half)]
@@ -131,7 +135,7 @@ def integrated(
 
 
 def expected_loss_over(components: Components, start: float, width: float) -> float:
-    """The integral by one Gauss-Legendre rule."""
+    """The same integral by one Gauss-Legendre rule."""
     draw, measure = quadrature([start, start + width], 1, nodes=NODES)
     step = StepAt(seed=0, step=50, progress=0.5, epoch=0.5, rows=len(draw), draw_B=draw)
     noise = components.noise_schedule.sample(toy.rows_of(ROWS, slice(len(draw))), step)
@@ -142,7 +146,7 @@ def expected_loss_over(components: Components, start: float, width: float) -> fl
 
 
 def expected_loss_at(components: Components, rate: float, slope: float, step: Step) -> float:
-    """Expected loss of a row at one noise level, for the denoiser with the least."""
+    """Expected loss of a row at one noise level, for the best denoiser."""
     masking = components.masking
     noise = replace(toy.noise_at(rate, ROWS), slope_B=torch.full((len(ROWS.row_B),), slope, dtype=torch.float64))
     probability_SL = masking.mask_probability(ROWS, noise, step)[:, 1:].double()
@@ -158,7 +162,7 @@ def expected_loss_at(components: Components, rate: float, slope: float, step: St
 
 
 def everything_masked(masking: MaskingStrategy, noise: Noise, step: Step) -> Corrupted:
-    """Every row with its set of masked positions."""
+    """Corruption of every row with its set of masked positions."""
     causal_B = toy.no_causal(ROWS)
     hazard_BT, hazard_by_type_BV = masking.hazard(ROWS, noise, step)
     return Corrupted(
@@ -173,10 +177,10 @@ def everything_masked(masking: MaskingStrategy, noise: Noise, step: Step) -> Cor
 
 
 def least_cross_entropy(weight_N: Tensor, supervised: Supervised, own_N: Tensor) -> float:
-    """The weighted cross-entropy of the distributions that minimise it, one for each masked position of each context.
+    """The weighted cross-entropy of the distributions that minimise it.
 
-    What the model sees is the visible tokens and which are masked; at such a place the best distribution over types is
-    proportional to the weights that fall on each.
+    The model sees a context: the visible tokens and the masked positions. For every masked position of a context, the
+    best distribution over types is proportional to the sum of the weights of each type.
     """
     context_S = ((TOKENS_SL + 1) * ~MASKED_SL * (TYPES + 1) ** torch.arange(LENGTH)).sum(1)
     place_N = context_S[supervised.row_N] * LENGTH + own_N
@@ -194,7 +198,7 @@ def least_by_trying(
     posterior_SLV: Tensor,
     step: Step,
 ) -> float:
-    """The smaller expected loss of two denoisers: the exact one, and the one that bare weighted terms would prefer."""
+    """The smaller expected loss of two denoisers: the exact one, and the one that minimises hazard-weighted terms."""
     posterior_NV = posterior_SLV[supervised.row_N, own_N]
     denoisers = [posterior_NV]
     if supervised.hazard_by_type_BV is not None:
@@ -206,11 +210,11 @@ def least_by_trying(
 def expected_terms(
     components: Components, supervised: Supervised, probability_S: Tensor, said_NV: Tensor, step: Step
 ) -> float:
-    """Expectation of `loss_terms` over rows, position by position."""
+    """Expectation of the sum of `loss_terms` over rows, computed position by position."""
     logits_NV = torch.full((len(said_NV), VOCABULARY), -80.0, dtype=torch.float64)
     logits_NV[:, NUM_SPECIAL:] = said_NV.clamp(min=1e-30).log()
     seen_N = torch.cat([logits_NV, supervised.label_N.unsqueeze(1), supervised.hazard_N.unsqueeze(1)], 1)
-    # Positions of which the objective sees the same have the same term.
+    # Positions with the same inputs have the same term.
     _, like_N = torch.unique(seen_N, dim=0, return_inverse=True)
     probability_U = torch.zeros(int(like_N.max()) + 1, dtype=torch.float64)
     probability_U.index_add_(0, like_N, probability_S[supervised.row_N])
@@ -224,30 +228,30 @@ def expected_terms(
 
 
 class Unknown(MaskingStrategy):
-    """Masking of a kind that nobody knows a bound for."""
+    """Masking of kind 'other', for which no bound is known."""
 
     def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
-        """Not used: only what it says of itself is looked at."""
+        """Not used: only the attributes of the class are read."""
         return noise.rate_B.float().unsqueeze(1).expand(batch.ids_BT.shape)
 
 
 class Partial(NoiseSchedule):
-    """A schedule that leaves mask rates out."""
+    """A schedule without full support."""
 
     full_support = False
 
     def rate(self, t: Tensor, progress: float) -> Tensor:
-        """Nothing below 1/2."""
+        """Rates of at least 1/2."""
         return (1 + t) / 2
 
     def slope(self, t: Tensor, progress: float) -> Tensor:
-        """Its derivative."""
+        """The derivative of `rate`."""
         return torch.full_like(t, 0.5)
 
 
 @check(the_objective_returns_tensors_of_the_promised_types_and_shapes)
 def no_bound_is_claimed_where_none_is_known(subject: PluginUnderTest) -> None:
-    """Not for masking of kind 'other', nor for a schedule without full support, unless the objective knows them."""
+    """`bound_for` returns False for an unknown masking of kind 'other', and for a schedule without full support."""
     components = subject.components()
     part = subject.objective(components)
     unknown = Unknown(components.masking.mask_id)

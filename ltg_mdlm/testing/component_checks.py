@@ -1,14 +1,11 @@
-"""Everything that is checked before anything is trained."""
+"""The checks that train nothing, in the order of their verdicts. `training_checks.CHECKS` has all checks."""
 
 from __future__ import annotations
 
 from ltg_mdlm.testing import bound_checks as bound
-from ltg_mdlm.testing import input_checks as inputs
 from ltg_mdlm.testing import masking_checks as masking
 from ltg_mdlm.testing import objective_checks as objective
-from ltg_mdlm.testing import registration_checks as conditioning
 from ltg_mdlm.testing import registration_checks as registration
-from ltg_mdlm.testing import registration_checks as row_mode
 from ltg_mdlm.testing import schedule_checks as schedule
 
 REGISTRATION_CHECKS = (
@@ -18,10 +15,9 @@ REGISTRATION_CHECKS = (
     registration.the_plugin_and_its_hooks_are_described,
 )
 
-
 COMPONENT_CHECKS = (
-    row_mode.the_modes_of_a_step_are_a_function_of_the_step,
-    row_mode.rows_are_in_the_modes_that_are_declared,
+    registration.the_modes_of_a_step_are_a_function_of_the_step,
+    registration.rows_are_in_the_modes_that_are_declared,
     schedule.mask_rates_are_in_the_unit_interval_and_never_fall,
     schedule.slopes_are_the_derivatives_of_the_rates,
     schedule.the_density_is_one_over_the_slope,
@@ -43,10 +39,10 @@ COMPONENT_CHECKS = (
     objective.the_loss_of_a_row_does_not_depend_on_other_rows,
     bound.no_bound_is_claimed_where_none_is_known,
     bound.a_claimed_bound_is_one,
-    conditioning.the_model_is_told_a_finite_value_and_zero_in_causal_rows,
-    conditioning.every_mask_rate_has_a_value_for_evaluation,
-    conditioning.the_embedding_maps_values_to_vectors,
-    inputs.masking_leaves_its_inputs_as_they_are,
-    inputs.the_objective_leaves_its_inputs_as_they_are,
-    inputs.conditioning_and_schedule_leave_their_inputs_as_they_are,
+    registration.the_model_is_told_a_finite_value_and_zero_in_causal_rows,
+    registration.every_mask_rate_has_a_value_for_evaluation,
+    registration.the_embedding_maps_values_to_vectors,
+    masking.masking_leaves_its_inputs_as_they_are,
+    objective.the_objective_leaves_its_inputs_as_they_are,
+    registration.conditioning_and_schedule_leave_their_inputs_as_they_are,
 )

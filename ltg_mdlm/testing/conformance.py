@@ -1,4 +1,4 @@
-"""The conformance kit in pytest: every check is a test method."""
+"""The conformance kit for pytest: a class with a test method for every check."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ltg_mdlm.testing.all_checks import CHECKS
 from ltg_mdlm.testing.plugin_under_test import Check, Examination, PluginUnderTest
+from ltg_mdlm.testing.training_checks import CHECKS
 from ltg_mdlm.testing.training_steps import Steps, train_steps
 
 
 class PluginConformance:
-    """Subclass this as `Test...`, name the plugin, and pytest runs every check of `ltg-mdlm plugins check`.
+    """Base class of conformance tests. pytest runs all checks of `ltg-mdlm plugins check` on a subclass `Test...`.
 
-    Tests of your own go into the same class; `five_step_run` gives them a trained run.
+    The subclass sets `plugin`, and may add tests of its own, which can use the fixture `five_step_run`.
     """
 
     plugin: ClassVar[str]
     """Name of the entry point."""
     options: ClassVar[Mapping[str, Any]] = {}
-    """Options to check it with; subclass once for each set that matters."""
+    """Options of the plugin. Write one subclass for every relevant set of options."""
     sets: ClassVar[Sequence[str]] = ()
-    """Further settings, as `--set` takes them: options of other plugins, `plugins.NAME.option=value`, and slots."""
+    """Further settings as for `--set`: options of plugins, `plugins.NAME.option=value`, and `slots.SLOT=NAME`."""
 
     @classmethod
     def subject(cls) -> PluginUnderTest:
@@ -32,7 +32,7 @@ class PluginConformance:
 
     @classmethod
     def examination(cls) -> Examination:
-        """The verdicts so far: checks that build upon others do not repeat them."""
+        """The verdicts so far, so that checks that others require run only once."""
         if "_examination" not in cls.__dict__:
             cls._examination = Examination(cls.subject())
         return cls._examination
@@ -41,7 +41,7 @@ class PluginConformance:
 
     @pytest.fixture
     def five_step_run(self) -> Steps:
-        """Five steps of the real trainer at a tiny size: logged rows, losses, components and their state."""
+        """Five training steps of a tiny model: logged rows, losses, components and their state."""
         return train_steps(self.subject(), steps=5)
 
 
@@ -52,7 +52,7 @@ def _as_test(check: Check) -> Callable[[PluginConformance], None]:
         if verdict.outcome == "not applicable":
             pytest.skip(verdict.reason)
         if verdict.outcome == "failed":
-            # The lines of the kit say nothing; those of an error in the plugin do.
+            # Hide the traceback of the kit, but show that of an exception in the plugin.
             raise AssertionError(verdict.reason) from verdict.crash
 
     test.__doc__ = check.function.__doc__

@@ -1,7 +1,7 @@
-"""A language small enough to enumerate: three token types, rows of three tokens, an explicit joint distribution.
+"""A language that can be enumerated: three token types, rows of three tokens, an explicit joint distribution.
 
-For every mask rate an expectation runs over all 27 sequences x 8 sets of masked positions; integrals over mask rates
-are Gauss-Legendre.
+At a mask rate, expectations are sums over all 27 sequences and 8 sets of masked positions. Integrals over mask rates
+use Gauss-Legendre quadrature.
 
 Shapes: Q sequences, M sets of masked positions, S pairs of both, L positions, V token types.
 """
@@ -19,36 +19,36 @@ from torch import Tensor
 from ltg_mdlm.core.batch import Batch, Step
 
 TYPES, LENGTH = 3, 3
-
+"""Token types, and tokens of a row."""
 
 SEQUENCES_QL = torch.tensor(list(itertools.product(range(TYPES), repeat=LENGTH)))
-
+"""All sequences."""
 
 JOINT_Q = torch.from_numpy(np.random.default_rng(0).dirichlet([0.5] * TYPES**LENGTH))
-
+"""Probability of every sequence."""
 
 ENTROPY = float(-(JOINT_Q * JOINT_Q.log()).sum())
-"""Nats per row."""
-
+"""Entropy of the language, in nats per row."""
 
 SEQUENCE_S = torch.arange(len(SEQUENCES_QL)).repeat_interleave(2**LENGTH)
-
+"""Index of the sequence of every pair."""
 
 TOKENS_SL = SEQUENCES_QL[SEQUENCE_S]
-
+"""Tokens of the sequence of every pair."""
 
 MASKED_SL = torch.tensor(list(itertools.product([False, True], repeat=LENGTH))).repeat(len(SEQUENCES_QL), 1)
+"""Whether each position of every pair is masked."""
 
 
 def likelihood_of_masks(probability_QL: Tensor) -> Tensor:
-    """float64[Q, M]: probability of each set of masked positions given the sequence, masks being independent."""
+    """float64[Q, M]: probability of every set of masked positions given the sequence, with independent masks."""
     probability_SL = probability_QL[SEQUENCE_S]
     factors_SL = torch.where(MASKED_SL, probability_SL, 1 - probability_SL)
     return factors_SL.prod(1).view(len(SEQUENCES_QL), -1)
 
 
 def posterior(probability_QL: Tensor) -> Tensor:
-    """float64[S, L, V]: distribution of every token given the visible ones, and given which ones are masked."""
+    """float64[S, L, V]: distribution of every token given the visible tokens and the masked positions."""
     masks_QM = likelihood_of_masks(probability_QL)
     visible_SQL = (TOKENS_SL.unsqueeze(1) == SEQUENCES_QL) | MASKED_SL.unsqueeze(1)
     set_S = torch.arange(len(TOKENS_SL)) % masks_QM.shape[1]
@@ -59,7 +59,7 @@ def posterior(probability_QL: Tensor) -> Tensor:
 
 
 def quadrature(edges: Sequence[float], panels: int, nodes: int = 24) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss-Legendre rules on every interval between the edges, each cut into equal panels."""
+    """Nodes and weights of Gauss-Legendre rules on the intervals between the edges, each divided into equal panels."""
     node, weight = np.polynomial.legendre.leggauss(nodes)
     cuts = [np.linspace(a, b, panels + 1) for a, b in itertools.pairwise(edges)]
     low, high = np.concatenate([c[:-1] for c in cuts])[:, None], np.concatenate([c[1:] for c in cuts])[:, None]
@@ -69,7 +69,7 @@ def quadrature(edges: Sequence[float], panels: int, nodes: int = 24) -> tuple[Te
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepAt(Step):
-    """A step whose stratified draws are given."""
+    """A step with given stratified draws."""
 
     draw_B: Tensor
 

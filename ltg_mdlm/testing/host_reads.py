@@ -1,4 +1,4 @@
-"""Notice when code asks the host for a tensor's value, which on a GPU would stop everything until it is computed."""
+"""Detect code that reads the value of a tensor on the host, which synchronises with the device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from ltg_mdlm.core.host_memory import HostCopy
 
 _ATEN = torch.ops.aten
 
-
 _READS = {
     _ATEN._local_scalar_dense.default,  # item(), float(), bool(), if tensor
     _ATEN.equal.default,
-    # The sizes of these results are only known to the device.
+    # The sizes of these results are known only on the device.
     _ATEN.nonzero.default,
     _ATEN.masked_select.default,
     _ATEN._unique2.default,
@@ -27,6 +26,7 @@ _READS = {
     _ATEN.unique_dim.default,
     _ATEN.bincount.default,
 }
+"""Operations that synchronise with the device."""
 
 
 class HostRead(AssertionError):
@@ -34,11 +34,11 @@ class HostRead(AssertionError):
 
 
 class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside this context, reading a value on the host raises HostRead, on the CPU as well."""
+    """Context in which reading the value of a tensor on the host raises `HostRead`, also on the CPU."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here, and to be skipped would import torch's compiler, which takes seconds."""
+        """Returns False: skipping dynamo would import the compiler of torch, which takes seconds."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +48,7 @@ class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _selects_by_mask(func: Any, args: Any) -> bool:
-    """x[mask] with a boolean mask: how much it selects is only known to the device."""
+    """Whether this is x[mask] with a boolean mask, whose result has a size that is known only on the device."""
     if func is not _ATEN.index.Tensor:
         return False
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
@@ -56,7 +56,7 @@ def _selects_by_mask(func: Any, args: Any) -> bool:
 
 @contextmanager
 def no_host_reads_in_a_step() -> Iterator[None]:
-    """As `NoHostReads`, but for what the trainer reads on purpose: counts that were copied a micro-batch ahead."""
+    """`NoHostReads`, except for counts that the trainer copies to the host one micro-batch ahead."""
 
     def arrived(self: HostCopy) -> int:
         with _disable_current_modes():
@@ -68,7 +68,7 @@ def no_host_reads_in_a_step() -> Iterator[None]:
 
 @contextmanager
 def cuda_waits_are_errors() -> Iterator[None]:
-    """Inside this context, waiting for a CUDA device is an error."""
+    """Context in which a synchronisation with a CUDA device is an error."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield

@@ -1,4 +1,4 @@
-"""Masking strategies: what gets hidden, how often, and what is to be predicted."""
+"""Checks of masking strategies: masks, mask rates, labels and hazards."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ltg_mdlm.testing.sample_rows import (
     require_tensor,
     sample_batch,
     sample_step,
+    unchanged,
 )
 
 SEVERAL_RATES = (0.02, 0.15, 0.5, 0.9)
 
-
 DEVIATIONS = 5.0
-"""Standard deviations that a count may lie off: by chance in one of a million plugins."""
+"""Standard deviations by which a count may differ; a correct plugin exceeds them with probability 1e-6."""
 
 
 def corrupted(strategy: MaskingStrategy, batch: Batch, step: Step, noise: Noise | None = None) -> Corrupted:
-    """The strategy's corruption, by default at mask rates from 0 to 1 over the rows of the global batch."""
+    """Corrupt a batch, by default with mask rates from 0 to 1 over the rows of the global batch."""
     rate_R = (torch.arange(step.rows, dtype=torch.float64) + 1) / step.rows
     noise = noise or toy.noise_at(rate_R[batch.row_B], batch)
     return strategy.corrupt(batch, causal_rows(batch, step), noise, step)
@@ -41,7 +41,7 @@ def corrupted(strategy: MaskingStrategy, batch: Batch, step: Step, noise: Noise 
 
 @check(found)
 def masking_returns_tensors_of_the_promised_types_and_shapes(subject: PluginUnderTest) -> None:
-    """Types, shapes and devices of everything in `Corrupted`, and probabilities within [0, 1]."""
+    """All fields of `Corrupted` have the right types, shapes and devices, and probabilities are in [0, 1]."""
     part, batch = subject.masking(), sample_batch()
     strategy, step = part.component, sample_step(batch)
     require_attributes(part)
@@ -61,7 +61,7 @@ def masking_returns_tensors_of_the_promised_types_and_shapes(subject: PluginUnde
 
 
 def require_attributes(part: Part[MaskingStrategy]) -> None:
-    """What the host reads of a strategy."""
+    """Check the attributes that the host reads."""
     strategy, known = part.component, {"kind": ("uniform", "by_type", "other"), "predicts": ("same", "next")}
     for name, values in known.items():
         if getattr(strategy, name) not in values:
@@ -73,7 +73,7 @@ def require_attributes(part: Part[MaskingStrategy]) -> None:
 
 
 def require_probabilities(part: Part[MaskingStrategy], batch: Batch, step: Step) -> None:
-    """`mask_probability` is float32[B, T] in [0, 1] wherever it is used."""
+    """Check that `mask_probability` is float32[B, T], and in [0, 1] for maskable tokens."""
     where = part.where("mask_probability")
     for rate in ENDS:
         probability_BT = part.component.mask_probability(batch, toy.noise_at(rate, batch), step)
@@ -87,7 +87,7 @@ def require_probabilities(part: Part[MaskingStrategy], batch: Batch, step: Step)
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def control_tokens_and_padding_are_never_masked_or_predicted(subject: PluginUnderTest) -> None:
-    """Only maskable tokens are chosen, only ordinary tokens are labels, at whatever mask rate."""
+    """Only maskable tokens are masked and only ordinary tokens are labels, at any mask rate."""
     part, batch = subject.masking(), sample_batch()
     step, where = sample_step(batch), part.where("corrupt")
     for rate in ENDS:
@@ -108,7 +108,7 @@ def control_tokens_and_padding_are_never_masked_or_predicted(subject: PluginUnde
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def only_masked_tokens_of_masked_rows_are_changed(subject: PluginUnderTest) -> None:
-    """Everything else shows itself; a masked token shows `<mask>` or an ordinary token."""
+    """The input has `<mask>` or an ordinary token where a token is masked, and is unchanged everywhere else."""
     part, batch = subject.masking(), sample_batch()
     step, where = sample_step(batch), part.where("corrupt")
     result = corrupted(part.component, batch, step)
@@ -130,7 +130,7 @@ def only_masked_tokens_of_masked_rows_are_changed(subject: PluginUnderTest) -> N
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def labels_are_the_hidden_tokens_where_they_are_predicted(subject: PluginUnderTest) -> None:
-    """Each in its own place, or one earlier if `predicts` is next or the row is causal; never across documents."""
+    """Labels are the masked tokens, one position earlier if `predicts` is next or the row is causal."""
     part, batch = subject.masking(), sample_batch()
     step = sample_step(batch)
     result = corrupted(part.component, batch, step)
@@ -149,7 +149,7 @@ def labels_are_the_hidden_tokens_where_they_are_predicted(subject: PluginUnderTe
 
 
 def literal_labels(batch: Batch, masked_BT: Tensor, causal_B: Tensor, predicts_next: bool) -> Tensor:
-    """int64[B, T]: the labels, position by position."""
+    """int64[B, T]: the expected labels, computed position by position."""
     labels_BT = torch.full_like(batch.ids_BT, IGNORE)
     for b, causal in enumerate(causal_B.tolist()):
         shift = 1 if causal or predicts_next else 0
@@ -163,7 +163,7 @@ def literal_labels(batch: Batch, masked_BT: Tensor, causal_B: Tensor, predicts_n
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def the_realised_rate_is_masked_over_maskable(subject: PluginUnderTest) -> None:
-    """Row by row; 0 for rows without maskable tokens."""
+    """The realised rate of a row is the fraction of maskable tokens that are masked, or 0 if it has none."""
     part, batch = subject.masking(), sample_batch()
     result = corrupted(part.component, batch, sample_step(batch))
     expected_B = result.masked_BT.sum(1) / batch.maskable_BT.sum(1).clamp(min=1)
@@ -179,7 +179,7 @@ def the_realised_rate_is_masked_over_maskable(subject: PluginUnderTest) -> None:
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def the_mask_rate_is_kept_if_keeps_rate_says_so(subject: PluginUnderTest) -> None:
-    """Masked tokens of many rows, against the binomial distribution."""
+    """With `keeps_rate`, the number of masked tokens of many rows agrees with the mask rate."""
     part = subject.masking()
     if not part.component.keeps_rate:
         raise NotApplicable("keeps_rate is False")
@@ -190,7 +190,7 @@ def the_mask_rate_is_kept_if_keeps_rate_says_so(subject: PluginUnderTest) -> Non
         result = part.component.corrupt(batch, toy.no_causal(batch), toy.noise_at(rate, batch), step)
         off_B = (result.masked_BT & batch.maskable_BT).sum(1) - rate * tokens_B
         binomial = (tokens_B.sum() * rate * (1 - rate)).sqrt()
-        # Tokens that are masked together, as words are, vary more; rows are independent anyway.
+        # Tokens that are masked together, such as words, have a larger variance. Rows are independent in any case.
         between_rows = (off_B - off_B.mean()).square().sum().sqrt()
         allowed = DEVIATIONS * float(torch.maximum(binomial, between_rows))
         if abs(float(off_B.sum())) > allowed:
@@ -204,11 +204,11 @@ def the_mask_rate_is_kept_if_keeps_rate_says_so(subject: PluginUnderTest) -> Non
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def its_kind_is_what_the_probabilities_show(subject: PluginUnderTest) -> None:
-    """uniform: each is gamma; by_type: tokens of one type have one; and what is masked follows them independently."""
+    """Probabilities are gamma (uniform) or equal for all tokens of a type (by_type), and masks are drawn from them."""
     part, batch = subject.masking(), toy.text_batch(64, 48)
     strategy, step, where = part.component, toy.step_for(batch), part.where("mask_probability")
     if strategy.kind == "other":
-        raise NotApplicable("kind is 'other', which promises nothing")
+        raise NotApplicable("kind is 'other', for which any probabilities are valid")
     for rate in SEVERAL_RATES:
         noise = toy.noise_at(rate, batch)
         p_BT = strategy.mask_probability(batch, noise, step)
@@ -235,7 +235,7 @@ def its_kind_is_what_the_probabilities_show(subject: PluginUnderTest) -> None:
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def a_step_gives_the_same_masks_whenever_it_is_asked(subject: PluginUnderTest) -> None:
-    """Asked again, after another step, or of a fresh strategy: masks are a function of the step and adaptive state."""
+    """Masks depend only on the step and on adaptive state, not on earlier calls."""
     part, batch = subject.masking(), sample_batch()
     step, where = sample_step(batch), part.where("corrupt")
     once = corrupted(part.component, batch, step)
@@ -247,14 +247,14 @@ def a_step_gives_the_same_masks_whenever_it_is_asked(subject: PluginUnderTest) -
 
 
 def require_same(result: Corrupted, expected: Corrupted, where: str, when: str) -> None:
-    """Raises Violation unless two corruptions are equal."""
+    """Raise `Violation` unless two corruptions are equal."""
     for name in ("masked_BT", "input_BT", "labels_BT", "realised_rate_B"):
         require_equal(getattr(result, name), getattr(expected, name), where, f"{when} {name}")
 
 
 @check(a_step_gives_the_same_masks_whenever_it_is_asked)
 def masks_belong_to_rows_of_the_global_batch(subject: PluginUnderTest) -> None:
-    """The same for every split into micro-batches and ranks; random numbers of `Step.uniform` are."""
+    """Masks do not depend on the split into micro-batches and ranks, as with random numbers of `Step.uniform`."""
     part, batch = subject.masking(), sample_batch()
     step, where = sample_step(batch), part.where("corrupt")
     whole = corrupted(part.component, batch, step)
@@ -272,13 +272,13 @@ def masks_belong_to_rows_of_the_global_batch(subject: PluginUnderTest) -> None:
 
 @check(masking_returns_tensors_of_the_promised_types_and_shapes)
 def hazards_are_finite_and_not_negative(subject: PluginUnderTest) -> None:
-    """At every mask rate, for every token that can be masked."""
+    """Hazards of maskable tokens are finite and not negative, at every mask rate."""
     part, batch = subject.masking(), sample_batch()
     step, where = sample_step(batch), part.where("hazard")
     for rate in ENDS:
         hazards = part.component.hazard(batch, toy.noise_at(rate, batch), step)
         if hazards[0] is None and hazards[1] is None:
-            raise NotApplicable("hazard is left to 1 / rate")
+            raise NotApplicable("hazard is 1 / rate, the default")
         everywhere_BV = torch.ones(1, 1, dtype=torch.bool)
         for hazard, used in zip(hazards, (batch.maskable_BT, everywhere_BV), strict=True):
             if hazard is None:
@@ -287,3 +287,17 @@ def hazards_are_finite_and_not_negative(subject: PluginUnderTest) -> None:
             require_finite(hazard_N, where, f"hazard at mask rate {rate:g}")
             if (hazard_N < 0).any():
                 raise Violation(where, "hazards of at least 0", f"{float(hazard_N.min()):g} at mask rate {rate:g}")
+
+
+@check(masking_returns_tensors_of_the_promised_types_and_shapes)
+def masking_leaves_its_inputs_as_they_are(subject: PluginUnderTest) -> None:
+    """Batch, modes, noise and step are unchanged, since other components use the same tensors."""
+    part, batch = subject.masking(), sample_batch()
+    step, noise = sample_step(batch), toy.noise_at(0.005, batch)
+    causal_B = causal_rows(batch, step)
+    with unchanged(part.where("mask_probability"), batch, noise, step):
+        part.component.mask_probability(batch, noise, step)
+    with unchanged(part.where("hazard"), batch, noise, step):
+        part.component.hazard(batch, noise, step)
+    with unchanged(part.where("corrupt"), batch, noise, step, causal_B=causal_B):
+        part.component.corrupt(batch, causal_B, noise, step)

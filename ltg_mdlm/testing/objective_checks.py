@@ -1,34 +1,35 @@
-"""Objectives: groups, weights and denominators that any split of a batch leaves alone."""
+"""Checks of objectives: groups, weights and denominators, independent of the split of a batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ltg_mdlm.core.batch import Batch, Step, Supervised
+from ltg_mdlm.core.batch import Step, Supervised
 from ltg_mdlm.core.components import Objective
-from ltg_mdlm.host.slots import Components
 from ltg_mdlm.testing.masking_checks import masks_belong_to_rows_of_the_global_batch
 from ltg_mdlm.testing.plugin_under_test import Part, PluginUnderTest, Violation, check
 from ltg_mdlm.testing.registration_checks import found
 from ltg_mdlm.testing.sample_rows import (
     all_masked,
-    causal_rows,
-    micro_batch_of,
+    corrupted_at,
     noise_at_the_ends,
     require_finite,
     require_tensor,
     sample_batch,
     sample_step,
     supervised_of,
+    unchanged,
 )
 from ltg_mdlm.testing.toy import VOCAB, noise_at, rows_of
-from ltg_mdlm.training.recipe import MicroBatch
+
+SPLITS = (slice(0, 5), slice(5, 6), slice(6, None))
+"""Rows of the sample batch that are tested as micro-batches."""
 
 
 @check(found)
 def the_objective_returns_tensors_of_the_promised_types_and_shapes(subject: PluginUnderTest) -> None:
-    """int64[N] groups in [0, K), float32[K] denominators, float32[N] weights or float32[K] terms."""
+    """Groups are int64[N] in [0, K), denominators float32[K], weights float32[N] or loss terms float32[K]."""
     components = subject.components()
     part, batch = subject.objective(components), sample_batch()
     objective, step = part.component, sample_step(batch)
@@ -54,14 +55,14 @@ def the_objective_returns_tensors_of_the_promised_types_and_shapes(subject: Plug
 
 
 def random_logits(supervised: Supervised, scale: float = 1.0) -> Tensor:
-    """float32[N, V] with gradient."""
+    """float32[N, V] that require gradients."""
     generator = torch.Generator().manual_seed(0)
     return (scale * torch.randn(len(supervised.label_N), VOCAB, generator=generator)).requires_grad_()
 
 
 @check(the_objective_returns_tensors_of_the_promised_types_and_shapes)
 def losses_and_gradients_are_finite_at_the_ends(subject: PluginUnderTest) -> None:
-    """At mask rates near 0 and 1, steep and flat slopes, and for a model that is sure."""
+    """Losses and gradients are finite at mask rates near 0 and 1, at steep and flat slopes, and for large logits."""
     components = subject.components()
     part, batch = subject.objective(components), sample_batch()
     step = sample_step(batch)
@@ -78,7 +79,7 @@ def losses_and_gradients_are_finite_at_the_ends(subject: PluginUnderTest) -> Non
 
 
 def loss_of(objective: Objective, logits_NV: Tensor, supervised: Supervised, step: Step, where: str, at: str) -> Tensor:
-    """Scalar: the sum over groups, not yet divided."""
+    """Scalar: sum of the loss over groups, before the division by denominators."""
     if objective.needs_logits:
         return objective.loss_terms(logits_NV, supervised, step).sum()
     nll_weight_N, z_weight_N = objective.weights(supervised, step)
@@ -88,13 +89,9 @@ def loss_of(objective: Objective, logits_NV: Tensor, supervised: Supervised, ste
     return loss if z_weight_N is None else loss + (z_weight_N * logits_NV.logsumexp(1).square()).sum()
 
 
-SPLITS = (slice(0, 5), slice(5, 6), slice(6, None))
-"""Micro-batches of the sample batch."""
-
-
 @check(the_objective_returns_tensors_of_the_promised_types_and_shapes, masks_belong_to_rows_of_the_global_batch)
 def denominators_are_positive_and_add_up_over_micro_batches(subject: PluginUnderTest) -> None:
-    """Global sums are divided by the global sum of them: a mean of means would depend on the split."""
+    """Denominators of micro-batches sum to that of the whole batch, so that losses are no means of means."""
     components = subject.components()
     part, batch = subject.objective(components), sample_batch()
     step, where = sample_step(batch), part.where("denominators")
@@ -108,14 +105,14 @@ def denominators_are_positive_and_add_up_over_micro_batches(subject: PluginUnder
     if not torch.allclose(torch.stack(shares).sum(0), whole_K, rtol=1e-5):
         raise Violation(
             where,
-            f"shares of micro-batches that add up to {whole_K.tolist()}, that of the whole batch",
+            f"denominators of micro-batches that add up to {whole_K.tolist()}, that of the whole batch",
             " + ".join(str(share.tolist()) for share in shares),
         )
 
 
 @check(the_objective_returns_tensors_of_the_promised_types_and_shapes, masks_belong_to_rows_of_the_global_batch)
 def the_loss_of_a_row_does_not_depend_on_other_rows(subject: PluginUnderTest) -> None:
-    """Weights or terms of micro-batches are those of the whole batch."""
+    """Weights, or loss terms, are the same in a micro-batch and in the whole batch."""
     components = subject.components()
     part, batch = subject.objective(components), sample_batch()
     step = sample_step(batch)
@@ -130,13 +127,13 @@ def the_loss_of_a_row_does_not_depend_on_other_rows(subject: PluginUnderTest) ->
     if wrong_N.any():
         raise Violation(
             part.where("weights"),
-            f"weight {float(expected_N[wrong_N][0]):.6g}, as in the whole batch, in a micro-batch, too",
+            f"weight {float(expected_N[wrong_N][0]):.6g} in a micro-batch, as in the whole batch",
             f"{float(weight_N[wrong_N][0]):.6g}; divide in denominators, which are summed over the global batch",
         )
 
 
 def require_terms_add_up(part: Part[Objective], supervised: Supervised, step: Step) -> None:
-    """`loss_terms` is called on slices of the positions, and the results are added."""
+    """Check that `loss_terms` of slices of the positions add up to that of all positions."""
     logits_NV = random_logits(supervised).detach()
     whole_K = part.component.loss_terms(logits_NV, supervised, step)
     middle = len(logits_NV) // 3
@@ -152,7 +149,22 @@ def require_terms_add_up(part: Part[Objective], supervised: Supervised, step: St
         )
 
 
-def corrupted_at(components: Components, batch: Batch, step: Step, rate: float = 0.3) -> MicroBatch:
-    """Corrupted as in training, at one mask rate."""
-    noise = noise_at(rate, batch)
-    return micro_batch_of(batch, components.masking.corrupt(batch, causal_rows(batch, step), noise, step), noise)
+@check(the_objective_returns_tensors_of_the_promised_types_and_shapes)
+def the_objective_leaves_its_inputs_as_they_are(subject: PluginUnderTest) -> None:
+    """Batch, corruption, supervised positions and logits are unchanged."""
+    components = subject.components()
+    part, batch = subject.objective(components), sample_batch()
+    step = sample_step(batch)
+    micro_batch = corrupted_at(components, batch, step)
+    supervised = supervised_of(components, micro_batch)
+    with unchanged(part.where("denominators"), batch, micro_batch.corrupted):
+        part.component.denominators(batch, micro_batch.corrupted)
+    with unchanged(part.where("group"), supervised):
+        part.component.group(supervised)
+    if part.component.needs_logits:
+        logits_NV = random_logits(supervised)
+        with unchanged(part.where("loss_terms"), supervised, logits_NV=logits_NV):
+            part.component.loss_terms(logits_NV, supervised, step)
+    else:
+        with unchanged(part.where("weights"), supervised):
+            part.component.weights(supervised, step)

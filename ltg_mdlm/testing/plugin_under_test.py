@@ -1,8 +1,7 @@
-"""The plugin that is checked, and its components in settings where they can be tried.
+"""The plugin under test, checks of it, and their verdicts.
 
-Checks of a plugin, and the verdicts that they come to.
-
-What a check raises.
+A check is a function of a `PluginUnderTest` that raises `Violation` if the plugin breaks the contract, and
+`NotApplicable` if it does not concern the plugin. An `Examination` runs the checks and keeps their verdicts.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from ltg_mdlm.testing import toy
 
 C = TypeVar("C")
 
-
 TINY = (
     "data.builtin_words=4000",
     "model.hidden_size=32",
@@ -51,12 +49,25 @@ TINY = (
     "logging.every=1",
     "logging.wandb=off",
 )
-"""Settings of the runs that plugins are checked in."""
+"""Settings of the runs in which plugins are checked."""
+
+
+class Violation(AssertionError):
+    """The plugin breaks the contract."""
+
+    def __init__(self, where: str, expected: str, found: str) -> None:
+        """`where` names the plugin, hook, method and line, as `Part.where` does."""
+        indented = found.replace("\n", "\n    ")
+        super().__init__(f"{where}\n  expected: {expected}\n  found: {indented}")
+
+
+class NotApplicable(Exception):
+    """The check does not concern the plugin, or cannot run on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
 class Part(Generic[C]):
-    """A component that the plugin put into a slot."""
+    """A component of the plugin, and its slot."""
 
     plugin: str
     slot: str
@@ -69,7 +80,7 @@ class Part(Generic[C]):
 
 
 def line_of(owner: type, method: str | None = None) -> str:
-    """`file.py:12` of a method, or of the class if it has no such function."""
+    """`file.py:12` of a method, or of the class if it does not define it as a function."""
     for thing in (getattr(owner, method, None) if method else None, owner):
         try:
             _, line = inspect.getsourcelines(cast(Any, thing))
@@ -81,12 +92,12 @@ def line_of(owner: type, method: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class PluginUnderTest:
-    """An installed plugin with options; every component it gives out is freshly built."""
+    """An installed plugin with options. Every call returns newly built components."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()
-    """More settings, `plugins.NAME.option=value` or `slots.SLOT=NAME`, which win over `options`."""
+    """Further settings, `plugins.NAME.option=value` or `slots.SLOT=NAME`, which override `options`."""
 
     @property
     def label(self) -> str:
@@ -96,20 +107,20 @@ class PluginUnderTest:
     def settings(self, *sets: str) -> Settings:
         """Settings of a tiny run with this plugin selected."""
         own = Layer("the options under test", {"plugins": {self.name: dict(self.options)}})
-        # Options first: what is set on the command line wins over them.
+        # The options are a layer below the settings of the command line.
         return load_settings((), [*TINY, *self.sets, *sets], layers=[own])
 
     def host(self, *sets: str) -> Host:
-        """The host of such a run.  Raises UserError as a run would."""
+        """The host of such a run. Raises `UserError` as in a run."""
         settings = self.settings(*sets)
         return Host(settings.config, settings.sources)
 
     def components(self, context: RunContext | None = None, statistics: CorpusStatistics | None = None) -> Components:
-        """The recipe's parts on the toy vocabulary, or in the given context."""
+        """The components of the recipe on the toy vocabulary, or in the given context."""
         return self.host().build(context or toy.context(), statistics or toy.statistics(toy.zipfian_counts()))
 
     def own(self, components: Components) -> list[Part[Component]]:
-        """The distinct components among these that come from the plugin."""
+        """The distinct components that the plugin provides."""
         return [
             Part(self.label, slot if slot in SLOTS else "observers", component)
             for slot, plugin, component in components.named()
@@ -117,23 +128,23 @@ class PluginUnderTest:
         ]
 
     def row_mode(self, components: Components | None = None) -> Part[RowMode]:
-        """The plugin's row mode.  Raises NotApplicable if it leaves that slot to others; so do the methods below."""
+        """The row mode of the plugin. Raises `NotApplicable` if it has none, like the methods below."""
         return self._part("row_mode", components)
 
     def noise_schedule(self, components: Components | None = None) -> Part[NoiseSchedule]:
-        """The plugin's noise schedule."""
+        """The noise schedule of the plugin."""
         return self._part("noise_schedule", components)
 
     def masking(self, components: Components | None = None) -> Part[MaskingStrategy]:
-        """The plugin's masking strategy."""
+        """The masking strategy of the plugin."""
         return self._part("masking", components)
 
     def objective(self, components: Components | None = None) -> Part[Objective]:
-        """The plugin's objective."""
+        """The objective of the plugin."""
         return self._part("objective", components)
 
     def time_conditioning(self, components: Components | None = None) -> Part[TimeConditioning]:
-        """The plugin's time conditioning."""
+        """The time conditioning of the plugin."""
         return self._part("time_conditioning", components)
 
     def _part(self, slot: str, components: Components | None) -> Part[Any]:
@@ -148,13 +159,13 @@ Outcome = Literal["passed", "failed", "not applicable"]
 
 @dataclass(frozen=True)
 class Check:
-    """One promise that plugins keep."""
+    """One part of the contract of plugins."""
 
     name: str
-    """A sentence with underscores."""
+    """A sentence, with underscores for spaces."""
     function: Callable[[PluginUnderTest], None]
     requires: tuple[Check, ...]
-    """If one of these fails, this check would only repeat it."""
+    """Checks that must pass before this one is run."""
 
     @property
     def title(self) -> str:
@@ -162,47 +173,49 @@ class Check:
         return self.name.replace("_", " ")
 
     def __call__(self, subject: PluginUnderTest) -> None:
-        """Raises Violation, or NotApplicable."""
+        """Run the check. Raises `Violation` or `NotApplicable`."""
         self.function(subject)
 
 
 def check(*requires: Check) -> Callable[[Callable[[PluginUnderTest], None]], Check]:
-    """Make a check of a function, to run after those that it builds upon."""
+    """Decorator that makes a function a check, which runs after the checks `requires`."""
     return lambda function: Check(function.__name__, function, requires)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a check."""
+    """The result of a check."""
 
     check: Check
     outcome: Outcome
     reason: str = ""
-    """Why it failed, or does not apply."""
+    """Why it failed or does not apply."""
     crash: Exception | None = None
-    """The error behind a failure, where the plugin's code raised one."""
+    """The exception of the plugin that caused the failure, if any."""
     blocked_by: Check | None = None
-    """The failed check that this one builds upon, perhaps by way of others."""
+    """The failed check because of which this one was not run."""
 
 
 class Examination:
-    """The verdicts on one plugin; each check runs once, after those that it builds upon."""
+    """The verdicts on one plugin. Every check runs at most once, after the checks that it requires."""
 
     def __init__(self, subject: PluginUnderTest) -> None:
         self.subject = subject
         self._verdicts: dict[str, Verdict] = {}
 
     def verdict(self, check: Check) -> Verdict:
-        """Run a check, or remember what came of it."""
+        """Run a check, or return its earlier verdict."""
         if check.name not in self._verdicts:
-            self._verdicts[check.name] = self._come_to(check)
+            self._verdicts[check.name] = self._run(check)
         return self._verdicts[check.name]
 
-    def _come_to(self, check: Check) -> Verdict:
+    def _run(self, check: Check) -> Verdict:
         for earlier in map(self.verdict, check.requires):
             blocked_by = earlier.check if earlier.outcome == "failed" else earlier.blocked_by
             if blocked_by is not None:
-                return Verdict(check, "not applicable", f"not run: repair first {blocked_by.title!r}", None, blocked_by)
+                return Verdict(
+                    check, "not applicable", f"not run, because {blocked_by.title!r} failed", None, blocked_by
+                )
         try:
             check(self.subject)
         except NotApplicable as reason:
@@ -215,29 +228,16 @@ class Examination:
 
 
 def as_violation(subject: PluginUnderTest, error: Exception) -> Violation:
-    """An error that the plugin's code raised, or led to, as a violation."""
+    """An exception that the plugin raised or caused, as a violation."""
     where = f"{subject.label}: {innermost_line(error)}"
     name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return Violation(where, "no error", f"{name}{error}".strip())
 
 
 def innermost_line(error: BaseException) -> str:
-    """`file.py:12 in function`: the innermost line of an error that is neither the host's nor torch's, if any is."""
+    """`file.py:12 in function`: innermost line of the traceback outside of the host and torch, if there is one."""
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
     ours = str(Path(ltg_mdlm.__file__).parent)
     foreign = [f for f in frames if not f.filename.startswith(ours) and "/site-packages/torch/" not in f.filename]
     frame = (foreign or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
-
-
-class Violation(AssertionError):
-    """A promise that the plugin breaks."""
-
-    def __init__(self, where: str, expected: str, found: str) -> None:
-        """`where` names plugin, hook, method and line, as `Part.where` does."""
-        indented = found.replace("\n", "\n    ")
-        super().__init__(f"{where}\n  expected: {expected}\n  found: {indented}")
-
-
-class NotApplicable(Exception):
-    """The plugin has nothing that the check is about, or the check cannot run here; the message says which."""

@@ -1,4 +1,4 @@
-"""Run a function on several processes, as torchrun would, and get what each of them returns."""
+"""Run a function in several processes, as torchrun does, and collect the results."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from ltg_mdlm.core.distributed import Ranks
 
 
 class RankFailed(AssertionError):
-    """A rank raised (the message is its traceback), died, or did not finish in time."""
+    """A rank raised an exception (the message is its traceback), died, or did not finish in time."""
 
 
 def run_on_ranks(
     function: Callable[..., Any], world_size: int = 2, *args: Any, timeout: float = 60.0, joined: bool = True
 ) -> list[Any]:
-    """`[function(ranks, *args) for every rank]`, each in its own process on the CPU, with gloo and one thread.
+    """Call `function(ranks, *args)` on every rank, in its own process on the CPU, with gloo and one thread.
 
-    `function` is a top-level function of any file; arguments and results are pickled.  Without `joined`, it gets the
-    rank's number, and has to join the others itself.  Raises RankFailed with the traceback of the rank that failed
-    first.
+    Returns the results by rank. `function` is a top-level function of any file; arguments and results are pickled.
+    With `joined=False`, it is called with the number of the rank and joins the process group itself. Raises
+    `RankFailed` with the traceback of the first rank that fails, and if a rank takes longer than `timeout` seconds.
     """
-    # The parent holds the store, as torchrun's agent does: the system picks a free port, and nobody can take it.
+    # The parent process holds the store, as torchrun's agent does. The system assigns a free port, so no other process
+    # can take it.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     context = multiprocessing.get_context("forkserver")
-    # Data parallelism imports torch._dynamo, which takes seconds: once is enough.
+    # Data parallelism imports torch._dynamo, which takes seconds, so it is imported once.
     context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
     task = pickle.dumps((function.__qualname__, args))
     connections, processes = [], []
@@ -60,7 +61,7 @@ def run_on_ranks(
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torchrun sets on one machine."""
+    """The environment variables that torchrun sets on a single machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -74,7 +75,7 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def _work(results: Connection, environment: dict[str, str], file: str, module: str, task: bytes, joined: bool) -> None:
-    """Everything that happens on a rank; sends (True, result) or (False, traceback)."""
+    """Run the function on one rank, and send (True, result) or (False, traceback)."""
     os.environ.update(environment)
     with Ranks.setup("cpu", threads=1) if joined else nullcontext(int(environment["RANK"])) as ranks:
         try:
@@ -83,13 +84,13 @@ def _work(results: Connection, environment: dict[str, str], file: str, module: s
             outcome = True, getattr(sys.modules[module], name)(ranks, *args)
         except BaseException:
             outcome = False, traceback.format_exc()
-        # Sent before the group is left, which other ranks would report as an error of theirs.  The standard pickle
-        # copies tensors; the one of multiprocessing would pass files that close with this process.
+        # Sent before the process group is destroyed, which other ranks would report as an error. The standard pickle
+        # copies tensors; that of multiprocessing would send file descriptors, which close with this process.
         results.send_bytes(pickle.dumps(outcome))
 
 
 def _load(file: str, module: str) -> None:
-    """Import a test file, which is on no import path, under the name it has in pytest's process."""
+    """Import a test file, which is not on the import path, under the name that it has in the process of pytest."""
     if module in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module, Path(file))
@@ -100,7 +101,7 @@ def _load(file: str, module: str) -> None:
 
 
 def _collect(connections: Sequence[Connection], processes: Sequence[BaseProcess], deadline: float) -> list[Any]:
-    """Results by rank, in whatever order they come."""
+    """The results by rank. Raises `RankFailed`."""
     results: dict[int, Any] = {}
     while len(results) < len(connections):
         open_ones = [c for rank, c in enumerate(connections) if rank not in results]

@@ -1,9 +1,4 @@
-"""What the host needs before anything runs: the entry point, options, descriptions.
-
-Time conditionings: what the model is told, and the module that takes it in.
-
-Row modes: which rows of a global batch are causal.
-"""
+"""Checks of what a plugin registers, of time conditionings and of row modes."""
 
 from __future__ import annotations
 
@@ -19,20 +14,30 @@ from ltg_mdlm.testing.plugin_under_test import NotApplicable, PluginUnderTest, V
 from ltg_mdlm.testing.sample_rows import (
     all_masked,
     causal_rows,
+    corrupted_at,
     noise_at_the_ends,
     require_equal,
     require_finite,
     require_tensor,
     sample_batch,
     sample_step,
+    unchanged,
 )
 
 UNKNOWN = "no_such_option_of_any_plugin"
 
+COND_DIM = 12
+"""Width of the embeddings that are tested."""
+
+STEPS, ROWS = 200, 64
+"""Steps of a run, and rows of its global batches, for row modes."""
+
+CPU = torch.device("cpu")
+
 
 @check()
 def it_is_found_by_its_entry_point_and_fills_what_it_registers(subject: PluginUnderTest) -> None:
-    """The real metadata names it, its class imports, its hooks exist and return components."""
+    """The metadata names the plugin, its class can be imported, its hooks exist and return components."""
     where = f"plugin {subject.name!r}, entry-point group ltg_mdlm"
     try:
         subject.host().check_config()
@@ -46,7 +51,7 @@ found = it_is_found_by_its_entry_point_and_fills_what_it_registers
 
 @check(found)
 def an_unknown_option_is_refused(subject: PluginUnderTest) -> None:
-    """A misspelt option is an error, not a setting that does nothing."""
+    """A misspelt option is an error and is not ignored."""
     try:
         subject.host(f"plugins.{subject.name}.{UNKNOWN}=1")
     except UserError:
@@ -60,7 +65,7 @@ def an_unknown_option_is_refused(subject: PluginUnderTest) -> None:
 
 @check(found)
 def every_option_is_described(subject: PluginUnderTest) -> None:
-    """`plugins show` has something to say about each."""
+    """Every option has a description, which `plugins show` prints."""
     model = import_plugin(find(subject.name)).options_model
     if not model.model_fields:
         raise NotApplicable(f"{subject.name} has no options")
@@ -72,7 +77,7 @@ def every_option_is_described(subject: PluginUnderTest) -> None:
 
 @check(found)
 def the_plugin_and_its_hooks_are_described(subject: PluginUnderTest) -> None:
-    """A docstring says what the plugin is, and what each component does; a module of one idea needs only its own."""
+    """The plugin and every component have a docstring; that of their module is enough."""
     plugin_class = import_plugin(find(subject.name))
     where = f"{subject.label}: {plugin_class.__name__} ({line_of(plugin_class)})"
     if not _described(plugin_class):
@@ -87,17 +92,14 @@ def the_plugin_and_its_hooks_are_described(subject: PluginUnderTest) -> None:
 
 
 def _described(owner: type) -> bool:
-    """Whether a class, not only its base class, or its module has a docstring."""
+    """Whether a class itself, or its module, has a docstring. That of a base class does not count."""
     module = inspect.getmodule(owner)
     return bool((owner.__dict__.get("__doc__") or "").strip() or (module and (module.__doc__ or "").strip()))
 
 
-COND_DIM = 12
-
-
 @check(found)
 def the_model_is_told_a_finite_value_and_zero_in_causal_rows(subject: PluginUnderTest) -> None:
-    """float32[B] at every noise level, or None if inactive."""
+    """`value` is a finite float32[B] at every noise level and 0 in causal rows, or None if inactive."""
     components = subject.components()
     part, batch = subject.time_conditioning(components), sample_batch()
     step, where = sample_step(batch), part.where("value")
@@ -118,7 +120,7 @@ def the_model_is_told_a_finite_value_and_zero_in_causal_rows(subject: PluginUnde
 
 @check(found)
 def every_mask_rate_has_a_value_for_evaluation(subject: PluginUnderTest) -> None:
-    """`value_for_rate` is float32[B] and finite from 0 to 1, both included; None if inactive."""
+    """`value_for_rate` is a finite float32[B] for mask rates from 0 to 1, both included, or None if inactive."""
     part = subject.time_conditioning()
     where, rate_B = part.where("value_for_rate"), torch.tensor([0.0, 1e-6, 0.5, 1.0])
     for dtype in (torch.float32, torch.float64):
@@ -138,7 +140,7 @@ def every_mask_rate_has_a_value_for_evaluation(subject: PluginUnderTest) -> None
 
 @check(every_mask_rate_has_a_value_for_evaluation)
 def the_embedding_maps_values_to_vectors(subject: PluginUnderTest) -> None:
-    """float[B] to [B, cond_dim], differentiable."""
+    """`embedding` maps float[B] to [B, cond_dim], with finite values and gradients."""
     part = subject.time_conditioning()
     if not part.component.active:
         raise NotApplicable("active is False: the model has no conditioning")
@@ -155,27 +157,42 @@ def the_embedding_maps_values_to_vectors(subject: PluginUnderTest) -> None:
             require_finite(parameter.grad, where, f"gradient of {name}")
 
 
-STEPS, ROWS = 200, 64
-
-
-CPU = torch.device("cpu")
+@check(found)
+def conditioning_and_schedule_leave_their_inputs_as_they_are(subject: PluginUnderTest) -> None:
+    """Batch, step, corruption and noise are unchanged."""
+    components, batch = subject.components(), sample_batch()
+    own = {slot for slot in ("noise_schedule", "time_conditioning") if components.providers[slot] == subject.name}
+    if not own:
+        raise NotApplicable(f"{subject.name} leaves noise_schedule and time_conditioning to others")
+    step = sample_step(batch)
+    if "noise_schedule" in own:
+        schedule = subject.noise_schedule(components)
+        with unchanged(schedule.where("sample"), batch, step):
+            schedule.component.sample(batch, step)
+    if "time_conditioning" in own:
+        part, micro_batch = subject.time_conditioning(components), corrupted_at(components, batch, step)
+        rate_B = micro_batch.noise.rate_B.clone()
+        with unchanged(part.where("value"), micro_batch.corrupted, micro_batch.noise):
+            part.component.value(micro_batch.corrupted, micro_batch.noise)
+        with unchanged(part.where("value_for_rate"), rate_B=rate_B):
+            part.component.value_for_rate(rate_B)
 
 
 def step_at(index: int) -> Step:
-    """One of a run of equal steps."""
+    """A step of a run in which all steps have the same number of rows."""
     return Step(seed=0, step=index, progress=index / STEPS, epoch=index / STEPS, rows=ROWS, first_row=index * ROWS)
 
 
 @check(found)
 def the_modes_of_a_step_are_a_function_of_the_step(subject: PluginUnderTest) -> None:
-    """bool[R] over the global batch or None, whatever was asked before: every rank asks for itself."""
+    """`causal` is bool[R] over the global batch or None, and does not depend on earlier calls."""
     part = subject.row_mode()
     where = part.where("causal")
     first = [part.component.causal(step_at(index), CPU) for index in range(8)]
     for index in reversed(range(8)):
         causal_R, again_R = first[index], part.component.causal(step_at(index), CPU)
         if (causal_R is None) != (again_R is None):
-            raise Violation(where, f"the same answer for step {index} again", "None once, and rows once")
+            raise Violation(where, f"the same answer for step {index} again", "None in one call, and rows in the other")
         if causal_R is None or again_R is None:
             continue
         require_tensor(causal_R, where, "causal_R", torch.bool, (ROWS,), CPU)
@@ -184,7 +201,7 @@ def the_modes_of_a_step_are_a_function_of_the_step(subject: PluginUnderTest) -> 
 
 @check(the_modes_of_a_step_are_a_function_of_the_step)
 def rows_are_in_the_modes_that_are_declared(subject: PluginUnderTest) -> None:
-    """`modes` tells evaluation what a trained model may be asked for."""
+    """`modes`, which decides how a model is evaluated, lists exactly the modes of its rows."""
     part = subject.row_mode()
     causal = sum(0 if (c := part.component.causal(step_at(i), CPU)) is None else int(c.sum()) for i in range(STEPS))
     seen = {"causal": causal, "masked": STEPS * ROWS - causal}

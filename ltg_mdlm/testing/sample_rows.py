@@ -1,7 +1,4 @@
-"""The rows that components are checked on, corrupted by the parts of a recipe.
-
-Demands on tensors, and their descriptions in messages.
-"""
+"""Batches on which components are checked, and requirements on the tensors that they return."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from ltg_mdlm.testing.toy import batch_of, noise_at, step_for, text_rows
 from ltg_mdlm.training.recipe import MicroBatch, gather_supervised
 
 COLUMNS = 40
-
+"""Tokens per row."""
 
 UNUSUAL: tuple[list[list[int]], ...] = (
     [],  # padding alone
@@ -33,11 +30,17 @@ UNUSUAL: tuple[list[list[int]], ...] = (
     [[], [21, 0, 22], [23, 24]],
     [[25] * (COLUMNS - 1)],
 )
-"""Rows that occur, if seldom."""
+"""Rows that are rare in corpora."""
+
+ENDS = (2.0**-24, 1e-6, 0.5, 1 - 1e-9, 1.0)
+"""Mask rates up to both ends. `Step.uniform` masks nothing at smaller rates."""
+
+SLOPES = (1e-6, 1.0, 1e3)
+"""Slopes of noise schedules, flat and steep."""
 
 
 def sample_batch() -> Batch:
-    """A global batch: rows of text, unusual rows, and one whose second document has no `<s>` before it."""
+    """A global batch: rows of text, unusual rows, and a row whose second document has no `<s>`."""
     rows = [*text_rows(12, COLUMNS), *UNUSUAL, [[26, 27, 28], [29, 30, 31]]]
     batch = batch_of(rows, COLUMNS)
     second = batch.document_BT[-1] == 1
@@ -52,13 +55,13 @@ def sample_step(batch: Batch, **changes: object) -> Step:
 
 
 def causal_rows(batch: Batch, step: Step) -> Tensor:
-    """bool[B]: the rows of this micro-batch that are causal."""
+    """bool[B]: whether each row of a micro-batch is causal."""
     assert step.causal_R is not None
     return step.causal_R[batch.row_B]
 
 
 def all_masked(components: Components, batch: Batch, noise: Noise, step: Step) -> MicroBatch:
-    """Every maskable token of the masked rows hidden, at the given noise level: what an objective may meet."""
+    """The batch with all maskable tokens of masked rows masked, at the given noise level."""
     strategy, causal_B = components.masking, causal_rows(batch, step)
     masked_BT = batch.maskable_BT & ~causal_B.unsqueeze(1)
     hazard_BT, hazard_by_type_BV = strategy.hazard(batch, noise, step)
@@ -74,26 +77,25 @@ def all_masked(components: Components, batch: Batch, noise: Noise, step: Step) -
     return micro_batch_of(batch, corrupted, noise)
 
 
+def corrupted_at(components: Components, batch: Batch, step: Step, rate: float = 0.3) -> MicroBatch:
+    """The batch, corrupted as in training at one mask rate."""
+    noise = noise_at(rate, batch)
+    return micro_batch_of(batch, components.masking.corrupt(batch, causal_rows(batch, step), noise, step), noise)
+
+
 def micro_batch_of(batch: Batch, corrupted: Corrupted, noise: Noise) -> MicroBatch:
-    """As the recipe makes one, without time conditioning."""
+    """A micro-batch as the recipe builds it, without time conditioning."""
     count = HostCopy((corrupted.labels_BT != IGNORE).sum())
     return MicroBatch(batch=batch, corrupted=corrupted, noise=noise, conditioning_B=None, supervised_count=count)
 
 
 def supervised_of(components: Components, micro_batch: MicroBatch) -> Supervised:
-    """The positions with a loss, gathered as in training."""
+    """The supervised positions, gathered as in training."""
     return gather_supervised(micro_batch, predicts_next=components.masking.predicts == "next")[0]
 
 
-ENDS = (2.0**-24, 1e-6, 0.5, 1 - 1e-9, 1.0)
-"""Mask rates up to both ends; `Step.uniform` masks nothing at smaller ones."""
-
-
-SLOPES = (1e-6, 1.0, 1e3)
-
-
 def noise_at_the_ends(batch: Batch) -> list[Noise]:
-    """Every pair of an extreme mask rate and slope."""
+    """Noise for all pairs of the mask rates ENDS and the slopes SLOPES."""
     slope_B = torch.ones(len(batch.row_B), dtype=torch.float64)
     return [
         dataclasses.replace(noise_at(rate, batch), slope_B=slope_B * slope)
@@ -102,10 +104,10 @@ def noise_at_the_ends(batch: Batch) -> list[Noise]:
 
 
 def describe(value: object) -> str:
-    """`float32[4, 32] on cpu`, or the type of what is no tensor."""
+    """For example `float32[4, 32] on cpu`; type and value if it is not a tensor."""
     if not isinstance(value, Tensor):
         return f"{type(value).__name__} {value!r}" if value is not None else "None"
-    return f"{_expected(value.dtype, tuple(value.shape), value.device)}"
+    return _expected(value.dtype, tuple(value.shape), value.device)
 
 
 def _expected(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
@@ -115,26 +117,26 @@ def _expected(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) 
 def require_tensor(
     value: object, where: str, name: str, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
 ) -> None:
-    """Raises Violation unless `value` is a tensor of this type and shape on this kind of device."""
+    """Raise `Violation` unless `value` is a tensor of this type and shape on this kind of device."""
     if isinstance(value, Tensor) and describe(value) == _expected(dtype, shape, device):
         return
     raise Violation(where, f"{name} {_expected(dtype, shape, device)}", describe(value))
 
 
 def require_finite(value: Tensor, where: str, name: str) -> None:
-    """Raises Violation if a value is infinite or not a number."""
+    """Raise `Violation` if a value is infinite or not a number."""
     wrong = ~torch.isfinite(value)
     if wrong.any():
         raise Violation(where, f"finite {name}", f"{float(value[wrong][0])} at {first_place(wrong)}")
 
 
 def first_place(wrong: Tensor) -> str:
-    """`[3, 7]`: where a boolean tensor is true first."""
+    """Index of the first true element of a boolean tensor, for example `[3, 7]`."""
     return str([int(i) for i in wrong.nonzero()[0]])
 
 
 def require_equal(value: Tensor, expected: Tensor, where: str, name: str) -> None:
-    """Raises Violation, with the first place that differs, unless two tensors are equal."""
+    """Raise `Violation`, with the first place that differs, unless two tensors are equal."""
     if value.shape != expected.shape:
         raise Violation(where, f"{name} {describe(expected)}", describe(value))
     wrong = (value != expected) & ~(value.isnan() & expected.isnan())
@@ -145,13 +147,13 @@ def require_equal(value: Tensor, expected: Tensor, where: str, name: str) -> Non
 
 @contextmanager
 def unchanged(where: str, *inputs: Any, **tensors: Tensor) -> Iterator[None]:
-    """Raises Violation if a tensor changes within this context: those in the inputs' dataclass fields, and others."""
+    """Raise `Violation` if a tensor changes in this context: a field of the dataclasses `inputs`, or of `tensors`."""
     watched = [*_fields(inputs), *tensors.items()]
     before = {name: tensor.clone() for name, tensor in watched}
     yield
     for name, tensor in watched:
         if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
-            raise Violation(where, f"{name} as it was", "other values in it: its arguments belong to the caller")
+            raise Violation(where, f"{name} unchanged", "changed values; copy an argument before you change it")
 
 
 def _fields(inputs: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Noise schedules: rates, slopes and densities that agree with each other."""
+"""Checks of noise schedules: consistent rates, slopes, densities and draws."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from ltg_mdlm.testing.sample_rows import require_equal, require_finite, require_
 from ltg_mdlm.testing.toy import rows_of
 
 PROGRESS = (0.0, 0.37, 0.99)
-
+"""Values of training progress at which schedules are checked."""
 
 TIMES = (torch.arange(61, dtype=torch.float64) + 0.37) / 61
-"""Inside (0, 1), and off the round numbers at which pieces of a schedule meet."""
-
+"""Times in (0, 1), away from the round numbers at which pieces of a schedule meet."""
 
 EXTREME_TIMES = torch.tensor([1e-9, 1e-6, 1 - 1e-6, 1 - 1e-9], dtype=torch.float64)
 
-
 TOLERANCE = 1e-3
-"""Relative, of slopes against differences of rates."""
+"""Relative tolerance of slopes against difference quotients of rates."""
+
+DRAWS, BANDS = 100_000, 100
+"""Draws, and intervals of mask rates, for the check of full support."""
 
 
 @check(found)
 def mask_rates_are_in_the_unit_interval_and_never_fall(subject: PluginUnderTest) -> None:
-    """float64 gamma(t) in (0, 1], non-decreasing in t, at any progress."""
+    """Rates gamma(t) are float64, in (0, 1] and non-decreasing in t, at any progress."""
     part = subject.noise_schedule()
     where, t = part.where("rate"), torch.cat([TIMES, EXTREME_TIMES]).sort().values
     for progress in PROGRESS:
@@ -50,7 +51,7 @@ def mask_rates_are_in_the_unit_interval_and_never_fall(subject: PluginUnderTest)
 
 @check(mask_rates_are_in_the_unit_interval_and_never_fall)
 def slopes_are_the_derivatives_of_the_rates(subject: PluginUnderTest) -> None:
-    """Positive, finite, and equal to central differences, wherever the rate changes at all."""
+    """Slopes are positive, finite and equal to central difference quotients, wherever the rate changes."""
     part = subject.noise_schedule()
     where, compared = part.where("slope"), 0
     for progress in PROGRESS:
@@ -68,18 +69,18 @@ def slopes_are_the_derivatives_of_the_rates(subject: PluginUnderTest) -> None:
             at, expected, given = (float(x[wrong][0]) for x in (TIMES, difference, slope))
             raise Violation(where, f"{expected:.6g}, the difference quotient of rate at t = {at:.4f}", f"{given:.6g}")
     if not compared:
-        raise NotApplicable("rate(t) is constant: its slope is a matter of definition")
+        raise NotApplicable("rate(t) is constant, so any slope is valid")
 
 
 def differences(schedule: NoiseSchedule, t: Tensor, progress: float) -> Tensor:
-    """float64: central difference quotients of the rate; 0 where it does not change."""
+    """float64: central difference quotients of the rate; 0 where the rate is constant."""
     h = 1e-5 * torch.minimum(t, 1 - t)
     return (schedule.rate(t + h, progress) - schedule.rate(t - h, progress)) / (2 * h)
 
 
 @check(slopes_are_the_derivatives_of_the_rates)
 def the_density_is_one_over_the_slope(subject: PluginUnderTest) -> None:
-    """q(gamma) of the mask rates that are drawn, where the schedule gives it."""
+    """The density q(gamma) of the drawn mask rates is 1 / slope, if the schedule has a density."""
     part = subject.noise_schedule()
     for progress in PROGRESS:
         rate, difference = part.component.rate(TIMES, progress), differences(part.component, TIMES, progress)
@@ -95,12 +96,9 @@ def the_density_is_one_over_the_slope(subject: PluginUnderTest) -> None:
             )
 
 
-DRAWS, BANDS = 100_000, 100
-
-
 @check(mask_rates_are_in_the_unit_interval_and_never_fall)
 def full_support_means_that_every_mask_rate_is_drawn(subject: PluginUnderTest) -> None:
-    """100,000 rows draw from each hundredth of the mask rates; otherwise averages never see them."""
+    """With full support, 100,000 rows draw mask rates from every interval of width 0.01."""
     part = subject.noise_schedule()
     if not part.component.full_support:
         raise NotApplicable("full_support is False")
@@ -119,7 +117,7 @@ def full_support_means_that_every_mask_rate_is_drawn(subject: PluginUnderTest) -
 
 @check(mask_rates_are_in_the_unit_interval_and_never_fall)
 def the_noise_of_a_row_belongs_to_the_row(subject: PluginUnderTest) -> None:
-    """`sample` gives float64[B] that no order of calls and no split into micro-batches or ranks changes."""
+    """`sample` returns float64[B] that do not depend on earlier calls or on the split into micro-batches and ranks."""
     part, batch = subject.noise_schedule(), sample_batch()
     step, where = sample_step(batch), part.where("sample")
     whole = part.component.sample(batch, step)
@@ -135,7 +133,7 @@ def the_noise_of_a_row_belongs_to_the_row(subject: PluginUnderTest) -> None:
 
 
 def require_draws(part: Part[NoiseSchedule], t_B: Tensor, rate_B: Tensor, slope_B: Tensor, progress: float) -> None:
-    """Drawn noise lies where the schedule says."""
+    """Raise `Violation` unless the drawn noise agrees with the schedule."""
     where = part.where("sample")
     for name, value_B, fine_B in (
         ("t_B in (0, 1)", t_B, (t_B > 0) & (t_B < 1)),

@@ -1,6 +1,6 @@
-"""Rows to try components on: a small vocabulary, batches made by hand or drawn from it, steps and mask rates.
+"""Inputs for tests of components: a small vocabulary, batches, steps and mask rates.
 
-Ids 0 .. 15 are control tokens as in the real vocabularies; ordinary types follow.
+Ids 0 to 15 are control tokens, as in real vocabularies. Ordinary token types follow.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from ltg_mdlm.core.components import CorpusStatistics, RunContext
 from ltg_mdlm.data.tokenizer import BOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS
 
 VOCAB = 48
-"""Token types, the control tokens included."""
-
+"""Number of token types, with the control tokens."""
 
 POSITIONS = 65536
-"""Tokens of the corpus that the rows pretend to come from."""
+"""Number of tokens of the corpus from which the rows are taken."""
 
 
 def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
-    """A run of 100 steps in one process; every second ordinary type begins a word."""
+    """The context of a run of 100 steps in one process. Every second ordinary type begins a word."""
     special_V = torch.arange(vocab_size) < NUM_SPECIAL
     ordinary = [f"{' ' if i % 2 == 0 else ''}t{i}" for i in range(NUM_SPECIAL, vocab_size)]
     values = RunContext(
@@ -48,7 +47,7 @@ def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
 
 
 def zipfian_counts() -> Tensor:
-    """int64[V]: frequencies like 1 / rank, in an order unrelated to the ids, with ties and unseen types."""
+    """int64[V]: counts proportional to 1 / rank in an order independent of the ids, with ties and types of count 0."""
     count_V = torch.zeros(VOCAB, dtype=torch.int64)
     order = torch.randperm(VOCAB - NUM_SPECIAL, generator=torch.Generator().manual_seed(1)) + NUM_SPECIAL
     count_V[order] = 1000 // torch.arange(1, VOCAB - NUM_SPECIAL + 1)
@@ -57,12 +56,12 @@ def zipfian_counts() -> Tensor:
 
 
 def statistics(count_V: Tensor) -> CorpusStatistics:
-    """Corpus statistics with those counts."""
+    """Corpus statistics with the given counts."""
     return CorpusStatistics(token_count_V=count_V, num_tokens=int(count_V.sum()), num_words=int(count_V.sum()))
 
 
 def batch_of(rows: Sequence[Sequence[Sequence[int]]], columns: int, first_row: int = 0) -> Batch:
-    """Rows of documents of ids, each preceded by `<s>`, padded to `columns`."""
+    """A batch of rows, each a list of documents of ids, with `<s>` before every document, padded to `columns`."""
     shape = (len(rows), columns)
     ids_BT, document_BT = torch.full(shape, PAD), torch.full(shape, -1, dtype=torch.int32)
     for b, documents in enumerate(rows):
@@ -84,7 +83,7 @@ def batch_of(rows: Sequence[Sequence[Sequence[int]]], columns: int, first_row: i
 
 
 def text_rows(rows: int, columns: int, seed: int = 0) -> list[list[list[int]]]:
-    """Documents of 5 to 60 Zipf-distributed tokens that nearly fill rows of `columns`, for `batch_of`."""
+    """Rows for `batch_of`: documents of 5 to 60 Zipf-distributed tokens that nearly fill `columns` columns."""
     generator = torch.Generator().manual_seed(seed)
     share_V = zipfian_counts().double()
     made = []
@@ -99,24 +98,24 @@ def text_rows(rows: int, columns: int, seed: int = 0) -> list[list[list[int]]]:
 
 
 def text_batch(rows: int, columns: int, seed: int = 0) -> Batch:
-    """Full rows of documents of 5 to 60 Zipf-distributed tokens, with a little padding."""
+    """A batch of documents of 5 to 60 Zipf-distributed tokens, with little padding."""
     return batch_of(text_rows(rows, columns, seed), columns)
 
 
 def rows_of(batch: Batch, index: Tensor | slice) -> Batch:
-    """Some rows of a batch, in any order: a micro-batch."""
+    """The selected rows of a batch, as a micro-batch."""
     return Batch(**{f.name: getattr(batch, f.name)[index] for f in dataclasses.fields(batch)})
 
 
 def step_for(batch: Batch, **changes: Any) -> Step:
-    """A step in the middle of training whose global batch ends with `batch`."""
+    """A step in the middle of training whose global batch ends with the last row of `batch`."""
     rows = int(batch.row_B.max()) + 1
     values = {"seed": 0, "step": 40, "progress": 0.4, "epoch": 4.5, "rows": rows, **changes}
     return Step(**values)
 
 
 def noise_at(rate: float | Tensor, batch: Batch) -> Noise:
-    """The same mask rate in all rows, or one for each; the slope is 1."""
+    """Noise with one mask rate for all rows, or one for each row, and slope 1."""
     rate_B = torch.as_tensor(rate, dtype=torch.float64).expand(len(batch.row_B)).clone()
     return Noise(t_B=rate_B.clone(), rate_B=rate_B, slope_B=torch.ones_like(rate_B))
 

@@ -1,6 +1,5 @@
-"""Real training steps: state that survives a resume, splits that change nothing, no waiting for the device.
-
-Two processes against one.
+"""Checks that train tiny models: finite losses, bit-exact resume, equal results for any number of micro-batches and
+processes, and no synchronisation with the device.
 """
 
 from __future__ import annotations
@@ -17,9 +16,17 @@ from torch import Tensor
 from ltg_mdlm.core.components import Component
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.storage.checkpoint import newest_checkpoint
-from ltg_mdlm.testing.component_checks import COMPONENT_CHECKS
+from ltg_mdlm.testing.component_checks import COMPONENT_CHECKS, REGISTRATION_CHECKS
 from ltg_mdlm.testing.host_reads import HostRead, cuda_waits_are_errors, no_host_reads_in_a_step
-from ltg_mdlm.testing.plugin_under_test import NotApplicable, Part, PluginUnderTest, Violation, check, innermost_line
+from ltg_mdlm.testing.plugin_under_test import (
+    Check,
+    NotApplicable,
+    Part,
+    PluginUnderTest,
+    Violation,
+    check,
+    innermost_line,
+)
 from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
 from ltg_mdlm.testing.sample_rows import require_equal, unchanged
 from ltg_mdlm.testing.training_steps import Steps, take_steps, train_steps, trainer_of
@@ -27,15 +34,20 @@ from ltg_mdlm.training.metric_sinks import Row
 from ltg_mdlm.training.trainer import Trainer
 
 NO_DROPOUT = "model.dropout=0"
-"""Dropout is drawn per micro-batch and rank."""
-
+"""For comparisons of different splits, since dropout is drawn per micro-batch and rank."""
 
 ROUNDING = 1e-3
-"""Relative: sums in another order, over a few steps of training."""
+"""Relative tolerance for sums in another order, over a few steps of training."""
+
+STEPS = 4
+"""Steps of the runs that are compared."""
+
+PATIENCE = 300.0
+"""Seconds for two processes to start and train on a busy machine."""
 
 
 def own_components(subject: PluginUnderTest, trainer: Trainer) -> list[Part[Component]]:
-    """The plugin's components in a run.  Raises NotApplicable if it has none."""
+    """The components of the plugin in a run. Raises `NotApplicable` if it has none."""
     parts = subject.own(trainer.recipe.components)
     if not parts:
         raise NotApplicable(f"{subject.name} provides no component")
@@ -44,7 +56,7 @@ def own_components(subject: PluginUnderTest, trainer: Trainer) -> list[Part[Comp
 
 @check(*COMPONENT_CHECKS)
 def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
-    """`observe` leaves what it sees as it is; `metrics` are numbers or tensors of one element, under text keys."""
+    """`observe` does not change its argument. `metrics` returns numbers or tensors of one element, by name."""
     with trainer_of(subject) as (trainer, _):
         observe_a_step(subject, trainer)
         for part in own_components(subject, trainer):
@@ -55,9 +67,9 @@ def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
 
 
 def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> None:
-    """What components see of the next step, without an update; `nll` stands in for the model's, in turn.
+    """Let the components observe the next step, without an update of the model.
 
-    Raises Violation if an observation is changed.
+    `nll` are losses that replace those of the model, repeated in turn. Raises `Violation` if an observation is changed.
     """
     recipe, step = trainer.recipe, next(trainer.steps())
     one_K = torch.ones(len(recipe.components.objective.group_names))
@@ -79,13 +91,13 @@ def is_scalar(value: object) -> bool:
 
 
 def kind(value: object) -> str:
-    """What a value is, in short."""
+    """Short description of a value."""
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @check(a_step_is_observed_and_logged_as_scalars)
 def five_steps_of_training_have_finite_losses(subject: PluginUnderTest) -> None:
-    """On the built-in corpus, from the start."""
+    """Losses are finite in the first five steps of training on the built-in corpus."""
     with trainer_of(subject) as (trainer, rows):
         own_components(subject, trainer)
         take_steps(trainer, 5)
@@ -99,7 +111,7 @@ trains = five_steps_of_training_have_finite_losses
 
 @check(trains)
 def a_resumed_run_goes_on_bitwise(subject: PluginUnderTest) -> None:
-    """k steps, save, load and one more step leave the weights and states that k + 1 steps leave."""
+    """A run that is saved and resumed has bitwise the weights and states of an uninterrupted run."""
     with trainer_of(subject) as (straight, _), trainer_of(subject) as (resumed, _):
         own_components(subject, straight)
         take_steps(straight, 3)
@@ -123,7 +135,7 @@ def a_resumed_run_goes_on_bitwise(subject: PluginUnderTest) -> None:
 
 
 def require_alike(where: str, one: Steps, other: Steps, how: str) -> None:
-    """Raises Violation unless two runs have the same losses and states, up to rounding."""
+    """Raise `Violation` unless two runs have the same losses and states, up to rounding."""
     for row, (a, b) in enumerate(zip(one.losses, other.losses, strict=True)):
         if not math.isclose(a, b, rel_tol=ROUNDING):
             raise Violation(where, f"loss {a:.6f} in step {row + 1}, as without {how}", f"{b:.6f}")
@@ -134,12 +146,12 @@ def require_alike(where: str, one: Steps, other: Steps, how: str) -> None:
             else torch.allclose(value.double(), other.state[key].double(), rtol=ROUNDING, atol=1e-6, equal_nan=True)
         )
         if not same:
-            raise Violation(where, f"the state {key} as without {how}", "another; add up over the global batch")
+            raise Violation(where, f"the state {key} as without {how}", "a different state; sum over the global batch")
 
 
 @check(trains)
 def two_micro_batches_train_what_one_does(subject: PluginUnderTest) -> None:
-    """Losses and states do not depend on the size of micro-batches."""
+    """Losses and states do not depend on the number of micro-batches."""
     where = f"{subject.label}: 1 against 2 micro-batches"
     one, two = (train_steps(subject, NO_DROPOUT, f"training.micro_batch_rows={rows}", steps=4) for rows in (6, 3))
     if not subject.own(one.components):
@@ -149,39 +161,37 @@ def two_micro_batches_train_what_one_does(subject: PluginUnderTest) -> None:
 
 @dataclass(frozen=True)
 class CountingRanks(Ranks):
-    """A process on its own that counts what it would ask of others."""
+    """A single process that records its calls of `sum_over_ranks`."""
 
     sums: list[Tensor] = field(default_factory=list)
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """The tensor itself, noted."""
+        """Record and return the tensor."""
         self.sums.append(tensor)
         return tensor
 
 
 @check(trains)
 def saving_and_loading_do_not_communicate(subject: PluginUnderTest) -> None:
-    """`state_dict` and `load_state_dict` may be called on one rank alone."""
+    """`state_dict` and `load_state_dict` work if only one rank calls them."""
     ranks = CountingRanks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
     with trainer_of(subject, ranks=ranks) as (trainer, _):
         take_steps(trainer, 2)
         for part in own_components(subject, trainer):
             before = len(ranks.sums)
-            state = part.component.state_dict()
-            require_silence(ranks, before, part, "state_dict")
-            part.component.load_state_dict({key: value.clone() for key, value in state.items()})
-            require_silence(ranks, before, part, "load_state_dict")
-
-
-def require_silence(ranks: CountingRanks, before: int, part: Part[Component], method: str) -> None:
-    """Raises Violation if a method has asked other ranks."""
-    if len(ranks.sums) != before:
-        raise Violation(part.where(method), "no communication: other ranks may not be here", "a call of sum_over_ranks")
+            state = {key: value.clone() for key, value in part.component.state_dict().items()}
+            method = "state_dict"
+            if len(ranks.sums) == before:
+                part.component.load_state_dict(state)
+                method = "load_state_dict"
+            if len(ranks.sums) != before:
+                expected = "no communication, since other ranks may not call it"
+                raise Violation(part.where(method), expected, "a call of sum_over_ranks")
 
 
 @check(trains)
 def a_refused_step_leaves_finite_state(subject: PluginUnderTest) -> None:
-    """Observations of a step that was refused hold NaN and infinity; what adapts to them must not keep them."""
+    """Observations of a refused step contain NaN and infinity. Adaptive state stays finite."""
     with trainer_of(subject) as (trainer, _):
         parts = own_components(subject, trainer)
         take_steps(trainer, 1)
@@ -192,53 +202,46 @@ def a_refused_step_leaves_finite_state(subject: PluginUnderTest) -> None:
                     raise Violation(
                         part.where("observe"),
                         f"state {key} finite after a step whose nll_N is not",
-                        f"{float(value[~torch.isfinite(value)][0])}; leave such values out (torch.isfinite)",
+                        f"{float(value[~torch.isfinite(value)][0])}; exclude such values (torch.isfinite)",
                     )
 
 
 def require_no_waiting(
     subject: PluginUnderTest, trainer: Trainer, watch: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    """Raises Violation, with the line, if a step that is not logged waits for the device."""
+    """Raise `Violation`, with the line, if a step that is not logged waits for the device."""
     own_components(subject, trainer)
     steps = trainer.steps()
-    trainer.train_step(next(steps))  # the first is logged
+    trainer.train_step(next(steps))  # the first step is logged
     step = next(steps)
     try:
         with watch():
             trainer.train_step(step)
     except (HostRead, RuntimeError) as error:
         where = f"{subject.label}: {innermost_line(error)}"
-        raise Violation(where, "steps that never ask the host for a tensor's value", str(error)) from error
+        raise Violation(where, "steps that never read the value of a tensor on the host", str(error)) from error
 
 
 @check(trains)
 def steps_never_read_from_the_device(subject: PluginUnderTest) -> None:
-    """No item(), float(), bool(), nonzero or x[mask] in a step that is not logged: each would stop a GPU."""
+    """Steps that are not logged use no item(), float(), bool(), nonzero or x[mask], which synchronise with a GPU."""
     with trainer_of(subject, "logging.every=100") as (trainer, _):
         require_no_waiting(subject, trainer, no_host_reads_in_a_step)
 
 
 @check(trains)
 def steps_never_wait_for_cuda(subject: PluginUnderTest) -> None:
-    """The same on a GPU, as CUDA sees it, with every tensor on the right device."""
+    """Steps on a GPU do not synchronise, as detected by CUDA, and all tensors are on the right device."""
     if not torch.cuda.is_available():
-        raise NotApplicable("no CUDA device here")
+        raise NotApplicable("there is no CUDA device")
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cuda", 0))
     with trainer_of(subject, "logging.every=100", ranks=ranks) as (trainer, _):
         require_no_waiting(subject, trainer, cuda_waits_are_errors)
 
 
-STEPS = 4
-
-
-PATIENCE = 300.0
-"""Seconds: two processes that start on a busy machine."""
-
-
 @check(two_micro_batches_train_what_one_does)
 def two_processes_train_what_one_does(subject: PluginUnderTest) -> None:
-    """Losses and states of two gloo ranks are those of one process, and equal on both, bit by bit."""
+    """Two processes have the losses and states of one process, and bitwise the same states on both ranks."""
     alone = train_steps(subject, NO_DROPOUT, steps=STEPS)
     if not subject.own(alone.components):
         raise NotApplicable(f"{subject.name} provides no component")
@@ -255,7 +258,7 @@ def two_processes_train_what_one_does(subject: PluginUnderTest) -> None:
             raise Violation(
                 where,
                 f"state {key} equal on every rank",
-                "rank 1 has another; sum with RunContext.sum_over_ranks in step_end before using it",
+                "a different state on rank 1; sum with RunContext.sum_over_ranks in step_end before using it",
             )
     require_alike(where, alone, Steps(tuple(rows), alone.components, first), "a second process")
 
@@ -263,6 +266,22 @@ def two_processes_train_what_one_does(subject: PluginUnderTest) -> None:
 def steps_on_a_rank(
     ranks: Ranks, name: str, options: Mapping[str, Any], sets: Sequence[str]
 ) -> tuple[Sequence[Row], dict[str, torch.Tensor]]:
-    """The logged rows and the states of components, as this rank has them."""
+    """The logged rows and the states of components on this rank."""
     done = train_steps(PluginUnderTest(name, options, sets), NO_DROPOUT, steps=STEPS, ranks=ranks)
     return done.rows, done.state
+
+
+TRAINING_CHECKS = (
+    a_step_is_observed_and_logged_as_scalars,
+    five_steps_of_training_have_finite_losses,
+    a_resumed_run_goes_on_bitwise,
+    two_micro_batches_train_what_one_does,
+    two_processes_train_what_one_does,
+    saving_and_loading_do_not_communicate,
+    a_refused_step_leaves_finite_state,
+    steps_never_read_from_the_device,
+    steps_never_wait_for_cuda,
+)
+
+CHECKS: tuple[Check, ...] = (*REGISTRATION_CHECKS, *COMPONENT_CHECKS, *TRAINING_CHECKS)
+"""All checks, in the order of their verdicts."""

@@ -1,4 +1,4 @@
-"""Steps of the real trainer with a plugin, at a size that takes a second."""
+"""Training steps of a tiny model with a plugin, which take about a second."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ltg_mdlm.training.trainer import Trainer
 
 
 class Rows:
-    """A sink that keeps what is logged."""
+    """A metric sink that keeps the logged rows."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
     def write(self, row: Row) -> None:
-        """Keep one row."""
+        """Keep a row."""
         self.rows.append(row)
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
 
 @contextmanager
 def trainer_of(subject: PluginUnderTest, *sets: str, ranks: Ranks | None = None) -> Iterator[tuple[Trainer, Rows]]:
-    """A trainer of the tiny run with this plugin, and what it logs; its checkpoints go to a folder that is deleted."""
+    """The trainer of a tiny run with the plugin, and the rows it logs. Its checkpoints are deleted at the end."""
     ranks = ranks or Ranks.alone()
     host = subject.host(*sets)
     rows = Rows()
@@ -59,23 +59,23 @@ def take_steps(trainer: Trainer, count: int) -> None:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a few steps of training came to."""
+    """The result of a few training steps."""
 
     rows: tuple[Row, ...]
-    """The logged rows, as in metrics.jsonl, one for each step."""
+    """The logged rows, as in metrics.jsonl, one per step."""
     components: Components
-    """As the last step left them."""
+    """The components after the last step."""
     state: dict[str, Tensor]
-    """Their state as a checkpoint holds it, under `<slot>/<key>`."""
+    """Their state as in a checkpoint, by `<slot>/<key>`."""
 
     @property
     def losses(self) -> list[float]:
-        """Of every step."""
+        """The loss of every step."""
         return [float(row["loss"]) for row in self.rows]
 
 
 def train_steps(plugin: PluginUnderTest, *sets: str, steps: int = 5, ranks: Ranks | None = None) -> Steps:
-    """Train a tiny model from the start; `sets` are further settings, as `key.path=value`."""
+    """Train a tiny model for `steps` steps. `sets` are further settings, `key.path=value`."""
     with trainer_of(plugin, *sets, ranks=ranks) as (trainer, rows):
         take_steps(trainer, steps)
         recipe = trainer.recipe

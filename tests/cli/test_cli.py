@@ -1,15 +1,18 @@
-"""What the command line prints and returns: results on stdout, mistakes as one message on stderr with exit code 2."""
+"""The command line: results on stdout, user errors as one message on stderr with exit code 2."""
 
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.commands import all_commands
 from torch.distributed.run import get_args_parser
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from ltg_mdlm import __version__
+from ltg_mdlm import __version__, train
+from ltg_mdlm.cli.app import app
 
 SMALL = (
     "--set", "data.builtin_words=4000",
@@ -79,7 +82,7 @@ def test_check_warns_beyond_the_babylm_budget(run):
         (("plugins", "show", "nonsense"), "no installed plugin is called 'nonsense'"),
     ],
 )
-def test_mistakes_end_with_code_2_one_message_and_nothing_written(run, tmp_path, monkeypatch, arguments, message):
+def test_user_errors_give_exit_code_2_and_one_message_and_write_nothing(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(*arguments)
     assert code == 2
@@ -89,11 +92,27 @@ def test_mistakes_end_with_code_2_one_message_and_nothing_written(run, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+COMMANDS = all_commands(get_command(app), "ltg-mdlm")
+PROGRAMS = [(app, name, command) for name, command in COMMANDS.items()]
+PROGRAMS.append((train.command, "python -m ltg_mdlm.train", get_command(train.command)))
+
+
+@pytest.mark.parametrize(("program", "name", "command"), PROGRAMS, ids=[name for _, name, _ in PROGRAMS])
+def test_the_help_of_a_command_shows_its_texts_completely(program, name, command, monkeypatch):
+    """Markdown drops `<...>` outside backticks, and rich drops `[...]`."""
+    monkeypatch.setenv("COLUMNS", "500")
+    words = [] if program is train.command else name.split()[1:]
+    shown = re.sub(r"[\s│]+", "", CliRunner().invoke(program, [*words, "--help"]).output)
+    paragraphs = (command.help or "").split("\n\n")
+    texts = [*paragraphs, *(getattr(parameter, "help", None) or "" for parameter in command.params)]
+    assert [text for text in texts if re.sub(r"[\s`]+", "", text) not in shown] == []
+
+
 def test_options_do_not_collide_with_torchruns_own():
     """torchrun's parser swallows, even after the module, options that are prefixes of its own."""
-    files = Path(sys.modules["ltg_mdlm.cli.app"].__file__).parent.glob("*.py")
-    names = [name for file in files for name in re.findall(r'"(--[a-z-]+)"', file.read_text())]
-    assert names
+    names = [name for command in COMMANDS.values() for parameter in command.params for name in parameter.opts]
+    names = [name for name in names if name.startswith("--")]
+    assert "--valid" in names
     torchruns = get_args_parser()._option_string_actions
     assert "--log-dir" in torchruns
     assert not [name for name in names if any(theirs.startswith(name) for theirs in torchruns)]
@@ -113,7 +132,7 @@ def test_bench_prints_one_json_object_and_writes_nothing(run, tmp_path, monkeypa
 
 
 def test_every_path_after_valid_is_held_out(run, tmp_path):
-    """A shell expands `--valid dev/*.dev` to several arguments; none of them may end up in training."""
+    """A shell expands `--valid dev/*.dev` to several arguments; none of them may become a training file."""
     for name in ("a.train", "b.train", "c.dev", "d.dev"):
         (tmp_path / name).write_text(f"the text of {name} is not long\n")
     paths = [str(tmp_path / name) for name in ("a.train", "c.dev", "d.dev", "b.train")]

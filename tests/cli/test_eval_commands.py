@@ -84,7 +84,7 @@ def test_averaged_and_last_weights_are_different_models(run, data, models, tmp_p
     assert found["ema"] != found["raw"]
 
 
-def test_the_suite_does_what_there_is_data_for_and_says_what_it_skipped(run, data, models, tmp_path):
+def test_the_suite_runs_tasks_with_data_and_lists_skipped_ones(run, data, models, tmp_path):
     code, out, err = run(
         "eval", "suite", str(models["freq_mdlm"]), "--data", str(data), "--out", str(tmp_path), "--json"
     )
@@ -123,20 +123,20 @@ def test_a_malformed_row_fails_its_task_alone_and_leaves_nothing_behind(run, mod
         ("freq_mdlm", ("--rate", "0.3"), "--rate goes with --time constant"),
     ],
 )
-def test_what_a_model_cannot_give_is_the_users_error(run, data, models, tmp_path, plugin, options, complaint):
+def test_a_score_that_does_not_fit_the_model_is_a_user_error(run, data, models, tmp_path, plugin, options, complaint):
     out = tmp_path / "out"
     code, _, err = run("eval", "pairs", str(models[plugin]), "--data", str(data), "--out", str(out), *options)
     assert (code, complaint in err, out.exists()) == (2, True, False), err
 
 
-def test_folders_without_a_model_or_without_data_are_the_users_error(run, data, models, tmp_path):
+def test_folders_without_a_model_or_data_are_a_user_error(run, data, models, tmp_path):
     for model, where in ((tmp_path, data), (models["freq_mdlm"], tmp_path), (models["freq_mdlm"], tmp_path / "gone")):
         code, _, err = run("eval", "pairs", str(model), "--data", str(where), "--out", str(tmp_path / "out"))
         assert (code, err.startswith("error: ")) == (2, True), err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_whose_tokenizer_is_gone_is_the_users_error(run, data, tmp_path):
+def test_a_run_without_its_tokenizer_is_a_user_error(run, data, tmp_path):
     model = write_run(tmp_path / "run")
     (model / "tokenizer.json").unlink()
     code, _, err = run("eval", "pairs", str(model), "--data", str(data), "--out", str(tmp_path / "out"))
@@ -153,7 +153,7 @@ def test_settings_of_another_version_are_named(run, data, tmp_path):
     assert (code, "other settings" in err, "validation.old_name: no such setting" in err) == (2, True, True), err
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(run, data, models, tmp_path, monkeypatch):
+def test_an_output_folder_that_cannot_be_written_is_refused_before_scoring(run, data, models, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("ltg_mdlm.evaluation.suite.run_suite", lambda *_: pytest.fail("scored"))
     arguments = ("--data", str(data), "--out", str(tmp_path / "file" / "results"))

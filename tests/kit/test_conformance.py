@@ -1,4 +1,4 @@
-"""The conformance kit: the built-in plugins pass it, and every mistake is found by the check that is about it."""
+"""The conformance kit: the built-in plugins pass it, and every mistake is found by the right check."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from support.installed import BROKEN_PLUGINS, plugins_installed
 
 from ltg_mdlm.testing import PluginConformance, PluginUnderTest
-from ltg_mdlm.testing.all_checks import CHECKS
 from ltg_mdlm.testing.plugin_under_test import Examination
+from ltg_mdlm.testing.training_checks import CHECKS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -55,14 +55,14 @@ def broken_plugins() -> Iterator[None]:
 
 
 class Mistake(NamedTuple):
-    """A plugin of `support/broken_plugins`, what is wrong with it, and how the kit says so."""
+    """A plugin of `support/broken_plugins`, what is wrong with it, and how the kit reports it."""
 
     plugin: str
     broken: str
     check: str
     where: str
     message: str
-    """A regular expression for what was expected and what was found."""
+    """A regular expression for the expected and the actual result."""
 
 
 MISTAKES = [
@@ -106,7 +106,7 @@ MISTAKES = [
         "clamps the batch's mask rates in place",
         "masking_leaves_its_inputs_as_they_are",
         "RateInPlace.mask_probability of ltg_mdlm_masking",
-        "expected: Noise.rate_B as it was",
+        "expected: Noise.rate_B unchanged",
     ),
     Mistake(
         "masks_control_tokens",
@@ -218,7 +218,7 @@ MISTAKES = [
         "clamps slopes in place",
         "the_objective_leaves_its_inputs_as_they_are",
         "SlopeInPlace.weights of ltg_mdlm_objective",
-        "expected: Supervised.slope_N as it was",
+        "expected: Supervised.slope_N unchanged",
     ),
     Mistake(
         "infinite_at_one",
@@ -239,7 +239,7 @@ MISTAKES = [
         "weights divided by the micro-batch's positions",
         "the_loss_of_a_row_does_not_depend_on_other_rows",
         "MeanOfMeans.weights of ltg_mdlm_objective",
-        "as in the whole batch, in a micro-batch, too\n.*divide in denominators",
+        "in a micro-batch, as in the whole batch\n.*divide in denominators",
     ),
     Mistake(
         "bound_for_all",
@@ -274,7 +274,7 @@ MISTAKES = [
         "zeroes the rates of causal rows in place",
         "conditioning_and_schedule_leave_their_inputs_as_they_are",
         "NoiseInPlace.value of ltg_mdlm_time_conditioning",
-        "expected: Noise.rate_B as it was",
+        "expected: Noise.rate_B unchanged",
     ),
     Mistake(
         "scalar_embedding",
@@ -309,7 +309,7 @@ MISTAKES = [
         "clamps the observed losses in place",
         "a_step_is_observed_and_logged_as_scalars",
         "observe of its components",
-        "expected: nll_N as it was",
+        "expected: nll_N unchanged",
     ),
     Mistake(
         "crashes_in_step_end",
@@ -378,7 +378,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.plugin for mistake in MISTAKES])
-def test_a_mistake_is_found_by_the_check_that_is_about_it_and_no_other(mistake: Mistake, broken_plugins):
+def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, broken_plugins):
     examination = Examination(PluginUnderTest(mistake.plugin))
     failed = {v.check.name: v.reason for v in map(examination.verdict, CHECKS) if v.outcome == "failed"}
     assert list(failed) == [mistake.check]
@@ -387,13 +387,12 @@ def test_a_mistake_is_found_by_the_check_that_is_about_it_and_no_other(mistake: 
     assert re.search(mistake.message, failed[mistake.check]), failed[mistake.check]
 
 
-def test_the_adaptive_plugin_that_mistakes_are_made_in_has_none(broken_plugins):
+def test_the_correct_plugin_from_which_broken_ones_are_derived_passes(broken_plugins):
     examination = Examination(PluginUnderTest("adaptive"))
     assert not [v for v in map(examination.verdict, CHECKS) if v.outcome == "failed"]
 
 
-def test_every_check_finds_some_mistake():
-    """But the one that needs a GPU."""
+def test_every_check_that_needs_no_gpu_finds_some_mistake():
     assert {check.name for check in CHECKS} - {mistake.check for mistake in MISTAKES} == {"steps_never_wait_for_cuda"}
 
 
@@ -402,11 +401,11 @@ def test_the_documentation_lists_every_mistake():
     assert rows[1:] == [(mistake.broken, mistake.check.replace("_", " ")) for mistake in MISTAKES]
 
 
-def test_checks_behind_a_failed_one_are_not_run_and_say_why(broken_plugins):
+def test_checks_that_require_a_failed_check_are_not_run_and_say_why(broken_plugins):
     verdicts = {c.name: Examination(PluginUnderTest("falling")).verdict(c) for c in CHECKS if "slopes" in c.name}
     (verdict,) = verdicts.values()
     assert verdict.outcome == "not applicable"
-    assert verdict.reason == "not run: repair first 'mask rates are in the unit interval and never fall'"
+    assert verdict.reason == "not run, because 'mask rates are in the unit interval and never fall' failed"
 
 
 def test_the_command_needs_no_pytest():

@@ -1,4 +1,4 @@
-"""`ltg-mdlm plugins check`: a table of verdicts, the reasons of failures, and an exit code."""
+"""`ltg-mdlm plugins check`: the table of verdicts, the reasons of failures, and the exit code."""
 
 import json
 
@@ -17,7 +17,7 @@ def few_checks(monkeypatch):
     monkeypatch.setattr(report, "CHECKS", FEW)
 
 
-def test_a_plugin_that_keeps_its_promises_ends_with_code_0_and_writes_nothing(run, tmp_path, monkeypatch):
+def test_a_correct_plugin_gives_exit_code_0_and_nothing_is_written(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plugins", "check", "freq_mdlm")
     assert (code, err) == (0, "")
@@ -26,14 +26,14 @@ def test_a_plugin_that_keeps_its_promises_ends_with_code_0_and_writes_nothing(ru
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_apply_says_why(run):
+def test_a_check_that_does_not_apply_says_why(run):
     _, out, _ = run("plugins", "check", "gpt_bert")
     (line,) = (line for line in out.splitlines() if "the mask rate is kept" in line)
     assert line.startswith("not applicable")
     assert line.rstrip().endswith("keeps_rate is False")
 
 
-def test_a_broken_plugin_ends_with_code_2_and_the_reason_below_the_table(run):
+def test_a_broken_plugin_gives_exit_code_2_and_the_reason_below_the_table(run):
     with plugins_installed(BROKEN_PLUGINS):
         code, out, _ = run("plugins", "check", "mute")
     assert code == 2
@@ -42,7 +42,7 @@ def test_a_broken_plugin_ends_with_code_2_and_the_reason_below_the_table(run):
     assert "mute of broken-plugins 1.0: 4 passed, 1 failed" in out
 
 
-def test_options_are_those_of_the_command_line(run):
+def test_options_of_the_command_line_are_used(run):
     code, out, _ = run("plugins", "check", "freq_mdlm", "--set", "plugins.freq_mdlm.statistics=corpus", "--json")
     verdicts = {row["check"]: row for row in json.loads(out)}
     assert code == 0
@@ -56,7 +56,7 @@ def test_options_are_those_of_the_command_line(run):
         (("freq_mdlm", "--set", "training.max_steps=3"), "set only plugins.* and slots.*"),
     ],
 )
-def test_mistakes_of_the_user_are_errors_before_any_check(run, arguments, message):
+def test_user_errors_are_reported_before_any_check(run, arguments, message):
     code, out, err = run("plugins", "check", *arguments)
     assert (code, out) == (2, "")
     assert message in err

@@ -1,4 +1,4 @@
-"""`ltg-mdlm plugins new`: what it writes installs, is found, checks and trains as it is."""
+"""`ltg-mdlm plugins new`: what it writes installs, passes its tests, checks and trains without changes."""
 
 import os
 import re
@@ -19,9 +19,10 @@ from ltg_mdlm.cli.plugin_help import describe_plugin
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.scaffold import Kind
-from ltg_mdlm.scaffold.write_distribution import Names, write_distribution
+from ltg_mdlm.scaffold.write_distribution import EXAMPLE_SETTINGS, names_of, write_distribution
 from ltg_mdlm.training.launch import launch
 
+ROOT = Path(__file__).parents[2]
 KINDS = get_args(Kind)
 SLOT = {"masking": "masking", "schedule": "noise_schedule", "objective": "objective"}
 SLOT |= {"conditioning": "time_conditioning", "observer": "observers"}
@@ -29,7 +30,7 @@ QUICK = (*TINY, "data.builtin_words=2000", "training.max_steps=5", "validation.r
 
 
 def installed_wheel(folder: Path, site: Path) -> Path:
-    """Build a distribution and unpack its wheel, which is what pip does; the folder to put on the path."""
+    """Build the wheel of a distribution and unpack it into `site`, as pip does."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -53,7 +54,7 @@ def fresh(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_plugin_is_found_checked_and_trained_as_it_is(kind, fresh, run, tmp_path):
+def test_a_new_plugin_is_found_checked_and_trained_without_changes(kind, fresh, run, tmp_path):
     name = f"my_{kind}"
     shown = describe_plugin(name)
     assert (shown.distribution, shown.version) == (f"ltg-mdlm-my-{kind}", "0.1.0")
@@ -72,7 +73,7 @@ def test_a_new_plugin_is_found_checked_and_trained_as_it_is(kind, fresh, run, tm
 
 
 def test_new_plugins_pass_the_tests_that_they_come_with(fresh):
-    """Those of their mathematics; the conformance checks that stand beside them take longer, and have tests here."""
+    """Runs the tests of their formulas. The conformance checks take longer and are tested elsewhere."""
     checks = " or ".join(f"TestMy{kind.capitalize()}Plugin" for kind in KINDS)
     options = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", f"--rootdir={fresh}", "-k", f"not ({checks})")
     command = [sys.executable, "-m", "pytest", *options, *KINDS]
@@ -83,17 +84,37 @@ def test_new_plugins_pass_the_tests_that_they_come_with(fresh):
     assert passed == set(KINDS), done.stdout
 
 
+def test_new_plugins_are_formatted_linted_and_typed(fresh):
+    pytest.importorskip("ruff")
+    api = pytest.importorskip("mypy.api")
+    for kind in KINDS:
+        for command in (["check", "--select=E,F,W,I,B,UP,SIM"], ["format", "--diff"]):
+            ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
+            done = subprocess.run(ruff, cwd=fresh / kind, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+    modules = [str(next((fresh / kind / "src").glob("*/plugin.py"))) for kind in KINDS]
+    out, err, code = api.run(["--strict", f"--config-file={ROOT / 'pyproject.toml'}", *modules])
+    assert code == 0, out + err
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_stand_in_is_left(kind, tmp_path):
+def test_every_file_has_the_names_of_the_plugin(kind, tmp_path):
     _, folder = write_distribution("zipf", kind, tmp_path / "new")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {".gitignore", "LICENSE", "README.md", "pyproject.toml", "tests.yml", "plugin.py"} <= {f.name for f in files}
-    for file in files:
-        text = str(file.relative_to(folder)) + file.read_text()
-        assert not re.search(r"my.?plugin|MyPlugin|0\.0\.0|PLUGIN_SUMMARY|OPTION_SETTING|CURRENT_YEAR", text), text
-    assert yaml.safe_load((folder / ".github/workflows/tests.yml").read_text())["jobs"]
-    assert f"ltg-mdlm>={__version__}" in (folder / "pyproject.toml").read_text()
-    assert re.search(r"--set plugins\.zipf\.\w+=\d", (folder / "README.md").read_text())
+    files = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert {".gitignore", "LICENSE", "README.md", "src/ltg_mdlm_zipf/plugin.py"} <= set(files)
+    assert not [name for name, text in files.items() if re.search(r"\{[{%]", text.replace("${{ matrix", ""))]
+    assert yaml.safe_load(files[".github/workflows/tests.yml"])["jobs"]["tests"]["strategy"]
+    assert 'zipf = "ltg_mdlm_zipf.plugin:ZipfPlugin"' in files["pyproject.toml"]
+    assert f"ltg-mdlm>={__version__}" in files["pyproject.toml"]
+    assert "class ZipfPlugin(Plugin[Options])" in files["src/ltg_mdlm_zipf/plugin.py"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_readme_sets_an_option_to_another_value_than_its_default(kind, fresh):
+    option, _, value = EXAMPLE_SETTINGS[kind].partition("=")
+    defaults = {option.name: option.default for option in describe_plugin(f"my_{kind}").options}
+    assert defaults[option] != float(value)
+    assert f"--set plugins.my_{kind}.{option}={value}" in (fresh / kind / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +127,7 @@ def test_no_stand_in_is_left(kind, tmp_path):
     ],
 )
 def test_a_name_is_read_as_package_indexes_read_it(text, plugin, distribution, plugin_class):
-    names = Names.of(text)
+    names = names_of(text)
     assert (names.plugin, names.distribution, names.plugin_class) == (plugin, distribution, plugin_class)
     assert names.module == distribution.replace("-", "_")
 
@@ -121,9 +142,9 @@ def test_a_name_is_read_as_package_indexes_read_it(text, plugin, distribution, p
         ("späte", "cannot be the name of a distribution"),
         ("2late", "must begin with a letter"),
         ("Lambda", "'lambda' is a keyword of Python"),
-        ("freq-mdlm", r"'freq_mdlm' is installed already, from ltg-mdlm \d"),
-        ("plugins", "a module called ltg_mdlm_plugins is installed already"),
-        ("off", "LTG_MDLM_PLUGINS=off means"),
+        ("freq-mdlm", r"'freq_mdlm' is already installed, from ltg-mdlm \d"),
+        ("plugins", "a module called ltg_mdlm_plugins is already installed"),
+        ("off", "LTG_MDLM_PLUGINS=off disables"),
         ("valid", "logged as valid/"),
     ],
 )
@@ -133,11 +154,11 @@ def test_names_that_cannot_be_used_are_refused(text, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path, monkeypatch):
+def test_a_folder_that_is_not_empty_is_left_unchanged(tmp_path, monkeypatch):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         write_distribution("late", "masking", tmp_path)
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         write_distribution("late", "masking", tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
@@ -146,7 +167,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, monkeypatch):
         write_distribution("late", "masking", Path("."))
 
 
-def test_what_cannot_be_written_completely_is_not_written_at_all(tmp_path, monkeypatch):
+def test_a_distribution_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""What gets installed: the wheel is built here and looked into."""
+"""Contents of the built wheel, and installation of a new plugin with pip."""
 
 import os
 import subprocess
@@ -6,13 +6,11 @@ import sys
 import zipfile
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hatchling.build import build_wheel
 
-from ltg_mdlm.scaffold import Kind
-from ltg_mdlm.scaffold.write_distribution import files_of, write_distribution
+from ltg_mdlm.scaffold.write_distribution import write_distribution
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,15 +40,11 @@ def test_wheel_holds_every_named_config(wheel):
     assert configs <= set(wheel.namelist())
 
 
-def test_wheel_holds_every_template_of_a_new_plugin(wheel):
-    """`ltg-mdlm plugins new` reads them where they are installed, whatever their suffix."""
-    templates = {file for kind in get_args(Kind) for file in files_of(kind).values()}
-    assert {f"ltg_mdlm/scaffold/{file}" for file in templates} <= set(wheel.namelist())
-
-
-def test_wheel_holds_the_templates_of_the_page_about_runs(wheel):
-    templates = sorted((ROOT / "ltg_mdlm/reporting/html_report/templates").iterdir())
-    assert {f"ltg_mdlm/reporting/html_report/templates/{path.name}" for path in templates} <= set(wheel.namelist())
+@pytest.mark.parametrize("templates", ["ltg_mdlm/scaffold/templates", "ltg_mdlm/reporting/html_report/templates"])
+def test_wheel_holds_the_templates(wheel, templates):
+    files = {f"{templates}/{path.name}" for path in (ROOT / templates).iterdir()}
+    assert files
+    assert files <= set(wheel.namelist())
 
 
 def test_a_new_plugin_is_installed_by_pip_with_its_entry_point(tmp_path):
@@ -75,5 +69,5 @@ def test_wheel_holds_no_tests_and_no_data(wheel):
 
 
 def test_wheel_holds_nothing_of_other_distributions(wheel):
-    """They live in the same repository, and are installed on their own."""
+    """The distributions in plugins/examples are installed separately."""
     assert not [name for name in wheel.namelist() if "amlm" in name or "dual" in name]

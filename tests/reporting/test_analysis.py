@@ -52,7 +52,7 @@ def test_second_moments_are_those_of_the_slopes_of_random_rows(power):
         assert 10 ** log10_second_moment(made, power) == pytest.approx(direct, rel=1e-4)
 
 
-def test_gaussian_second_moments_at_power_one_are_astronomical():
+def test_gaussian_second_moments_at_power_one_agree_with_quadrature():
     """integral of 1 / q, against scipy; of the drawn mode's slope the left mode alone has 10^415."""
     density = truncnorm(0.2, 0.12).pdf
     expected, _ = integrate.quad(lambda rate: 1 / density(rate), 0, 1, points=[0.9, 0.99], epsrel=1e-10)
@@ -99,8 +99,8 @@ def test_effective_weights_are_the_densitys_power_over_the_rate(rate, power, pro
 
 @pytest.mark.parametrize("name", ["cosine", "gaussian", "bimodal", "bimodal_mixture"])
 @pytest.mark.parametrize("power", [0.0, 0.1])
-def test_effective_weights_are_what_sampled_rows_amount_to(name, power):
-    """The mean weight of rows in bands of mask rates, from the schedule's own draws."""
+def test_effective_weights_agree_with_sampled_rows(name, power):
+    """The mean weight of rows in bands of mask rates, from draws of the schedule."""
     batch = text_batch(20_000, 2)
     noise = schedule(name).sample(batch, step_for(batch))
     edges = torch.linspace(0.08, 0.58, 11, dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_schedules_without_a_density_are_refused():
             log10_second_moment(made, 1.0)
 
 
-def test_the_table_has_a_row_for_every_schedule_and_for_what_changes_in_training():
+def test_the_table_has_a_row_per_schedule_and_per_change_in_training():
     console = Console(width=140, record=True)
     console.print(second_moment_table({"linear": Linear(), "mixture": schedule("bimodal_mixture")}))
     lines = [line for line in console.export_text().splitlines() if "linear" in line or "mixture" in line]

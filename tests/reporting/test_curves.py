@@ -1,4 +1,4 @@
-"""Curves as they are read and drawn: nothing that can be seen is lost."""
+"""Reading of metrics, and reduction of curves to lines."""
 
 import json
 import math
@@ -16,13 +16,13 @@ def append(path, *lines):
         file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
 
 
-def test_a_curve_with_few_points_is_drawn_as_it_is():
+def test_a_curve_with_few_points_is_unchanged():
     line = run_line(Curve([0, 10, 20], [3.0, 1.0, 2.0]), 20)
     assert line.step_P.tolist() == [0, 10, 20]
     assert line.value_P.tolist() == line.low_P.tolist() == line.high_P.tolist() == [3, 1, 2]
 
 
-def test_means_and_extremes_of_a_long_curve_are_those_of_its_parts():
+def test_means_and_extremes_of_a_long_curve_are_those_of_its_bins():
     values = np.random.default_rng(0).normal(size=10_000)
     values[7777] = 50.0
     line = run_line(Curve(list(range(10_000)), values.tolist()), 10_000, bins=100)
@@ -31,7 +31,7 @@ def test_means_and_extremes_of_a_long_curve_are_those_of_its_parts():
     assert line.high_P.max() == 50
 
 
-def test_what_is_not_finite_breaks_the_line():
+def test_values_that_are_not_finite_interrupt_the_line():
     line = run_line(Curve([0, 10, 20], [3.0, math.nan, math.inf]), 20)
     assert np.isfinite(line.value_P).tolist() == [True, False, False]
 

@@ -1,4 +1,4 @@
-"""The page about runs: what it says, and that no state of a run breaks it."""
+"""The HTML report: its contents, for runs in any state."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def sweep(tmp_path_factory) -> tuple[str, list[Path]]:
     return page_of(runs, folder, results=folder / "results"), runs
 
 
-def test_the_page_needs_nothing_but_itself(sweep):
+def test_the_page_refers_to_no_other_file(sweep):
     page, _ = sweep
     outline = Outline(page)
     assert all(reference.startswith(("#", "data:")) for reference in outline.references)
@@ -85,7 +85,7 @@ def test_the_page_needs_nothing_but_itself(sweep):
     assert "@import" not in page
 
 
-def test_the_page_has_its_parts_in_order_and_every_picture_a_text(sweep):
+def test_sections_are_in_order_and_every_picture_has_a_description(sweep):
     outline = Outline(sweep[0])
     assert outline.headings[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(outline.headings))
@@ -118,7 +118,7 @@ def test_the_held_out_figures_are_those_of_the_runs(sweep):
     assert f"{statistics.mean(last):.4f} ± {statistics.stdev(last):.4f} ★" in " ".join(Outline(page).cells)
 
 
-def test_what_differs_is_told_and_what_is_equal_is_folded_away(sweep):
+def test_settings_that_differ_are_shown_and_equal_ones_are_collapsed(sweep):
     page, _ = sweep
     differing = page[page.index('id="differences"') : page.index("<details>")]
     assert "freq_mdlm" in differing
@@ -133,7 +133,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
     assert [group.name for group in groups[1:]] == ["freq_mdlm, hidden_size=256", "freq_mdlm, hidden_size=64"]
 
 
-def test_versions_that_differ_are_told(tmp_path):
+def test_versions_that_differ_are_shown(tmp_path):
     runs = [fabricate_run(tmp_path / "a", seed=0), fabricate_run(tmp_path / "b", seed=1, torch="2.7.1")]
     assert "2.13.0, 2.7.1" in page_of(runs, tmp_path)
 
@@ -164,7 +164,7 @@ def broken_runs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def test_no_state_of_a_run_breaks_the_page_and_each_is_told(tmp_path):
+def test_runs_in_every_state_are_shown(tmp_path):
     page = page_of(broken_runs(tmp_path / "runs"), tmp_path, samples=1)
     cells = " | ".join(Outline(page).cells)
     for told in (
@@ -172,12 +172,12 @@ def test_no_state_of_a_run_breaks_the_page_and_each_is_told(tmp_path):
         "not finite",
         "preempted",
         "config.yaml is not valid YAML",
-        "must hold settings, not list",
+        "must contain settings, not list",
         "2 lines of metrics.jsonl are damaged",
         "no metrics were logged",
     ):
         assert told in cells, told
-    assert "drawn for this page" not in page  # none of them has a checkpoint
+    assert "generated for this report" not in page  # none of them has a checkpoint
 
 
 def test_an_unfinished_group_is_not_called_the_best(tmp_path):
@@ -200,7 +200,7 @@ def test_groups_with_one_schedule_and_masking_share_their_pictures(tmp_path):
     assert "Masking by frequency" in part
 
 
-def test_recipes_that_cannot_be_drawn_and_those_left_out_are_told(tmp_path):
+def test_recipes_that_are_not_drawn_are_reported(tmp_path):
     lost = fabricate_run(tmp_path / "lost", "uniform_mdlm", "data.corpus=/nowhere")
     other = fabricate_run(tmp_path / "other", "freq_mdlm")
     page = page_of([lost, other], tmp_path, recipes=1)
@@ -208,14 +208,14 @@ def test_recipes_that_cannot_be_drawn_and_those_left_out_are_told(tmp_path):
     assert "1 more recipes are not drawn" in page
 
 
-def test_a_run_of_its_own_needs_no_comparison(tmp_path):
+def test_a_single_run_is_not_compared(tmp_path):
     page = page_of([fabricate_run(tmp_path / "alone")], tmp_path)
     assert "<h1>Run alone</h1>" in page
     assert "All runs have the same settings" in page
     assert "★" not in "".join(Outline(page).cells)
 
 
-def test_what_files_say_is_never_taken_for_html(tmp_path):
+def test_text_from_files_is_escaped(tmp_path):
     run = fabricate_run(tmp_path / "a<b>&", status="failed")
     RunFolder(run).write_status(RunFolder(run).read_status().__class__("failed", 3, "<script>alert(1)</script>"))
     with (run / "metrics.jsonl").open("a") as metrics:
@@ -243,23 +243,23 @@ def test_results_of_runs_with_one_name_are_not_shown(tmp_path):
 
 def test_samples_are_drawn_with_the_pass_of_every_token(tmp_path):
     page = page_of([write_run(tmp_path / "run")], tmp_path, samples=1)
-    assert "drawn for this page" in page
+    assert "generated for this report" in page
     assert re.search(r'<span class="token" style="--shade: 0\.\d\d">[^<]*<sub>\d+</sub></span>', page)
 
 
-def test_samples_that_evaluation_left_are_shown_instead(tmp_path):
+def test_samples_of_an_evaluation_are_shown_if_there_are_any(tmp_path):
     run = write_run(tmp_path / "run")
     folder = tmp_path / "results" / "run" / "main" / "generation"
     folder.mkdir(parents=True)
     row = {"ids": [20, 21, 22], "unmasked_at": [-1, 1, 0], "sampler": "confidence", "steps": 4}
     (folder / "samples.jsonl").write_text(f"{json.dumps(row)}\nrubbish\n")
     page = page_of([run], tmp_path, results=tmp_path / "results", samples=2)
-    assert "drawn for this page" not in page
+    assert "generated for this report" not in page
     assert re.findall(r"<sub>(\d+)</sub>", page) == ["2", "1"]
     assert page.count('<span class="given">') == 1
 
 
-def test_figures_of_samples_stand_beside_those_of_real_text(tmp_path):
+def test_metrics_of_samples_are_shown_beside_those_of_held_out_text(tmp_path):
     runs = [fabricate_run(tmp_path / "a"), fabricate_run(tmp_path / "b", "freq_mdlm")]
     for run, share in zip(runs, (0.25, 0.5), strict=True):
         folder = tmp_path / "results" / run.name / "main" / "generation"
@@ -289,7 +289,7 @@ def test_samples_of_other_settings_or_judges_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize("summary", ["[]", "{}", '{"results": [{"rule": null}], "real_text": null}', "rubbish"])
-def test_a_damaged_summary_of_samples_breaks_nothing(tmp_path, summary):
+def test_a_damaged_summary_of_samples_is_ignored(tmp_path, summary):
     run = fabricate_run(tmp_path / "a")
     folder = tmp_path / "results" / "a" / "main" / "generation"
     folder.mkdir(parents=True)
@@ -297,7 +297,7 @@ def test_a_damaged_summary_of_samples_breaks_nothing(tmp_path, summary):
     assert 'id="generation"' not in page_of([run], tmp_path, results=tmp_path / "results")
 
 
-def test_metrics_whose_names_look_alike_have_charts_of_their_own(tmp_path):
+def test_metrics_with_similar_names_have_separate_charts(tmp_path):
     run = fabricate_run(tmp_path / "a")
     rows = [{"step": step, "p/a": 1.0, "p-a": 2.0, "ä": 3.0, "ö": 4.0} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -307,7 +307,7 @@ def test_metrics_whose_names_look_alike_have_charts_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize(("spike", "told"), [(-900.0, "-900"), (900.0, "900")])
-def test_the_most_extreme_value_of_a_cut_axis_is_told(tmp_path, spike, told):
+def test_the_most_extreme_value_of_a_cut_axis_is_reported(tmp_path, spike, told):
     run = fabricate_run(tmp_path / "a")
     values = [float(step % 7) for step in range(300)]
     values[150] = spike
@@ -316,16 +316,16 @@ def test_the_most_extreme_value_of_a_cut_axis_is_told(tmp_path, spike, told):
     assert f"the most extreme value is {told}." in page_of([run], tmp_path)
 
 
-def test_of_a_sweep_that_has_just_begun_the_finished_groups_stand_out(tmp_path):
+def test_finished_groups_of_a_running_sweep_are_prominent(tmp_path):
     runs = [
         fabricate_run(tmp_path / f"{i}", "uniform_mdlm", f"training.seq_len={64 + i}", status=status)
         for i, status in enumerate(["finished"] + ["running"] * 7)
     ]
     page = page_of(runs, tmp_path)
-    assert "Of 8 groups, 1 has a line of their own, the best finished ones" in " ".join(page.split())
+    assert "Of 8 groups, 1 has a coloured line: the best finished ones" in " ".join(page.split())
 
 
-def test_damaged_samples_are_told_and_break_nothing(tmp_path):
+def test_damaged_samples_are_reported(tmp_path):
     run = write_run(tmp_path / "run")
     folder = tmp_path / "results" / "run" / "main" / "generation"
     folder.mkdir(parents=True)
@@ -337,7 +337,7 @@ def test_damaged_samples_are_told_and_break_nothing(tmp_path):
 def test_the_page_is_refused_before_anything_is_read_when_it_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         write_report([tmp_path], tmp_path / "missing" / "page.html", results=None, extent=Extent())
-    with pytest.raises(UserError, match="is a folder: give the page a file name"):
+    with pytest.raises(UserError, match="is a folder; name a file"):
         write_report([tmp_path], tmp_path, results=None, extent=Extent())
 
 
@@ -353,7 +353,7 @@ def test_the_command_writes_the_page_beside_the_table(tmp_path, run):
     code, out, err = run("report", str(folder), "--out", str(page), "--samples", "0", "--recipes", "0")
     assert code == 0, err
     assert "finished" in out
-    assert f"page: {page}" in err
+    assert f"report: {page}" in err
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 

@@ -1,4 +1,4 @@
-"""Pictures: the curves in them, the panels chosen, and what goes wrong before anything is drawn."""
+"""Pictures of plugins: curves, selection of panels, and errors before anything is drawn."""
 
 import sys
 from dataclasses import replace
@@ -82,7 +82,7 @@ def test_a_schedule_has_the_panels_that_it_can_fill(name, titles):
     assert all(panel.title.startswith(title) for panel, title in zip(panels, titles, strict=True))
 
 
-def test_rows_beyond_the_axis_are_mentioned():
+def test_rows_outside_the_axis_are_reported():
     axes = drawn(schedule_panels(schedule("gaussian_clamped"))[1])
     # Normal(0.2, 0.12) is below 0.005 with probability Phi(-1.625); most of these rates are clamped to 1e-8.
     assert NormalDist(0.2, 0.12).cdf(0.005) == pytest.approx(0.052, abs=5e-4)
@@ -94,7 +94,7 @@ def test_declining_rate_is_drawn_from_its_start_to_its_end():
     assert rate[[0, 20, -1]] == pytest.approx([0.3, 0.225, 0.15])
 
 
-def test_rank_one_is_the_most_frequent_type_and_ties_go_by_id():
+def test_rank_one_is_the_most_frequent_type_and_ties_are_ordered_by_id():
     assert frequency_rank(torch.tensor([0, 5, 9, 5, 1])).tolist() == [5, 2, 1, 3, 4]
 
 
@@ -179,12 +179,12 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("file", "message"), [("x.txt", "no picture format ends in '.txt'"), ("none/x.png", "there is no folder")]
 )
-def test_a_file_that_cannot_become_a_picture_is_refused_first(tmp_path: Path, file, message):
+def test_a_file_that_cannot_be_written_is_refused_before_drawing(tmp_path: Path, file, message):
     with pytest.raises(UserError, match=message):
         check_writable(tmp_path / file)
 
 
-def test_settings_of_a_picture_that_is_not_asked_for_are_an_error():
+def test_options_of_the_picture_without_plot_are_an_error():
     result = CliRunner().invoke(app, ["plugins", "show", "freq_mdlm", "--set", "plugins.freq_mdlm.power=1"])
     assert isinstance(result.exception, UserError)
     assert "--plot" in str(result.exception)

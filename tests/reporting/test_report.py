@@ -1,4 +1,4 @@
-"""One table of many runs, made from whatever their folders hold."""
+"""`ltg-mdlm report`: the table of runs in any state."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def test_runs_are_found_in_the_folders_of_sweeps_and_listed_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["empty", "missing", "file"])
-def test_what_holds_no_run_is_named(tmp_path, name):
+def test_a_path_without_runs_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"{name}: neither a run folder"):
@@ -105,7 +105,7 @@ def test_unfinished_and_failed_runs_are_shown_with_their_status(tmp_path):
     ("owner", "seconds_ago", "status"),
     [("host process 1", 0, "running"), ("host process 1", SILENT_SECONDS + 60, "interrupted"), ("", 0, "interrupted")],
 )
-def test_a_run_that_shows_no_life_does_not_run(tmp_path, owner, seconds_ago, status):
+def test_a_run_without_a_live_process_is_not_running(tmp_path, owner, seconds_ago, status):
     run = make_run(tmp_path / "a", "running")
     (run / "lock").write_text(owner)
     then = time.time() - seconds_ago
@@ -113,7 +113,7 @@ def test_a_run_that_shows_no_life_does_not_run(tmp_path, owner, seconds_ago, sta
     assert read_run(run).status == status
 
 
-def test_a_line_that_is_being_written_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     run = make_run(tmp_path / "a")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "valid/lo')
@@ -121,7 +121,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"- 1", b"\xff\xfe\x00"])
-def test_settings_that_cannot_be_read_are_told_beside_the_other_runs(tmp_path, content):
+def test_a_run_whose_settings_cannot_be_read_is_listed_with_the_reason(tmp_path, content):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b")
     (tmp_path / "b" / "config.yaml").write_bytes(content)
@@ -145,7 +145,7 @@ def test_a_damaged_line_does_not_keep_a_run_from_printing_its_result(tmp_path):
     assert re.search(r"^bound on -log p, nats per token +9\.0000 +3\.2500$", result_text(run), re.MULTILINE)
 
 
-def test_text_json_and_csv_say_the_same(tmp_path, run):
+def test_text_json_and_csv_have_the_same_values(tmp_path, run):
     make_run(tmp_path / "runs" / "a", seed=1)
     make_run(tmp_path / "runs" / "b", "failed", seed=2)
     code, out, err = run("report", str(tmp_path / "runs"), "--csv", str(tmp_path / "table.csv"))

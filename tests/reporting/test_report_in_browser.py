@@ -1,4 +1,4 @@
-"""The page in a real browser: it loads, fits, and follows the reader's choice of light or dark."""
+"""The HTML report in a browser: it loads, fits the window, and supports dark mode."""
 
 import pytest
 from support.browser import CHROMIUM, Browser
@@ -28,7 +28,7 @@ def browser(tmp_path_factory):
         yield browser
 
 
-def test_the_page_loads_without_a_complaint_and_asks_for_nothing_else(browser, page):
+def test_the_page_loads_without_errors_and_without_other_requests(browser, page):
     browser.open(page)
     assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") > 10
     assert browser.complaints == []

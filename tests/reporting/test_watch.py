@@ -1,17 +1,17 @@
-"""`ltg-mdlm watch`: what it shows of runs from their files alone."""
+"""`ltg-mdlm watch`: what it shows of runs, read from their files."""
 
 import io
 import json
+import math
 import re
 import shutil
 
-import numpy as np
 import pytest
 from rich.console import Console
 from support.fabricated import fabricate_run
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.reporting.watch import LEAST_WIDTH, Watch, WatchedRun, characters, label, plot, watch
+from ltg_mdlm.reporting.watch import LEAST_WIDTH, Watch, WatchedRun, label, plot, watch
 from ltg_mdlm.storage.metrics_file import Curve
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 
@@ -28,36 +28,51 @@ def running(path, **options):
     return run
 
 
-def test_a_character_holds_two_by_four_dots():
-    dots = np.zeros((4, 4), dtype=bool)
-    dots[0, 0] = dots[3, 1] = True
-    assert characters(dots) == ["⢁ "]
-
-
-def test_a_falling_curve_falls_from_one_corner_to_the_other():
-    lines = plot(Curve(list(range(101)), [100.0 - i for i in range(101)]), 100, 40, 6)
+def drawn(values: list[float], last_step: int) -> list[str]:
+    """The lines of a plot that is 40 characters wide and 7 lines high, without its title."""
+    title, *lines = plot([("loss", Curve(list(range(len(values))), values))], last_step, 40, 7)
+    assert title.strip() == "loss"
     assert len(lines) == 6
     assert all(len(line) <= 40 for line in lines)
-    places = [len(line) - 9 for line in lines[:-1]]
-    assert places == sorted(places)
-    top, bottom = (line.split("│")[0] for line in (lines[0], lines[4]))
-    assert 90 < float(top.removesuffix("+")) < 100  # the highest twentieth lies above, as the sign says
-    assert top.endswith("+")
+    return lines
+
+
+def test_a_falling_curve_reaches_from_the_upper_left_to_the_lower_right_corner():
+    *canvas, axis, steps = drawn([100.0 - i for i in range(101)], 100)
+    assert axis.strip().startswith("└")
+    assert steps.split() == ["0", "100"]
+    assert [len(line) for line in canvas] == sorted(len(line) for line in canvas)
+    top, bottom = (line.split("┤")[0] for line in (canvas[0], canvas[-1]))
+    assert top.endswith("+")  # the largest 5 % of the values lie above
+    assert 90 < float(top.removesuffix("+")) < 100
     assert 0 <= float(bottom) < 2
-    assert lines[-1].endswith("100")
 
 
-@pytest.mark.parametrize("values", [[], [float("nan")]])
-def test_a_curve_without_a_number_is_no_error(values):
-    assert plot(Curve(list(range(len(values))), values), 10, 40, 6) == [f"{'no finite value yet'.center(40).rstrip()}"]
+@pytest.mark.parametrize("values", [[], [math.nan], [math.inf, math.nan]])
+def test_a_curve_without_a_finite_value_says_so(values):
+    assert "no finite value yet" in "".join(drawn(values, 10))
 
 
-def test_a_constant_is_a_line():
-    lines = plot(Curve([0, 10], [2.0, 2.0]), 10, 40, 6)
-    assert sum("⠤" in line or "⠒" in line or "⣀" in line or "⠉" in line for line in lines) == 1
+def test_a_value_that_is_not_finite_interrupts_the_line():
+    whole, *broken = (drawn(values, 2) for values in ([2.0, 1.0, 2.0], [2.0, math.nan, 2.0], [2.0, math.inf, 2.0]))
+    dots = [sum("⠀" < character <= "⣿" for character in "".join(lines)) for lines in (whole, *broken)]
+    assert dots[0] > dots[1] == dots[2] == 2
 
 
-def test_the_screen_says_how_far_a_run_is_and_when_it_ends(tmp_path):
+@pytest.mark.parametrize("value", [2.0, 0.0, -5e-5, 1e308])
+def test_a_constant_is_a_horizontal_line_with_one_label(value):
+    (line,) = (line for line in drawn([value] * 11, 10) if "┤" in line)
+    text, curve = line.split("┤")
+    assert float(text) == pytest.approx(value)
+    assert len(curve) > 25
+
+
+def test_values_of_any_size_are_drawn():
+    canvas = drawn([1e308, -1e308] * 20, 40)
+    assert canvas[0].strip().startswith("1e+308")
+
+
+def test_the_screen_shows_progress_and_remaining_time(tmp_path):
     run = running(tmp_path / "run", steps=40, planned=100)
     place, figures = WatchedRun(run).lines()
     assert place.startswith("run  running  step 40 of 100 (40%)  ETA 0:")
@@ -87,20 +102,20 @@ def test_no_terminal_is_too_narrow(tmp_path, width):
 @pytest.mark.parametrize(
     ("value", "width", "text"), [(2.3456e-05, 8, "2.35e-05"), (-1.234e-05, 7, "-1e-05"), (4.5, 8, "4.5")]
 )
-def test_labels_have_as_many_digits_as_there_is_room_for(value, width, text):
+def test_labels_have_as_many_digits_as_fit(value, width, text):
     assert label(value, width) == text
 
 
-def test_every_metric_that_is_asked_for_has_a_plot_or_a_word(tmp_path):
+def test_every_requested_metric_is_drawn_or_reported_as_missing(tmp_path):
     run = running(tmp_path / "run", steps=40, planned=100, every_metric=True)
     asked = ["loss", "lr", "grad_norm", "tokens_per_second", "los"]
     text = "\n".join(text_of(Watch([run], asked)))
     assert all(re.search(rf"^ +.*{name}", text, re.MULTILINE) for name in asked[:4])
-    assert "not logged: los; there are" in text
+    assert "not logged: los; logged metrics:" in text
     assert len(text_of(Watch([run], asked), height=24)) <= 24
 
 
-def test_a_run_that_is_deleted_meanwhile_stays_as_it_was_last_seen(tmp_path):
+def test_a_deleted_run_keeps_its_last_state(tmp_path):
     run, other = (running(tmp_path / name, steps=40, planned=100) for name in "ab")
     watched = Watch([run, other])
     shutil.rmtree(run)
@@ -111,13 +126,13 @@ def test_a_run_that_is_deleted_meanwhile_stays_as_it_was_last_seen(tmp_path):
     assert watched.ended
 
 
-def test_many_runs_are_lines_without_plots(tmp_path):
+def test_many_runs_are_shown_without_plots(tmp_path):
     for i in range(8):
         running(tmp_path / "runs" / f"run{i}", steps=10, planned=100)
     assert len(text_of(Watch([tmp_path / "runs"]), height=24)) == 16
 
 
-def test_new_rows_and_new_runs_are_seen(tmp_path):
+def test_new_rows_and_new_runs_are_shown(tmp_path):
     run = running(tmp_path / "runs" / "a", steps=40, planned=100)
     watched = Watch([tmp_path / "runs"])
     with RunFolder(run).metrics_file.open("a") as metrics:
@@ -130,7 +145,7 @@ def test_new_rows_and_new_runs_are_seen(tmp_path):
     assert "b  running  step 20" in text
 
 
-def test_it_ends_when_no_process_trains_any_more(tmp_path, monkeypatch):
+def test_it_ends_when_no_process_trains(tmp_path, monkeypatch):
     run = running(tmp_path / "run", steps=40, planned=100)
     looks = []
 
@@ -145,7 +160,7 @@ def test_it_ends_when_no_process_trains_any_more(tmp_path, monkeypatch):
     assert looks == [0.5]
 
 
-def test_once_prints_and_ends_while_the_run_goes_on(tmp_path, run):
+def test_once_prints_the_state_of_a_running_run_and_exits(tmp_path, run):
     folder = running(tmp_path / "run", steps=40, planned=100, every_metric=True)
     code, out, err = run("watch", str(folder), "--once", "--metric", "grad_norm")
     assert code == 0, err
@@ -153,7 +168,7 @@ def test_once_prints_and_ends_while_the_run_goes_on(tmp_path, run):
     assert "grad_norm" in out
 
 
-def test_a_run_that_has_written_nothing_yet_is_shown(tmp_path):
+def test_a_run_without_output_is_shown(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").write_text("machine process 1")
     assert text_of(Watch([tmp_path / "run"]))[:2] == ["run  not started  step 0", "nothing logged yet"]

@@ -1,4 +1,4 @@
-"""Distributions of plugins that only tests have."""
+"""Distributions of plugins for tests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from ltg_mdlm.host.discovery import installed_plugins
 
 BROKEN_PLUGINS = Path(__file__).parent / "broken_plugins"
-"""On the import path there, plugins with one mistake each are installed."""
+"""A folder to put on the import path, in which plugins with one mistake each are installed."""
 
 
 @contextmanager
 def plugins_installed(folder: Path) -> Iterator[None]:
-    """The plugins of the distribution in a folder can be selected within."""
+    """Context in which the plugins of the distribution in a folder can be selected."""
     sys.path.insert(0, str(folder))
     installed_plugins.cache_clear()
     try:

@@ -1,8 +1,7 @@
-"""Charts of curves: which metrics, which groups stand out, and how they are drawn.
+"""Charts of curves: the selection of metrics and prominent groups, drawing, and conversion to SVG.
 
-No group is told by its colour alone: lines differ in their dashes, too, and their group's letter stands at their end.
-
-matplotlib's figures as SVG that belongs to the page: its text, its colours, its accessible names.
+Groups are not distinguished by colour alone: lines also differ in their dashes, and the letter of the group is at their
+end. The SVG of a chart uses the font and the colours of the page, and has an accessible name and description.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 PROMINENT = len(DISTINCT)
-"""Groups with a line of their own; in larger reports the others are grey."""
+"""Maximum number of groups with a coloured line; further groups are grey."""
 
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1.2, 1, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
@@ -38,19 +37,19 @@ _SIZE, _SMALL = (4.7, 2.9), (2.7, 1.7)
 
 
 _OUTLIERS = 8.0
-"""A chart whose range is so many times that of its central 98 % shows the latter."""
+"""A chart whose range is this many times that of the central 98 % of values shows only the latter."""
 
 
 _LABEL_GAP = 0.055
-"""Least distance of two labels, as a share of the axis."""
+"""Minimum distance of two labels, as a fraction of the axis."""
 
 
 _EARLY = 0.9
-"""Lines that end before this share of the axis have their letter there."""
+"""Lines that end before this fraction of the axis have their letter at their end."""
 
 
 _BAND, _FAINT_BAND = 0.18, 0.07
-"""Opacities; many bands on top of each other are faint."""
+"""Opacities of bands; many overlapping bands are fainter."""
 
 
 _AXIS = "#999999"
@@ -58,10 +57,10 @@ _AXIS = "#999999"
 
 @dataclass(frozen=True)
 class Metric:
-    """A curve that the page shows."""
+    """A metric with a chart."""
 
     key: str
-    """in metrics.jsonl"""
+    """Name in metrics.jsonl."""
     title: str
     unit: str
     lower_is_better: bool | None = None
@@ -91,11 +90,11 @@ METRICS = (
 
 
 _NOT_SHOWN = ("valid/bound_standard_error", "valid/unigram", "valid/bits_per_byte", "bits_per_byte")
-"""The bound's error, a constant, and the bound in another unit."""
+"""Metrics without a chart: the error of the bound, a constant, and the bound in another unit."""
 
 
 def metrics_of(groups: Sequence[Group]) -> list[Metric]:
-    """Those that the runs logged more than once: ours, then the others by name, those of plugins among them."""
+    """Metrics that were logged more than once: those of METRICS, then others by name, including those of plugins."""
     logged = {
         key
         for group in groups
@@ -120,15 +119,15 @@ LOOKS = tuple(Look(colour, dashes) for colour, dashes in zip(DISTINCT, DASHES, s
 
 
 class Swatch(NamedTuple):
-    """A piece of a group's line, as SVG has it."""
+    """The style of the line of a group, for SVG."""
 
     variable: str
-    """of CSS"""
+    """Name of the CSS variable of the colour."""
     dashes: str
 
 
 def swatch(place: int) -> Swatch:
-    """Of the prominent group with this place."""
+    """The style of the prominent group at this index."""
     look = LOOKS[place]
     dashes = "" if look.dashes == "-" else " ".join(f"{1.8 * length:g}" for length in look.dashes[1])
     return Swatch(VARIABLES[look.colour.lower()], dashes)
@@ -144,7 +143,7 @@ class Chart:
 
 
 def prominent_groups(groups: Sequence[Group]) -> tuple[list[Group], str]:
-    """Groups with a colour, at most `PROMINENT`: all, or those that do best; and which these are, in words."""
+    """At most `PROMINENT` groups, all or the best ones, and a description of the selection."""
     if len(groups) <= PROMINENT:
         return list(groups), ""
     for metric in sorted(METRICS, key=lambda metric: metric.key != "valid/bound"):
@@ -156,7 +155,7 @@ def prominent_groups(groups: Sequence[Group]) -> tuple[list[Group], str]:
 
 
 def _final(group: Group, metric: Metric) -> float | None:
-    """Smaller is better; None for unfinished groups, and where it is no number."""
+    """Sorting key of a group, smaller is better; None for an unfinished group, and without a finite value."""
     runs, finished = group.measured
     values = [run.metrics.curves[metric.key].last for run in runs if metric.key in run.metrics.curves]
     if not finished or metric.lower_is_better is None or not values or not all(map(math.isfinite, values)):
@@ -165,7 +164,7 @@ def _final(group: Group, metric: Metric) -> float | None:
 
 
 class ChartDrawer:
-    """Draws charts of one report: the same axis of steps and the same look of a group everywhere."""
+    """Draws the charts of a report, with the same axis of steps and the same style of each group."""
 
     def __init__(self, groups: Sequence[Group], prominent: Sequence[Group]) -> None:
         self._groups = groups
@@ -174,7 +173,7 @@ class ChartDrawer:
         self._number = count(1)
 
     def chart(self, metric: Metric) -> Chart:
-        """All groups in one chart."""
+        """A chart with all groups."""
         lines = self._lines(metric)
         title = metric.title
 
@@ -193,7 +192,7 @@ class ChartDrawer:
         return self._finish(metric, title, draw, _SIZE, _describe(metric, lines))
 
     def small_chart(self, metric: Metric, group: Group) -> Chart:
-        """One group before the range of all of them."""
+        """A small chart of one group, with the range of all groups."""
         lines = self._lines(metric)
         mine = [line for other, line in lines if other is group]
 
@@ -216,7 +215,7 @@ class ChartDrawer:
         return found
 
     def _mark_divergence(self, axes: Axes, group: Group, line: Line, metric: Metric) -> None:
-        """A cross where a line that ends without a number had its last one."""
+        """Draw a cross at the last finite value of a line that ends with values that are not finite."""
         known = np.flatnonzero(np.isfinite(line.value_P))
         if len(known) and known[-1] < len(line.value_P) - 1:
             at = line.step_P[known[-1]], _scaled(line.value_P, metric)[known[-1]]
@@ -273,7 +272,7 @@ def _draw_line(axes: Axes, line: Line, metric: Metric, look: Look, band: float =
 
 
 def _draw_range(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
-    """From the smallest to the largest value of any group at a step."""
+    """Minimum and maximum over all groups at every step."""
     steps = np.unique(np.concatenate([line.step_P for line in lines]))
     values = np.stack([np.interp(steps, line.step_P, _scaled(line.value_P, metric)) for line in lines])
     known = np.isfinite(values).any(axis=0)
@@ -288,7 +287,7 @@ def _draw_range(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
 
 
 def _limit(axes: Axes, lines: Sequence[Line], metric: Metric) -> list[str]:
-    """Cut the axis where few values would press all others together, and say so."""
+    """Cut the axis if few extreme values would compress all others, and return a note that says so."""
     drawn = _scaled(np.concatenate([np.concatenate([line.low_P, line.value_P, line.high_P]) for line in lines]), metric)
     finite = drawn[np.isfinite(drawn)]
     if not len(finite):
@@ -303,7 +302,7 @@ def _limit(axes: Axes, lines: Sequence[Line], metric: Metric) -> list[str]:
 
 
 def _label_ends(axes: Axes, lines: Sequence[tuple[Group, Line]], metric: Metric, last_step: int) -> None:
-    """The letters where lines end; at the right edge they are moved apart."""
+    """Draw the letters at the ends of lines; at the right edge, they are moved apart."""
     low, high = axes.get_ylim()
     at_the_edge = []
     for group, line in lines:
@@ -315,7 +314,7 @@ def _label_ends(axes: Axes, lines: Sequence[tuple[Group, Line]], metric: Metric,
             axes.annotate(group.code, (step, value), (6, 0), textcoords="offset points", fontweight="bold", va="center")
         else:
             at_the_edge.append((float(value - low) / (high - low), group.code))
-    # The first letter stands above those whose lines end in the same place.
+    # The first letter is above those of lines that end at the same value.
     at_the_edge.sort(key=lambda end: end[1], reverse=True)
     at_the_edge.sort(key=lambda end: end[0])
     for place, (_, code) in zip(_apart([place for place, _ in at_the_edge]), at_the_edge, strict=True):
@@ -323,7 +322,7 @@ def _label_ends(axes: Axes, lines: Sequence[tuple[Group, Line]], metric: Metric,
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Ascending places, at least `_LABEL_GAP` apart and, if they fit, within 0..1."""
+    """Ascending positions, at least `_LABEL_GAP` apart and, if they fit, between 0 and 1."""
     moved: list[float] = []
     for place in places:
         moved.append(max(min(max(place, 0.0), 1.0), moved[-1] + _LABEL_GAP if moved else 0.0))
@@ -335,12 +334,12 @@ def _apart(places: Sequence[float]) -> list[float]:
 
 
 def _describe(metric: Metric, lines: Sequence[tuple[Group, Line]]) -> str:
-    """In words, what a reader who cannot see the chart would ask for."""
+    """Description of a chart for screen readers."""
     ends = []
     for group, line in lines[:PROMINENT]:
         finite = _scaled(line.value_P, metric)
         finite = finite[np.isfinite(finite)]
-        said = f"from {finite[0]:.4g} to {finite[-1]:.4g}" if len(finite) else "never a number"
+        said = f"from {finite[0]:.4g} to {finite[-1]:.4g}" if len(finite) else "no finite value"
         ends.append(f"{group.code} {said}")
     more = f", and {len(lines) - PROMINENT} more groups" if len(lines) > PROMINENT else ""
     return f"{metric.title} ({metric.unit}) over training steps: {'; '.join(ends)}{more}."
@@ -361,11 +360,11 @@ VARIABLES = {
     **{colour.lower(): f"series-{i}" for i, colour in enumerate(DISTINCT) if i},
     **{colour.lower(): f"ordered-{i}" for i, colour in enumerate(ORDERED)},
 }
-"""The CSS variable that stands for each colour of our pictures; the page gives it a value for light and for dark."""
+"""CSS variable of each colour of the pictures. The page defines its value for light and for dark mode."""
 
 
 _REMOVED = {f"{{{_SVG}}}{tag}" for tag in ("metadata", "title", "style")}
-"""A style sheet in a figure would hold for the whole page, which has its own."""
+"""Removed from figures, since a style sheet in a figure would apply to the whole page."""
 
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b", re.IGNORECASE)
@@ -381,7 +380,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """An `<svg>` element; `name` is unique on the page and made of letters, digits and hyphens."""
+    """The figure as an `<svg>` element. `name` is unique on the page and consists of letters, digits and hyphens."""
     root = ElementTree.fromstring(_rendered(figure, name))
     for parent, child in list(_children(root)):
         if child.tag in _REMOVED:
@@ -409,7 +408,7 @@ def _children(root: ElementTree.Element) -> Iterator[tuple[ElementTree.Element, 
 
 
 def _own_ids(root: ElementTree.Element, name: str) -> None:
-    """Ids that are referred to begin with the figure's name, since all figures share one page; others go."""
+    """Prefix ids with the name of the figure, since all figures are on one page, and remove ids without references."""
     used = {reference for element in root.iter() for reference in _references(element)}
     for element in root.iter():
         if (own := element.attrib.pop("id", None)) in used:
@@ -429,7 +428,7 @@ def _references(element: ElementTree.Element) -> Iterator[str]:
 
 
 def _adapt(element: ElementTree.Element) -> None:
-    """Colours by variable, the page's font, no more decimals than can be seen."""
+    """Use CSS variables for colours and the font of the page, and round coordinates."""
     style = element.get("style")
     if style is not None:
         element.set("style", _FONT.sub(r"\1 var(--sans)", _COLOUR.sub(_variable, style)))

@@ -1,12 +1,7 @@
-"""Tables of the page: never wider than paper, and the best of a line marked by a sign and by weight.
+"""Tables of the HTML report: settings and versions, validation metrics, evaluation results, quality of samples.
 
-What differs between the runs, and what does not.
-
-Held-out figures at the end of training, averaged over seeds.
-
-What evaluation wrote about the runs' models: every task's main figure, averaged over seeds.
-
-What `eval generation` wrote of the runs' samples: figures by sampler and steps, and of real text beside them.
+Metrics are averaged over the seeds of a group. Tables are not wider than paper; the best value of a line is marked with
+a sign and in bold.
 """
 
 from __future__ import annotations
@@ -34,29 +29,29 @@ from ltg_mdlm.reporting.html_report.run_groups import (
 from ltg_mdlm.storage.metrics_file import ROWS
 
 WIDEST = 6
-"""Columns beside the headings of the lines; what has more is cut into several tables."""
+"""Maximum number of columns besides the headings. Wider tables are split."""
 
 
 BEST = "★"
 
 
 _NARROW = "\u202f"
-"""A space at which no line breaks."""
+"""Narrow no-break space."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a place."""
+    """A cell of a table."""
 
     text: str
     best: bool = False
     detail: str = ""
-    """smaller, behind the text"""
+    """Smaller text after it."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with headings on both sides; `lines` are (heading, cells)."""
+    """A table with headings of columns and lines; `lines` are pairs (heading, cells)."""
 
     corner: str
     columns: Sequence[str]
@@ -65,26 +60,26 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of every group: how it is written, and which is the better one."""
+    """A metric of every group, its format, and which value is better."""
 
     label: str
     values: Mapping[str, Spread | None]
-    """by the group's code"""
+    """By the code of the group."""
     write: Callable[[float], str] = "{:.4f}".format
     lower_is_better: bool | None = None
-    """None: no group is marked"""
+    """None: no group is marked."""
     remarks: Mapping[str, str] | None = None
-    """by the group's code; a group with a remark is not compared"""
+    """By the code of the group. A group with a remark is not compared."""
 
 
 def figure_tables(groups: Sequence[Group], figures: Sequence[Figure], corner: str = "figure") -> list[Table]:
-    """The figures of all groups, the best of each marked."""
+    """Tables of figures, with the best group of each marked."""
     codes = [group.code for group in groups]
     return grid(groups, [(figure.label, _cells(figure, codes)) for figure in figures], corner)
 
 
 def grid(groups: Sequence[Group], lines: Sequence[tuple[str, Sequence[Cell]]], corner: str) -> list[Table]:
-    """Lines with a cell per group: as they are if the groups fit beside each other, else with a line per group."""
+    """Tables with one column per group if they fit, or else with one line per group."""
     headings = [f"{group.code} {group.name}" for group in groups]
     if not lines:
         return []
@@ -95,7 +90,7 @@ def grid(groups: Sequence[Group], lines: Sequence[tuple[str, Sequence[Cell]]], c
 
 
 def _cut(table: Table) -> Iterator[Table]:
-    """Into tables of at most `WIDEST` columns."""
+    """Split a table into tables of at most `WIDEST` columns."""
     for start in range(0, len(table.columns), WIDEST):
         part = slice(start, start + WIDEST)
         yield Table(table.corner, table.columns[part], [(heading, cells[part]) for heading, cells in table.lines])
@@ -113,7 +108,7 @@ def _cells(figure: Figure, codes: Sequence[str]) -> list[Cell]:
 
 
 def _best(figure: Figure, comparable: Mapping[str, float]) -> set[str]:
-    """Nothing to mark among fewer than two; equals are all marked, unless all are equal."""
+    """Codes of the best groups: none among fewer than two, and none if all are equal."""
     if figure.lower_is_better is None or len(set(comparable.values())) < 2:
         return set()
     best = (min if figure.lower_is_better else max)(comparable.values())
@@ -135,20 +130,20 @@ _NONE = "–"
 
 
 class Fact(NamedTuple):
-    """What holds for all runs, as far as they have it."""
+    """A setting or version that is equal in all runs that have it."""
 
     name: str
     value: str
 
 
 def differing_settings(groups: Sequence[Group]) -> list[Table]:
-    """The settings in which runs differ, but for the seed; a group that lacks one has a dash."""
+    """Settings that differ, except the seed; a dash for a group without the setting."""
     keys = differing([run.settings for run in _runs(groups)])
     return grid(groups, [(key, [Cell(_settings(group, key)) for group in groups]) for key in keys], "setting")
 
 
 def equal_settings(groups: Sequence[Group]) -> list[Fact]:
-    """All other settings; an option of a plugin that only some runs select has the value that it has there."""
+    """All other settings, including options of plugins that only some runs select."""
     known: dict[str, Any] = {}
     for run in _runs(groups):
         known |= run.settings
@@ -157,13 +152,13 @@ def equal_settings(groups: Sequence[Group]) -> list[Fact]:
 
 
 def differing_versions(groups: Sequence[Group]) -> list[Table]:
-    """Versions of what took part, where runs do not agree; several in a place where a group's runs do not."""
+    """Versions that differ between runs; a cell lists several if they differ within the group."""
     keys = differing([run.versions for run in _runs(groups)])
     return grid(groups, [(key, [Cell(_versions(group, key)) for group in groups]) for key in keys], "version of")
 
 
 def equal_versions(groups: Sequence[Group]) -> list[Fact]:
-    """Those on which all runs agree that know them."""
+    """Versions that are equal in all runs that have them."""
     changing = differing([run.versions for run in _runs(groups)])
     known = {key: value for run in _runs(groups) for key, value in run.versions.items()}
     return [Fact(key, value) for key, value in known.items() if key not in changing]
@@ -190,11 +185,11 @@ _HIGHER = ("accuracy", "accuracy_frequent", "accuracy_rare", "minimal_pairs")
 
 
 _UNJUDGED = ("unigram", "loss")
-"""A property of the text; and an objective, which plugins weigh differently."""
+"""Not ranked: a property of the text, and the objective, which plugins weight differently."""
 
 
 def held_out_figures(groups: Sequence[Group]) -> list[Figure]:
-    """The figures that `train` prints at its end, those of them that any run has."""
+    """The metrics that `train` prints at the end, if any run has them."""
     same_plugins = PLUGINS not in differing([group.settings for group in groups])
     figures, topic = [], ""
     for key, label, form in ROWS:
@@ -209,7 +204,7 @@ def held_out_figures(groups: Sequence[Group]) -> list[Figure]:
 
 
 def _label(label: str, topic: str) -> str:
-    """What is indented in a list belongs to the line before."""
+    """Prefix an indented label with the topic of the line before."""
     return f"{topic} {label.strip()}" if label.startswith(" ") else label
 
 
@@ -218,7 +213,7 @@ def _writer(form: str) -> Callable[[float], str]:
 
 
 def _remarks(groups: Sequence[Group]) -> dict[str, str]:
-    """How far groups are of which no run is finished."""
+    """Progress of groups without a finished run."""
     return {g.code: f"at {_steps(g)}, {_states(g)}" for g in groups if not g.measured[1]}
 
 
@@ -235,22 +230,22 @@ MAIN = "main"
 
 
 _USUAL = ("none", "ema", "fraction")
-"""Settings of scoring that need not be mentioned."""
+"""Default settings of scoring, which are not printed."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A task's main figure of one run."""
+    """The main metric of a task for one run."""
 
     task: str
-    """Task, data, figure, and how it was scored."""
+    """Task, data, metric and scoring settings."""
     value: float | None
     percent: bool
     validated: bool
 
 
 def results_of(run: RunRecord, folder: Path) -> list[Result]:
-    """All results of the run's last state below a folder of results; what cannot be read is left out."""
+    """All results of the last checkpoint of a run; files that cannot be read are ignored."""
     files = sorted((folder / run.name / MAIN).rglob("summary.json"))
     read = (_read(file) for file in files if not any(part.startswith(TEMPORARY) for part in file.parts))
     return [result for result in read if result is not None]
@@ -260,7 +255,7 @@ def _read(file: Path) -> Result | None:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         metric = summary["metric"]
-        # Fine-tuning writes the mean over its seeds.
+        # Fine-tuning writes the mean over its own seeds.
         value = summary[metric] if metric in summary else summary["mean"][metric]
         label = f"{summary['task']}/{Path(summary['data']).name}, {metric.removesuffix('_percent').replace('_', ' ')}"
         validated = bool(summary.get("validated", True))
@@ -272,20 +267,20 @@ def _read(file: Path) -> Result | None:
 
 
 def _told(summary: Mapping[str, Any]) -> str:
-    """How texts were scored, as far as it is not the usual way."""
+    """Scoring settings other than the defaults."""
     silent = {None, *_USUAL, summary.get("rate") if summary.get("time") != "constant" else None}
     told = [str(summary[key]) for key in SETTINGS if summary.get(key) not in silent]
     return f" ({', '.join(told)})" if told else ""
 
 
 def ambiguous(groups: Sequence[Group]) -> list[str]:
-    """Names that several of the runs have: results tell runs by name, so theirs are not shown."""
+    """Names that several runs have. Results are found by the name of the run, so those of these runs are not shown."""
     names = Counter(run.name for group in groups for run in group.runs)
     return sorted(name for name, times in names.items() if times > 1)
 
 
 def evaluation_figures(groups: Sequence[Group], folder: Path) -> list[Figure]:
-    """One figure per task and way of scoring; higher is better in all of them."""
+    """One metric per task and scoring settings; higher is better."""
     unclear = ambiguous(groups)
     by_run = {
         id(run): {result.task: result for result in results_of(run, folder)}
@@ -312,7 +307,7 @@ FOLDER, _REAL = "generation", "real text"
 
 
 _JUDGED = ("perplexity_per_word", "mauve")
-"""Figures that only say something beside the name of the judge."""
+"""Metrics that depend on the judge, whose name is printed."""
 
 
 FIGURES = {
@@ -321,14 +316,14 @@ FIGURES = {
     "entropy": ("Token entropy", "{:.2f}", None),
     "distinct_2": ("Distinct-2", "{:.3f}", None),
     "rep_4": ("Repetition of 4-grams", "{:.3f}", None),
-    "js_distance": ("Distance to the corpus' frequencies", "{:.3f}", None),
-    "grammatical_sentences": ("Share of grammatical sentences", "{:.3f}", False),
+    "js_distance": ("Distance to the frequencies of the corpus", "{:.3f}", None),
+    "grammatical_sentences": ("Fraction of grammatical sentences", "{:.3f}", False),
 }
-"""Label, layout, and whether lower is better: of most figures, the nearest to real text is, and none is marked."""
+"""Label, format, and whether lower is better. None: values near that of held-out text are best, and none is marked."""
 
 
 def generation_figures(groups: Sequence[Group], results: Path) -> dict[str, list[Figure]]:
-    """By measure, one figure per way of sampling; of runs that share a name, none."""
+    """By metric, one figure per sampling rule; none for runs with the same name."""
     unclear = ambiguous(groups)
     by_run = {
         id(run): dict(_figures_of(results / run.name / MAIN / FOLDER / "summary.json"))
@@ -337,7 +332,7 @@ def generation_figures(groups: Sequence[Group], results: Path) -> dict[str, list
         if run.name not in unclear
     }
     known = dict.fromkeys(place for found in by_run.values() for place in found)
-    ways = sorted(dict.fromkeys(way for way, _ in known), key=_is_real)  # which is the measure of all
+    ways = sorted(dict.fromkeys(way for way, _ in known), key=_is_real)  # held-out text is last
     return {
         label: figures
         for name, (label, _, _) in FIGURES.items()
@@ -355,7 +350,7 @@ def _generation_figure(
 
 
 def _figures_of(file: Path) -> Iterator[tuple[tuple[str, str], float]]:
-    """By way of sampling and name; nothing if the summary cannot be read."""
+    """Values by sampling rule and metric; empty if the summary cannot be read."""
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         told = _told_generation(summary, {"count": 100, "length": 64, "weights": "ema"})
@@ -379,6 +374,6 @@ def _way(rule: Mapping[str, Any]) -> str:
 
 
 def _told_generation(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """Those that are not as usual: figures of other settings are not to be compared."""
+    """Settings other than the defaults, since metrics with different settings are not comparable."""
     unusual = (name for name in usual if settings.get(name, usual[name]) != usual[name])
     return "".join(f", {name.replace('_', ' ')} {settings[name]}" for name in unusual)

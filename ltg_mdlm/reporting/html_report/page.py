@@ -1,4 +1,4 @@
-"""The page: what of the runs goes into it, and its writing."""
+"""Collect the contents of the HTML report, and write it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ltg_mdlm.reporting.html_report.figures import (
 from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord, group_runs, read_record
 
 MULTIPLES = 60
-"""Groups with a small chart of their own, at most."""
+"""Maximum number of groups with a small chart of their own."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Content:
     held_out: Sequence[Table]
     evaluation: Sequence[Table]
     generation: Sequence[tuple[str, Sequence[Table]]]
-    """tables by measure"""
+    """Tables by metric."""
     results: Path | None
     ambiguous: Sequence[str]
     recipes: Sequence[components.RecipePictures]
@@ -69,18 +69,18 @@ class Content:
 
 @dataclass(frozen=True)
 class Extent:
-    """How much goes into a page of that which takes time."""
+    """How many of the contents that take time are included."""
 
     recipes: int = 6
-    """Recipes whose schedule and masking are drawn, at most"""
+    """Maximum number of recipes whose schedule and masking are drawn."""
     samples: int = 2
-    """Samples of each prominent group"""
+    """Samples of each prominent group."""
 
 
 def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, extent: Extent) -> None:
-    """Write one page about run folders, complete or not at all.
+    """Write the HTML report of run folders to the file `page`, completely or not at all.
 
-    `results` is the folder of evaluation results; None for none.  Raises UserError without matplotlib, and if the page
+    `results` is the folder of evaluation results, or None. Raises `UserError` if matplotlib is missing, or if the file
     cannot be written.
     """
     require_matplotlib()
@@ -93,18 +93,18 @@ def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, exte
 
 
 def _require_place(page: Path) -> None:
-    """Raises UserError if no file of this name can be written: better before the drawing than after."""
+    """Raise `UserError` if the file cannot be written, before anything is drawn."""
     folder = page.resolve().parent
     if page.is_dir():
-        raise UserError(f"{page} is a folder: give the page a file name, as {page / 'report.html'}")
+        raise UserError(f"{page} is a folder; name a file, for example {page / 'report.html'}")
     if not folder.is_dir():
         raise UserError(f"{page}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{page} cannot be written: {folder} may not be written to")
+        raise UserError(f"{page} cannot be written: no permission to write to {folder}")
 
 
 def collect(paths: Sequence[Path], results: Path | None, extent: Extent) -> Content:
-    """Read the runs and draw what is drawn of them."""
+    """Read the runs, and draw charts and pictures."""
     runs = [read_record(path) for path in paths]
     groups = group_runs(runs)
     prominent, prominent_by = charts.prominent_groups(groups)
@@ -144,7 +144,7 @@ def _generation_tables(groups: Sequence[Group], results: Path) -> list[tuple[str
 def _draw(
     groups: Sequence[Group], prominent: Sequence[Group], metrics: Sequence[Metric]
 ) -> tuple[list[Chart], list[Chart], str]:
-    """A chart per metric; where not all groups stand out, also a small one per group, of the main metric."""
+    """One chart per metric. If not all groups are prominent, also a small chart of the main metric per group."""
     drawer = ChartDrawer(groups, prominent)
     many = groups[:MULTIPLES] if len(groups) > len(prominent) else []
     main = min(metrics, key=lambda metric: metric.key != "valid/bound", default=None)
@@ -160,7 +160,7 @@ def _counted(chart: Chart, advance: Callable[[int], None]) -> Chart:
 
 
 def render(content: Content) -> str:
-    """The page as HTML; everything that comes from files is escaped."""
+    """The report as HTML. Everything that comes from files is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ltg_mdlm.reporting.html_report", "templates"),
         autoescape=True,
@@ -182,7 +182,7 @@ def render(content: Content) -> str:
 
 
 def title_of(runs: Sequence[RunRecord]) -> str:
-    """The run, or the folder of all runs."""
+    """Name of the run, or of the folder of all runs."""
     if len(runs) == 1:
         return f"Run {runs[0].name}"
     folders = {run.row.folder.resolve().parent for run in runs}
@@ -190,7 +190,7 @@ def title_of(runs: Sequence[RunRecord]) -> str:
 
 
 def summary_of(content: Content) -> str:
-    """How many runs there are, in which groups and states."""
+    """Number of runs, groups and states."""
     states = Counter(run.row.status for run in content.runs)
     groups = f" in {len(content.groups)} groups" if 1 < len(content.groups) < len(content.runs) else ""
     return f"{len(content.runs)} run{'s' * (len(content.runs) > 1)}{groups}: " + ", ".join(
@@ -199,5 +199,5 @@ def summary_of(content: Content) -> str:
 
 
 def _shade(share: float) -> str:
-    """Opacity of a token's ground: dark for the first pass, pale for the last."""
+    """Opacity of the background of a token: high for the first pass, low for the last."""
     return f"{0.62 - 0.56 * share:.2f}"

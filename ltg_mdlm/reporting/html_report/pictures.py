@@ -1,4 +1,4 @@
-"""Pictures of each recipe's noise schedule and masking, drawn anew from its settings, as `plugins show --plot` does."""
+"""Pictures of the noise schedule and masking of every recipe, drawn from its settings like `plugins show --plot`."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from ltg_mdlm.reporting.html_report.charts import inline_svg
 from ltg_mdlm.reporting.html_report.run_groups import Group, said
 
 _DECIDING = ("plugins", "slots", "data.")
-"""Settings that decide what the pictures show."""
+"""Settings on which the pictures depend."""
 
 
 _SIZE = (4.7, 3.4)
 
 
 ROWS = 256
-"""Of the corpus, on which masking is measured."""
+"""Rows of the corpus on which masking is measured."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One panel, ready for the page."""
+    """A drawn panel."""
 
     title: str
     svg: str
     on_paper: bool
-    """Holds pixels, whose colours do not follow the page's."""
+    """Whether it contains a raster image, whose colours do not adapt to dark mode."""
 
 
 @dataclass(frozen=True)
 class RecipePictures:
-    """The pictures of all groups whose schedule and masking are the same."""
+    """The pictures of all groups with the same schedule and masking."""
 
     groups: Sequence[Group]
     pictures: Sequence[Picture]
     problem: str = ""
-    """Why there are none."""
+    """Why there are no pictures."""
 
 
 def recipe_pictures(groups: Sequence[Group], most: int) -> tuple[list[RecipePictures], int]:
-    """Pictures of the first recipes, at most so many, and how many more there are."""
+    """Pictures of the first `most` recipes, and the number of other recipes."""
     alike: dict[str, list[Group]] = {}
     for group in groups:
         deciding = {key: value for key, value in group.settings.items() if key.startswith(_DECIDING)}
@@ -64,7 +64,7 @@ def _pictures_of(groups: Sequence[Group]) -> RecipePictures:
             warnings.simplefilter("ignore")
             panels = _panels(config)
             return RecipePictures(groups, [_drawn(panel, groups[0].code) for panel in panels])
-    except Exception as error:  # plugins of third parties run here, and may not be those that trained
+    except Exception as error:  # third-party plugins run here, perhaps in another version than in training
         return RecipePictures(groups, [], said(error))
 
 
@@ -88,7 +88,7 @@ def _drawn(panel: Panel, code: str) -> Picture:
 
     with mpl.rc_context({**STYLE, "savefig.dpi": 110}):
         figure = Figure(figsize=_SIZE)
-        # Several times as fast as a layout that is fitted.
+        # Several times faster than an automatic layout.
         axes = figure.add_subplot()
         figure.subplots_adjust(left=0.15, right=0.97, top=0.97, bottom=0.15)
         panel.draw(axes)

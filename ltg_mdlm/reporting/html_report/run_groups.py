@@ -1,6 +1,6 @@
-"""Runs that differ in their seed alone are one group: its figures are averaged, with their spread.
+"""Runs of the HTML report, and groups of runs that differ only in their seed, whose metrics are averaged.
 
-What a run folder holds for the page; a folder in any state gives a record, and says what is wrong with it.
+A run folder in any state can be read; problems are part of its record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLUGINS = "plugins"
 
 
 WITHOUT_EFFECT = ("logging.", "checkpoint.", "training.threads", "training.micro_batch_rows")
-"""Settings that change nothing of what is trained."""
+"""Settings without effect on the trained model."""
 
 
 _FALLBACK = "uniform_mdlm"
@@ -36,38 +36,38 @@ _LONGEST_VALUE = 32
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe."""
+    """Runs with the same recipe."""
 
     code: str
-    """One or two letters, by which charts and tables name it."""
+    """One or two letters that name the group in charts and tables."""
     name: str
-    """What tells it from the other groups."""
+    """The settings that differ from those of other groups."""
     runs: tuple[RunRecord, ...]
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those that all its runs share."""
+        """The settings that all runs of the group share."""
         return recipe(self.runs[0])
 
     @property
     def measured(self) -> tuple[tuple[RunRecord, ...], bool]:
-        """The runs whose figures stand for it, and whether they are finished: those if there are any, else all."""
+        """The finished runs if there are any, else all runs; and whether they are finished."""
         finished = tuple(run for run in self.runs if run.finished)
         return finished or self.runs, bool(finished)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds."""
+    """Mean and standard deviation over seeds."""
 
     mean: float
     deviation: float | None
-    """Standard deviation of one seed (n - 1 in the denominator); None for a single seed."""
+    """Standard deviation with n - 1 in the denominator; None for a single seed."""
     n: int
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Over the values that are there; None if there is none.  One that is not finite makes all of it NaN."""
+    """Spread of the values that are not None; None if there are none. The mean is NaN if a value is not finite."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -77,7 +77,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """In order of appearance; a run without settings is a group of its own."""
+    """Group the runs, in order of appearance. A run without settings is a separate group."""
     alike: dict[str, list[RunRecord]] = defaultdict(list)
     for run in runs:
         settings = recipe(run)
@@ -91,15 +91,12 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def recipe(run: RunRecord) -> dict[str, Any]:
-    """The settings that decide what is trained, but for the seed."""
+    """The settings that affect the trained model, without the seed."""
     return {key: value for key, value in run.settings.items() if key != SEED and not key.startswith(WITHOUT_EFFECT)}
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Key paths, but for the seed, with more than one value among those that know them; the plugins come first.
-
-    A folder without settings says nothing, and an option of a plugin that only some select is not compared.
-    """
+    """Key paths, except the seed, whose value differs between mappings that have them; the plugins come first."""
     keys = dict.fromkeys([PLUGINS, *(key for some in settings for key in some if key != SEED)])
     return [key for key in keys if len({repr(some[key]) for some in settings if key in some}) > 1]
 
@@ -118,18 +115,18 @@ def _name(run: RunRecord, keys: Sequence[str], *, alone: bool) -> str:
 
 
 def setting_text(key: str, value: Any, label: str) -> str:
-    """`power=0.5`; of the plugins, their names alone."""
+    """For example `power=0.5`; for plugins, only their names."""
     return shown_plugins(value) if key == PLUGINS else f"{label}={shown(value)}"
 
 
 def shown_plugins(value: Any) -> str:
-    """The selected plugins without the fallback, if there are others."""
+    """Names of the selected plugins, without uniform_mdlm if there are others."""
     names = [name for name in str(value or _FALLBACK).split("+") if name]
     return " + ".join([name for name in names if name != _FALLBACK] or [_FALLBACK])
 
 
 def shown(value: Any) -> str:
-    """A setting's value as YAML would have it, shortened in the middle."""
+    """A value as in YAML, shortened in the middle."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     half = _LONGEST_VALUE // 2
     return text if len(text) <= _LONGEST_VALUE else f"{text[: half - 1]}…{text[-half:]}"
@@ -140,50 +137,50 @@ _OF_VERSIONS = "plugin_versions."
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run of the page."""
+    """One run of the report."""
 
     row: RunRow
     metrics: MetricsFile
     versions: Mapping[str, str]
-    """Of the program, torch and every plugin; and on how many ranks it ran."""
+    """Versions of the program, torch and plugins, and the number of ranks."""
     problems: tuple[str, ...]
-    """What a reader should know before they trust its figures."""
+    """Problems that affect how far its metrics can be trusted."""
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """Name of the folder."""
         return self.row.folder.resolve().name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """By key path, without the versions, which the trainer wrote beside them."""
+        """Settings by key path, without the versions of plugins."""
         return {key: value for key, value in self.row.settings.items() if not key.startswith(_OF_VERSIONS)}
 
     @property
     def words_seen(self) -> int | None:
-        """As last logged."""
+        """Words seen, as last logged."""
         seen = self.metrics.last.get("words_seen", math.nan)
         return int(seen) if math.isfinite(seen) else None
 
     @property
     def remarks(self) -> list[str]:
-        """Why it ended as it did, and its problems."""
+        """The reason of its status, and its problems."""
         return [*([self.row.reason] if self.row.reason else []), *self.problems]
 
     @property
     def finished(self) -> bool:
-        """Whether its figures are those of the end of training."""
+        """Whether training has finished."""
         return self.row.status == "finished"
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a run folder; never raises for what it holds."""
+    """Read a run folder. Damaged files do not raise."""
     row, metrics = read_run(path), MetricsFile(RunFolder(path).metrics_file).refresh()
     problems = []
     if not metrics.curves:
         problems.append("no metrics were logged")
     if metrics.unreadable:
-        problems.append(f"{metrics.unreadable} lines of metrics.jsonl are damaged and left out")
+        problems.append(f"{metrics.unreadable} lines of metrics.jsonl are damaged and ignored")
     if metrics.refused:
         problems.append(f"{metrics.refused} updates were refused because they were not finite")
     if (diverged_at := first_not_finite(metrics)) is not None:
@@ -192,13 +189,13 @@ def read_record(path: Path) -> RunRecord:
 
 
 def said(error: Exception) -> str:
-    """The first line of an error, as the page shows it."""
+    """The first line of an error message."""
     text = str(error).partition("\n")[0]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def first_not_finite(metrics: MetricsFile) -> int | None:
-    """The first logged step whose objective is not a number."""
+    """The first logged step whose objective is not finite."""
     curve = metrics.curves.get("loss")
     if curve is None:
         return None
@@ -206,7 +203,7 @@ def first_not_finite(metrics: MetricsFile) -> int | None:
 
 
 def _versions(row: RunRow, path: Path) -> dict[str, str]:
-    """Of the newest checkpoint, and of the settings, which name plugins only."""
+    """Versions in the newest checkpoint, and versions of plugins in the settings."""
     of_plugins = {
         key.removeprefix(_OF_VERSIONS): str(value)
         for key, value in row.settings.items()
@@ -217,7 +214,7 @@ def _versions(row: RunRow, path: Path) -> dict[str, str]:
 
 
 def _versions_of_checkpoint(state: Path) -> dict[str, str]:
-    """Empty if it cannot be read: the run's figures do not depend on it."""
+    """Versions in a checkpoint; empty if it cannot be read."""
     try:
         about = json.loads(state.read_text(encoding="utf-8"))
         return {**about["versions"], "ranks": str(about["world_size"])}

@@ -1,4 +1,4 @@
-"""What models say, and in which order they said it: read from results, or drawn for the page."""
+"""Samples of models, with the order of unmasking, read from results or generated for the report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord, said
 from ltg_mdlm.storage.run_folder import RunFolder
 
 DRAWN_GROUPS = 6
-"""Groups of which samples are shown at most: those that stand out in the charts; of each, its first finished run."""
+"""Maximum number of prominent groups with samples, each of its first finished run."""
 
 
 STEPS, LENGTH = 24, 48
-"""Of samples that are drawn for the page."""
+"""Steps and tokens of samples that are generated for the report."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Token:
 
     text: str
     place: int
-    """The forward pass that fixed it, from 1; 0 if it was given"""
+    """Forward pass that unmasked the token, from 1; 0 if it was given."""
     share: float
-    """of the passes that were done then, in 0..1"""
+    """Fraction of the passes that were done by then."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,26 @@ class ShownSample:
 
     sampler: str
     steps: int | None
-    """as asked for; None: one per token"""
+    """Requested number of steps; None is one per token."""
     passes: int
-    """Forward passes that it took."""
+    """Number of forward passes."""
     tokens: Sequence[Token]
 
 
 @dataclass(frozen=True)
 class GroupSamples:
-    """Samples of one group's model."""
+    """Samples of the model of a group."""
 
     group: Group
     run: RunRecord
     source: str
     samples: Sequence[ShownSample]
     problem: str = ""
-    """Why there are none."""
+    """Why there are no samples."""
 
 
 def samples_of(groups: Sequence[Group], results: Path | None, count: int) -> list[GroupSamples]:
-    """`count` samples of each of these groups: those that `eval generation` left, else new ones."""
+    """`count` samples of each group, from the results of `eval generation` or else generated."""
     unclear = ambiguous(groups)
     found = []
     for group in groups[:DRAWN_GROUPS]:
@@ -73,13 +73,13 @@ def _samples_of(group: Group, run: RunRecord, folder: Path | None, count: int) -
         if folder is not None and (rows := _written(folder, count)):
             return GroupSamples(group, run, str(folder), [shown_sample(row, tokenizer) for row in rows])
         drawn = [shown_sample(row, tokenizer) for row in _drawn(run, count)]
-        return GroupSamples(group, run, "drawn for this page", drawn)
-    except Exception as error:  # no checkpoint, damaged samples, a plugin of third parties that is not as it was
+        return GroupSamples(group, run, "generated for this report", drawn)
+    except Exception as error:  # no checkpoint, damaged samples, a third-party plugin that has changed
         return GroupSamples(group, run, "", [], said(error))
 
 
 def _written(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Samples of every way of sampling, taking turns; damaged lines are left out."""
+    """Samples of all sampling rules in turn; damaged lines are ignored."""
     ways: dict[str, list[dict[str, Any]]] = {}
     for row in _rows(folder / "samples.jsonl"):
         ways.setdefault(f"{row['sampler']} {row['steps']}", []).append(row)
@@ -102,7 +102,7 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
 
 
 def _drawn(run: RunRecord, count: int) -> list[dict[str, Any]]:
-    """New samples of a run's newest checkpoint."""
+    """Generate samples from the newest checkpoint of a run."""
     from ltg_mdlm.inference.sampling import generate
     from ltg_mdlm.inference.sampling_rule import SamplingRule
     from ltg_mdlm.inference.trained_model import open_model
@@ -122,7 +122,7 @@ def _drawn(run: RunRecord, count: int) -> list[dict[str, Any]]:
 
 
 def shown_sample(row: Mapping[str, Any], tokenizer: Tokenizer) -> ShownSample:
-    """The tokens of a sample as text, each with its pass; fails for a damaged row."""
+    """The tokens of a sample as text, each with its pass. Raises an exception for a damaged row."""
     passes = 1 + max(map(int, row["unmasked_at"]), default=0)
     tokens = [
         Token(tokenizer.tokens[id_], at + 1, (at + 1) / passes)

@@ -1,4 +1,4 @@
-"""Plugins with one mistake each; `tests/plugins/test_conformance.py` says which check finds it."""
+"""Plugins with one mistake each. `tests/kit/test_conformance.py` lists the check that finds it."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ class Mute(Plugin[MuteOptions]):
 
 
 class Masking(MaskingStrategy):
-    """Nothing is wrong with this one."""
+    """A correct strategy, from which broken ones are derived."""
 
     def mask_probability(self, batch, noise, step):
         return noise.rate_B.float().unsqueeze(1).expand(batch.ids_BT.shape)
@@ -266,7 +266,7 @@ class UndeclaredCausalRows(RowMode):
 
 
 class Adaptive(Masking):
-    """Nothing is wrong with this one: it masks less while the model does well."""
+    """A correct adaptive strategy, which masks less while the loss is low."""
 
     keeps_rate = False
 

@@ -1,1 +1,0 @@
-"""The plugin `my_plugin` of ltg-mdlm."""

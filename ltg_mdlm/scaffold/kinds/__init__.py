@@ -1,1 +1,0 @@
-"""A working plugin of every kind, and the tests that its distribution gets."""
