@@ -166,8 +166,11 @@ def _text(column: str, value: Cell) -> str:
 
 def write_csv(table: Sequence[Mapping[str, Cell]], path: Path) -> None:
     """Write records to a CSV file, completely or not at all. Raises `UserError` if the file cannot be written."""
-    with write_errors(path), written_file(path) as unfinished:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
+    with (
+        write_errors(path),
+        written_file(path) as unfinished,
+        unfinished.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
