@@ -355,10 +355,12 @@ def test_published_buffers_are_the_buckets_of_the_model(sizes):
 
 
 def test_a_bucket_after_the_end_of_the_table_is_accepted(tmp_path, given):
-    """Because of float32 rounding, the largest distance has no bucket with 192 positions and 32 buckets."""
-    assert int(published_buckets(192, 32).max()) == 63
+    """Files of some processors have one: in float32, the ceiling of the last distance can be one too high."""
     write_model_config(given["model_config"], max_position_embeddings=192)
-    state = published_model(max_position_embeddings=192).state_dict()
+    state = dict(published_model(max_position_embeddings=192).state_dict())
+    for name in [name for name in state if name.endswith(".position_indices")]:
+        state[name] = state[name].clone()
+        state[name][191, 0], state[name][0, 191] = 63, -1
     import_checkpoint(saved(tmp_path / "file", state), **given)
     assert open_model(given["out"], Ranks.alone()).model.config.max_position_embeddings == 192
 

@@ -32,14 +32,18 @@ COND_DIM = 16
 
 
 def published_buckets(max_positions: int, bucket_size: int) -> Tensor:
-    """The buffer [P, P], computed in float32 as published."""
+    """The buffer [P, P] of published files, whose code computes it in float32.
+
+    There the ceiling of an integer depends on how the processor rounds a logarithm.  Float64 with a margin gives the
+    result of the formula on every processor.
+    """
     place = torch.arange(max_positions)
     distance = place[:, None] - place[None, :]
     middle = bucket_size // 2
-    size = distance.abs().clamp(max=max_positions - 1)
-    size[distance.abs() < middle] = middle - 1
-    far = torch.ceil(torch.log(size / middle) / math.log((max_positions - 1) / middle) * (middle - 1)).int() + middle
-    return torch.where(size <= middle, distance, far * distance.sign()).long() + bucket_size - 1
+    size = distance.abs().clamp(min=middle).double()
+    scale = torch.log(size / middle) / math.log((max_positions - 1) / middle) * (middle - 1)
+    far = torch.ceil(scale - 1e-9).long() + middle
+    return torch.where(distance.abs() <= middle, distance, far * distance.sign()) + bucket_size - 1
 
 
 class Attention(nn.Module):
