@@ -199,10 +199,12 @@ class Owner:
 
 @cache
 def _this_machine() -> str:
+    boot = container = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    return ""
+    with suppress(OSError):
+        container = str(os.stat("/proc/self/ns/pid").st_ino)
+    return f"{boot}/{container}"
 
 
 _ENDED = "ended"
@@ -320,7 +322,7 @@ class Lock:
             numbers = self._numbers()
             last = max(numbers, default=0)
             seen = self._require_dead(self._folder / self.FILE, flock_works)
-            if numbers and self._read(self._folder / f"{self.FILE}.{last}")[1] != seen:
+            if numbers and self._read(self._folder / f"{self.FILE}.{last}")[1] != (seen or None):
                 self._require_dead(self._folder / f"{self.FILE}.{last}", flock_works)
             numbered = self._folder / f"{self.FILE}.{last + 1}"
             try:
