@@ -219,7 +219,7 @@ class Checkpoints:
         final = self.folder / _step_name(state.step)
         try:
             self._require_folder()
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
             needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
             free = shutil.disk_usage(self.folder).free
@@ -265,19 +265,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
     paths = [steps[step] for step in sorted(steps, reverse=True)]
     problems = []
     try:
-        latest = (folder / "latest").read_bytes().strip().decode(errors="backslashreplace")
+        content = (folder / "latest").read_bytes().strip()
     except FileNotFoundError:
         pass
     except OSError as error:
         problems.append(f"{folder / 'latest'} is ignored: it cannot be read ({reason_of(error)})")
     else:
+        latest = content.decode(errors="replace")
         if _STEP_NAME.fullmatch(latest):
             if newer := [path.name for path in paths if int(path.name[5:]) > int(latest[5:])]:
                 text = f"{folder} has {', '.join(newer)}, but `latest` names the older {latest}, which is tried first"
                 warnings.warn(text, stacklevel=3)
             paths = [folder / latest, *(path for path in paths if path.name != latest)]
         else:
-            problems.append(f"{folder / 'latest'} is ignored: it does not name a checkpoint ({latest!a})")
+            problems.append(f"{folder / 'latest'} is ignored: it does not name a checkpoint ({content[:100]!r})")
     for problem in problems:
         warnings.warn(problem, stacklevel=3)
     for path in paths:

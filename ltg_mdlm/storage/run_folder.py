@@ -20,7 +20,15 @@ import yaml
 
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import TEMPORARY, is_running, reason_of, remove_leftovers, write_errors, write_text
+from ltg_mdlm.core.files import (
+    TEMPORARY,
+    is_running,
+    reason_of,
+    remove_leftovers,
+    temporary_name,
+    write_errors,
+    write_text,
+)
 from ltg_mdlm.core.settings import parse_yaml, stored_config
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.storage.checkpoint import newest_checkpoint, read_about
@@ -229,8 +237,8 @@ class Lock:
     dead.  Clocks are not compared.
 
     Where flock does not work, the owner is who created the file `lock.N` with the highest number N.  A process may
-    create the next one if the owner of the highest has released it, or is dead.  Only one process can create a file
-    (`O_EXCL`), and the highest is never deleted, so that a process that was slow to decide does not become the owner.
+    create the next one if the owner of the highest has released it, or is dead.  Only one process can give a file a
+    name (`link`), and the highest is never deleted, so a process that was slow to decide does not become the owner.
     """
 
     FILE = "lock"
@@ -273,7 +281,6 @@ class Lock:
             if os.pread(self._descriptor, 1000, 0).decode(errors="replace") == self._owner.to_text():
                 os.truncate(self._descriptor, 0)
             if self._numbered is not None:
-                os.truncate(self._numbered, 0)
                 os.pwrite(self._numbered, self._RELEASED.encode(), 0)
         self._close()
 
@@ -318,36 +325,52 @@ class Lock:
         if flock_works:
             self._require_dead(self._folder / self.FILE, flock_works)
         else:
-            # The number is read first: if another process takes the lock from here on, the next number is taken.
-            numbers = self._numbers()
-            last = max(numbers, default=0)
-            seen = self._require_dead(self._folder / self.FILE, flock_works)
-            if numbers and self._read(self._folder / f"{self.FILE}.{last}")[1] != (seen or None):
-                self._require_dead(self._folder / f"{self.FILE}.{last}", flock_works)
-            numbered = self._folder / f"{self.FILE}.{last + 1}"
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._numbered = os.open(numbered, flags, 0o644)
-            except FileExistsError:
-                raise self._taken_by(self._read(numbered)[1]) from None
-            os.pwrite(self._numbered, self._owner.to_text().encode(), 0)
-            os.fsync(self._numbered)
-            if (newest := max(self._numbers(), default=0)) > last + 1:
-                numbered.unlink()
-                raise self._taken_by(self._read(self._folder / f"{self.FILE}.{newest}")[1])
-            for number in numbers:
-                (self._folder / f"{self.FILE}.{number}").unlink(missing_ok=True)
+                self._numbered = self._take_next_number()
+            except FileNotFoundError:  # the new owner has deleted a file of the previous one meanwhile
+                raise self._taken_by("") from None
         os.truncate(self._descriptor, 0)
         os.pwrite(self._descriptor, self._owner.to_text().encode(), 0)
         os.fsync(self._descriptor)
         self.require_held()
+
+    def _take_next_number(self) -> int:
+        """Create the next `lock.N`; its descriptor.  Raises UserError if its owner, or that of `lock`, may be alive."""
+        # The numbers are read first: if another process takes the lock from here on, it takes the next number.
+        numbers = self._numbers()
+        last, number = (self._folder / f"{self.FILE}.{max(numbers, default=0) + i}" for i in (0, 1))
+        named = self._require_dead(self._folder / self.FILE, flock_works=False)
+        if numbers and self._read(last)[1] != (named or None):
+            self._require_dead(last, flock_works=False)
+        aside = temporary_name(number)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(aside, flags, 0o644)
+        try:
+            os.pwrite(descriptor, self._owner.to_text().encode(), 0)
+            os.fsync(descriptor)
+            os.link(aside, number)
+            newest = max(self._numbers())
+            if newest > max(numbers, default=0) + 1:
+                number.unlink()
+                raise self._taken_by(self._read(self._folder / f"{self.FILE}.{newest}")[1])
+        except FileExistsError:
+            os.close(descriptor)
+            raise self._taken_by(self._read(number)[1]) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        finally:
+            aside.unlink(missing_ok=True)
+        for outdated in numbers:
+            (self._folder / f"{self.FILE}.{outdated}").unlink(missing_ok=True)
+        return descriptor
 
     def _numbers(self) -> list[int]:
         names = [path.name.rpartition(".")[2] for path in self._folder.glob(f"{self.FILE}.*")]
         return [int(name) for name in names if re.fullmatch("[0-9]{1,18}", name)]
 
     def _taken_by(self, owner: str) -> UserError:
-        who = Owner.parse(owner) or "it has not written its name yet"
+        who = Owner.parse(owner) or "it has just started"
         return UserError(
             f"{self._folder}: another process trains in this run folder ({who});"
             " end it, or choose another folder with --out"
@@ -366,7 +389,7 @@ class Lock:
         """
         before = self._read(file)
         owner = Owner.parse(before[1])
-        if before[1] == self._RELEASED or (not before[1] and file.name == self.FILE):
+        if before[1].startswith(self._RELEASED) or (not before[1] and file.name == self.FILE):
             return before[1]
         if owner is not None and owner.is_here:
             # Where flock works, it is believed more than a process number without a start time.

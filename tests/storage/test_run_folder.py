@@ -279,8 +279,8 @@ def test_without_flock_a_slow_process_does_not_take_the_lock_from_one_that_was_f
         (folder / "lock").write_text(f"{socket.gethostname()} process {10**17}")
         require_dead, others = Lock._require_dead, []
 
-        def slow(lock, *arguments, folder=folder, claims=claims, require_dead=require_dead, others=others):
-            found = require_dead(lock, *arguments)
+        def slow(lock, file, flock_works, folder=folder, claims=claims, require_dead=require_dead, others=others):
+            found = require_dead(lock, file, flock_works)
             monkeypatch.setattr(Lock, "_require_dead", require_dead)
             for _ in range(claims):
                 if others:
