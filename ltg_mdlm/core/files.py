@@ -1,22 +1,32 @@
 """Atomic writes: a file or folder is complete or absent, even if the process is killed or the machine loses power.
 
 Everything is written under a temporary name in the folder it belongs to, forced to disk (`fsync`), and renamed.
+A temporary file or folder is always created new (`O_EXCL`), so that a link that somebody else placed there is never
+followed.  What killed processes of this machine left is removed by the next process that writes to the same folder.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ltg_mdlm.core.errors import UserError
 
 TEMPORARY = ".tmp-"
 """Prefix of the name of every file and folder that is not finished."""
+
+_LONGEST_NAME = 255 - len("-outdated")
+"""Bytes of a temporary name; file systems allow 255."""
+
+_ABANDONED_SECONDS = 24 * 3600
+"""Age at which an unfinished file is a leftover if its name does not say which machine wrote it."""
 
 _SPARE_BYTES = 16 << 20
 """Free space to leave on the disk."""
@@ -29,6 +39,8 @@ _REASONS = {
     errno.ENOTEMPTY: "another process made this folder meanwhile",
     errno.EEXIST: "another process made this folder meanwhile",
     errno.ENOTDIR: "not a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "a symbolic link that leads to itself, or that was placed where a new file belongs",
 }
 
 
@@ -36,7 +48,7 @@ _REASONS = {
 def written_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder to fill.  It is renamed to `final` on exit, or deleted after an exception.
 
-    Creates the parent folders, and deletes what killed processes of this machine left of earlier attempts.
+    Creates the parent folders, and deletes what killed processes of this machine left there.
 
     Args:
         final: name of the finished folder
@@ -45,9 +57,9 @@ def written_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises OSError, which `write_errors` turns into a message.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers_of(final)
     folder = temporary_name(final)
     outdated = folder.with_name(f"{folder.name}-outdated")
+    _remove_leftovers_for(final, folder, outdated)
     try:
         folder.mkdir()
         yield folder
@@ -77,12 +89,18 @@ def written_file(final: Path) -> Iterator[Path]:
     Raises OSError, which `write_errors` turns into a message.
     """
     path = temporary_name(final)
+    _remove_leftovers_for(final, path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         yield path
+        # The file is kept open, so that no other file can have its number.
+        if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         sync(path)
         path.replace(final)
         sync(final.parent)
     finally:
+        os.close(descriptor)
         path.unlink(missing_ok=True)
 
 
@@ -98,13 +116,18 @@ def write_errors(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0) or str(error)
-        raise UserError(f"{path}: {reason}; nothing was written{advice}") from error
+        raise UserError(f"{path}: {reason_of(error)}; nothing was written{advice}") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Why the file system refused, in words for the user."""
+    return _REASONS.get(error.errno or 0) or str(error)
 
 
 def temporary_name(path: Path) -> Path:
     """A name in the same folder that only this process writes to."""
-    return path.with_name(f"{_prefix()}{os.getpid()}-{path.name}")
+    name = os.fsencode(f"{_prefix()}{os.getpid()}-{path.name}")[:_LONGEST_NAME]
+    return path.with_name(name.decode(errors="ignore"))
 
 
 def sync(path: Path) -> None:
@@ -119,7 +142,7 @@ def sync(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete all unfinished files and folders; the caller must be the only process that writes in `folder`."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        _delete(path)
+        delete(path)
 
 
 def require_writable(folder: Path) -> None:
@@ -142,30 +165,54 @@ def _prefix() -> str:
     return f"{TEMPORARY}{socket.gethostname()}-"
 
 
-def _remove_leftovers_of(final: Path) -> None:
-    """Delete the temporary folders for `final` whose processes have ended.
+def _remove_leftovers_for(final: Path, *own: Path) -> None:
+    """Delete the unfinished files and folders beside `final` whose processes have ended, and this process's `own`.
 
-    Process numbers mean nothing on another machine, so the folders of other machines stay.
+    Process numbers mean nothing on another machine, so the leftovers of other machines stay.  Old versions named their
+    folders `.NAME.MACHINE-PROCESS`, or without the machine `.tmp-PROCESS-NAME`; the latter are deleted when they are a
+    day old, and so is everything unfinished in the cache of built-in corpora.
     """
-    for path in final.parent.glob(f"{TEMPORARY}*"):
-        process, _, name = path.name.removeprefix(_prefix()).partition("-")
-        if name.removesuffix("-outdated") == final.name and process.isdigit() and not _is_running(int(process)):
-            _delete(path)
+    for path in own:
+        delete(path)
+    host, old = re.escape(socket.gethostname()), rf"builtin-[0-9a-f]+|{re.escape(final.name)}"
+    here = re.compile(rf"{re.escape(TEMPORARY)}{host}-([0-9]+)-.*|\.(?:{old})\.{host}-([0-9]+)", re.DOTALL)
+    anywhere = re.compile(rf"{re.escape(TEMPORARY)}([0-9]+)-.*", re.DOTALL)
+    with os.scandir(final.parent) as entries:
+        found = [entry.name for entry in entries if entry.name.startswith(".")]
+    for name in found:
+        path = final.with_name(name)
+        if match := here.fullmatch(name):
+            ended = not is_running(int(match[1] or match[2]))
+        elif match := anywhere.fullmatch(name):
+            ended = not is_running(int(match[1])) and _is_abandoned(path)
+        else:
+            ended = name.startswith(".builtin-") and final.name.startswith("builtin-") and _is_abandoned(path)
+        if ended:
+            with suppress(OSError):  # of another user, who may delete it
+                delete(path)
 
 
-def _is_running(process: int) -> bool:
-    """Whether another process of this number is running; this one has no folder yet."""
+def is_running(process: int) -> bool:
+    """Whether a process of this number is running on this machine."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
-    return process != os.getpid()
+        pass
+    return True
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir():
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
+    except OSError:
+        return False
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a link (not what it points to) or a folder; nothing if it is absent."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

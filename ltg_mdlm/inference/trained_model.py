@@ -110,6 +110,10 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
         return _open_exported(ExportedFolder.read(path), ranks, weights)
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
+    if missing := {"config", "modes", "predicts"} - about.keys():
+        raise UserError(
+            f"{checkpoint / STATE_FILE} does not describe the model: it has no {', '.join(sorted(missing))}"
+        )
     config = stored_config(about["config"], checkpoint / STATE_FILE)
     tokenizer_file = RunFolder(checkpoint.parent.parent).tokenizer_file
     if not tokenizer_file.is_file():

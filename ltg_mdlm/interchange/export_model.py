@@ -189,7 +189,8 @@ def find_revisions(run: Path) -> dict[str, Path]:
     Raises UserError if there are no checkpoints by words seen.
     """
     newest = find_checkpoint(run)
-    milestones = sorted((run / "checkpoints").glob("chck_*M"), key=lambda path: int(path.name[5:-1]))
+    named = [path for path in (run / "checkpoints").glob("chck_*M") if re.fullmatch("chck_[0-9]+M", path.name)]
+    milestones = sorted(named, key=lambda path: int(path.name[5:-1]))
     if not milestones:
         raise UserError(
             f"{run}: no checkpoints by words seen (checkpoints/chck_1M and so on), so there are no revisions to export"

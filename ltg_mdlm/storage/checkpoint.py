@@ -1,7 +1,8 @@
 """Checkpoints of a run: each is complete or absent, is verified when it is read, and is written in the background.
 
 Training waits only while its state is copied to main memory; a thread writes the copy.  The newest few checkpoints are
-kept, and milestones, which hold weights only, are kept for ever::
+kept, and milestones, which hold weights only, are kept for ever.  Every byte is covered by a hash: those of the tensors
+are in state.json, which has a digest of itself::
 
     checkpoints/step_0000100/   model, ema, optimizer, components (.safetensors), state.json
     checkpoints/latest          the name of the newest complete checkpoint
@@ -10,20 +11,23 @@ kept, and milestones, which hold weights only, are kept for ever::
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from torch import Tensor
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import remove_leftovers, sync, temporary_name, write_text, written_folder
+from ltg_mdlm.core.files import delete, reason_of, remove_leftovers, sync, temporary_name, write_text, written_folder
 from ltg_mdlm.core.host_memory import HostBuffers
 from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.storage.tensor_files import load_tensors, write_tensors
@@ -31,7 +35,12 @@ from ltg_mdlm.storage.tensor_files import load_tensors, write_tensors
 FORMAT_VERSION = 1
 
 STATE_FILE = "state.json"
-"""Describes a checkpoint: step, words, origin, and the size and hash of every other file."""
+"""Describes a checkpoint: step, words, origin, the size and hash of every other file, and a digest of all this."""
+
+DIGEST, DIGEST_OF = "digest", "digest_of"
+"""The keys of the digest.  Two of them, so that damage of one name does not make a state.json look like an old one."""
+
+_CANONICAL = "SHA-256 of this object without 'digest', as JSON with sorted keys, without white space, in ASCII"
 
 COUNT = "count"
 """The entry of the averages' state that is not a weight: the number of updates."""
@@ -44,6 +53,38 @@ _MILLION = 1_000_000
 
 _SPARE_BYTES = 16 * 2**20
 """Disk space that a checkpoint leaves free."""
+
+
+class _WrittenFile(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    bytes: int = Field(ge=0)
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class _Provider(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    plugin: str
+    distribution: str
+    version: str
+
+
+class _StateFile(BaseModel):
+    """The types of what readers use of a state.json.  Old versions wrote less; other keys are allowed."""
+
+    model_config = ConfigDict(strict=True)
+
+    format_version: int = Field(ge=1)
+    step: int = Field(ge=0, lt=2**63)
+    words_seen: int | None = Field(ge=0, lt=2**63)
+    files: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+\.safetensors$")], _WrittenFile]
+    config: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    provenance: dict[str, _Provider] = Field(default_factory=dict)
+    world_size: int = Field(1, ge=1)
+    modes: list[Literal["masked", "causal"]] = Field(default_factory=list)
+    predicts: Literal["same", "next"] = "same"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +124,7 @@ class Checkpoints:
         writes: bool = True,
         journal: Path | None = None,
         saved: Callable[[int], None] = lambda step: None,
+        require_folder: Callable[[], None] = lambda: None,
     ) -> None:
         """Writes nothing yet.
 
@@ -95,10 +137,13 @@ class Checkpoints:
             writes: False on all ranks but the first, which only count words
             journal: a file that is forced to disk before a checkpoint appears, so that it is never behind a checkpoint
             saved: called with the step of every complete checkpoint, from the thread that wrote it
+            require_folder: called before anything is written; raises UserError if the run folder is no longer this
+                process's
         """
         self.folder = folder
         self._every, self._keep, self._by_words = every, keep, by_words
         self._about, self._writes, self._journal, self._saved = dict(about or {}), writes, journal, saved
+        self._require_folder = require_folder
         # Words at the last save that is on disk, and at the last one that was started.
         self._words_on_disk = self._words_taken = 0
         self._buffers = {part: HostBuffers() for part in _PARTS}
@@ -124,6 +169,7 @@ class Checkpoints:
         if not self._writes:
             self._words_taken = state.words_seen
             return
+        self._require_folder()
         problem = self._outcome()
         if problem is not None and self._retrying:
             raise problem
@@ -170,8 +216,9 @@ class Checkpoints:
 
     def _write(self, state: TrainingState, milestones: list[str]) -> None:
         """The work of the thread.  Raises UserError if the disk is full or cannot be written."""
-        final = self.folder / f"step_{state.step:07d}"
+        final = self.folder / _step_name(state.step)
         try:
+            self._require_folder()
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
             needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
@@ -185,6 +232,7 @@ class Checkpoints:
             parts = {part: getattr(state, part) for part in _PARTS}
             with written_folder(final, replace=True) as aside:
                 _write_parts(aside, parts, {"step": state.step, "words_seen": state.words_seen, **self._about})
+                self._require_folder()
                 # Milestones appear before the step does: a run that resumes from the step would not cross them again.
                 for name in milestones:
                     _publish_milestone(aside, self.folder / name)
@@ -195,7 +243,7 @@ class Checkpoints:
             for old in steps.keys() - kept:
                 outdated = temporary_name(steps[old])
                 steps[old].rename(outdated)
-                shutil.rmtree(outdated)
+                delete(outdated)
             self._saved(state.step)
         except OSError as error:
             raise UserError(
@@ -207,17 +255,36 @@ class Checkpoints:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `latest` in `folder` names, or else the newest undamaged one; None if there are none.
 
-    Warns of damaged checkpoints.  Raises UserError if all are damaged, rather than start training from the beginning.
+    Warns of damage.  Raises UserError if all are damaged, rather than start training from the beginning, or if the
+    folder cannot be read.
     """
-    latest = folder / "latest"
-    named = [folder / latest.read_text(encoding="utf-8").strip()] if latest.is_file() else []
-    steps = _steps(folder)
+    try:
+        steps = _steps(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {reason_of(error)}") from None
+    paths = [steps[step] for step in sorted(steps, reverse=True)]
     problems = []
-    for path in named + [steps[step] for step in sorted(steps, reverse=True) if steps[step] not in named]:
-        problem = damage(path)
-        if problem is None:
+    try:
+        content = (folder / "latest").read_bytes().strip()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problems.append(f"{folder / 'latest'} is ignored: it cannot be read ({reason_of(error)})")
+    else:
+        latest = content.decode(errors="replace")
+        if _STEP_NAME.fullmatch(latest):
+            if newer := [path.name for path in paths if int(path.name[5:]) > int(latest[5:])]:
+                text = f"{folder} has {', '.join(newer)}, but `latest` names the older {latest}, which is tried first"
+                warnings.warn(text, stacklevel=3)
+            paths = [folder / latest, *(path for path in paths if path.name != latest)]
+        else:
+            problems.append(f"{folder / 'latest'} is ignored: it does not name a checkpoint ({content[:100]!r})")
+    for problem in problems:
+        warnings.warn(problem, stacklevel=3)
+    for path in paths:
+        if (found := damage(path)) is None:
             return path
-        problems.append(f"the checkpoint {path} is skipped: {problem}")
+        problems.append(f"the checkpoint {path} is skipped: {found}")
         warnings.warn(problems[-1], stacklevel=3)
     if problems:
         raise UserError("\n  ".join([f"{folder} has no readable checkpoint; delete it to start again", *problems]))
@@ -227,9 +294,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint at `path`, which is its folder or the folder of a run, whose newest checkpoint is taken.
 
-    Raises UserError if there is none.
+    Raises UserError if there is none, or if it is damaged.
     """
     if (path / STATE_FILE).is_file():
+        require_undamaged(path)
         return path
     found = newest_checkpoint(path / "checkpoints")
     if found is None:
@@ -238,40 +306,64 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint's state.json.  Raises UserError if it cannot be read or has a newer format."""
+    """The content of a checkpoint's state.json, without its digest.
+
+    Raises UserError if it cannot be read, is not what was written, or has a newer format.
+    """
     file = path / STATE_FILE
     try:
-        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        version = int(about["format_version"])
-        if version <= FORMAT_VERSION and about.keys() >= {"step", "words_seen", "files"}:
-            return about
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{file} cannot be read ({reason})") from None
-    raise UserError(f"{file} has format version {version}, which this program does not know; update it")
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({reason_of(error)})") from None
+    return parse_state(content, file)
+
+
+def parse_state(content: bytes, file: Path) -> dict[str, Any]:
+    """The content of a state.json, as `read_about`; `file` is named in errors."""
+    try:
+        about: dict[str, Any] = json.loads(content.decode())
+        version = about["format_version"]
+        if type(version) is int and version > FORMAT_VERSION:
+            raise UserError(f"{file} has format version {version}, which this program does not know; update it")
+        # State files of old versions have no digest.
+        if (DIGEST in about or DIGEST_OF in about) and about.pop(DIGEST, None) != _digest(about):
+            raise UserError(f"{file} is not what was written (its digest differs)")
+        about.pop(DIGEST_OF, None)
+        _StateFile.model_validate(about)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} cannot be read ({where}: {first['msg']})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({type(error).__name__}: {error})") from None
+    return about
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint; None if they are as they were written."""
     try:
-        files = read_about(path)["files"]
+        about = read_about(path)
+        if _STEP_NAME.fullmatch(path.name) and path.name != _step_name(about["step"]):
+            return f"it is of step {about['step']} according to its {STATE_FILE}"
+        for name, written in about["files"].items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != written["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {written['bytes']}"
+            if sha256_of(file) != written["sha256"]:
+                return f"{name} is not what was written (its SHA-256 differs)"
     except UserError as error:
         return str(error)
-    for name, written in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != written["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {written['bytes']}"
-        if sha256_of(file) != written["sha256"]:
-            return f"{name} is not what was written (its SHA-256 differs)"
+    except OSError as error:
+        return f"{error.filename or path} cannot be read ({reason_of(error)})"
     return None
 
 
 def require_undamaged(path: Path) -> None:
     """Raises UserError if the files of a checkpoint are not as they were written."""
     if (problem := damage(path)) is not None:
-        raise UserError(f"the checkpoint {path} is damaged: {problem}; choose another with --resume PATH")
+        raise UserError(f"the checkpoint {path} is damaged: {problem}; choose another one, or the folder of its run")
 
 
 def load_checkpoint(path: Path, *, verify: bool = True) -> TrainingState:
@@ -318,7 +410,7 @@ def write_weights(
     `words_seen` is None if it is unknown.  Raises OSError.
     """
     folder.mkdir()
-    checkpoint = folder / f"step_{step:07d}"
+    checkpoint = folder / _step_name(step)
     checkpoint.mkdir()
     _write_parts(checkpoint, {"model": model, "ema": ema}, {"step": step, "words_seen": words_seen, **about})
     write_text(folder / "latest", checkpoint.name + "\n")
@@ -330,12 +422,24 @@ def _write_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], about:
         files = pool.map(write_tensors, paths, parts.values())
         written = {path.name: facts for path, facts in zip(paths, files, strict=True)}
     content = {"format_version": FORMAT_VERSION, **about, "files": written}
-    (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_state_file(folder, content)
+
+
+def _write_state_file(folder: Path, content: Mapping[str, Any]) -> None:
+    described = {**content, DIGEST_OF: _CANONICAL}
+    text = json.dumps({**described, DIGEST: _digest(described)}, indent=2) + "\n"
+    (folder / STATE_FILE).write_text(text, encoding="utf-8")
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    # As it is read back, where all keys are text.
+    canonical = json.dumps(json.loads(json.dumps(content)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _publish_milestone(source: Path, final: Path) -> None:
     """Publish the weights of a checkpoint under another name; hard links share the disk blocks where possible."""
-    about = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
+    about = read_about(source)
     about["files"] = {f"{part}.safetensors": about["files"][f"{part}.safetensors"] for part in _MILESTONE_PARTS}
     with written_folder(final, replace=True) as aside:
         for name in about["files"]:
@@ -343,9 +447,20 @@ def _publish_milestone(source: Path, final: Path) -> None:
                 os.link(source / name, aside / name)
             except OSError:
                 shutil.copyfile(source / name, aside / name)
-        (aside / STATE_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        _write_state_file(aside, about)
+
+
+_STEP_NAME = re.compile("step_([0-9]{7,})")
+
+
+def _step_name(step: int) -> str:
+    return f"step_{step:07d}"
 
 
 def _steps(folder: Path) -> dict[int, Path]:
-    """Checkpoint folders by step."""
-    return {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.name[5:].isdigit()}
+    """Checkpoint folders by step; other names are ignored.  Raises OSError."""
+    if not folder.exists():
+        return {}
+    named = [(_STEP_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    found = {int(match[1]): path for match, path in named if match is not None and path.is_dir()}
+    return {step: path for step, path in found.items() if path.name == _step_name(step)}

@@ -15,12 +15,13 @@ from rich.console import Console
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
+from ltg_mdlm.core.files import write_errors
 from ltg_mdlm.core.preemption import StopRequest
-from ltg_mdlm.core.settings import Settings, parse_yaml, stored_config
+from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
-from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
+from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about
 from ltg_mdlm.storage.metrics_file import result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
@@ -92,10 +93,9 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
     that must not be resumed.
     """
     folder.require_usable()
-    text = folder.read_config()
-    if text is None:
+    old = folder.stored_config()
+    if old is None:
         return False
-    old = stored_config(parse_yaml(text), folder.config_file)
     if keys := differing_keys(old, config):
         raise UserError(
             f"{folder.path} belongs to a run with other settings: {', '.join(keys)}"
@@ -115,9 +115,7 @@ def checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
     """
     if resume in RESUME_MODES:
         return newest_checkpoint(folder.checkpoints)
-    checkpoint = find_checkpoint(Path(resume))
-    require_undamaged(checkpoint)
-    return checkpoint
+    return find_checkpoint(Path(resume))
 
 
 def prepare_trainer(
@@ -143,6 +141,7 @@ def prepare_trainer(
         writes=run.ranks.is_main,
         journal=folder.metrics_file,
         saved=lambda step: folder.write_status(Status("running", step)),
+        require_folder=folder.require_claimed,
     )
     state = checkpoints.load(checkpoint, verify=False) if checkpoint is not None else None
     first_step = state.step if state is not None else 0
@@ -150,13 +149,18 @@ def prepare_trainer(
     console.print(describe(run), soft_wrap=True)
     for text in notes:
         console.print(f"note: {text}", style="yellow", soft_wrap=True)
-    sinks: list[Sink] = []
-    if run.ranks.is_main:
+
+    def start_files() -> JSONLines:
         folder.write_config(config.to_yaml())
         folder.write_tokenizer(run.corpus.tokenizer)
-        # A run that starts again has no metrics, not even those of step 0.
-        truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
-        sinks += [JSONLines(folder.metrics_file), ConsoleSink(first_step, run.schedule.max_steps, console)]
+        with write_errors(folder.metrics_file, "\n  nothing saved is lost; correct this, then run the same command"):
+            # A run that starts again has no metrics, not even those of step 0.
+            truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
+        return JSONLines(folder.metrics_file, folder.require_claimed)
+
+    sinks: list[Sink] = []
+    if (metrics := on_main(run.ranks, start_files, share=False)) is not None:
+        sinks += [metrics, ConsoleSink(first_step, run.schedule.max_steps, console)]
         if (mode := wandb_mode(config.logging)) is not None:
             sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
     trainer = Trainer(run, checkpoints, sinks, stop)
@@ -193,7 +197,7 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_NON_FINITE
     except BaseException as error:
-        with suppress(OSError):  # the disk may be full
+        with suppress(UserError):  # the disk may be full, or the folder lost
             set_status("failed", error.reason if isinstance(error, PluginFailure) else text_of(error))
         raise
     if not finished:

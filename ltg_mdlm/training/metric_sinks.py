@@ -9,7 +9,7 @@ import netrc
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ltg_mdlm.core.config import LoggingConfig
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.files import reason_of
 from ltg_mdlm.core.terminal import clock
 
 Row = Mapping[str, float | int | str]
@@ -37,14 +38,25 @@ class Sink(Protocol):
 class JSONLines:
     """metrics.jsonl: one JSON object per line, written without a buffer."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._file = path, path.open("ab", buffering=0)
+    def __init__(self, path: Path, require_folder: Callable[[], None] = lambda: None) -> None:
+        """`require_folder` raises UserError if the run folder is no longer this process's; called before every row."""
+        self._path, self._require_folder = path, require_folder
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened: {reason_of(error)}") from None
 
     def write(self, row: Row) -> None:
         """Append a row; numbers that are not finite become null, since JSON has no such numbers.
 
         Raises UserError if the line cannot be written; what was written of it is dropped when the run is resumed.
         """
+        self._require_folder()
+        if not self._is_in_place():
+            raise UserError(
+                f"{self._path} was deleted or replaced while the run wrote to it"
+                "\n  nothing saved is lost; run the same command to resume"
+            )
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         line = (json.dumps(clean) + "\n").encode()
         try:
@@ -55,6 +67,12 @@ class JSONLines:
                 f"cannot write to {self._path}: {error.strerror}"
                 "\n  nothing saved is lost; make room, then run the same command to resume"
             ) from error
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the file."""

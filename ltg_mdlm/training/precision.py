@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from ltg_mdlm.core.machine import native_bf16
-from ltg_mdlm.core.settings import parse_yaml, stored_config
 from ltg_mdlm.data.tokenizer import MASK
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.storage.checkpoint import read_about
@@ -37,8 +36,8 @@ def stored_precision(folder: RunFolder, checkpoint: Path | None) -> str | None:
 
     Read from the folder's config.yaml, or else from `checkpoint`, if the run is to resume from another folder's.
     """
-    if (text := folder.read_config()) is not None:
-        return stored_config(parse_yaml(text), folder.config_file).training.precision
+    if (config := folder.stored_config()) is not None:
+        return config.training.precision
     if checkpoint is not None:
         return str(read_about(checkpoint).get("config", {}).get("training", {}).get("precision", "auto"))
     return None

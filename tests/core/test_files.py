@@ -5,8 +5,10 @@ The tests of `storage/` kill processes at every file system call of a checkpoint
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -120,16 +122,70 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     assert contents(tmp_path) == ["finished", "finished/file"]
 
 
-def test_a_new_attempt_deletes_what_killed_processes_left_of_the_same_folder(tmp_path):
+def names_of_processes(folder):
+    """Temporary names of a process that has ended and of one that is running, beside this process's own."""
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    mine, dead = temporary_name(tmp_path / "final").name, ended.stdout.strip()
-    of_dead, of_parent = (mine.replace(f"-{os.getpid()}-", f"-{number}-") for number in (dead, os.getppid()))
-    kept = [of_parent, of_dead.replace("final", "other"), f"{TEMPORARY}othermachine-{dead}-final"]
-    for name in (mine, of_dead, f"{of_dead}-outdated", *kept):
+    dead, mine = ended.stdout.strip(), temporary_name(folder / "final").name
+    return dead, mine, *(mine.replace(f"-{os.getpid()}-", f"-{number}-") for number in (dead, os.getppid()))
+
+
+@pytest.mark.parametrize("write", ["file", "folder"])
+def test_the_next_write_deletes_what_killed_processes_left(write, tmp_path):
+    """Also under the names of old versions; what may belong to a running process of another machine stays."""
+    dead, mine, of_dead, of_parent = names_of_processes(tmp_path)
+    host, day_ago = socket.gethostname(), time.time() - 25 * 3600
+    deleted = [mine, of_dead, f"{of_dead}-outdated", of_dead.replace("final", "other")]
+    deleted += [f".final.{host}-{dead}", f".builtin-0123abc.{host}-{dead}", f"{TEMPORARY}{dead}-old"]
+    kept = [of_parent, f"{TEMPORARY}othermachine-{dead}-final", f"{TEMPORARY}{dead}-new", f".x.{host}-{dead}", ".git"]
+    kept += [f".final.{host}-{os.getppid()}", f"{TEMPORARY}{host}-²-final"]
+    for name in (*deleted, *kept):
         (tmp_path / name).mkdir()
-    with written_folder(tmp_path / "final"):
-        pass
+    (tmp_path / f"{TEMPORARY}{host}-{10**30}-final").write_text("no process has this number")
+    os.utime(tmp_path / f"{TEMPORARY}{dead}-old", (day_ago, day_ago))
+    if write == "file":
+        write_text(tmp_path / "final", "")
+    else:
+        with written_folder(tmp_path / "final"):
+            pass
     assert contents(tmp_path) == sorted(["final", *kept])
+
+
+@pytest.mark.parametrize("name", ["{mine}", "{dead}"])
+def test_a_planted_link_is_neither_followed_nor_published(name, tmp_path):
+    """Somebody else can guess the name of a temporary file in a folder that both may write to."""
+    victim = tmp_path / "victim"
+    (victim / "inside").mkdir(parents=True)
+    (victim / "file").write_text("precious")
+    _, mine, of_dead, _ = names_of_processes(tmp_path)
+    link = tmp_path / name.format(mine=mine, dead=of_dead)
+    link.symlink_to(victim / "file")
+    write_text(tmp_path / "final", "text")
+    link.symlink_to(victim)
+    with written_folder(tmp_path / "final-folder") as folder:
+        (folder / "file").write_text("text")
+    remove_leftovers(tmp_path)
+    assert not any(path.is_symlink() for path in tmp_path.iterdir())
+    assert (victim / "file").read_text() == "precious"
+    assert contents(victim) == ["file", "inside"]
+
+
+def test_a_link_that_replaces_the_temporary_file_meanwhile_is_not_published(tmp_path):
+    def write_and_be_robbed():
+        with write_errors(tmp_path / "final"), written_file(tmp_path / "final") as path:
+            path.unlink()
+            path.symlink_to(tmp_path / "victim")
+
+    with pytest.raises(UserError, match=r"symbolic link .* placed where a new file belongs; nothing was written"):
+        write_and_be_robbed()
+    assert contents(tmp_path) == []
+
+
+def test_a_file_may_have_the_longest_name_that_the_file_system_allows(tmp_path):
+    name = "å" * 127
+    write_text(tmp_path / name, "text")
+    with pytest.raises(UserError, match="the name is too long"), write_errors(tmp_path / name):
+        write_text(tmp_path / (name + "åå"), "text")
+    assert contents(tmp_path) == [name]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import random
 import shutil
 import stat
 import threading
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from ltg_mdlm.storage.checkpoint import (
     load_weights,
     milestones_crossed,
     newest_checkpoint,
+    parse_state,
     read_about,
 )
 from ltg_mdlm.training.ema import EMA
@@ -403,3 +406,178 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(checkpoint
     refusal = r"has no readable checkpoint; delete it to start again(\n  the checkpoint .*SHA-256.*){2}"
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match=refusal):
         newest_checkpoint(checkpoints.folder)
+
+
+@pytest.fixture
+def small(checkpoints):
+    """A checkpoint of a few hundred bytes per file, with what real runs say about themselves."""
+    about = {
+        "seed": 7,
+        "world_size": 2,
+        "versions": {"ltg_mdlm": "3.0", "uniform_mdlm": "ltg_mdlm 3.0"},
+        "provenance": {"masking": {"plugin": "uniform_mdlm", "distribution": "ltg_mdlm", "version": "3.0"}},
+        "config": {"optimizer": {"lr": 1e-3, "betas": [0.9, 0.98]}, "plugins": {"uniform_mdlm": {}}, "name": "å"},
+        "modes": ["masked"],
+        "predicts": "same",
+    }
+    save(Checkpoints(checkpoints.folder, every=10, keep=2, about=about), state_at(20, words_seen=1234))
+    return checkpoints.folder / "step_0000020"
+
+
+def flipped(content, position, bit):
+    damaged = bytearray(content)
+    damaged[position] ^= 1 << bit
+    return bytes(damaged)
+
+
+def test_every_byte_of_a_checkpoint_is_covered_by_a_hash(small):
+    """A flipped bit is noticed.  Only in white space of state.json may it pass, and then the content is the same.
+
+    `benchmarks/faults.py flips` flips every bit of every file.
+    """
+    about, chance, passed = read_about(small), random.Random(0), 0
+    state = (small / "state.json").read_bytes()
+    for position in range(len(state)):
+        try:
+            assert parse_state(flipped(state, position, chance.randrange(8)), small) == about, position
+            passed += 1
+        except UserError:
+            pass
+    assert passed < sum(character in b" \n" for character in state)
+    for file in small.glob("*.safetensors"):
+        content = file.read_bytes()
+        for position in (*range(0, len(content), 20), len(content) - 1):
+            file.write_bytes(flipped(content, position, chance.randrange(8)))
+            assert damage(small) == f"{file.name} is not what was written (its SHA-256 differs)"
+        file.write_bytes(content)
+    assert damage(small) is None
+
+
+def rewritten(small, **changes):
+    """Write another state.json without a digest, as old versions did."""
+    content = json.loads((small / "state.json").read_text()) | changes
+    content = {key: value for key, value in content.items() if key not in ("digest", "digest_of") and value != "gone"}
+    (small / "state.json").write_text(json.dumps(content))
+
+
+def test_a_checkpoint_of_an_old_version_has_no_digest_and_is_opened(small):
+    about = read_about(small)
+    rewritten(small)
+    assert (read_about(small), damage(small)) == (about, None)
+    assert load_checkpoint(small).words_seen == 1234
+    rewritten(
+        small, versions="gone", provenance="gone", config="gone", modes="gone", predicts="gone", world_size="gone"
+    )
+    assert damage(small) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "twenty"},
+        {"step": True},
+        {"step": -20},
+        {"step": 1e400},
+        {"words_seen": [1]},
+        {"words_seen": "gone"},
+        {"format_version": None},
+        {"format_version": "gone"},
+        {"files": ["model.safetensors"]},
+        {"files": {"model.safetensors": {"cytes": 1, "sha256": "0" * 64}}},
+        {"files": {"../../metrics.safetensors": {"bytes": 1, "sha256": "0" * 64}}},
+        {"config": [1]},
+        {"config": None},
+        {"versions": {"torch": 2}},
+        {"versions": []},
+        {"provenance": {"masking": {"plugin": "uniform_mdlm"}}},
+        {"world_size": "2"},
+        {"modes": "masked"},
+        {"predicts": "everything"},
+        {"step": 30},
+    ],
+)
+def test_without_a_digest_wrong_types_and_missing_keys_are_noticed(small, changes):
+    rewritten(small, **changes)
+    assert "state.json" in damage(small)
+    with pytest.raises(UserError, match=r"the checkpoint .*step_0000020 is damaged: .*state\.json"):
+        load_checkpoint(small)
+    with pytest.raises(UserError, match="is damaged"):
+        find_checkpoint(small)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), lambda s: st.lists(s, max_size=3)))
+def test_any_json_in_place_of_a_state_is_an_error_and_no_exception(content):
+    for state in (content, {"format_version": content, "step": content, "files": content}):
+        with pytest.raises(UserError, match=r"state\.json cannot be read"):
+            parse_state(json.dumps(state).encode(), Path("state.json"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"\xff\xfe{}", b"\0" * 500, b'{"format_version": ' + b"9" * 5000 + b"}"]
+)
+def test_bytes_that_are_no_json_are_an_error_and_no_exception(small, content):
+    (small / "state.json").write_bytes(content)
+    assert "state.json" in damage(small)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xf3tep_0000020\n", b"", b"../../other", b"step_\xc2\xb2", b"chck_1M", b"\0", None]
+)
+def test_an_odd_latest_is_reported_and_the_newest_checkpoint_is_used(small, content):
+    latest = small.parent / "latest"
+    latest.unlink()
+    if content is None:
+        latest.mkdir()
+    else:
+        latest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"latest is ignored: it (does not name|cannot be read)") as said:
+        assert newest_checkpoint(small.parent) == small
+    assert len(said) == 1
+    shutil.rmtree(small)
+    with pytest.warns(UserWarning, match="ignored"), pytest.raises(UserError, match="no readable checkpoint"):
+        newest_checkpoint(small.parent)
+
+
+def test_an_older_checkpoint_that_latest_names_is_used_and_reported(checkpoints):
+    for step in (10, 20):
+        save(checkpoints, state_at(step))
+    (checkpoints.folder / "latest").write_text("step_0000010\n")
+    with pytest.warns(UserWarning, match="has step_0000020, but `latest` names the older step_0000010"):
+        assert newest_checkpoint(checkpoints.folder).name == "step_0000010"
+
+
+def test_odd_names_beside_checkpoints_are_ignored_and_kept(checkpoints):
+    checkpoints.folder.mkdir()
+    odd = ["step_²", "step_", "step_-000001", "step_4", "step_0000099.bak", "chck_²M", "step_0000000000000"]
+    for name in odd:
+        (checkpoints.folder / name).mkdir()
+    (checkpoints.folder / "step_0000098").write_text("a file")
+    for step in (10, 20, 30):
+        save(checkpoints, state_at(step))
+    assert newest_checkpoint(checkpoints.folder).name == "step_0000030"
+    assert names_in(checkpoints.folder) == sorted([*odd, "latest", "step_0000020", "step_0000030", "step_0000098"])
+
+
+def test_the_target_of_a_linked_checkpoint_is_kept_when_the_checkpoint_is_outdated(checkpoints, tmp_path):
+    save(checkpoints, state_at(10))
+    moved = (checkpoints.folder / "step_0000010").rename(tmp_path / "elsewhere")
+    (checkpoints.folder / "step_0000010").symlink_to(moved)
+    for step in (20, 30):
+        save(checkpoints, state_at(step))
+    assert names_in(checkpoints.folder) == ["latest", "step_0000020", "step_0000030"]
+    assert (moved / "state.json").is_file()
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_an_error_and_no_new_beginning(checkpoints, tmp_path):
+    checkpoints.folder.write_text("a file")
+    with pytest.raises(UserError, match="checkpoints cannot be read: not a folder"):
+        newest_checkpoint(checkpoints.folder)
+
+
+def test_nothing_is_written_once_the_run_folder_is_lost(tmp_path):
+    def refuse():
+        raise UserError("the run folder was renamed")
+
+    with pytest.raises(UserError, match="renamed"):
+        Checkpoints(tmp_path / "checkpoints", every=1, keep=1, require_folder=refuse).save(state_at(1))
+    assert names_in(tmp_path) == []

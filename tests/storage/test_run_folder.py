@@ -1,20 +1,29 @@
 """Run folders: which paths are accepted, locking, and files that are written atomically."""
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.storage import run_folder
+from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.storage.metrics_file import truncate_metrics
-from ltg_mdlm.storage.run_folder import RunFolder, Status
+from ltg_mdlm.storage.run_folder import Lock, Owner, RunFolder, Status
+from ltg_mdlm.testing.ranks import run_on_ranks
+from ltg_mdlm.training.metric_sinks import JSONLines
 
 
 def test_a_new_folder_is_created_with_its_parents(tmp_path):
@@ -185,3 +194,229 @@ def test_metrics_up_to_the_resumed_step_are_unchanged(tmp_path):
     assert metrics.read_bytes() == before
     truncate_metrics(tmp_path / "missing.jsonl", 100)
     assert not (tmp_path / "missing.jsonl").exists()
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system without locks."""
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)
+
+
+def refuse_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def claim_often(rank, folder, times):
+    """Claim and release a folder without flock all the time, and leave it locked at the end; number of claims."""
+    fcntl.flock = refuse_locks
+    os.fsync = lambda descriptor: None
+    claimed, run, marker = 0, RunFolder(Path(folder)), Path(folder).with_name("training")
+    for _ in range(times):
+        try:
+            lock = run.claim()
+        except UserError as error:
+            assert "another process trains" in str(error), error  # noqa: PT017
+            continue
+        marker.touch(exist_ok=False)
+        time.sleep(0.001)
+        marker.unlink()
+        lock.release()
+        claimed += 1
+    with suppress(UserError):
+        run.claim()
+    return claimed
+
+
+def test_without_flock_two_processes_never_train_at_once(tmp_path):
+    """And the locks that are not released when their owners end are taken over at once."""
+    claims = run_on_ranks(claim_often, 3, str(tmp_path / "run"), 60, joined=False)
+    assert sum(claims) > 20
+    with RunFolder(tmp_path / "run").claim():
+        pass
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_living_owner_keeps_the_folder_and_a_dead_one_does_not(tmp_path):
+    with RunFolder(tmp_path).claim():
+        expected = rf"another process trains in this run folder \({socket.gethostname()} process {os.getpid()}\)"
+        with pytest.raises(UserError, match=expected):
+            RunFolder(tmp_path).claim()
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    here = Owner.this_process()
+    try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        for dead in (
+            Owner(here.host, process.pid),  # not waited for: a zombie
+            Owner(here.host, os.getppid(), "1", here.machine),  # another process has the number now
+            Owner(here.host, 10**17, "1", here.machine),
+        ):
+            (tmp_path / "lock").write_text(dead.to_text() if dead.started else str(dead))
+            with RunFolder(tmp_path).claim():
+                assert (tmp_path / "lock").read_text() == here.to_text()
+    finally:
+        process.stdout.close()
+        process.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "lock.4"]
+
+
+def test_a_process_without_flock_is_respected_by_one_with_it(tmp_path, monkeypatch):
+    """Two machines may mount one file system in different ways; here both are this one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse_locks)
+        first = RunFolder(tmp_path).claim()
+    with first, pytest.raises(UserError, match="another process trains"):
+        RunFolder(tmp_path).claim()
+    with RunFolder(tmp_path).claim():
+        pass
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_slow_process_does_not_take_the_lock_from_one_that_was_faster(tmp_path, monkeypatch):
+    """It found a dead owner; until it acts, another process claims the folder, or claims and releases it twice."""
+    for claims in (1, 2):
+        folder = tmp_path / str(claims)
+        folder.mkdir()
+        (folder / "lock").write_text(f"{socket.gethostname()} process {10**17}")
+        require_dead, others = Lock._require_dead, []
+
+        def slow(lock, file, flock_works, folder=folder, claims=claims, require_dead=require_dead, others=others):
+            found = require_dead(lock, file, flock_works)
+            monkeypatch.setattr(Lock, "_require_dead", require_dead)
+            for _ in range(claims):
+                if others:
+                    others[-1].release()
+                others.append(RunFolder(folder).claim())
+            return found
+
+        monkeypatch.setattr(Lock, "_require_dead", slow)
+        with pytest.raises(UserError, match="another process trains"):
+            RunFolder(folder).claim()
+        others[-1].require_held()
+        others[-1].release()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\0 process", b"x process " + b"9" * 900])
+def test_an_unreadable_owner_of_a_numbered_lock_is_watched(content, tmp_path, no_flock, monkeypatch):
+    """It may have been killed between the creation of the file and the writing of its name."""
+    monkeypatch.setattr(run_folder, "SILENT_SECONDS", 0.05)
+    (tmp_path / "lock.1").write_bytes(content)
+    with pytest.warns(UserWarning, match="an unknown process"), RunFolder(tmp_path).claim():
+        pass
+
+
+def rename_it(folder):
+    folder.rename(folder.with_name("renamed"))
+
+
+def replace_it(folder):
+    rename_it(folder)
+    folder.mkdir()
+    RunFolder(folder).claim().release()
+
+
+def delete_it(folder):
+    shutil.rmtree(folder)
+
+
+def delete_the_lock(folder):
+    (folder / "lock").unlink()
+
+
+def take_the_lock(folder):
+    (folder / "lock").write_text("other-host process 1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_it, "renamed, deleted or replaced"),
+        (replace_it, "renamed, deleted or replaced"),
+        (delete_it, "renamed, deleted or replaced"),
+        (delete_the_lock, "renamed, deleted or replaced"),
+        (take_the_lock, r"another process has started to train .*\(other-host process 1\)"),
+    ],
+)
+def test_nothing_is_written_to_a_folder_that_is_not_the_one_that_was_claimed(change, message, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.claim():
+        folder.write_status(Status("running", 1))
+        metrics = JSONLines(folder.metrics_file, folder.require_claimed)
+        metrics.write({"step": 1})
+        change(folder.path)
+        before = sorted(tmp_path.rglob("*"))
+        for write in (
+            lambda: folder.write_status(Status("running", 2)),
+            lambda: folder.write_config("seed: 1"),
+            lambda: metrics.write({"step": 2}),
+        ):
+            with pytest.raises(UserError, match=message):
+                write()
+        metrics.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", [os.unlink, lambda path: path.rename(path.with_name("old")) and path.write_text("")])
+def test_metrics_that_are_deleted_or_replaced_are_noticed(change, tmp_path):
+    metrics = JSONLines(tmp_path / "metrics.jsonl")
+    change(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl was deleted or replaced while the run wrote to it"):
+        metrics.write({"step": 1})
+    metrics.close()
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite", "truncate", "fsync", "mkdir"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_is_full_or_read_only_is_one_message_wherever_it_is_noticed(call, number, tmp_path, monkeypatch):
+    """Either the folder is not claimed, or a file is not written; no descriptor stays open."""
+    existing = RunFolder(tmp_path / "existing")
+    existing.claim().release()
+    original, opened = getattr(os, call), len(os.listdir("/proc/self/fd"))
+
+    def fail(*arguments, **options):
+        flags = arguments[1] if call == "open" else os.O_WRONLY
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(number, os.strerror(number))
+        return original(*arguments, **options)
+
+    def use(folder):
+        with folder.claim():
+            folder.write_config("seed: 1")
+            raise UserError("the disk is full: but this call is not used")
+
+    for folder in (existing, RunFolder(tmp_path / "new")):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            with pytest.raises(UserError, match=r"disk is full|read-only|no permission"):
+                use(folder)
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_files_that_cannot_be_read_are_one_message(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write_config("seed: 1\n")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read: no permission"):
+        folder.stored_config()
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(UserError, match="cannot be read: no permission"):
+        folder.claim()
+
+
+@pytest.mark.parametrize("content", [b"seed: [", b"\xff\xfe", b"\0\0", b"", b"3", b"sedd: 1\n", b"seed: 2001-99-99"])
+def test_a_damaged_config_is_replaced_by_the_copy_in_the_newest_checkpoint(content, tmp_path):
+    folder = RunFolder(tmp_path)
+    config = RunConfig(seed=5)
+    folder.config_file.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml (.|\n)*\n  no checkpoint has a copy of the settings"):
+        folder.stored_config()
+    about = {"config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"})}
+    checkpoints = Checkpoints(folder.checkpoints, every=1, keep=1, about=about)
+    checkpoints.save(TrainingState(step=3, words_seen=1, model={}))
+    checkpoints.finish()
+    with pytest.warns(UserWarning, match=r"config\.yaml(.|\n)*the settings in .*step_0000003 are used instead") as said:
+        assert folder.stored_config() == config
+    assert len(said) == 1
