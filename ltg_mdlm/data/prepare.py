@@ -24,7 +24,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_free_space, write_errors, written_folder
 from ltg_mdlm.core.terminal import byte_progress
 from ltg_mdlm.data.boundaries import cut
-from ltg_mdlm.data.corpus import FORMAT, Corpus, read_description, split_files
+from ltg_mdlm.data.corpus import FORMAT, Corpus, digest_of, read_description, split_files
 from ltg_mdlm.data.encode import Encoded, EncoderPool, id_type
 from ltg_mdlm.data.sources import COMPRESSED_SUFFIXES, PIECE_CHARACTERS, Piece, find_sources, read_pieces, sha256_of
 from ltg_mdlm.data.tokenizer import UNK, Tokenizer
@@ -110,13 +110,16 @@ def prepare_corpus(
         if given is None:
             given, trained_on = _train_tokenizer(splits[0], vocab_size, sample_bytes, progress)
         given.save(folder / "tokenizer.json")
-        description = {
+        description: dict[str, Any] = {
             "format": FORMAT,
             "made_by": f"ltg_mdlm {ltg_mdlm.__version__}",
             "request": request,
             "tokenizer": {"fingerprint": given.fingerprint, "vocab_size": given.vocab_size, "trained_on": trained_on},
             "splits": _encode_splits(splits, given, folder, workers or _logical_cores(), progress),
         }
+        written = sorted(path for path in folder.rglob("*") if path.is_file())
+        description["files"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in written}
+        description["digest"] = digest_of(description)
         (folder / "corpus.json").write_text(json.dumps(description, indent=1), "utf-8")
     return Corpus.open(out)
 
