@@ -63,12 +63,20 @@ def train(
 
 
 @app.command()
-def check(plugin: Plugins = None, config: Configs = None, set_: Sets = None, as_json: AsJson = False) -> None:
+def check(
+    plugin: Plugins = None,
+    config: Configs = None,
+    set_: Sets = None,
+    as_json: AsJson = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compare every file of the corpus with its recorded SHA-256.")
+    ] = False,
+) -> None:
     """Validate settings and print them resolved, with parameters, steps, rows and tokens. Nothing is trained."""
     from ltg_mdlm.core.settings import load_settings
     from ltg_mdlm.training.check import describe_run
 
-    report = describe_run(load_settings(config or (), set_ or (), plugin or ()))
+    report = describe_run(load_settings(config or (), set_ or (), plugin or ()), verify=verify)
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
 
 

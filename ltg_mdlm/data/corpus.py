@@ -1,6 +1,7 @@
 """A tokenised corpus on disk: memory-mapped, complete or absent.
 
-    corpus.json      format, tokenizer, settings; for each split its counts and the hash of every source file
+    corpus.json      format, tokenizer, settings; for each split its counts and the hash of every source file;
+                     the hash of every other file of the folder, and a digest of corpus.json itself
     tokenizer.json
     train/  valid/   tokens.bin  offsets.bin  words.bin  word_bits.bin  token_count_V.bin  (little-endian arrays)
 
@@ -9,6 +10,7 @@ Suffixes: V vocabulary, N tokens of the split, D documents, I bounds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +19,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.encode import id_type
+from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -121,7 +125,7 @@ class Corpus:
 
     @classmethod
     def open(cls, path: str | Path, *, tokenizer: Tokenizer | None = None) -> Corpus:
-        """Map a corpus folder into memory.
+        """Map a corpus folder into memory. Sizes and ranges of all arrays are checked, but not their hashes.
 
         Raises:
             UserError: not a corpus folder, a damaged one, or one that was not made with `tokenizer` (by default the
@@ -133,7 +137,7 @@ class Corpus:
             raise UserError(f"{path}: not a corpus folder; `ltg-mdlm prepare FILES --out {path}` makes one")
         own = Tokenizer.read(path / "tokenizer.json")
         for other, name in ((own, "its tokenizer.json"), (tokenizer or own, "the tokenizer given")):
-            if other.fingerprint != description["tokenizer"]["fingerprint"]:
+            if description["tokenizer"]["fingerprint"] not in (other.fingerprint, other.earlier_fingerprint):
                 raise UserError(f"{path}: this corpus was made with another tokenizer than {name}")
         splits = description["splits"]
         return cls(
@@ -148,6 +152,32 @@ class Corpus:
     @property
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
+
+    def verify(self) -> str:
+        """Compare the content of all files with the hashes in corpus.json; returns what was verified.
+
+        A corpus without hashes was made by an older version. There the counts are compared with the tokens, which
+        finds most damage, but not tokens in another order. Corpora without a corpus.json are read and checked as a
+        whole when they are opened.
+
+        Raises:
+            UserError: a file is damaged; the message names it.
+        """
+        if "splits" not in self.description:
+            return "checked when it was read"
+        if recorded := self.description.get("files"):
+            for name, expected in recorded.items():
+                if sha256_of(self.path / name) != expected:
+                    raise _damaged(self.path / name, "its content is not what was written")
+            return f"{len(recorded)} files have the recorded SHA-256"
+        for name, split in (("train", self.train), ("valid", self.valid)):
+            if split is None:
+                continue
+            if not np.array_equal(np.bincount(split.tokens, minlength=self.vocab_size), split.token_count_V):
+                raise _damaged(self.path / name, "tokens.bin contradicts token_count_V.bin")
+            if not np.array_equal(split.words_between(split.offsets), split.words):
+                raise _damaged(self.path / name, "words.bin contradicts word_bits.bin")
+        return "no hashes are recorded (prepared by an older version), but all counts agree"
 
     def describe(self) -> str:
         """The tokenizer and the size of each split, as text for the terminal."""
@@ -166,20 +196,78 @@ class Corpus:
         return "\n".join(lines)
 
 
+class _Entry(BaseModel):
+    """What opening a corpus needs to know about a split."""
+
+    model_config = ConfigDict(strict=True)
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    words: int | None = None
+    text_bytes: int = Field(ge=0)
+    sources: list[dict[str, Any]]
+
+
+class _TrainedOn(BaseModel):
+    model_config = ConfigDict(strict=True)
+    bytes: int
+    of_bytes: int
+
+
+class _TokenizerEntry(BaseModel):
+    model_config = ConfigDict(strict=True)
+    fingerprint: str
+    vocab_size: int = Field(ge=1)
+    trained_on: _TrainedOn | None = None
+
+
+class _Splits(BaseModel):
+    train: _Entry
+    valid: _Entry | None = None
+
+
+class _Description(BaseModel):
+    """Types of the entries in corpus.json; other entries are not checked."""
+
+    model_config = ConfigDict(strict=True)
+    request: dict[str, Any]
+    tokenizer: _TokenizerEntry
+    splits: _Splits
+    files: dict[str, str] = {}
+
+
 def read_description(path: Path) -> dict[str, Any] | None:
     """The object in corpus.json of a folder, None if there is no such file. Raises UserError if it is not usable."""
+    file = path / "corpus.json"
     try:
-        description = json.loads((path / "corpus.json").read_text("utf-8"))
+        description = json.loads(file.read_text("utf-8"))
         version = description["format"]
-        if version == FORMAT and (missing := {"request", "tokenizer", "splits"} - description.keys()):
-            raise KeyError(*sorted(missing))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path / 'corpus.json'}: damaged ({error}); prepare the corpus again") from error
+    except KeyError as error:
+        raise _damaged(file, f"{error} is missing") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(file, str(error)) from error
     if version != FORMAT:
         raise UserError(f"{path}: corpus format {version}, this version reads {FORMAT}; prepare the corpus again")
+    try:
+        _Description.model_validate(description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    # A corpus of an older version has neither; damage may change the name of one of them, but not of both.
+    if ("files" in description or "digest" in description) and description.get("digest") != digest_of(description):
+        raise _damaged(file, "its content is not what was written")
     return dict(description)
+
+
+def digest_of(description: dict[str, Any]) -> str:
+    """SHA-256 of the content of corpus.json without its entry `digest`; the layout of the file does not change it."""
+    content = {key: value for key, value in description.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: damaged ({problem}); prepare the corpus again")
 
 
 def split_files(num_tokens: int, num_documents: int, vocab_size: int) -> dict[str, tuple[np.dtype[Any], int]]:
@@ -194,13 +282,23 @@ def split_files(num_tokens: int, num_documents: int, vocab_size: int) -> dict[st
 
 
 def _open_split(folder: Path, entry: dict[str, Any], tokenizer: Tokenizer) -> Split:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, (dtype, length) in split_files(entry["tokens"], entry["documents"], tokenizer.vocab_size).items():
         path, expected = folder / f"{name}.bin", length * dtype.itemsize
-        size = path.stat().st_size if path.exists() else 0
-        if size != expected:
-            raise UserError(f"{path}: damaged ({size} bytes, not {expected}); prepare the corpus again")
-        arrays[name] = np.asarray(np.memmap(path, dtype, "r"))
-    if arrays["offsets"][-1] != entry["tokens"] or arrays["token_count_V"].sum() != entry["tokens"]:
-        raise UserError(f"{folder}: damaged (its counts contradict each other); prepare the corpus again")
+        try:
+            size = path.stat().st_size if path.exists() else 0
+            if size != expected:
+                raise _damaged(path, f"{size} bytes, not {expected}")
+            arrays[name] = np.asarray(np.memmap(path, dtype, "r"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    offsets, words, count_V = arrays["offsets"], arrays["words"], arrays["token_count_V"]
+    if offsets[0] != 0 or offsets[-1] != entry["tokens"] or (offsets[1:] <= offsets[:-1]).any():
+        raise _damaged(folder / "offsets.bin", f"it does not increase from 0 to {entry['tokens']}")
+    if count_V.min() < 0 or count_V.sum() != entry["tokens"]:
+        raise _damaged(folder / "token_count_V.bin", f"it does not count {entry['tokens']} tokens")
+    if words.min() < 0 or entry.get("words") not in (None, words.sum(dtype=np.int64)):
+        raise _damaged(folder / "words.bin", f"it does not count {entry.get('words')} words")
+    if (largest := int(arrays["tokens"].max())) >= tokenizer.vocab_size:
+        raise _damaged(folder / "tokens.bin", f"token id {largest} is not in the vocabulary of {tokenizer.vocab_size}")
     return Split(**arrays, text_bytes=entry["text_bytes"], sources=tuple(entry["sources"]))

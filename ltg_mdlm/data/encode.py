@@ -151,10 +151,14 @@ class EncoderPool:
 
     def __enter__(self) -> EncoderPool:
         if self._workers > 1:
-            paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            # An empty entry of PYTHONPATH, and the one that `python -c` puts first, mean the current folder. It holds
+            # data, and a file `numpy.py` there must not be executed. The option -P exists only from Python 3.11 on.
+            own_paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            paths = [str(Path(__file__).parents[2]), *filter(None, own_paths)]
+            code = f"import sys; sys.path[:] = filter(None, sys.path); from {__name__} import serve; serve()"
             one_thread = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             environment = {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(paths)}
-            command = [sys.executable, "-c", f"from {__name__} import serve; serve()", str(self._tokenizer_file)]
+            command = [sys.executable, "-c", code, str(self._tokenizer_file)]
             self._processes = [
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
                 for _ in range(self._workers)

@@ -24,10 +24,10 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_free_space, write_errors, written_folder
 from ltg_mdlm.core.terminal import byte_progress
 from ltg_mdlm.data.boundaries import cut
-from ltg_mdlm.data.corpus import FORMAT, Corpus, read_description, split_files
+from ltg_mdlm.data.corpus import FORMAT, Corpus, digest_of, read_description, split_files
 from ltg_mdlm.data.encode import Encoded, EncoderPool, id_type
 from ltg_mdlm.data.sources import COMPRESSED_SUFFIXES, PIECE_CHARACTERS, Piece, find_sources, read_pieces, sha256_of
-from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.tokenizer import UNK, Tokenizer
 
 SAMPLE_BYTES = 256 << 20
 """A new tokenizer is trained on at most about this much text, sampled from a larger corpus."""
@@ -77,6 +77,10 @@ def prepare_corpus(
     """
     out = Path(out)
     given = Tokenizer.read(tokenizer) if tokenizer else None
+    if given and given.dropout:
+        raise UserError(
+            f"{tokenizer}: has BPE dropout {given.dropout}, which makes every corpus different; set dropout to null"
+        )
     request = {
         "tokenizer": given.fingerprint if given else None,
         "vocab_size": None if given else vocab_size,
@@ -106,13 +110,16 @@ def prepare_corpus(
         if given is None:
             given, trained_on = _train_tokenizer(splits[0], vocab_size, sample_bytes, progress)
         given.save(folder / "tokenizer.json")
-        description = {
+        description: dict[str, Any] = {
             "format": FORMAT,
             "made_by": f"ltg_mdlm {ltg_mdlm.__version__}",
             "request": request,
             "tokenizer": {"fingerprint": given.fingerprint, "vocab_size": given.vocab_size, "trained_on": trained_on},
             "splits": _encode_splits(splits, given, folder, workers or _logical_cores(), progress),
         }
+        written = sorted(path for path in folder.rglob("*") if path.is_file())
+        description["files"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in written}
+        description["digest"] = digest_of(description)
         (folder / "corpus.json").write_text(json.dumps(description, indent=1), "utf-8")
     return Corpus.open(out)
 
@@ -220,6 +227,12 @@ def _encode_splits(
         for split in splits:
             with SplitWriter(folder / split.name, tokenizer.vocab_size) as writer:
                 for encoded in pool.encode(batches(split.pieces(limit))):
+                    if unknown := np.count_nonzero(encoded.ids_N == UNK):
+                        missing = " ".join(f"{byte:02x}" for byte in tokenizer.missing_bytes)
+                        raise UserError(
+                            f"the {split.name} files contain text that the tokenizer cannot encode ({unknown} tokens"
+                            f" <unk>); its vocabulary lacks {missing or 'characters'}; use one with all 256 bytes"
+                        )
                     writer.add(encoded)
                     advance(encoded.text_bytes)
                 counts = writer.finish()

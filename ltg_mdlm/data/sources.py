@@ -34,6 +34,10 @@ _BLOCK_CHARACTERS = 1 << 20
 _LONGEST_UNBROKEN = 4 * PIECE_CHARACTERS
 """Longest run of characters in which there is no place to cut."""
 
+_MARKS = re.compile(r"^\ufeff+", re.MULTILINE)
+_INNER_MARKS = re.compile(r"(?<=\n)\ufeff+")
+"""Byte order marks at the beginning of lines; the second one for text that begins inside a line."""
+
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _HEADING = re.compile(r"^= = = .* = = =[^\S\n]*\n", re.MULTILINE)
 
@@ -64,6 +68,8 @@ def find_sources(paths: Iterable[str | Path]) -> list[Path]:
                 raise UserError(f"{path}: no text files in this folder ({suffixes})")
         elif not path.exists():
             raise UserError(f"{path}: no such file or folder")
+        elif not path.is_file():
+            raise UserError(f"{path}: not a regular file")
         elif not _format_of(path):
             raise UserError(f"{path}: unknown kind of file; text files end in {suffixes}")
         else:
@@ -84,11 +90,14 @@ def _format_of(path: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of the bytes of a file, in hexadecimal."""
+    """SHA-256 of the bytes of a file, in hexadecimal. Raises UserError if it cannot be read."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -96,7 +105,8 @@ def read_pieces(path: Path, *, drop_headings: bool = False, limit: int | None = 
     """The documents of one file in order, without white space around them; empty documents are skipped.
 
     A `.jsonl` file has one document per line: a JSON string, or an object with a "text" string. In the other formats
-    blank lines separate documents. All conventions for line breaks are read as a newline.
+    blank lines separate documents. All conventions for line breaks are read as a newline. Byte order marks at the
+    beginning of a line are dropped: files that were concatenated have them inside.
 
     Args:
         path: the file
@@ -134,7 +144,8 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
 
 def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
-        if line.isspace():
+        line = line.lstrip("\ufeff")
+        if not line or line.isspace():
             continue
         try:
             value = json.loads(line)
@@ -144,18 +155,22 @@ def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
             raise UserError(f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})") from error
         except UnicodeEncodeError as error:
             raise UserError(f"{path}, line {number}: half a surrogate pair, which is not text") from error
+        except (ValueError, RecursionError) as error:  # a number with thousands of digits, thousands of brackets
+            raise UserError(f"{path}, line {number}: not JSON that can be read: {error}") from error
         except (KeyError, AttributeError) as error:
             raise UserError(
                 f'{path}, line {number}: neither a JSON string nor an object with a "text" string'
             ) from error
-        yield document.replace("\r\n", "\n").replace("\r", "\n").strip()
+        yield _MARKS.sub("", document.replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 
 def _text_pieces(path: Path, text: IO[str], drop_headings: bool, limit: int | None) -> Iterator[Piece]:
-    rest, opens = "", True
+    rest, opens, at_line_start = "", True, True
     while True:
         block = text.read(_BLOCK_CHARACTERS)
-        rest += block or "\n\n"  # the end of the file ends a document
+        without_marks = (_MARKS if at_line_start else _INNER_MARKS).sub("", block)
+        at_line_start = without_marks.endswith("\n") if without_marks else at_line_start
+        rest += without_marks if block else "\n\n"  # the end of the file ends a document
         if drop_headings:
             rest = _HEADING.sub("\n", rest)
         *documents, rest = _BLANK_LINES.split(rest)

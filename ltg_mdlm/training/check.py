@@ -50,6 +50,8 @@ class RunReport:
     providers: dict[str, str]
     gpu_hours: float
     warnings: list[str]
+    verified: str | None = None
+    """What of the corpus was verified, if that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values for JSON."""
@@ -63,6 +65,7 @@ class RunReport:
             "h200_hours": round(self.gpu_hours, 3),
             "slots": self.providers,
             "warnings": self.warnings,
+            **({"corpus_verified": self.verified} if self.verified else {}),
             "config": self.config.model_dump(mode="json"),
         }
 
@@ -77,6 +80,7 @@ class RunReport:
             f"slots        {slots}",
             *self.stages,
             f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
+            *([f"corpus       {self.verified}"] if self.verified else []),
             *(f"warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
@@ -102,8 +106,11 @@ def resolve(settings: Settings) -> Resolved:
     return Resolved(host.config, warnings, corpus, schedule, components_of(host, corpus, schedule, Ranks.alone()))
 
 
-def describe_run(settings: Settings) -> RunReport:
-    """Size and cost of a run.  Raises UserError as `train` would."""
+def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
+    """Size and cost of a run, with `verify` after the content of the corpus was verified.
+
+    Raises UserError as `train` would.
+    """
     resolved = resolve(settings)
     config, schedule, components = resolved.config, resolved.schedule, resolved.components
     with torch.device("meta"):
@@ -124,6 +131,7 @@ def describe_run(settings: Settings) -> RunReport:
         stages=schedule.describe(),
         providers=components.providers,
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
+        verified=resolved.corpus.verify() if verify else None,
         warnings=resolved.warnings + budget_warnings(totals.epochs, totals.words),
     )
 

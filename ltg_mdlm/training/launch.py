@@ -74,6 +74,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             torch.use_deterministic_algorithms(True)
         # The first rank generates the built-in corpus, if it is used, before the others open it.
         corpus = on_main(ranks, lambda: open_corpus(config), share=False) or open_corpus(config)
+        # Opening has checked sizes and ranges; the first start, before config.yaml is written, reads the whole content.
+        on_main(ranks, lambda: folder.config_file.exists() or corpus.verify())
         run = build_run(host, corpus, ranks)
 
         with on_main(ranks, folder.claim, share=False) or nullcontext():

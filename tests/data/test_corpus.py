@@ -1,7 +1,11 @@
 """Opening a corpus folder."""
 
+import functools
 import json
+import os
+import random
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 from support.corpora import VOCAB, documents, small_tokenizer, split_of_lengths, write_text
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.corpus import Corpus, Split, _open_split, digest_of, read_description
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.tokenizer import Tokenizer
 
@@ -108,3 +112,99 @@ def test_empty_documents_are_skipped():
     assert split.num_documents == 1
     with pytest.raises(UserError, match="no documents, or only empty ones"):
         Split.of([np.array([], int)], small_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A corpus of a few words, so that every byte of it can be damaged."""
+    folder = tmp_path_factory.mktemp("tiny")
+    Tokenizer.train(["a"], 272).save(folder / "tokenizer.json")
+    text = write_text(folder / "a.txt", ["The dog ran.", "A cat"])
+    return prepare_corpus([text], folder / "corpus", tokenizer=folder / "tokenizer.json", progress=False)
+
+
+def test_no_flipped_bit_of_any_byte_is_accepted(tiny):
+    """Opening is right or a UserError that names the file; verification finds what opening does not."""
+    rng = random.Random(0)
+    for path in sorted(path for path in tiny.path.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        with path.open("r+b", buffering=0) as file:
+            for i, byte in enumerate(content):
+                os.pwrite(file.fileno(), bytes([byte ^ 1 << rng.randrange(8)]), i)
+                problem = problem_with(path, tiny, reads_tokenizer=i % 40 == 0)
+                os.pwrite(file.fileno(), content[i : i + 1], i)
+                assert problem.startswith(str(path)) or "corpus format" in problem, f"byte {i} of {path.name}"
+    assert tiny.verify() == "6 files have the recorded SHA-256"
+
+
+def problem_with(path: Path, corpus: Corpus, *, reads_tokenizer: bool) -> str:
+    """The message about a damaged file of a corpus folder."""
+    try:
+        if path.name == "corpus.json":
+            read_description(path.parent)
+        elif path.suffix == ".bin":
+            _open_split(path.parent, corpus.description["splits"]["train"], corpus.tokenizer)
+        elif reads_tokenizer:
+            Tokenizer.read(path)
+        corpus.verify()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_corpus_without_hashes_opens_and_its_counts_are_compared(copied):
+    """As prepared by an older version. Two exchanged tokens are not found, another token is."""
+    description = json.loads((copied / "corpus.json").read_text())
+    del description["files"], description["digest"]
+    (copied / "corpus.json").write_text(json.dumps(description))
+    assert "no hashes are recorded" in Corpus.open(copied).verify()
+    tokens = np.memmap(copied / "train" / "tokens.bin", np.uint16, "r+")
+    tokens[5] = tokens[5] ^ 1
+    with pytest.raises(UserError, match=r"train: damaged \(tokens.bin contradicts token_count_V.bin\)"):
+        Corpus.open(copied).verify()
+    tokens[5] = tokens[5] ^ 1
+    np.memmap(copied / "train" / "words.bin", np.int32, "r+")[:2] += np.array([1, -1], np.int32)
+    with pytest.raises(UserError, match=r"train: damaged \(words.bin contradicts word_bits.bin\)"):
+        Corpus.open(copied).verify()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "index", "value", "message"),
+    [
+        ("tokens", np.uint16, 7, VOCAB, f"token id {VOCAB} is not in the vocabulary of {VOCAB}"),
+        ("offsets", np.int64, 3, 1, "it does not increase from 0 to"),
+        ("offsets", np.int64, 0, -1, "it does not increase from 0 to"),
+        ("words", np.int32, 0, -1, "it does not count"),
+        ("token_count_V", np.int64, 20, -1, "it does not count"),
+    ],
+)
+def test_a_value_out_of_range_is_found_when_the_corpus_is_opened(copied, name, dtype, index, value, message):
+    np.memmap(copied / "train" / f"{name}.bin", dtype, "r+")[index] = value
+    with pytest.raises(UserError, match=rf"{name}.bin: damaged \({message}"):
+        Corpus.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("request", [None, "x", []]),
+        ("tokenizer", [None, "x", {}]),
+        ("tokenizer.fingerprint", [None, 1, "x"]),
+        ("tokenizer.trained_on", ["x", {}, {"bytes": "1", "of_bytes": 2}]),
+        ("splits", [None, [], {}]),
+        ("splits.train", [None, [], {}]),
+        ("splits.train.tokens", [None, "x", -1, 0, 1.5, True, 10**30]),
+        ("splits.train.documents", [None, "x", -1, 0, 1.5, True, 10**30]),
+        ("splits.train.sources", [None, "x", ["x"]]),
+        ("files", [None, "x", {"x": 1}]),
+    ],
+)
+def test_an_entry_of_another_type_is_one_message(copied, key, values):
+    original = (copied / "corpus.json").read_text()
+    for value in values:
+        description = json.loads(original)
+        *path, last = key.split(".")
+        functools.reduce(dict.__getitem__, path, description)[last] = value
+        (copied / "corpus.json").write_text(json.dumps({**description, "digest": digest_of(description)}))
+        with pytest.raises(UserError, match=r"(corpus.json|\.bin): damaged|made with another tokenizer"):
+            Corpus.open(copied)

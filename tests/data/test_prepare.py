@@ -235,6 +235,41 @@ def test_workers_do_not_import_torch():
     assert found.stdout.strip() == "False"
 
 
+def test_a_file_beside_the_data_is_not_executed(texts, monkeypatch):
+    """Also with an empty entry in PYTHONPATH, which means the current folder."""
+    for name in ("numpy", "tokenizers", "pickle", "signal", "sitecustomize"):
+        (texts["out"].parent / f"{name}.py").write_text("open('EXECUTED', 'w')\nraise SystemExit")
+    monkeypatch.chdir(texts["out"].parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)
+    monkeypatch.setattr(prepare, "_BYTES_PER_WORKER", 1)
+    assert make(texts, workers=2).train.num_documents == len(TRAIN)
+    assert not Path("EXECUTED").exists()
+
+
+def test_dropout_is_refused(texts):
+    definition = small_tokenizer().definition
+    texts["tokenizer"].write_text(json.dumps({**definition, "model": {**definition["model"], "dropout": 0.3}}))
+    with pytest.raises(UserError, match=r"tokenizer.json: has BPE dropout 0.3, which .* set dropout to null"):
+        make(texts)
+    assert not texts["out"].exists()
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_text_that_the_vocabulary_lacks_bytes_for_is_refused(texts, unknown):
+    definition = json.loads(json.dumps(small_tokenizer().definition))
+    vocabulary = definition["model"]["vocab"]
+    lost = vocabulary.pop("Z")
+    vocabulary["ZZZ"] = lost
+    definition["model"]["unk_token"] = unknown
+    texts["tokenizer"].write_text(json.dumps(definition))
+    assert make(texts).train.token_count_V[0] == 0  # nothing is lost in this text
+    shutil.rmtree(texts["out"])
+    write_text(texts["valid"], ["Z is a letter"])
+    with pytest.raises(UserError, match=r"the valid files contain text that the tokenizer cannot .*lacks 5a; use one"):
+        make(texts)
+    assert not texts["out"].exists()
+
+
 def test_a_vocabulary_above_65536_takes_four_bytes_per_token(texts):
     definition = json.loads(json.dumps(small_tokenizer().definition))
     vocabulary = definition["model"]["vocab"]

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -117,6 +119,8 @@ def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, compression):
         (b'{"text": null}', "line 2: neither a JSON string nor"),
         (b'"\\ud800"', "line 2: half a surrogate pair"),
         (b'"\xff"', "line 2: not UTF-8"),
+        (b"[" * 100_000, "line 2: not JSON that can be read: .*recursion"),
+        (b"9" * 5000, "line 2: (not JSON that can be read: .*digits|neither a JSON string)"),
     ],
 )
 def test_a_bad_json_line_is_named_with_its_number(tmp_path, line, message):
@@ -170,7 +174,29 @@ def test_a_path_that_is_not_a_text_file_is_refused(tmp_path, name, message):
         find_sources([tmp_path / name])
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a.txt: not a regular file"):
+        find_sources([tmp_path / "a.txt"])
+
+
 def test_a_file_given_twice_is_refused(tmp_path):
     path = write_text(tmp_path / "a.txt", ["x"])
     with pytest.raises(UserError, match=r"a.txt: given twice"):
         find_sources([path, tmp_path])
+
+
+@given(st.text(st.sampled_from("ab \n\ufeff"), max_size=30), st.integers(1, 5))
+def test_byte_order_marks_at_the_beginning_of_lines_are_dropped(text, block):
+    """Files that were concatenated have them inside; blocks of any size give the same documents."""
+    expected = _without_marks(text)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_BLOCK_CHARACTERS", block)
+        marked, clean = (write(Path(folder) / f"{i}.txt", part) for i, part in enumerate((text, expected)))
+        assert texts_of(marked) == texts_of(clean)
+        lines = write(Path(folder) / "a.jsonl", "\ufeff" + json.dumps("x" + text) + "\n\ufeff" + json.dumps("y"))
+        assert texts_of(lines) == [_without_marks("x" + text).strip(), "y"]
+
+
+def _without_marks(text: str) -> str:
+    return "\n".join(line.lstrip("\ufeff") for line in text.split("\n"))

@@ -184,3 +184,118 @@ def test_token_texts_are_readable_and_mark_where_words_begin():
     assert [opens[i] for i in tokenizer.encode("the dogs\nran")] == [
         tokens[i].startswith(" ") for i in tokenizer.encode("the dogs\nran")
     ]
+
+
+def plus(*contents: str, **flags: bool) -> dict:
+    """The small tokenizer with added tokens behind its vocabulary."""
+    definition = json.loads(json.dumps(small_tokenizer().definition))
+    usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False, **flags}
+    definition["added_tokens"] += [{"id": VOCAB + i, "content": text, **usual} for i, text in enumerate(contents)]
+    return definition
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"truncation": {"direction": "Left", "max_length": 4, "strategy": "LongestFirst", "stride": 0}},
+        {
+            "padding": {"strategy": {"Fixed": 99}, "direction": "Left", "pad_to_multiple_of": None}
+            | {"pad_id": 3, "pad_type_id": 0, "pad_token": "<pad>"}
+        },
+        {"model": {**small_tokenizer().definition["model"], "dropout": 0.9}},
+    ],
+    ids=["truncation", "padding", "dropout"],
+)
+def test_state_that_another_program_saved_in_the_file_changes_no_tokens(state):
+    text = documents(1, seed=7)[0] * 3
+    tokenizer = Tokenizer({**small_tokenizer().definition, **state})
+    for _ in range(3):
+        assert tokenizer.encode(text) == small_tokenizer().encode(text)
+        (batch,) = tokenizer.backend.encode_batch([text], add_special_tokens=False)
+        assert batch.ids == small_tokenizer().encode(text)
+    assert tokenizer.fingerprint == small_tokenizer().fingerprint
+    assert tokenizer.definition == small_tokenizer().definition
+    assert bool(tokenizer.dropout) == ("model" in state)
+
+
+@given(
+    st.lists(st.sampled_from(["[CHI]", "\t", " ", "你好", "😀", "New dog", "\n", "a"]), unique=True, min_size=1),
+    st.fixed_dictionaries({flag: st.booleans() for flag in ("special", "lstrip", "normalized", "single_word")}),
+    st.lists(st.sampled_from(["[CHI]", "\t", " ", "你好", "😀", "New dog", "a", "the cats", "字", "\n"]), min_size=1),
+)
+def test_added_tokens_are_encoded_as_the_library_does_and_are_their_own_text(added, flags, parts):
+    definition, text = plus(*added, **flags), "".join(parts)
+    tokenizer = Tokenizer(definition)
+    assert tokenizer.encode(text) == Library.from_str(json.dumps(definition)).encode(text, add_special_tokens=False).ids
+    assert tokenizer.definition == definition
+    for content in added:
+        i = tokenizer.vocabulary.index(content)
+        assert tokenizer.token_text.bytes_V[i] == content.encode()
+        assert tokenizer.tokens[i] == content
+
+
+@pytest.mark.parametrize("content", ["é", "Ġthe"])
+def test_an_added_token_with_two_meanings_is_refused_by_name(content):
+    with pytest.raises(UserError, match=f"the added token '{content}' is also a sequence of bytes; remove it"):
+        Tokenizer(plus(content), origin="t.json")
+
+
+def test_the_flags_of_added_tokens_are_part_of_the_fingerprint():
+    plain, stripping, special = (Tokenizer(plus("[CHI]", **f)) for f in ({}, {"lstrip": True}, {"special": True}))
+    assert len({plain.fingerprint, stripping.fingerprint, special.fingerprint}) == 3
+    assert plain.fingerprint == stripping.earlier_fingerprint == special.earlier_fingerprint
+    assert small_tokenizer().fingerprint == small_tokenizer().earlier_fingerprint
+
+
+def with_names(*names: str) -> dict:
+    """The small tokenizer with other names for its first special tokens."""
+    text = json.dumps(small_tokenizer().definition)
+    for old, new in zip(SPECIAL_TOKENS, names, strict=False):
+        text = text.replace(f'"{old}"', f'"{new}"')
+    return json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"),
+        ("[UNK]", "[BOS]", "[EOS]", "[PAD]", "[MASK]", *(f"[unused{i}]" for i in range(11))),
+        ("<unk>", "<s>", "</s>", "[PAD]", "<mask>"),
+    ],
+)
+def test_special_tokens_with_the_same_roles_get_the_names_of_the_stack(names):
+    tokenizer = Tokenizer(with_names(*names))
+    assert tokenizer.definition == small_tokenizer().definition
+    assert tokenizer.fingerprint == small_tokenizer().fingerprint
+    assert min(tokenizer.encode("a [MASK] <mask>")) >= NUM_SPECIAL
+
+
+@pytest.mark.parametrize("names", [("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), ("[UNK]", "[CLS]", "x", "y", "z")])
+def test_special_tokens_with_other_roles_are_listed(names):
+    with pytest.raises(UserError, match=r"<unk> is missing, but must have id 0") as caught:
+        Tokenizer(with_names(*names), origin="t.json")
+    assert f"ids 0 to 15 are: {' '.join(names)} <special_0>" in str(caught.value)
+    assert "otherwise train a tokenizer: `ltg-mdlm prepare` without --tokenizer" in str(caught.value)
+
+
+def test_a_byte_order_mark_before_a_tokenizer_file_is_skipped(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(small_tokenizer().to_json(), "utf-8-sig")
+    assert Tokenizer.read(path).definition == small_tokenizer().definition
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not JSON"):
+        Tokenizer.read(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "message"),
+    [
+        ({"end_of_word_suffix": "</w>"}, {}, "its end_of_word_suffix '</w>' is not text"),
+        ({"continuing_subword_prefix": "##"}, {}, "its continuing_subword_prefix '##' is not text"),
+        ({}, {"pre_tokenizer": {"type": "Whitespace"}}, "neither its normalizer nor its pre_tokenizer converts"),
+    ],
+)
+def test_a_file_whose_tokens_are_not_bytes_of_the_text_is_refused(model, parts, message):
+    definition = small_tokenizer().definition
+    with pytest.raises(UserError, match=message):
+        Tokenizer({**definition, "model": {**definition["model"], "merges": [], **model}, **parts})

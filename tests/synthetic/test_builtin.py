@@ -127,3 +127,11 @@ def test_the_cache_folder_depends_on_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_cache_dir() == tmp_path / "home" / ".cache" / "ltg_mdlm"
+
+
+def test_the_error_for_a_damaged_corpus_in_the_cache_names_the_folder_to_delete(tmp_path):
+    folder = builtin_corpus(tmp_path, words=1000, vocab_size=300).path
+    (folder / "train" / "offsets.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"offsets.bin: damaged \(0 bytes, not") as caught:
+        builtin_corpus(tmp_path, words=1000, vocab_size=300)
+    assert f"delete {folder}; the next start generates this built-in corpus again" in str(caught.value)

@@ -59,7 +59,10 @@ def builtin_corpus(
         except UserError:
             if not folder.exists():  # otherwise another process published the same corpus first
                 raise
-    return Corpus.open(folder)
+    try:
+        return Corpus.open(folder)
+    except UserError as error:
+        raise UserError(f"{error}\n  delete {folder}; the next start generates this built-in corpus again") from error
 
 
 def default_cache_dir() -> Path:
