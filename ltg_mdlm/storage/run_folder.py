@@ -16,6 +16,7 @@ from typing import Literal
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY, remove_leftovers, write_text
+from ltg_mdlm.core.settings import read_text
 from ltg_mdlm.data.tokenizer import Tokenizer
 
 HEARTBEAT_SECONDS = 10.0
@@ -74,7 +75,7 @@ class RunFolder:
 
     def read_config(self) -> str | None:
         """The settings of the run, as YAML; None before they are written."""
-        return self.config_file.read_text(encoding="utf-8") if self.config_file.is_file() else None
+        return read_text(self.config_file) if self.config_file.is_file() else None
 
     def write_config(self, text: str) -> None:
         """Write config.yaml atomically."""

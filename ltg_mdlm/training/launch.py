@@ -95,7 +95,7 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
     text = folder.read_config()
     if text is None:
         return False
-    old = stored_config(parse_yaml(text), folder.config_file)
+    old = stored_config(parse_yaml(text, str(folder.config_file)), folder.config_file)
     if keys := differing_keys(old, config):
         raise UserError(
             f"{folder.path} belongs to a run with other settings: {', '.join(keys)}"

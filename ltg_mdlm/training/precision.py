@@ -38,7 +38,7 @@ def stored_precision(folder: RunFolder, checkpoint: Path | None) -> str | None:
     Read from the folder's config.yaml, or else from `checkpoint`, if the run is to resume from another folder's.
     """
     if (text := folder.read_config()) is not None:
-        return stored_config(parse_yaml(text), folder.config_file).training.precision
+        return stored_config(parse_yaml(text, str(folder.config_file)), folder.config_file).training.precision
     if checkpoint is not None:
         return str(read_about(checkpoint).get("config", {}).get("training", {}).get("precision", "auto"))
     return None
