@@ -85,7 +85,8 @@ def load_settings(
     for layer in stack:
         merge(merged, layer.values, layer.source, sources, lines=layer.lines)
     config: RunConfig = validate(RunConfig, merged, sources)
-    config.run_folder()  # a name that is no folder's name is a mistake in the settings
+    # A name that cannot name a folder is found now, not by `train` only.  Unknown plugins are the host's concern.
+    config.model_copy(update={"plugins": {}}).run_folder()
     return Settings(config, sources)
 
 

@@ -38,7 +38,6 @@ from ltg_mdlm.core.settings import (
     parse_set,
     parse_yaml,
     read_yaml,
-    shortened,
     validate,
 )
 
@@ -55,16 +54,19 @@ _LONGEST_NAME = 120
 
 MOST_POINTS = 100_000
 
-NonEmpty = Annotated[list[Any], Field(min_length=1)]
+_UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
+"""Characters that a run folder does not have in its name."""
+
+Values = Annotated[list[Any], Field(min_length=1, max_length=1000)]
 
 
 class SweepFile(Section):
     """The content of a sweep file."""
 
     configs: list[str] = Field(default_factory=list, description="base configs of every point; later wins")
-    grid: dict[str, NonEmpty] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
+    grid: dict[str, Values] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
     seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(
-        [0], min_length=1, description="seeds of every point"
+        [0], min_length=1, max_length=1000, description="seeds of every point"
     )
     exclude: list[dict[str, Any]] = Field(
         default_factory=list, description="key path -> value or values; points that match all of them are left out"
@@ -161,10 +163,8 @@ class Sweep:
         """
         self.path, self.content, self._sets = path, content, tuple(sets)
         self.out_root = out_root or Path("runs") / path.stem
-        if (size := math.prod(map(len, [*content.grid.values(), content.seeds]))) > MOST_POINTS:
-            raise UserError(
-                f"{path}: its grid has {shortened(f'{size:,}')} points; at most {MOST_POINTS:,} are allowed"
-            )
+        if math.prod(map(len, [*content.grid.values(), content.seeds])) > MOST_POINTS:
+            raise UserError(f"{path}: its grid has more than {MOST_POINTS:,} points")
         self.points = tuple(_points(content))
         if not self.points:
             raise UserError(f"{path}: its exclusions leave no point of the grid to train")
@@ -257,7 +257,7 @@ def folder_name(values: Mapping[str, Any], seed: int) -> str:
     >>> folder_name({"schedule": "cosine", "power": 0.5}, seed=2)
     'schedule=cosine-power=0.5-s2'
     """
-    name = "-".join(f"{key}={_value_name(value)}" for key, value in values.items())
+    name = "-".join(f"{_UNSAFE.sub('_', key)}={_value_name(value)}" for key, value in values.items())
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{_digest(name)}"
     return "-".join(part for part in (name, f"s{seed}") if part)
@@ -267,7 +267,7 @@ def _value_name(value: Any) -> str:
     """The value itself if it can be part of a file name; otherwise its safe characters and a digest."""
     written = json.dumps(value, sort_keys=True, default=str)
     text = value if isinstance(value, str) else written
-    safe = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
+    safe = _UNSAFE.sub("_", text)
     try:
         reads_back = safe == text and parse_yaml(text) == value
     except UserError:  # text such as `0x_`, which YAML takes for a number
