@@ -183,9 +183,10 @@ class Ranks:
 
 def _store_of_this_attempt(rank: int, world_size: int, timeout: timedelta) -> Store:
     """The store of the processes' addresses, separate from those of earlier attempts by the same torchrun."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(f"WORLD_SIZE is {world_size}, but {name} is not set; start the run with torchrun")
     _from_env("MASTER_PORT", 0, at_most=65535)
-    if not os.environ.get("MASTER_ADDR"):
-        raise UserError(f"WORLD_SIZE is {world_size}, but MASTER_ADDR is not set; start the run with torchrun")
     store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
     return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
