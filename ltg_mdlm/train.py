@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
+# First, so that Ctrl-C during the other imports ends with one line.
+from ltg_mdlm.cli.errors import report_errors  # isort: skip
+
 import typer
 
-from ltg_mdlm.cli.errors import report_errors
 from ltg_mdlm.cli.options import Configs, Plugins, Resume, RunOut, Sets
-from ltg_mdlm.core.settings import load_settings
-from ltg_mdlm.training.launch import launch
 
 command = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -27,6 +27,9 @@ def main(
     """Train a model. Without arguments: a small uniform MDLM on the built-in corpus."""
     if debug:
         os.environ["LTG_MDLM_DEBUG"] = "1"
+    from ltg_mdlm.core.settings import load_settings
+    from ltg_mdlm.training.launch import launch
+
     raise typer.Exit(launch(load_settings(config or (), set_ or (), plugin or (), out), resume))
 
 

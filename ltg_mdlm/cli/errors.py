@@ -7,33 +7,58 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from types import TracebackType
 from typing import TextIO
 
-from ltg_mdlm.core.errors import PluginFailure, UserError
+from ltg_mdlm.core.errors import PluginFailure, UserError, file_error
 
-EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
+EXIT_FAILURE, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def report_errors(run: Callable[[], None]) -> None:
     """Call a typer app and exit with a message if it fails.
 
-    A `UserError` is printed without a traceback, and the exit code is 2. An exception of a plugin is printed with its
-    traceback and the name of the plugin, and the exit code is 1.
+    A `UserError`, and a file that cannot be read or written, is printed without a traceback, and the exit code is 2.
+    An exception of a plugin is printed with its traceback and the name of the plugin, and the exit code is 1. After
+    Ctrl-C, which typer turns into an exit, the exit code is 130.
     """
     warnings.showwarning = _show_warning
     try:
-        run()
+        try:
+            run()
+        except OSError as error:
+            if (readable := file_error(error)) is None:
+                raise
+            raise readable from error
     except UserError as error:
         if os.environ.get("LTG_MDLM_DEBUG"):
             traceback.print_exc()
         # All processes of a torchrun job meet the same error, so one message per machine is enough.
-        first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        first_here = os.environ.get("LOCAL_RANK", "0") in ("0", "") or not os.environ["LOCAL_RANK"].isdecimal()
         if first_here if error.only_here is None else error.only_here:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except PluginFailure as error:
         error.report()
         sys.exit(EXIT_FAILURE)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+        raise
+
+
+def end_on_ctrl_c() -> None:
+    """From now on, a Ctrl-C that nothing catches, such as one during imports, ends the process with one line."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            previous(kind, error, trace)
+            return
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)  # Python would end the process by the signal, without an exit code
+
+    sys.excepthook = hook
 
 
 def _show_warning(

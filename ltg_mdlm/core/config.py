@@ -12,13 +12,26 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ltg_mdlm.core.errors import UserError
+
+MOST_NAME_BYTES = 200
+"""Length of the name of a run folder; file systems allow 255 bytes, and other names are derived from it."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+MOST_SEED = 2**64 - 1
+
+MOST_STEPS = 10**7
+"""Optimiser steps of the longest possible training, whose rows are planned before it begins."""
+
+Interval = Annotated[int, Field(ge=1, le=10**18)]
+"""Steps from one event to the next; a large number means never."""
 
 
 class Section(BaseModel):
-    """A group of settings.  Unknown keys are errors."""
+    """A group of settings.  Unknown keys, infinity and NaN are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -27,8 +40,8 @@ class DataConfig(Section):
     corpus: str = Field(
         "builtin", description="folder made by `ltg-mdlm prepare`, or 'builtin' for the generated corpus"
     )
-    builtin_words: int = Field(300_000, ge=1000, description="words of the generated corpus")
-    builtin_zipf_exponent: float = Field(1.0, ge=0, description="exponent of the generated corpus' word frequencies")
+    builtin_words: int = Field(300_000, ge=1000, le=10**9, description="words of the generated corpus")
+    builtin_zipf_exponent: float = Field(1.0, ge=0, le=100, description="exponent of its word frequencies")
     train: Path | None = Field(None, description="*_tokenized.bin of the existing stack, instead of a corpus folder")
     valid: Path | None = Field(None, description="*_tokenized.bin with validation documents, used with `train`")
     tokenizer: Path | None = Field(None, description="tokenizer JSON with which `train` was made")
@@ -46,20 +59,23 @@ class DataConfig(Section):
 class ModelSection(Section):
     """Sizes of the transformer.  The tokenizer determines the size of the vocabulary."""
 
-    hidden_size: int = Field(768, ge=1, description="width of the hidden states")
-    intermediate_size: int = Field(2560, ge=1, description="inner width of the gated MLP")
-    num_hidden_layers: int = Field(12, ge=1, description="layers, each of attention and a gated MLP")
-    num_attention_heads: int = Field(12, ge=1, description="attention heads; must divide hidden_size")
-    max_position_embeddings: int = Field(512, ge=1, description="tokens of the longest possible row")
+    hidden_size: int = Field(768, ge=1, le=2**17, description="width of the hidden states")
+    intermediate_size: int = Field(2560, ge=1, le=2**20, description="inner width of the gated MLP")
+    num_hidden_layers: int = Field(12, ge=1, le=10_000, description="layers, each of attention and a gated MLP")
+    num_attention_heads: int = Field(12, ge=1, le=2**17, description="attention heads; must divide hidden_size")
+    max_position_embeddings: int = Field(512, ge=1, le=2**20, description="tokens of the longest possible row")
     position_bucket_size: int = Field(
         32,
         ge=4,
+        le=2**20,
         multiple_of=2,
         description="buckets of relative positions per direction: half of them exact, the others logarithmic",
     )
-    layer_norm_eps: float = Field(1e-5, gt=0, description="added to the variance in layer norms")
+    layer_norm_eps: float = Field(1e-5, gt=0, le=1, description="added to the variance in layer norms")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of hidden states and attention")
-    cond_dim: int = Field(128, ge=1, description="width of the time embedding, if the model has time conditioning")
+    cond_dim: int = Field(
+        128, ge=1, le=2**17, description="width of the time embedding, if the model is conditioned on time"
+    )
     depth_weighted_averaging: bool = Field(False, description="DenseFormer averaging, as in GPT-BERT")
 
     @model_validator(mode="after")
@@ -69,6 +85,9 @@ class ModelSection(Section):
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         return self
+
+
+RowLength = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class BatchRamp(Section):
@@ -81,16 +100,18 @@ class BatchRamp(Section):
 class TrainingConfig(Section):
     """Length of training, batches, and precision."""
 
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps; alternative to epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the training split; alternative to max_steps")
-    seq_len: int = Field(128, ge=8, description="tokens per row")
-    seq_len_schedule: list[tuple[Fraction, int]] | None = Field(
+    max_steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="optimiser steps; alternative to epochs")
+    epochs: float | None = Field(
+        None, gt=0, le=10**6, description="passes over the training split; alternative to max_steps"
+    )
+    seq_len: int = Field(128, ge=8, le=2**20, description="tokens per row")
+    seq_len_schedule: list[tuple[Fraction, RowLength]] | None = Field(
         None, description="[[progress, tokens per row], ...], starting at 0; replaces seq_len"
     )
-    global_batch_rows: int = Field(1024, ge=1, description="rows per step at the first sequence length")
+    global_batch_rows: int = Field(1024, ge=1, le=10**7, description="rows per step at the first sequence length")
     batch_ramp: BatchRamp | None = Field(None, description="growth of the global batch; null: constant")
     micro_batch_rows: int | None = Field(
-        None, ge=1, description="rows per forward pass and rank; null: a default for the device"
+        None, ge=1, le=10**7, description="rows per forward pass and rank; null: a default for the device"
     )
     packing: Literal["documents_packed", "one_document"] = Field(
         "documents_packed", description="several documents per row, or separate rows for each document"
@@ -106,8 +127,10 @@ class TrainingConfig(Section):
         False, description="apply torch.compile to the layers on GPUs; the first step of each shape takes a minute"
     )
     deterministic: bool = Field(False, description="deterministic CUDA kernels: bit-identical loss curves, slower")
-    max_refused_updates: int = Field(10, ge=1, description="consecutive non-finite steps before the run stops")
-    threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores / processes")
+    max_refused_updates: int = Field(
+        10, ge=1, le=10**9, description="consecutive non-finite steps before the run stops"
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads per process; null: cores / processes")
 
     @model_validator(mode="after")
     def _length_of_training(self) -> TrainingConfig:
@@ -134,9 +157,9 @@ class OptimizerConfig(Section):
     betas: tuple[Fraction, Fraction] = Field(
         (0.9, 0.98), description="decay rates of the averages of the gradient and its square"
     )
-    eps: float = Field(1e-8, gt=0, description="added to the denominator of the update")
+    eps: float = Field(1e-8, gt=0, le=1, description="added to the denominator of the update")
     weight_decay: float = Field(0.1, ge=0, description="not applied to biases and layer norms")
-    clip: float = Field(2.0, gt=0, description="maximum global gradient norm")
+    clip: float = Field(2.0, gt=0, allow_inf_nan=True, description="maximum global gradient norm; .inf: no clipping")
     warmup: Fraction = Field(0.016, description="share of training with linear warm-up")
     cooldown: Fraction = Field(0.016, description="share of training with linear decay to zero at the end")
     final_factor: Fraction = Field(0.1, description="learning-rate factor at the end of the cosine")
@@ -149,28 +172,33 @@ class OptimizerConfig(Section):
 class CheckpointConfig(Section):
     """When checkpoints are written, and how many are kept."""
 
-    every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints to keep, in addition to those by words seen")
+    every: Interval = Field(500, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, le=10**9, description="newest checkpoints to keep, in addition to those by words seen")
     by_words: bool = Field(True, description="keep chck_1M ... chck_1000M permanently, for BabyLM submissions")
 
 
 class ValidationConfig(Section):
     """Evaluation on held-out text with the averaged weights."""
 
-    every: int = Field(500, ge=1, description="steps between validations")
-    rows: int = Field(512, ge=1, description="maximum number of rows of held-out text")
+    every: Interval = Field(500, description="steps between validations")
+    rows: int = Field(512, ge=1, le=10**7, description="maximum number of rows of held-out text")
     draws: int = Field(
-        2, ge=2, multiple_of=2, description="mask draws per row for the likelihood bound, in complementary pairs"
+        2,
+        ge=2,
+        le=10_000,
+        multiple_of=2,
+        description="mask draws per row for the likelihood bound, in complementary pairs",
     )
     pairs: str | None = Field(
         "corpus", description="BLiMP-style file or folder of minimal pairs; 'corpus': those of the corpus"
     )
-    pairs_every: int | None = Field(
-        None, ge=1, description="steps between evaluations of the pairs; null: before and after training only"
+    pairs_every: Interval | None = Field(
+        None, description="steps between evaluations of the pairs; null: before and after training only"
     )
     pairs_per_phenomenon: int = Field(
         50,
         ge=2,
+        le=10**6,
         multiple_of=2,
         description="maximum number of minimal pairs per phenomenon; even, because they come in twins",
     )
@@ -184,7 +212,7 @@ def _wandb_mode(value: object) -> object:
 class LoggingConfig(Section):
     """Console, metrics.jsonl and wandb."""
 
-    every: int = Field(10, ge=1, description="steps between log entries")
+    every: Interval = Field(10, description="steps between log entries")
     wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_wandb_mode)] = Field(
         "auto", description="auto: if installed; online if logged in, else offline"
     )
@@ -226,7 +254,7 @@ class RunConfig(Section):
     """
 
     name: str = Field("custom", description="first part of the name of the default run folder")
-    seed: int = Field(0, ge=0, description="seed of initial weights, row order, masks, noise and dropout")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of initial weights, row order, masks, noise and dropout")
     plugins: dict[str, PluginSettings] = Field(default_factory=dict, description="selected plugins and their options")
     slots: dict[str, str] = Field(default_factory=dict, description="the plugin for a slot that several plugins fill")
     data: DataConfig = DataConfig()
@@ -259,6 +287,16 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def run_folder(self) -> Path:
-        """`run.out`, or runs/<config>-<plugins>-s<seed>."""
+        """`run.out`, or runs/<config>-<plugins>-s<seed>.  Raises UserError if that is no name of one folder."""
+        if self.run.out is not None:
+            return self.run.out
         chosen = [p for p in self.plugins if p != "uniform_mdlm"] or ["uniform_mdlm"]
-        return self.run.out or Path("runs") / "-".join([self.name, *chosen, f"s{self.seed}"])
+        name = "-".join([self.name, *chosen, f"s{self.seed}"])
+        advice = "choose another name with --set name=..., or a run folder with --out"
+        if "/" in name or not name.isprintable():
+            raise UserError(f"name: {name!r} cannot be the name of a folder in runs/\n  {advice}")
+        if (length := len(name.encode())) > MOST_NAME_BYTES:
+            raise UserError(
+                f"name: the run folder would have a name of {length} bytes; {MOST_NAME_BYTES} are allowed\n  {advice}"
+            )
+        return Path("runs") / name

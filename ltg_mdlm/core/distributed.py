@@ -64,7 +64,9 @@ class Ranks:
 
         Raises UserError if there are fewer GPUs than processes, or the other processes cannot be reached.
         """
-        rank, world_size, local_rank = _from_env("RANK", 0), _from_env("WORLD_SIZE", 1), _from_env("LOCAL_RANK", 0)
+        rank, local_rank = _from_env("RANK", 0), _from_env("LOCAL_RANK", 0)
+        world_size = _from_env("WORLD_SIZE", 1, at_least=rank + 1)
+        _from_env("LOCAL_WORLD_SIZE", 1, at_least=1)
         chosen = _device(device, local_rank)
         if threads := threads or default_threads(os.environ, available_cores()):
             torch.set_num_threads(threads)
@@ -181,16 +183,23 @@ class Ranks:
 
 def _store_of_this_attempt(rank: int, world_size: int, timeout: timedelta) -> Store:
     """The store of the processes' addresses, separate from those of earlier attempts by the same torchrun."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(f"WORLD_SIZE is {world_size}, but {name} is not set; start the run with torchrun")
+    _from_env("MASTER_PORT", 0, at_most=65535)
     store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
     return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _from_env(name: str, default: int) -> int:
+def _from_env(name: str, default: int, *, at_least: int = 0, at_most: int = 10**6) -> int:
     """A number from an environment variable of torchrun.  Raises UserError."""
     value = os.environ.get(name, str(default))
-    if not value.isdigit():
-        raise UserError(f"the environment variable {name} is {value!r}, not a number; start the run with torchrun")
+    if not (value.isascii() and value.isdecimal() and len(value) < 10 and at_least <= int(value) <= at_most):
+        raise UserError(
+            f"the environment variable {name} is {value[:100]!r}, not a number from {at_least} to {at_most};"
+            " start the run with torchrun, which sets it, or unset it to use a single process"
+        )
     return int(value)
 
 
@@ -233,7 +242,7 @@ def default_threads(environment: Mapping[str, str], cores: int) -> int | None:
     torchrun sets OMP_NUM_THREADS=1 if it starts several processes on a machine and the user did not set the variable.
     That leaves most cores idle, so 1 is ignored there.
     """
-    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))  # `Ranks.setup` has checked it
     chosen = environment.get("OMP_NUM_THREADS")
     if chosen is not None and not (chosen == "1" and local_world_size > 1):
         return None

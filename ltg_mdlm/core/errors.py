@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
+
+_FILE_ERRORS = {
+    errno.ENAMETOOLONG: "the name is too long; a file name has at most 255 bytes",
+    errno.ENOENT: "no such file or folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "is a folder, not a file",
+    errno.EEXIST: "exists already",
+    errno.EACCES: "no permission to read or write it",
+    errno.EPERM: "no permission to read or write it",
+    errno.EROFS: "the disk is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ELOOP: "a link that leads to itself",
+    errno.EIO: "the disk reports an error",
+    errno.ESTALE: "the network disk no longer has it",
+}
 
 
 class UserError(Exception):
@@ -15,6 +33,15 @@ class UserError(Exception):
 
     only_here: bool | None = None
     """Whether only this process reports the error; None if the processes could not be asked."""
+
+
+def file_error(error: OSError) -> UserError | None:
+    """The message for a file or folder that cannot be used; None for other errors of the operating system."""
+    reason = _FILE_ERRORS.get(error.errno or 0)
+    if reason is None or not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    name = os.fsdecode(error.filename)
+    return UserError(f"{name if len(name) <= 1000 else name[:1000] + '...'}: {reason}")
 
 
 class ResultError(Exception):

@@ -14,9 +14,13 @@ REPEAT_SECONDS = 1.0
 
 
 class StopRequest:
-    """A context manager that records stop signals.  A second Ctrl-C raises KeyboardInterrupt."""
+    """A context manager that records stop signals.  A second Ctrl-C raises KeyboardInterrupt.
 
-    def __init__(self) -> None:
+    While `can_save` is False, the first Ctrl-C does: before training begins there is nothing to save.
+    """
+
+    def __init__(self, *, can_save: bool = True) -> None:
+        self.can_save = can_save
         self.signal_name: str | None = None
         """Name of the first signal; None if there was none."""
         self._received_at = 0.0
@@ -31,6 +35,8 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and not self.can_save:
+            raise KeyboardInterrupt
         now = time.monotonic()
         if self.signal_name is None:
             self.signal_name, self._received_at = signal.Signals(number).name, now

@@ -5,12 +5,14 @@ Each setting remembers where it was set, so that error messages can say what is 
 
 from __future__ import annotations
 
+import codecs
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,7 +22,14 @@ from ltg_mdlm.core.errors import UserError
 
 DEFAULT_CONFIG = "laptop"
 
-_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_BYTES, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 10_000_000, 100_000, 50, 100
+"""Limits of settings: bytes of a file, values with aliases expanded, nested sections, characters of a number."""
+
+_LONGEST_QUOTE = 200
+"""Characters of a value that an error message repeats."""
+
+_BaseLoader: TypeAlias = Any
+_YAML_LOADER: _BaseLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader of libyaml if PyYAML was built with it: ten times faster."""
 
 
@@ -30,6 +39,8 @@ class Layer:
 
     source: str
     values: Mapping[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """The line of the file in which each dotted key is set."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +83,172 @@ def load_settings(
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for layer in stack:
-        merge(merged, layer.values, layer.source, sources)
-    return Settings(validate(RunConfig, merged, sources), sources)
+        merge(merged, layer.values, layer.source, sources, lines=layer.lines)
+    config: RunConfig = validate(RunConfig, merged, sources)
+    # A name that cannot name a folder is found now, not by `train` only.  Unknown plugins are the host's concern.
+    config.model_copy(update={"plugins": {}}).run_folder()
+    return Settings(config, sources)
 
 
-def parse_yaml(text: str) -> Any:
-    """Like `yaml.safe_load`, but faster.  Raises yaml.YAMLError."""
-    return yaml.load(text, _YAML_LOADER)
+class _Loader(_YAML_LOADER):  # type: ignore[misc]
+    """Constructs plain values only, and names the line of a value that its type cannot represent."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node.  Raises yaml.YAMLError."""
+        if isinstance(node, yaml.ScalarNode):
+            kind = node.tag.rpartition(":")[2]
+            if kind in ("int", "float") and len(node.value) > MOST_DIGITS:
+                raise _invalid(f"a number of {len(node.value)} characters", node)
+            if kind == "str" and (reason := unusable_text(node.value)):
+                raise _invalid(f"text that contains {reason}", node)
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
+            # PyYAML converts what looks like a number or a date without further checks.
+            given = shortened(repr(node.value)) if isinstance(node, yaml.ScalarNode) else f"a {type(node).__name__}"
+            raise _invalid(f"{given} is no valid value of the type {node.tag.rpartition(':')[2]}", node) from None
+
+
+def _refuse_tag(loader: _BaseLoader, node: yaml.Node) -> Any:
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    raise _invalid(f"{shortened(node.value)!r} must be quoted" if kind == "value" else f"unknown tag {kind}", node)
+
+
+_Loader.add_constructor(None, _refuse_tag)
+
+
+def parse_yaml(text: str, where: str = "the text") -> Any:
+    """The plain values of a YAML document.  `where` names the text in error messages.
+
+    Raises UserError for anything that is not valid YAML, with its line; for keys that occur twice in a section; and
+    for recursive, enormous or deeply nested documents.
+    """
+    return _parse(text, where)[0]
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values of a YAML file.  Raises OSError, and UserError like `parse_yaml`."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a small UTF-8 file.  Raises OSError, and UserError if it is large or not UTF-8."""
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path} has more than {MOST_BYTES / 1e6:.0f} MB, which is too much for a file of settings")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        line = data.count(b"\n", 0, error.start) + 1
+        found = "UTF-16 text" if utf16 else f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8"
+        raise UserError(f"{path} is not UTF-8 text: {found}\n  save the file as UTF-8") from None
+
+
+def _parse(text: str, where: str, *, is_file: bool = True) -> tuple[Any, dict[str, int]]:
+    """The values of a YAML document, and the line of each dotted key.  Raises UserError."""
+    lines: dict[str, int] = {}
+    try:
+        text.encode()  # libyaml reads bytes
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None, lines
+            _Survey(lines).of(root)
+            return loader.construct_document(root), lines
+        finally:
+            loader.dispose()
+    except RecursionError:
+        reason, line = f"more than {MOST_LEVELS} nested levels", None
+    except UnicodeEncodeError as error:
+        reason, line = f"it contains {unusable_text(text)}", text.count("\n", 0, error.start) + 1
+    except yaml.reader.ReaderError as error:
+        reason, line = f"it contains the character U+{error.character:04X}", text.count("\n", 0, error.position) + 1
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason, line = error.problem or error.context or "it cannot be read", mark.line + 1 if mark else None
+    except yaml.YAMLError as error:
+        reason, line = " ".join(str(error).split()), None
+    place = f"line {line}: " if is_file and line is not None else ""
+    advice = "" if is_file else "; quote it if it is text"
+    raise UserError(f"{where} is not valid YAML: {place}{reason}{advice}")
+
+
+class _Survey:
+    """Checks the nodes of a document before anything is constructed."""
+
+    def __init__(self, lines: dict[str, int]) -> None:
+        self.lines = lines
+        self._measured: dict[int, tuple[int, int]] = {}
+        self._within: set[int] = set()
+
+    def of(self, node: yaml.Node, path: str = "") -> tuple[int, int]:
+        """(values, levels) of a node with its aliases expanded.  Raises yaml.YAMLError."""
+        if id(node) in self._measured:
+            return self._measured[id(node)]
+        if id(node) in self._within:
+            raise _invalid("the value of an anchor contains itself", node)
+        self._within.add(id(node))
+        children: list[tuple[yaml.Node, str]] = []
+        if isinstance(node, yaml.MappingNode):
+            first: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                inner = path
+                if isinstance(key, yaml.ScalarNode):
+                    line = key.start_mark.line + 1
+                    if (before := first.get((key.tag, key.value))) is not None:
+                        raise _invalid(f"{shortened(repr(key.value))} is already set in line {before}", key)
+                    first[key.tag, key.value] = line
+                    inner = f"{path}.{key.value}" if path else key.value
+                    self.lines.setdefault(inner, line)
+                children += [(key, path), (value, inner)]
+        elif isinstance(node, yaml.SequenceNode):
+            children = [(item, path) for item in node.value]
+        values, levels = 1, 1
+        for child, inner in children:
+            more, below = self.of(child, inner)
+            values, levels = values + more, max(levels, below + 1)
+        if levels > MOST_LEVELS:
+            raise _invalid(f"more than {MOST_LEVELS} nested levels", node)
+        if values > MOST_VALUES:
+            raise _invalid(f"more than {MOST_VALUES:,} values, with aliases expanded", node)
+        self._within.remove(id(node))
+        self._measured[id(node)] = values, levels
+        return values, levels
+
+
+def _invalid(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def unusable_text(text: str) -> str | None:
+    """What a text contains that neither a file name nor a UTF-8 file may contain, or None."""
+    if "\0" in text:
+        return "a NUL character"
+    return None if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text) else "bytes that are not UTF-8"
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning if it is long."""
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}... ({len(text):,} characters)"
 
 
 def read_layers(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     """Read a config (a path or a name) and the configs that it `extends`, base first.  Raises UserError."""
-    path = find_config(name)
+    path = find_config(name, f"extends in {seen[-1]}" if seen else "--config")
     if str(path) in seen:
         raise UserError(f"{path} extends itself: {' -> '.join([*seen, str(path)])}")
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values, lines = _parse(read_text(path), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `section: settings` pairs, not {type(values).__name__}")
     base = values.pop("extends", None)
     below = read_layers(str(base), (*seen, str(path))) if base is not None else []
-    return [*below, Layer(str(path), values)]
+    return [*below, Layer(str(path), values, lines)]
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, asked_by: str = "--config") -> Path:
     """The file of a config: a path, or the name of a file in `config_folders`.  Raises UserError."""
     if Path(name).is_file():
         return Path(name)
@@ -105,9 +256,8 @@ def find_config(name: str) -> Path:
         if (path := folder / f"{Path(name).name.removesuffix('.yaml')}.yaml").is_file():
             return path
     known = sorted(path.stem for folder in config_folders() for path in folder.glob("*.yaml"))
-    raise UserError(
-        f"--config {name}: no such file or named config{did_you_mean(name, known)}\n  named configs: {', '.join(known)}"
-    )
+    missing = "it is a folder" if Path(name).is_dir() else "no such file or named config"
+    raise UserError(f"{asked_by} {name}: {missing}{did_you_mean(name, known)}\n  named configs: {', '.join(known)}")
 
 
 def config_folders() -> list[Path]:
@@ -119,27 +269,31 @@ def config_folders() -> list[Path]:
 def parse_set(text: str) -> Layer:
     """The settings of `--set a.b=value`; the value is YAML.  Raises UserError."""
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set {text}: expected key.path=value, for example --set training.max_steps=100")
-    try:
-        nested = parse_yaml(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: the value is not valid YAML; quote it if it is text") from None
-    for part in reversed(key.split(".")):
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > MOST_LEVELS:
+        raise UserError(f"--set {shortened(text)}: expected key.path=value, for example --set training.max_steps=100")
+    nested = _parse(value, f"--set {shortened(text)}: the value", is_file=False)[0]
+    for part in reversed(parts):
         nested = {part: nested}
-    return Layer(f"the command line: --set {text}", nested)
+    return Layer(f"the command line: --set {shortened(text)}", nested)
 
 
 def merge(
-    into: dict[str, Any], values: Mapping[str, Any], source: str, sources: dict[str, str], prefix: str = ""
+    into: dict[str, Any],
+    values: Mapping[str, Any],
+    source: str,
+    sources: dict[str, str],
+    prefix: str = "",
+    *,
+    lines: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Merge nested settings into `into`, and record in `sources` where each dotted key was last set."""
     for key, value in values.items():
         path = f"{prefix}{key}"
-        sources[path] = source
+        sources[path] = f"{source}, line {lines[path]}" if path in lines else source
         if isinstance(value, Mapping) and isinstance(into.get(key, {}), Mapping):
             into[key] = dict(into.get(key, {}))
-            merge(into[key], value, source, sources, f"{path}.")
+            merge(into[key], value, source, sources, f"{path}.", lines=lines)
         else:
             into[key] = value
 
@@ -159,10 +313,35 @@ def validate(
     Raises UserError with a paragraph for every mistake.
     """
     try:
-        return model.model_validate(values)
+        checked = model.model_validate(values)
     except ValidationError as error:
         paragraphs = [_explain(item, model, sources, prefix, hint) for item in error.errors(include_url=False)]
         raise UserError("\n".join(paragraphs)) from None
+    mistakes = [
+        f"{prefix}{path}: {reason}{_origin(prefix + path, sources)}" for path, reason in _misread(values, checked)
+    ]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return checked
+
+
+def _misread(given: Any, taken: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, reason) of the values that pydantic accepts although nobody can mean them.
+
+    pydantic takes `true` for the number 1, and text that no file name and no file can hold.
+    """
+    if isinstance(given, bool) and isinstance(taken, int | float) and not isinstance(taken, bool):
+        yield path, f"must be a number, not {str(given).lower()}"
+    elif isinstance(given, str) and (reason := unusable_text(given)):
+        yield path, f"contains {reason}"
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            inner = taken.get(key) if isinstance(taken, Mapping) else getattr(taken, str(key), None)
+            yield from _misread(value, inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(given, list | tuple):
+        inners = taken if isinstance(taken, list | tuple) and len(taken) == len(given) else [None] * len(given)
+        for i, (value, inner) in enumerate(zip(given, inners, strict=True)):
+            yield from _misread(value, inner, f"{path}.{i}")
 
 
 def stored_config(values: Mapping[str, Any], file: Path) -> RunConfig:
@@ -181,19 +360,24 @@ def _explain(
     """A pydantic error as a paragraph: the setting, what is wrong, where it was set, and the known settings."""
     loc = [str(part) for part in item["loc"]]
     path = prefix + ".".join(loc)
-    source, key = None, path
-    while key and source is None:  # a section may have been set as a whole
-        source, key = sources.get(key), key.rpartition(".")[0]
-    origin = f"\n  set {'on' if source.startswith('the command line') else 'in'} {source}" if source else ""
+    origin = _origin(path, sources)
     if item["type"] != "extra_forbidden":
         message = item["msg"].removeprefix("Value error, ")
-        given = f" (got {item['input']!r})" if not isinstance(item["input"], Mapping | BaseModel) else ""
+        given = f" (got {shortened(repr(item['input']))})" if not isinstance(item["input"], Mapping | BaseModel) else ""
         return f"{path}: {message}{given}{origin}" if path else f"{message}{origin}"
     section = prefix + ".".join(loc[:-1])
     known = list(_section_model(model, loc[:-1]).model_fields)
     kind = "option" if section.startswith("plugins.") else "setting"
     listing = f"\n  {kind}s of {section.removeprefix('plugins.').rstrip('.') or 'a run'}: {', '.join(known)}"
     return f"{path}: no such {kind}{did_you_mean(loc[-1], known)}{origin}{listing}{hint}"
+
+
+def _origin(path: str, sources: Mapping[str, str]) -> str:
+    """A line that says where a setting was set, or an empty string if nobody set it."""
+    source, key = None, path
+    while key and source is None:  # a section may have been set as a whole
+        source, key = sources.get(key), key.rpartition(".")[0]
+    return f"\n  set {'on' if source.startswith('the command line') else 'in'} {source}" if source else ""
 
 
 def _section_model(model: type[BaseModel], loc: Sequence[str]) -> type[BaseModel]:

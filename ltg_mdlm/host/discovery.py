@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from importlib.util import find_spec
+from pathlib import Path
 
 from ltg_mdlm.core.config import Provider
 from ltg_mdlm.core.errors import UserError
@@ -23,6 +24,9 @@ from ltg_mdlm.host.hookspecs import PROJECT
 VARIABLE = "LTG_MDLM_PLUGINS"
 
 OFF = "off"
+
+BUILT_IN = "ltg_mdlm_plugins"
+"""The package of the built-in plugins."""
 
 HOST = "ltg-mdlm"
 """The distribution of the built-in plugins."""
@@ -123,8 +127,10 @@ def installed_plugins() -> Mapping[str, tuple[Installed, ...]]:
 def find(name: str) -> Installed:
     """The installed plugin of this name.
 
-    Raises UserError if there is none, if there are several, or if `LTG_MDLM_PLUGINS` does not allow it.
+    Raises UserError if there is none, if there are several, or if `LTG_MDLM_PLUGINS` does not allow it; and if the
+    program and the built-in plugins come from two copies of ltg-mdlm.
     """
+    require_one_installation()
     known = installed_plugins()
     if name not in known:
         raise _not_found(name, known)
@@ -156,6 +162,38 @@ def _not_found(name: str, known: Iterable[str]) -> UserError:
     return UserError(
         f"no installed plugin is called {name!r}{near}\n  installed: {listing}{also}        (ltg-mdlm plugins list)"
     )
+
+
+def require_one_installation() -> None:
+    """Raises UserError if this program and the built-in plugins come from two copies of ltg-mdlm that differ.
+
+    `python -m ltg_mdlm.train` in a checkout imports the program from the current folder, but finds the plugins of an
+    older installation.  Their folders differ in that case only: both packages lie side by side in an installation, and
+    a checkout has the plugins in its folder `plugins`, from where an editable installation imports them, too.
+    """
+    file = module_file(BUILT_IN)
+    program = Path(__file__).resolve().parents[1]
+    plugins = Path(file).resolve().parent if file else program
+    beside = (program.parent, program.parent / "plugins")
+    if file is None or plugins.parent in beside:
+        return
+    copies = [(program, *(folder / BUILT_IN for folder in beside))]
+    copies.append((*(folder / program.name for folder in (plugins.parent, plugins.parent.parent)), plugins))
+    sources = [
+        {
+            f"{package.name}/{path.relative_to(package)}": path.read_bytes()
+            for package in packages
+            for path in package.rglob("*.py")
+        }
+        for packages in copies
+    ]
+    # Only what both copies have is compared: another layout may have the plugins alone in their folder.
+    if any(sources[1].get(path, source) != source for path, source in sources[0].items()):
+        raise UserError(
+            f"two different copies of ltg-mdlm are mixed:\n  the program:          {program}"
+            f"\n  the built-in plugins: {plugins}"
+            f"\n  install the checkout (pip install -e .), or start the program from a folder outside it"
+        )
 
 
 def module_file(name: str) -> str | None:

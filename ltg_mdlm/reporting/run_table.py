@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
@@ -87,9 +86,7 @@ def read_run(path: Path) -> RunRow:
 
 def _read_settings(folder: RunFolder) -> Mapping[str, Any]:
     try:
-        settings = parse_yaml(folder.read_config() or "{}")
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise UserError(f"{folder.config_file} is not valid YAML: {' '.join(str(error).split())}") from None
+        settings = parse_yaml(folder.read_config() or "{}", str(folder.config_file))
     except OSError as error:
         raise UserError(f"{folder.config_file} cannot be read: {error.strerror}") from None
     if not isinstance(settings, dict):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import plotext  # type: ignore[import-untyped]
-import yaml
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -139,7 +138,7 @@ class WatchedRun:
         """Read what the run has written since the last call."""
         if not self._training:
             # The settings are not written yet, or damaged.
-            with suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            with suppress(OSError, ValueError, TypeError, KeyError, UserError):
                 self._training = dict(parse_yaml(self.folder.read_config() or "")["training"])
         self._status: Status | None = self.folder.read_status()
         self.state = run_status(self.folder) if self.path.is_dir() else "gone"

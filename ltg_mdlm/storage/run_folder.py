@@ -29,7 +29,7 @@ from ltg_mdlm.core.files import (
     write_errors,
     write_text,
 )
-from ltg_mdlm.core.settings import parse_yaml, stored_config
+from ltg_mdlm.core.settings import parse_yaml, read_text, stored_config
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.storage.checkpoint import newest_checkpoint, read_about
 
@@ -105,7 +105,7 @@ class RunFolder:
 
     def read_config(self) -> str | None:
         """The settings of the run, as YAML; None before they are written."""
-        return self.config_file.read_text(encoding="utf-8") if self.config_file.is_file() else None
+        return read_text(self.config_file) if self.config_file.is_file() else None
 
     def stored_config(self) -> RunConfig | None:
         """The settings that the run was started with; None before they are written.
@@ -118,7 +118,7 @@ class RunFolder:
             text = self.read_config()
             if text is None:
                 return None
-            values = parse_yaml(text)
+            values = parse_yaml(text, str(self.config_file))
             if not isinstance(values, dict):
                 raise UserError(f"{self.config_file} must contain settings, not {type(values).__name__}")
             return stored_config(values, self.config_file)

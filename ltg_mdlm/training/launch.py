@@ -53,7 +53,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     """
     host = Host(settings.config, settings.sources)
     config = host.config
-    with Ranks.setup(threads=config.training.threads) as ranks, StopRequest() as stop:
+    with Ranks.setup(threads=config.training.threads) as ranks, StopRequest(can_save=False) as stop:
         require_same_program(host, ranks)
         console = Console(quiet=not ranks.is_main, markup=False, highlight=False)
         for text in host.check_config():
@@ -85,6 +85,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             if note is not None:
                 console.print(note, soft_wrap=True)
             trainer = prepare_trainer(folder, run, checkpoint, stop, console)
+            stop.can_save = True
             return train_and_report(trainer, folder, console)
 
 

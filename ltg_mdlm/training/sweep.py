@@ -17,16 +17,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
-from ltg_mdlm.core.config import Section
+from ltg_mdlm.core.config import MOST_SEED, Section
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import (
     Layer,
@@ -37,6 +37,7 @@ from ltg_mdlm.core.settings import (
     load_settings,
     parse_set,
     parse_yaml,
+    read_yaml,
     validate,
 )
 
@@ -51,15 +52,22 @@ _LONGEST_VALUE = 24
 _LONGEST_NAME = 120
 """Characters of the name of a run folder; file systems allow 255 bytes, and other names are derived from it."""
 
-NonEmpty = Annotated[list[Any], Field(min_length=1)]
+MOST_POINTS = 100_000
+
+_UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
+"""Characters that a run folder does not have in its name."""
+
+Values = Annotated[list[Any], Field(min_length=1, max_length=1000)]
 
 
 class SweepFile(Section):
     """The content of a sweep file."""
 
     configs: list[str] = Field(default_factory=list, description="base configs of every point; later wins")
-    grid: dict[str, NonEmpty] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="seeds of every point")
+    grid: dict[str, Values] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
+    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(
+        [0], min_length=1, max_length=1000, description="seeds of every point"
+    )
     exclude: list[dict[str, Any]] = Field(
         default_factory=list, description="key path -> value or values; points that match all of them are left out"
     )
@@ -155,6 +163,8 @@ class Sweep:
         """
         self.path, self.content, self._sets = path, content, tuple(sets)
         self.out_root = out_root or Path("runs") / path.stem
+        if math.prod(map(len, [*content.grid.values(), content.seeds])) > MOST_POINTS:
+            raise UserError(f"{path}: its grid has more than {MOST_POINTS:,} points")
         self.points = tuple(_points(content))
         if not self.points:
             raise UserError(f"{path}: its exclusions leave no point of the grid to train")
@@ -195,10 +205,7 @@ class Sweep:
 def open_sweep(name: str, sets: Sequence[str] = (), out_root: Path | None = None) -> Sweep:
     """Read a sweep file, given its path or its name in `configs/sweeps`.  Raises UserError for any mistake in it."""
     path = find_sweep(name)
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold configs, grid, seeds and exclude, not {type(values).__name__}")
     return Sweep(path, validate(SweepFile, values, {"sweep": str(path)}, prefix="sweep."), sets, out_root)
@@ -250,7 +257,7 @@ def folder_name(values: Mapping[str, Any], seed: int) -> str:
     >>> folder_name({"schedule": "cosine", "power": 0.5}, seed=2)
     'schedule=cosine-power=0.5-s2'
     """
-    name = "-".join(f"{key}={_value_name(value)}" for key, value in values.items())
+    name = "-".join(f"{_UNSAFE.sub('_', key)}={_value_name(value)}" for key, value in values.items())
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{_digest(name)}"
     return "-".join(part for part in (name, f"s{seed}") if part)
@@ -260,8 +267,11 @@ def _value_name(value: Any) -> str:
     """The value itself if it can be part of a file name; otherwise its safe characters and a digest."""
     written = json.dumps(value, sort_keys=True, default=str)
     text = value if isinstance(value, str) else written
-    safe = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
-    reads_back = safe == text and parse_yaml(text) == value
+    safe = _UNSAFE.sub("_", text)
+    try:
+        reads_back = safe == text and parse_yaml(text) == value
+    except UserError:  # text such as `0x_`, which YAML takes for a number
+        reads_back = False
     return text if reads_back and len(text) <= _LONGEST_VALUE else f"{safe[:_LONGEST_VALUE]}-{_digest(written)}"
 
 

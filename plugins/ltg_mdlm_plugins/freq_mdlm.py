@@ -38,18 +38,18 @@ from ltg_mdlm_plugins.objectives import StateDependentBound
 class Options(PluginOptions):
     """Masking weights, their curriculum, and the weights of masked tokens in the loss."""
 
-    power: float = Field(0.02, ge=0, description="softening exponent; 0 is uniform masking")
+    power: float = Field(0.02, ge=0, le=100, description="softening exponent; 0 is uniform masking")
     curriculum: Curriculum = Field(
         "linear", description="growth of the exponent from 0: in every step, once per epoch (published), or none"
     )
     curriculum_until: float = Field(
         1.0, gt=0, le=1, description="linear: share of training after which the exponent is constant"
     )
-    curriculum_epochs: int = Field(10, ge=2, description="epochs: the exponent is reached in this epoch")
+    curriculum_epochs: int = Field(10, ge=2, le=10**6, description="epochs: the exponent is reached in this epoch")
     weights: Literal["rank", "inverse", "exponential"] = Field(
         "rank", description="rarity of a token type: frequency rank, 1 / frequency, or 1 / frequency^frequency_scale"
     )
-    frequency_scale: float = Field(1.0, gt=0, description="exponential: the exponent; at 1 it equals inverse")
+    frequency_scale: float = Field(1.0, gt=0, le=100, description="exponential: the exponent; at 1 it equals inverse")
     row_min: RowMinimum = Field(
         "virtual",
         description="minimum of the min-max scaling: 0, or the smallest rarity in the row (published); the tokens that"

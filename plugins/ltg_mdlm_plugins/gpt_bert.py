@@ -47,13 +47,13 @@ class Options(PluginOptions):
     )
     mask_rate_start: float = Field(0.3, gt=0, le=1, description="mask rate at the start of training")
     mask_rate_end: float = Field(0.15, gt=0, le=1, description="mask rate at the end; linear in between")
-    max_span: int = Field(3, ge=1, description="maximum span length; lengths are uniform over 1 .. max_span")
+    max_span: int = Field(3, ge=1, le=2**20, description="maximum span length; lengths are uniform over 1 .. max_span")
     random_share: float = Field(0.1, ge=0, le=1, description="share of selected spans replaced by random tokens")
     keep_share: float = Field(0.1, ge=0, le=1, description="share of selected spans left unchanged")
     balance: bool = Field(
         True, description="prefer tokens that were masked less often; one byte per corpus token on every device"
     )
-    z_loss: float = Field(1e-4, ge=0, description="weight of the squared log-normaliser")
+    z_loss: float = Field(1e-4, ge=0, le=1000, description="weight of the squared log-normaliser")
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Options:

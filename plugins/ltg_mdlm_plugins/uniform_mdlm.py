@@ -50,7 +50,7 @@ class Options(PluginOptions):
 
     schedule: ScheduleName = Field("cosine", description="distribution of mask rates over rows")
     derivative_power: float = Field(
-        1.0, ge=0, description="exponent of |d gamma / dt| in the row weight; only 1 gives a likelihood bound"
+        1.0, ge=0, le=100, description="exponent of |d gamma / dt| in the row weight; only 1 gives a likelihood bound"
     )
     conditioning: Literal["mask_rate", "sigma", "none"] = Field(
         "mask_rate", description="value that conditions the model; none: a model without AdaLN"
@@ -83,7 +83,7 @@ class Options(PluginOptions):
         Modes.right_end, ge=0, le=1, description="bimodal_gaussian: mean that the right mode approaches"
     )
     right_growth: float = Field(
-        Modes.right_growth, ge=0, description="bimodal_gaussian: exponential rate of the approach"
+        Modes.right_growth, ge=0, le=10**6, description="bimodal_gaussian: exponential rate of the approach"
     )
     right_std: float = Field(
         Modes.right_std, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the right mode"

@@ -66,13 +66,21 @@ def builtin_corpus(
 
 
 def default_cache_dir() -> Path:
-    """The folder of generated corpora."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ltg_mdlm"
+    """The folder of generated corpora.  Raises UserError if the user has no home folder."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "ltg_mdlm"
+    try:
+        return Path.home() / ".cache" / "ltg_mdlm"
+    except RuntimeError:
+        raise UserError(
+            "there is no home folder in which to keep the built-in corpus"
+            "\n  set the environment variable XDG_CACHE_HOME to a folder for it, or use your own text with data.corpus"
+        ) from None
 
 
 def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, seed: int) -> None:
-    with write_errors(folder), written_folder(folder) as aside:
+    advice = "; set the environment variable XDG_CACHE_HOME to a folder that can be written"
+    with write_errors(folder, advice), written_folder(folder) as aside:
         files = write_builtin_text(aside / "text", words, seed, zipf_exponent)
         made = aside / "prepared"
         prepare_corpus([files.train], made, valid=[files.valid], vocab_size=vocab_size, progress=False)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ltg_mdlm.core.config import RunConfig
-from ltg_mdlm.core.settings import parse_yaml, stored_config
+from ltg_mdlm.core.settings import read_yaml, stored_config
 from ltg_mdlm.reporting.figure import STYLE, Panel
 from ltg_mdlm.reporting.html_report.charts import inline_svg
 from ltg_mdlm.reporting.html_report.run_groups import Group, said
@@ -59,7 +59,7 @@ def _pictures_of(groups: Sequence[Group]) -> RecipePictures:
     run = groups[0].runs[0]
     file = run.row.folder / "config.yaml"
     try:
-        config = stored_config(parse_yaml(file.read_text(encoding="utf-8")), file)
+        config = stored_config(read_yaml(file), file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             panels = _panels(config)
