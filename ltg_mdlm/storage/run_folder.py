@@ -12,10 +12,11 @@ import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY, remove_leftovers, write_text
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.data.tokenizer import Tokenizer
 
 HEARTBEAT_SECONDS = 10.0
@@ -27,11 +28,14 @@ SILENT_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 
 
+_Status = Literal["running", "preempted", "finished", "failed"]
+
+
 @dataclass(frozen=True)
 class Status:
     """The content of status.json, which job scripts read."""
 
-    status: Literal["running", "preempted", "finished", "failed"]
+    status: _Status
     step: int
     reason: str = ""
 
@@ -87,9 +91,11 @@ class RunFolder:
     def read_status(self) -> Status | None:
         """The last status; None if there is none, or if it cannot be read."""
         try:
-            return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            status = Status(**read_object(self.status_file))
+        except (UserError, TypeError):
             return None
+        is_sound = status.status in get_args(_Status) and isinstance(status.reason, str)
+        return status if is_sound and type(status.step) is int and status.step >= 0 else None
 
     def write_status(self, status: Status) -> None:
         """Write status.json atomically."""

@@ -21,7 +21,7 @@ from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, require_undamaged
-from ltg_mdlm.storage.metrics_file import result_text, truncate_metrics
+from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
 from ltg_mdlm.training.consistency import (
@@ -155,7 +155,9 @@ def prepare_trainer(
         folder.write_config(config.to_yaml())
         folder.write_tokenizer(run.corpus.tokenizer)
         # A run that starts again has no metrics, not even those of step 0.
-        truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
+        damaged = truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
+        if damaged:
+            console.print(f"note: {damage(damaged)}", style="yellow", soft_wrap=True)
         sinks += [JSONLines(folder.metrics_file), ConsoleSink(first_step, run.schedule.max_steps, console)]
         if (mode := wandb_mode(config.logging)) is not None:
             sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
