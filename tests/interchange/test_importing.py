@@ -451,9 +451,9 @@ def test_other_files_are_refused(tmp_path, given, write, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), r"base\.json: cannot be read: No such file"),
-        (lambda path: path.write_text("{"), r"base\.json: not a model config: it is not JSON"),
-        (lambda path: path.write_text("[1]"), r"base\.json: not a model config: missing hidden_size, "),
+        (lambda path: path.unlink(), r"base\.json: no such file\n  give the JSON file"),
+        (lambda path: path.write_text("{"), r"base\.json:1: not JSON"),
+        (lambda path: path.write_text("[1]"), r"base\.json:1: expected a JSON object, not \[1\]\n  give the JSON file"),
         (
             lambda path: write_model_config(path, without=["num_attention_heads", "layer_norm_eps"]),
             r"base\.json: not a model config: missing num_attention_heads, layer_norm_eps\n",
