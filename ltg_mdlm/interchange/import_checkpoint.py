@@ -37,7 +37,7 @@ _WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
-_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)([._-].*)?|.*[-_](train|valid|dev|test)\.bin")
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)([._-].*)?")
 """Names of other files that training leaves in a folder."""
 
 _AVERAGES = re.compile(r"(^|.*[._-])ema([._-].*|$)", re.IGNORECASE)
