@@ -43,7 +43,7 @@ def report(
 
     The HTML report of --out is one file that works offline.
     """
-    from ltg_mdlm.reporting.run_table import find_runs, read_run, report_table, text_table, write_csv
+    from ltg_mdlm.reporting.run_table import damage_note, find_runs, read_run, report_table, text_table, write_csv
 
     if out is None and any(option is not None for option in (results, samples, recipes)):
         raise UserError("--results, --samples and --recipes only change the HTML report\n  add --out FILE.html")
@@ -58,6 +58,8 @@ def report(
         write_report(folders, out, results=found, extent=Extent(**extent))
         print(f"report: {out}", file=sys.stderr)
     rows = [read_run(folder) for folder in folders]
+    if note := damage_note(rows):
+        print(f"note: {note}", file=sys.stderr)
     if csv is not None:
         write_csv(report_table(rows), csv)
     if as_json:

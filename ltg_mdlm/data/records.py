@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import is_unicode, parse_object, read_text, shown
 
 _MISSING = ("", "NA", "NaN", "nan")
 
@@ -78,7 +79,7 @@ class Record:
 
     def error(self, key: str, expected: str) -> UserError:
         """The error for a value of another kind than expected."""
-        return UserError(f"{self.where}: {key} must be {expected}, not {_shown(self.values.get(key))}")
+        return UserError(f"{self.where}: {key} must be {expected}, not {shown(self.values.get(key))}")
 
     def _value(self, key: str) -> Any:
         if key not in self.values:
@@ -88,17 +89,7 @@ class Record:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and _is_unicode(value)
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can escape half a surrogate pair, which no tokenizer can read."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _shown(value: object) -> str:
-    shown = ascii(value) if isinstance(value, str) and not _is_unicode(value) else repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return isinstance(value, str) and bool(value.strip()) and is_unicode(value)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -135,19 +126,6 @@ def read_table(file: Path) -> list[Record]:
     return records
 
 
-def parse_object(text: str, file: Path, line: int = 1) -> dict[str, Any]:
-    """The JSON object in a text that begins at this line of a file. Raises UserError if it is not one."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{line + error.lineno - 1}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UserError(f"{file}:{line}: JSON nested too deeply") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}:{line}: expected a JSON object, not {_shown(value)}")
-    return value
-
-
 def only_file(path: Path, suffix: str) -> Path:
     """A file, or the only file with this suffix in a folder. Raises UserError if there is not exactly one."""
     if not path.is_dir():
@@ -156,18 +134,6 @@ def only_file(path: Path, suffix: str) -> Path:
     if len(found) != 1:
         raise UserError(f"{path}: expected one {suffix} file, found {', '.join(file.name for file in found) or 'none'}")
     return found[0]
-
-
-def read_text(file: Path) -> str:
-    """The text of a file, without a byte order mark. Raises UserError if it cannot be read or is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.records import only_file, parse_object, read_table, read_text
+from ltg_mdlm.core.json_files import parse_object, read_text
+from ltg_mdlm.data.records import only_file, read_table
 from ltg_mdlm.evaluation.statistics import Floats, pearson
 from ltg_mdlm.evaluation.tasks import Skip, Task, TaskResult, ask, data_name
 from ltg_mdlm.inference.texts import Scorer, Text

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY
-from ltg_mdlm.data.records import Record, parse_object, read_records, read_text
+from ltg_mdlm.core.json_files import parse_object, read_text
+from ltg_mdlm.data.records import Record, read_records
 
 SETTINGS = ("weights", "score", "time", "rate", "normalise", "draws")
 """Keys of `summary.json` that say how a model was scored."""

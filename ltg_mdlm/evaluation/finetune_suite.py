@@ -22,6 +22,7 @@ from rich.table import Table
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_writable
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.core.settings import flatten
 from ltg_mdlm.core.terminal import count_progress
 from ltg_mdlm.evaluation.finetune_tasks import FinetuneSettings, TaskFiles, find_tasks, read_examples, settings_of
@@ -158,12 +159,11 @@ def finished_results(jobs: Sequence[FinetuneJob], *, overwrite: bool) -> dict[st
         if not job.folder.exists():
             continue
         try:
-            summary = json.loads((job.folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            summary = None
-        if not isinstance(summary, dict):
-            raise UserError(f"{job.folder}: not a result of fine-tuning; choose another --out or delete it")
-        found[job.name] = summary
+            found[job.name] = read_object(job.folder / "summary.json")
+        except UserError as error:
+            raise UserError(
+                f"{job.folder}: not a result of fine-tuning; choose another --out or delete it\n  {error}"
+            ) from None
     if overwrite:
         return {}
     for job in jobs:

@@ -5,7 +5,6 @@ Shape suffixes: S texts, T tokens, V vocabulary, D width.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.core.terminal import count_progress
 from ltg_mdlm.data.tokenizer import BOS
 from ltg_mdlm.inference.exported_folder import CONFIG_FILE, MODEL_TYPE
@@ -180,11 +180,8 @@ def open_judge(path: Path, device: torch.device) -> Judge:
     """
     if not path.exists():
         raise UserError(f"--judge {path}: no such folder")
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        is_other_model = config.get("model_type", MODEL_TYPE) != MODEL_TYPE
-    except (OSError, ValueError, AttributeError):
-        is_other_model = False
+    file = path / CONFIG_FILE
+    is_other_model = file.is_file() and read_object(file).get("model_type", MODEL_TYPE) != MODEL_TYPE
     return HuggingFaceJudge(path, device) if is_other_model else TrainedJudge(open_model(path))
 
 

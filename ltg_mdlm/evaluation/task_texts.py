@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.records import Record, parse_object, read_records, read_table, read_text
+from ltg_mdlm.core.json_files import parse_object, read_text
+from ltg_mdlm.data.records import Record, read_records, read_table
 from ltg_mdlm.evaluation.tasks import data_name
 
 FIELDS = (

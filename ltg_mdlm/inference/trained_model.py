@@ -186,5 +186,5 @@ def _plugins_named(model: Path, about: Mapping[str, Any]) -> Iterator[None]:
         yield
     except UserError as error:
         versions = about.get("versions", {})
-        plugins = ", ".join(f"{name} of {versions.get(name, '?')}" for name in about["config"]["plugins"])
+        plugins = ", ".join(f"{name} of {versions.get(name, '?')}" for name in about["config"].get("plugins", ()))
         raise UserError(f"{error}\n  {model} was trained with {plugins}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import write_errors, written_folder
-from ltg_mdlm.core.settings import Layer, load_settings
+from ltg_mdlm.core.json_files import read_object
+from ltg_mdlm.core.settings import Layer, load_settings, merge, read_layers
 from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.plugin_host import Host
@@ -33,6 +34,14 @@ from ltg_mdlm.training.assembly import provenance
 
 _WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 """In a folder as on model hubs, in the order of preference."""
+
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)([._-].*)?")
+"""Names of other files that training leaves in a folder."""
+
+_AVERAGES = re.compile(r"(^|.*[._-])ema([._-].*|$)", re.IGNORECASE)
+"""Names, without their suffix, of files with averaged weights."""
 
 _UNCONDITIONED = {"plugins": {"uniform_mdlm": {"conditioning": "none"}}}
 
@@ -62,23 +71,55 @@ class Files:
     weights: Path
     model_config: Path
     tokenizer: Path
+    others: tuple[str, ...] = ()
+    """Names of other files of weights in the same folder."""
 
     @classmethod
-    def of(cls, path: Path, model_config: Path | None, tokenizer: Path | None) -> Files:
+    def of(cls, path: Path, model_config: Path | None, tokenizer: Path | None, weights: Weights) -> Files:
         """The files of a checkpoint; in a folder, those that are not given have their usual names.
+
+        Of several files of weights in a folder, "ema" chooses the averages and "raw" the weights of the last step.
 
         Raises UserError if one of them is missing.
         """
         if path.is_dir():
-            weights = next((path / name for name in _WEIGHTS_FILES if (path / name).is_file()), None)
-            if weights is None:
-                raise UserError(f"{path}: no weights in this folder: neither {' nor '.join(_WEIGHTS_FILES)}")
-            return cls(weights, model_config or path / CONFIG_FILE, tokenizer or path / TOKENIZER_FILE)
+            chosen, others = _weights_in(path, weights)
+            return cls(chosen, model_config or path / CONFIG_FILE, tokenizer or path / TOKENIZER_FILE, others)
         if model_config is None or tokenizer is None:
             options = {"--model-config": model_config, "--tokenizer": tokenizer}
             missing = [option for option, file in options.items() if file is None]
             raise UserError(f"{path} is a file, so {' and '.join(missing)} must be given, too")
         return cls(path, model_config, tokenizer)
+
+
+def _weights_in(folder: Path, weights: Weights) -> tuple[Path, tuple[str, ...]]:
+    """The file of weights to import from a folder, and the names of the others.  Raises UserError if it is unclear."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    known = [file for file in files if not _NO_WEIGHTS.fullmatch(file.name)]
+    if not known:
+        raise UserError(f"{folder}: no weights in this folder: neither {' nor '.join(_WEIGHTS_FILES)}")
+    if any(re.search(r"-\d+-of-\d+$", file.stem) for file in known):
+        raise UserError(f"{folder}: the weights are split into several files; save them as one, {WEIGHTS_FILE}")
+    averages = [file for file in known if _AVERAGES.fullmatch(file.stem)]
+    last = [file for file in known if file not in averages]
+    if weights == "raw" and not last:
+        raise UserError(f"{folder}: only averages in this folder ({averages[0].name}); leave out --weights raw")
+    wanted = averages if averages and weights == "ema" else last
+    usual = [name for stem in ("{}", "{}_ema", "{}-ema", "{}.ema", "ema_{}") for name in _usual_names(stem)]
+    chosen = sorted(wanted, key=lambda file: usual.index(file.name) if file.name in usual else len(usual))
+    if len(chosen) > 1 and chosen[0].name not in usual:
+        raise UserError(
+            f"{folder}: several files of weights: {', '.join(file.name for file in chosen)}"
+            "\n  give one of them instead of the folder, with --model-config and --tokenizer"
+        )
+    return chosen[0], tuple(file.name for file in known if file != chosen[0])
+
+
+def _usual_names(stem: str) -> list[str]:
+    return [stem.format(Path(name).stem) + Path(name).suffix for name in _WEIGHTS_FILES]
 
 
 @dataclass(frozen=True)
@@ -92,17 +133,12 @@ class ModelFile:
     def read(cls, path: Path) -> ModelFile:
         """Raises UserError for a file that is not JSON, or in which a size is missing."""
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError:
-            raise UserError(f"{path}: not a model config: it is not JSON") from None
-        missing = [name for name in _REQUIRED if name not in fields] if isinstance(fields, dict) else list(_REQUIRED)
-        if missing:
-            raise UserError(
-                f"{path}: not a model config: missing {', '.join(missing)}"
-                "\n  give the JSON file that the checkpoint was trained with (--model-config)"
-            )
+            fields = read_object(path)
+            if missing := [name for name in _REQUIRED if name not in fields]:
+                raise UserError(f"{path}: not a model config: missing {', '.join(missing)}")
+        except UserError as error:
+            advice = "give the JSON file that the checkpoint was trained with (--model-config)"
+            raise UserError(f"{error}\n  {advice}") from None
         return cls(path, fields)
 
     @property
@@ -143,6 +179,10 @@ class Imported:
     """Further facts of the run, as in every checkpoint."""
     unused: Sequence[str]
     """Ignored fields of the model config."""
+    others: Sequence[str] = ()
+    """Other files of weights in the folder."""
+    notes: Sequence[str] = ()
+    """What was changed in the recipe."""
 
     def write(self, out: Path) -> None:
         """Write the run folder, completely or not at all.  Raises UserError if it cannot be written."""
@@ -172,6 +212,12 @@ class Imported:
             f"imported {source.path}: {parameters:,} parameters after {self.step:,} steps, {averages}",
             f"settings: {config.name} with plugins {', '.join(config.plugins)} (others: --config, --set)",
         ]
+        if self.others:
+            is_average = _AVERAGES.fullmatch(source.path.stem)
+            kind = "the averages; --weights raw takes those of the last step" if is_average else "not averages"
+            lines.append(f"of the weights in the folder, {source.path.name} was taken ({kind})")
+            lines.append(f"not imported: {', '.join(self.others)}")
+        lines += self.notes
         if source.left_out:
             lines.append(f"not imported: {', '.join(source.left_out)}")
         if self.unused:
@@ -205,12 +251,14 @@ def import_checkpoint(
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another folder with --out")
-    files = Files.of(path, model_config, tokenizer)
-    sizes, tokens = ModelFile.read(files.model_config), Tokenizer.read(files.tokenizer)
+    files = Files.of(path, model_config, tokenizer, weights)
+    # The weights first: whether they can be imported at all does not depend on the other files.
     published = read_published(files.weights, averages=weights == "ema")
+    sizes, tokens = ModelFile.read(files.model_config), Tokenizer.read(files.tokenizer)
     _require_one_vocabulary(files, sizes, tokens, published)
     training = _training_facts(published)
-    host = Host(*_settings(published, training, sizes, configs, sets, out))
+    config, sources, notes = _settings(published, training, sizes, configs, sets, out)
+    host = Host(config, sources)
     # The components are not used for training: any token counts will do.
     count_V = torch.ones(tokens.vocab_size, dtype=torch.int64)
     statistics = CorpusStatistics(token_count_V=count_V, num_tokens=len(count_V), num_words=len(count_V))
@@ -229,6 +277,8 @@ def import_checkpoint(
         averages=weights_for(model, averages, conditioning, f"{files.weights}: the averages") if averages else None,
         about=provenance(host.config, components, Ranks.alone()),
         unused=sizes.unused if published.code_base != "ltg-mdlm" else (),
+        others=files.others,
+        notes=notes,
     )
     imported.write(out)
     return imported
@@ -240,7 +290,7 @@ def _require_one_vocabulary(files: Files, sizes: ModelFile, tokens: Tokenizer, p
     if sizes.vocab_size is not None:
         found[f"vocab_size in {sizes.path}"] = sizes.vocab_size
     if (embedding := published.model.weights.get("embedding.word_embedding.weight")) is not None:
-        found[f"the word embedding in {published.path}"] = len(embedding)
+        found[f"the word embedding in {published.path}"] = embedding.shape[0] if embedding.dim() else 0
     if len(set(found.values())) > 1:
         listing = "".join(f"\n  {what}: {size}" for what, size in found.items())
         raise UserError(f"the sizes of the vocabulary differ:{listing}\n  they must come from the same model")
@@ -252,13 +302,20 @@ def _training_facts(published: PublishedCheckpoint) -> Mapping[str, Any]:
     if published.code_base != "ltg-mdlm" or not file.is_file():
         return {}
     try:
-        facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {"config": dict(facts["config"]), "step": int(facts["step"]), "words_seen": facts["words_seen"]}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{file}: not the training facts of an export ({type(error).__name__}: {error})"
-            "\n  delete it to derive the recipe from the layout of the weights"
-        ) from None
+        facts = {name: value for name, value in read_object(file).items() if name in ("config", "step", "words_seen")}
+        config, step, words = facts["config"], facts["step"], facts["words_seen"]
+        counts = [step] if words is None else [step, words]
+        if isinstance(config, dict) and all(type(count) is int and count >= 0 for count in counts):
+            return facts
+        problem = "a value of the wrong type"
+    except KeyError as error:
+        problem = f"no {error}"
+    except UserError as error:
+        problem = str(error)
+    raise UserError(
+        f"{file}: not the training facts of an export ({problem})"
+        "\n  delete it to derive the recipe from the layout of the weights"
+    )
 
 
 def _settings(
@@ -268,8 +325,8 @@ def _settings(
     configs: Sequence[str],
     sets: Sequence[str],
     out: Path,
-) -> tuple[RunConfig, Mapping[str, str]]:
-    """The settings of the imported run, and the source of each."""
+) -> tuple[RunConfig, Mapping[str, str], list[str]]:
+    """The settings of the imported run, the source of each, and notes on what was changed in the recipe."""
     layers = [
         Layer(f"the layout of {published.path}", {"model": {"depth_weighted_averaging": published.averages_depth}}),
         Layer(str(sizes.path), {"model": sizes.settings}),
@@ -279,8 +336,31 @@ def _settings(
     elif not configs:
         recipe, changes = _recipe(published)
         configs, layers = [recipe], [Layer(f"the layout of {published.path}", changes), *layers]
+    changes, notes = _fitting_rows(configs, layers, sizes.fields["max_position_embeddings"])
+    if changes:
+        layers.append(Layer(f"the positions in {sizes.path}", {"training": changes}))
     settings = load_settings(configs, sets, out=out, layers=layers)
-    return settings.config, settings.sources
+    return settings.config, settings.sources, notes
+
+
+def _fitting_rows(
+    configs: Sequence[str], layers: Sequence[Layer], positions: object
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings of `training` that cut the rows of a recipe to the positions of the model, and the note that says so."""
+    merged: dict[str, Any] = {}
+    for layer in [*(layer for name in configs for layer in read_layers(name)), *layers]:
+        merge(merged, layer.values, layer.source, {})
+    training = merged.get("training")
+    if type(positions) is not int or positions < 8 or not isinstance(training, dict):
+        return {}, []  # the validation of the settings says what is wrong
+    changes: dict[str, Any] = {}
+    if isinstance(length := training.get("seq_len"), int) and length > positions:
+        changes["seq_len"] = positions
+    if (stages := training.get("seq_len_schedule")) and any(length > positions for _, length in stages):
+        cut = [[start, min(length, positions)] for start, length in stages]
+        changes["seq_len_schedule"] = [stage for i, stage in enumerate(cut) if i == 0 or stage[1] != cut[i - 1][1]]
+    given = ", ".join(f"training.{key}={value}" for key, value in changes.items())
+    return changes, [f"rows cut to the {positions} positions of the model: {given}"] if changes else []
 
 
 def _recipe(published: PublishedCheckpoint) -> tuple[str, dict[str, Any]]:
@@ -355,6 +435,7 @@ def _wrong_table(table_N: Tensor | None, conditioning: TimeConditioning) -> Iter
     """The name of the table of conditioning values, if the settings give other values."""
     if table_N is None:
         return
-    value_N = conditioning.value_for_rate(torch.linspace(0, 1, len(table_N))) if conditioning.active else None
+    is_table = conditioning.active and table_N.dim() == 1
+    value_N = conditioning.value_for_rate(torch.linspace(0, 1, len(table_N))) if is_table else None
     if value_N is None or not torch.allclose(value_N, table_N.float(), rtol=1e-4, atol=1e-6):
         yield TABLE_NAME

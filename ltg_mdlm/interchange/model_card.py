@@ -7,7 +7,7 @@ from typing import Any
 
 from ltg_mdlm.core.settings import flatten
 from ltg_mdlm.inference.trained_model import TrainedModel
-from ltg_mdlm.storage.metrics_file import ROWS, read_rows
+from ltg_mdlm.storage.metrics_file import ROWS, read_validations
 from ltg_mdlm.storage.run_folder import RunFolder
 
 _BACKENDS = {
@@ -116,10 +116,9 @@ def _training(trained: TrainedModel) -> list[str]:
 def _results(trained: TrainedModel) -> list[str]:
     """The last metrics on held-out text that training measured up to the checkpoint's step."""
     file = RunFolder(trained.source.parent.parent).metrics_file
-    measured = [row for row in read_rows(file, b'"valid/loss"') if row["step"] <= trained.about["step"]]
-    if not measured:
+    row = read_validations(file, up_to=trained.about["step"]).last
+    if not row:
         return []
-    row = measured[-1]
     title = f"## Held-out text, step {row['step']:,}"
     metrics = [
         f"| {label.strip()} | {form.format(row[key])} |" for key, label, form in ROWS if row.get(key) is not None

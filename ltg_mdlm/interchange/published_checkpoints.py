@@ -45,6 +45,8 @@ _SHARED = (
 
 _POSITIONS = ".position_indices"
 
+_UNGATED = (".in_proj_v.weight", ".in_proj_v.bias")
+
 
 _HARMLESS: list[Any] = [(PurePosixPath, "pathlib.PosixPath"), (PurePosixPath, "pathlib._local.PosixPath")]
 """Classes that a pickle may contain in addition to tensors and plain values: paths among the arguments of a training
@@ -67,7 +69,7 @@ class NamedWeights:
     @classmethod
     def of(cls, state: Mapping[Any, Any], origin: str) -> NamedWeights:
         """Raises UserError, with `origin`, for values that are not tensors and for unequal copies of one tensor."""
-        others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+        others = [str(name) for name, value in state.items() if not _is_plain_tensor(value)]
         if others or not state:
             found = f"it holds {folded(others)}" if others else "it is empty"
             raise UserError(f"{origin}: not a model's state dict: {found}")
@@ -150,6 +152,11 @@ class PublishedCheckpoint:
         return f"in the order of the weights they have other shapes: {folded(shapes)}" if shapes else None
 
 
+def _is_plain_tensor(value: object) -> bool:
+    """Whether a value is a dense tensor with numbers in it."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized
+
+
 def read_published(path: Path, *, averages: bool = True) -> PublishedCheckpoint:
     """Read a state dict or a training checkpoint, the latter with its averages if `averages` is true.
 
@@ -158,7 +165,13 @@ def read_published(path: Path, *, averages: bool = True) -> PublishedCheckpoint:
     content = read_checkpoint_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: not a checkpoint: it holds a {type(content).__name__}, not named tensors")
-    if not isinstance(content.get("model"), Mapping):
+    state = content["model"] if isinstance(content.get("model"), Mapping) else content
+    if any(str(name).endswith(_UNGATED) for name in state):
+        raise UserError(
+            f"{path}: attention without a gate (in_proj_v), as in pretraining/model.py of GPT-BERT and in LTG-BERT;"
+            " this variant is not supported\n  models with a gate (in_proj_vg), as in model_extra.py, can be imported"
+        )
+    if state is content:
         return PublishedCheckpoint(
             path=path,
             model=NamedWeights.of(content, str(path)),
@@ -240,7 +253,7 @@ def _averages(content: Mapping[Any, Any], path: Path) -> tuple[NamedWeights | Se
 
 def _count(value: object) -> int:
     """A number of steps; 0 for other values."""
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if isinstance(value, int) and 0 <= value < 2**63 else 0
 
 
 def _code_base(content: Mapping[Any, Any]) -> CodeBase | None:

@@ -6,7 +6,6 @@ Only the upload itself needs `huggingface_hub` (`pip install "ltg-mdlm[hub]"`); 
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 from safetensors import SafetensorError, safe_open
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.inference.exported_folder import CONFIG_FILE, MAIN, TOKENIZER_FILE, WEIGHTS_FILE
 
 REQUIRED_FILES = (
@@ -197,13 +197,13 @@ def _code_files(folder: Path) -> list[str]:
     file = folder / "config.json"
     found: list[str] = []
     try:
-        classes = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}) if file.is_file() else {}
+        classes = read_object(file).get("auto_map", {}) if file.is_file() else {}
         wanted = {f"{name.partition('.')[0]}.py" for name in classes.values()}
         while wanted:
             file = folder / wanted.pop()
             found.append(file.name)
             wanted |= _imports(file) - set(found)
-    except (ValueError, AttributeError, SyntaxError) as error:
+    except (UserError, ValueError, AttributeError, SyntaxError) as error:
         raise UserError(f"{file} cannot be read: {error}; export the model again") from None
     return sorted(found)
 

@@ -38,14 +38,18 @@ class Line:
 
 def run_line(curve: Curve, last_step: int, bins: int = BINS) -> Line:
     """Means and extremes of a run in equal bins of the steps 0 to `last_step`."""
-    step_N, value_N = np.asarray(curve.steps, dtype=np.float64), np.asarray(curve.values, dtype=np.float64)
-    bin_N = _bin_of(step_N, last_step, bins)
-    parts = [bin_N == part for part in np.unique(bin_N)]
-    steps = [step_N[part].mean() for part in parts]
-    finite = [value_N[part][np.isfinite(value_N[part])] for part in parts]
-    figures = [(some.mean(), some.min(), some.max()) if len(some) else (np.nan,) * 3 for some in finite]
-    value_P, low_P, high_P = np.asarray(figures, dtype=np.float64).reshape(-1, 3).T
-    return Line(np.asarray(steps), value_P, low_P, high_P, seeds=1)
+    step_N, value_N, low_N, high_N, weight_N = curve.columns()
+    parts, bin_N = np.unique(_bin_of(step_N, last_step, bins), return_inverse=True)
+    known, p = weight_N > 0, len(parts)
+    step_P = np.bincount(bin_N, step_N, p) / np.bincount(bin_N, minlength=p)
+    weight_P = np.bincount(bin_N, weight_N, p)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        value_P = np.bincount(bin_N[known], value_N[known] * weight_N[known], p) / weight_P
+    low_P, high_P = np.full(p, np.inf), np.full(p, -np.inf)
+    np.minimum.at(low_P, bin_N[known], low_N[known])
+    np.maximum.at(high_P, bin_N[known], high_N[known])
+    low_P[weight_P == 0] = high_P[weight_P == 0] = np.nan
+    return Line(step_P, value_P, low_P, high_P, seeds=1)
 
 
 def group_line(curves: Sequence[Curve], last_step: int, bins: int = BINS) -> Line:

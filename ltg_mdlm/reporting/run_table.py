@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import write_errors, written_file
 from ltg_mdlm.core.settings import flatten, parse_yaml
-from ltg_mdlm.storage.metrics_file import read_rows
+from ltg_mdlm.storage.metrics_file import damage, read_validations
 from ltg_mdlm.storage.run_folder import SILENT_SECONDS, Lock, RunFolder
 from ltg_mdlm.training.sweep import short_names
 
@@ -46,13 +46,18 @@ class RunRow:
     """By key path."""
     figures: Mapping[str, float | None]
     """Metrics of the last validation without the prefix `valid/`; `validated` is its step."""
+    damaged: int = 0
+    """Number of damaged lines of metrics.jsonl."""
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Find run folders among `paths` and directly in them, in this order. Raises `UserError` if a path has none."""
     found: dict[Path, None] = {}
     for path in paths:
-        folders = [path] if _is_run(path) else sorted(inner for inner in path.glob("*/") if _is_run(inner))
+        try:
+            folders = [path] if _is_run(path) else sorted(inner for inner in path.glob("*/") if _is_run(inner))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         if not folders:
             raise UserError(f"{path}: neither a run folder (no config.yaml) nor a folder that contains run folders")
         found |= dict.fromkeys(folders)
@@ -61,7 +66,8 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 def _is_run(path: Path) -> bool:
     """A run writes config.yaml first. A run that ended before has only its lock file."""
-    return (path / "config.yaml").is_file() or (path / Lock.FILE).is_file()
+    # Unlike Path.is_file, this is false for a folder that may not be read, and for a loop of links.
+    return os.path.isfile(path / "config.yaml") or os.path.isfile(path / Lock.FILE)
 
 
 def read_run(path: Path) -> RunRow:
@@ -73,15 +79,19 @@ def read_run(path: Path) -> RunRow:
     try:
         if settings := _read_settings(folder):
             flat = {key: value for key, value in flatten(settings).items() if not key.startswith(_NOT_COMPARED)}
-            compared = flat | {_PLUGINS: "+".join(settings.get(_PLUGINS) or {})}
+            chosen = settings.get(_PLUGINS)
+            compared = flat | {_PLUGINS: "+".join(map(str, chosen)) if isinstance(chosen, dict | list) else ""}
     except UserError as error:
         state, reason = UNREADABLE, str(error)
+    except RecursionError:
+        state, reason = UNREADABLE, f"{folder.config_file}: nested too deeply"
     figures: dict[str, float | None] = {}
-    for last in deque(read_rows(folder.metrics_file, b'"valid/loss"'), maxlen=1):
-        figures["validated"] = last["step"]
-        figures |= {key.removeprefix("valid/"): value for key, value in last.items() if key.startswith("valid/")}
+    found = read_validations(folder.metrics_file)
+    if found.last:
+        figures["validated"] = found.last["step"]
+        figures |= {key.removeprefix("valid/"): value for key, value in found.last.items() if key.startswith("valid/")}
     step = status.step if status is not None else None
-    return RunRow(folder=path, status=state, step=step, reason=reason, settings=compared, figures=figures)
+    return RunRow(path, state, step, reason, settings=compared, figures=figures, damaged=found.damaged)
 
 
 def _read_settings(folder: RunFolder) -> Mapping[str, Any]:
@@ -109,6 +119,11 @@ def shows_life(folder: RunFolder) -> bool:
     except OSError:
         return False
     return facts.st_size > 0 and time.time() - facts.st_mtime < SILENT_SECONDS
+
+
+def damage_note(rows: Sequence[RunRow]) -> str:
+    """One sentence on the damaged lines of all runs; empty if there are none."""
+    return "; ".join(f"{row.folder}: {damage(row.damaged)}" for row in rows if row.damaged)
 
 
 def differing_settings(rows: Sequence[RunRow]) -> list[str]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import plotext  # type: ignore[import-untyped]
@@ -21,11 +20,13 @@ from ltg_mdlm.core.settings import parse_yaml
 from ltg_mdlm.core.terminal import clock
 from ltg_mdlm.reporting.curves import run_line
 from ltg_mdlm.reporting.run_table import find_runs, run_status, shows_life
-from ltg_mdlm.storage.metrics_file import Curve, MetricsFile
+from ltg_mdlm.storage.metrics_file import Curve, MetricsFile, damage
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 
 METRICS = ("loss", "valid/bound")
 """Metrics that are drawn by default."""
+
+_THROUGHPUT = "tokens_per_second"
 
 FORMATS = (("loss", "objective {:.4f}"), ("valid/bound", "held-out bound {:.4f}"), ("lr", "lr {:.2e}"))
 """Metrics whose last values are printed above the plots."""
@@ -77,7 +78,7 @@ class Watch:
     def __init__(self, paths: Sequence[Path], metrics: Sequence[str] = METRICS) -> None:
         """Raises `UserError` if a path contains no run."""
         self._paths, self._metrics = paths, metrics
-        self._runs = {path: WatchedRun(path) for path in find_runs(paths)}
+        self._runs = {path: WatchedRun(path, metrics) for path in find_runs(paths)}
 
     def refresh(self) -> None:
         """Read what is new and find new runs. A deleted run keeps its last state."""
@@ -86,7 +87,7 @@ class Watch:
         for folder in self._paths:
             with suppress(UserError):
                 new = [path for path in find_runs([folder]) if path not in self._runs]
-                self._runs |= {path: WatchedRun(path) for path in new}
+                self._runs |= {path: WatchedRun(path, self._metrics) for path in new}
 
     @property
     def ended(self) -> bool:
@@ -106,8 +107,8 @@ class Watch:
         yield Text(figures, overflow="ellipsis", no_wrap=True)
         curves = run.metrics.curves
         missing = [name for name in self._metrics if name not in curves and name not in METRICS]
-        if missing and curves:
-            text = f"not logged: {', '.join(missing)}; logged metrics: {', '.join(curves)}"
+        if missing and run.metrics.names:
+            text = f"not logged: {', '.join(missing)}; logged metrics: {', '.join(run.metrics.names)}"
             yield Text(text, overflow="ellipsis", no_wrap=room is not None)
             room = room and room - 1
 
@@ -128,18 +129,21 @@ class Watch:
 class WatchedRun:
     """The state of one run, read from its folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, metrics: Sequence[str] = METRICS) -> None:
+        """With the curves of these metrics."""
         self.path, self.folder = path, RunFolder(path)
-        self.metrics = MetricsFile(self.folder.metrics_file)
-        self._training: dict[str, Any] = {}
+        self.metrics = MetricsFile(self.folder.metrics_file, {*metrics, _THROUGHPUT})
+        self._training: dict[str, float] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Read what the run has written since the last call."""
         if not self._training:
             # The settings are not written yet, or damaged.
-            with suppress(OSError, ValueError, TypeError, KeyError, UserError):
-                self._training = dict(parse_yaml(self.folder.read_config() or "")["training"])
+            with suppress(Exception):
+                training = parse_yaml(self.folder.read_config() or "", str(self.folder.config_file))["training"]
+                numbers = {key: training[key] for key in ("max_steps", "epochs") if training[key] is not None}
+                self._training = {key: float(value) for key, value in numbers.items() if 0 < value < math.inf}
         self._status: Status | None = self.folder.read_status()
         self.state = run_status(self.folder) if self.path.is_dir() else "gone"
         self.ended = not shows_life(self.folder)
@@ -156,20 +160,20 @@ class WatchedRun:
         """Fraction of training that is done; None if it is unknown."""
         steps, epochs = self._training.get("max_steps"), self._training.get("epochs")
         if steps:
-            return min(self.step / float(steps), 1.0)
-        if epochs and "epoch" in self.metrics.last:
-            return min(self.metrics.last["epoch"] / float(epochs), 1.0)
-        return None
+            return min(self.step / steps, 1.0)
+        epoch = self.metrics.last.get("epoch", math.nan)
+        return min(max(epoch, 0.0) / epochs, 1.0) if epochs and math.isfinite(epoch) else None
 
     @property
     def last_step(self) -> int:
         """Estimated last step of training; the current step if that is unknown."""
-        return round(self.step / self.fraction_done) if self.fraction_done else max(self.step, 1)
+        estimate = self.step / self.fraction_done if self.fraction_done else math.inf
+        return max(round(estimate) if math.isfinite(estimate) else self.step, 1)
 
     @property
     def throughput(self) -> float | None:
         """Tokens per second, averaged over the last logged rows; None if it is unknown."""
-        curve = self.metrics.curves.get("tokens_per_second")
+        curve = self.metrics.curves.get(_THROUGHPUT)
         known = [value for value in curve.values[-RECENT_ROWS:] if math.isfinite(value)] if curve else []
         return statistics.fmean(known) if known else None
 
@@ -179,7 +183,8 @@ class WatchedRun:
         seen = self.metrics.last.get("tokens_seen")
         if not (self.fraction_done and self.throughput and seen):
             return None
-        return seen * (1 / self.fraction_done - 1) / self.throughput
+        left = seen * (1 / self.fraction_done - 1) / self.throughput
+        return left if math.isfinite(left) else None
 
     def lines(self) -> tuple[str, str]:
         """Two lines: the progress of the run, and its last metrics."""
@@ -191,6 +196,8 @@ class WatchedRun:
         figures = [form.format(last[key]) for key, form in FORMATS if key in last]
         if self.throughput is not None:
             figures.append(f"{self.throughput:,.0f} tokens/s")
+        if self.metrics.unreadable:
+            figures.append(damage(self.metrics.unreadable))
         if self.metrics.refused:
             figures.append(f"{self.metrics.refused} updates refused")
         if self._status is not None and self._status.reason:

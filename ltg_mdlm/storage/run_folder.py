@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 
@@ -29,6 +29,7 @@ from ltg_mdlm.core.files import (
     write_errors,
     write_text,
 )
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.core.settings import parse_yaml, read_text, stored_config
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.storage.checkpoint import newest_checkpoint, read_about
@@ -42,11 +43,14 @@ SILENT_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 
 
+_Status = Literal["running", "preempted", "finished", "failed"]
+
+
 @dataclass(frozen=True)
 class Status:
     """The content of status.json, which job scripts read."""
 
-    status: Literal["running", "preempted", "finished", "failed"]
+    status: _Status
     step: int
     reason: str = ""
 
@@ -150,9 +154,11 @@ class RunFolder:
     def read_status(self) -> Status | None:
         """The last status; None if there is none, or if it cannot be read."""
         try:
-            return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
+            status = Status(**read_object(self.status_file))
+        except (UserError, TypeError):
             return None
+        is_sound = status.status in get_args(_Status) and isinstance(status.reason, str)
+        return status if is_sound and type(status.step) is int and status.step >= 0 else None
 
     def write_status(self, status: Status) -> None:
         """Write status.json atomically."""

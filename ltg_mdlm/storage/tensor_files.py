@@ -42,5 +42,5 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file to the CPU.  Raises UserError if it cannot be read."""
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

@@ -22,7 +22,7 @@ from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about
-from ltg_mdlm.storage.metrics_file import result_text, truncate_metrics
+from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
 from ltg_mdlm.training.consistency import (
@@ -158,7 +158,9 @@ def prepare_trainer(
         folder.write_tokenizer(run.corpus.tokenizer)
         with write_errors(folder.metrics_file, "\n  nothing saved is lost; correct this, then run the same command"):
             # A run that starts again has no metrics, not even those of step 0.
-            truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
+            damaged = truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
+        if damaged:
+            console.print(f"note: {damage(damaged)}", style="yellow", soft_wrap=True)
         return JSONLines(folder.metrics_file, folder.require_claimed)
 
     sinks: list[Sink] = []

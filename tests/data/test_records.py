@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from support.corpora import real_data
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import parse_object
 from ltg_mdlm.data.records import (
     MinimalPair,
     only_file,
-    parse_object,
     read_minimal_pairs,
     read_records,
     read_table,

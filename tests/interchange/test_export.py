@@ -1,6 +1,7 @@
 """Contents of an exported folder, and the model that it opens as; without `transformers`."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -284,7 +285,9 @@ def test_a_damaged_checkpoint_is_not_exported(part, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", "{", "config.json:1: not JSON"),
+        ("config.json", "[" * 100_000, "config.json:1: JSON nested too deeply"),
+        ("training.json", '{"step": "three"}', "training.json: step cannot be 'three'"),
         ("config.json", '{"hidden_size": 24}', "config.json: not the sizes of a model"),
         ("config.json", '{"model_type": "gpt2"}', "a model of type 'gpt2', which `ltg-mdlm export` did not write"),
         ("model.safetensors", "", "model.safetensors cannot be read"),
@@ -294,6 +297,27 @@ def test_a_damaged_checkpoint_is_not_exported(part, tmp_path):
 def test_a_broken_export_does_not_open(file, content, message, uniform, tmp_path):
     [folder] = export_model(uniform, tmp_path / "out")
     (folder / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", "24", "not the sizes of a model: hidden_size cannot be '24'"),
+        ("num_hidden_layers", 10**9, "config.json has other sizes than the weights"),
+        ("vocab_size", 10**15, "config.json has other sizes than the weights"),
+        ("max_position_embeddings", 10**12, "max_position_embeddings must be in"),
+        ("layer_norm_eps", math.nan, "'layer_norm_eps' must be a finite number, not nan"),
+        ("num_attention_heads", 10**30, "'num_attention_heads' is a number of more than 64 bits"),
+        ("predicts", "nxet", "predicts must be same or next, not 'nxet'"),
+        ("backends", 3, "backends must be a list of names, not 3"),
+        ("rate_intervals", "many", "rate_table.value_at_node is missing or has the wrong length"),
+    ],
+)
+def test_a_wrong_value_in_the_config_of_an_export_is_named(key, value, message, uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out")
+    (folder / "config.json").write_text(json.dumps(config_of(folder) | {key: value}))
     with pytest.raises(UserError, match=message):
         opened(folder)
 

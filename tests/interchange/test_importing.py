@@ -302,6 +302,16 @@ def with_fewer_positions(state):
         state[f"transformer.attention_layers.{layer}.position_indices"] = published_buckets(256, 32)
 
 
+def with_a_scalar_embedding(state):
+    for name in ("embedding.word_embedding.weight", "classifier.nonlinearity.5.weight"):
+        state[name] = torch.tensor(1.0)
+
+
+def with_a_sparse_tensor(state):
+    name = "transformer.attention_layers.0.out_proj.bias"
+    state[name] = state[name].to_sparse()
+
+
 def with_a_number(state):
     state["version"] = 3
 
@@ -321,6 +331,8 @@ def with_a_number(state):
         (with_another_second_name, r"mlp_layers\.0\.mlp\.4\.weight and transformer\.mlp_layers\.0\.linear2\.weight$"),
         (with_other_buckets, r"buckets of these sizes: transformer\.attention_layers\.0\.position_indices$"),
         (with_fewer_positions, r"\{0-1\}\.position_indices \[256, 256\] instead of \[512, 512\] \(2\)$"),
+        (with_a_scalar_embedding, r"the word embedding in .*file: 0\n"),
+        (with_a_sparse_tensor, r"not a model's state dict: it holds transformer\.attention_layers\.0\.out_proj\.bias$"),
         (with_a_number, r"not a model's state dict: it holds version$"),
     ],
 )
@@ -453,9 +465,11 @@ def test_other_files_are_refused(tmp_path, given, write, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), r"base\.json: cannot be read: No such file"),
-        (lambda path: path.write_text("{"), r"base\.json: not a model config: it is not JSON"),
-        (lambda path: path.write_text("[1]"), r"base\.json: not a model config: missing hidden_size, "),
+        (lambda path: path.unlink(), r"base\.json: no such file\n  give the JSON file"),
+        (lambda path: path.write_text("[" * 100_000), r"base\.json:1: JSON nested too deeply\n  give the JSON file"),
+        (lambda path: path.write_bytes(b"\xff\xfe{}"), r"base\.json: not UTF-8 text \(byte 0\)\n  give the JSON file"),
+        (lambda path: path.write_text("{"), r"base\.json:1: not JSON"),
+        (lambda path: path.write_text("[1]"), r"base\.json:1: expected a JSON object, not \[1\]\n  give the JSON file"),
         (
             lambda path: write_model_config(path, without=["num_attention_heads", "layer_norm_eps"]),
             r"base\.json: not a model config: missing num_attention_heads, layer_norm_eps\n",
@@ -553,6 +567,75 @@ def test_a_hub_folder_needs_no_other_files(tmp_path, given):
     assert_equal(load_weights(find_checkpoint(given["out"])), parameters(published_model("hugging_face")))
 
 
+def folder_of(path: Path, **states) -> Path:
+    """A folder with a model config, a tokenizer and these files of weights."""
+    path.mkdir()
+    write_model_config(path / "config.json")
+    write_tokenizer(path / "tokenizer.json")
+    for name, state in states.items():
+        torch.save(state, path / f"{name}.bin")
+    return path
+
+
+@pytest.mark.parametrize("names", [("pytorch_model", "pytorch_model_ema"), ("strict_small", "strict_small_ema")])
+def test_of_a_folder_with_averages_these_are_imported_unless_raw_weights_are_wanted(tmp_path, names):
+    model = published_model("gpt_bert")
+    average = averaged(model)
+    states = dict(zip(names, (model.state_dict(), average.state_dict()), strict=True))
+    folder = folder_of(tmp_path / "folder", **states, optimizer={"lr": 1.0})
+    text = import_checkpoint(folder, out=tmp_path / "ema").describe()
+    assert f"{names[1]}.bin was taken (the averages; --weights raw takes" in text
+    assert f"not imported: {names[0]}.bin" in text
+    assert_equal(load_weights(find_checkpoint(tmp_path / "ema")), parameters(average))
+    import_checkpoint(folder, out=tmp_path / "raw", weights="raw")
+    assert_equal(load_weights(find_checkpoint(tmp_path / "raw")), parameters(model))
+
+
+def test_a_folder_whose_weights_are_unclear_is_refused(tmp_path):
+    state = published_model("gpt_bert").state_dict()
+    with pytest.raises(UserError, match=r"several files of weights: a\.bin, b\.bin\n  give one of them"):
+        import_checkpoint(folder_of(tmp_path / "two", a=state, b=state), out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"only averages in this folder \(model_ema\.bin\); leave out --weights raw"):
+        import_checkpoint(folder_of(tmp_path / "averages", model_ema=state), out=tmp_path / "out", weights="raw")
+    with pytest.raises(UserError, match=r"split into several files; save them as one"):
+        import_checkpoint(folder_of(tmp_path / "parts", **{"model-00001-of-00002": state}), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("positions", "schedule"),
+    [(256, [(0, 128), (0.7, 256)]), (100, [(0, 100)]), (1024, [(0, 128), (0.7, 256), (0.9, 512)])],
+)
+def test_the_rows_of_the_recipe_are_cut_to_the_positions_of_the_model(tmp_path, given, positions, schedule):
+    write_model_config(given["model_config"], max_position_embeddings=positions)
+    file = saved(tmp_path / "file", published_model("gpt_bert", max_position_embeddings=positions).state_dict())
+    imported = import_checkpoint(file, **given)
+    assert imported.config.training.seq_len_schedule == schedule
+    note = f"rows cut to the {positions} positions of the model: training."
+    assert (note in imported.describe()) == (positions < 512)
+    assert open_model(given["out"], Ranks.alone()).model.config.max_position_embeddings == positions
+
+
+def test_rows_that_the_user_sets_are_not_cut(tmp_path, given):
+    write_model_config(given["model_config"], max_position_embeddings=64)
+    file = saved(tmp_path / "file", published_model(max_position_embeddings=64).state_dict())
+    with pytest.raises(UserError, match=r"rows of 96 tokens are longer than model\.max_position_embeddings 64"):
+        import_checkpoint(file, sets=["training.seq_len=96"], **given)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_attention_without_a_gate_is_refused_by_name_before_anything_else(tmp_path, given, prefix, nested):
+    state = {
+        f"{prefix}{name.replace('in_proj_vg', 'in_proj_v')}": tensor
+        for name, tensor in published_model("gpt_bert_plain").state_dict().items()
+    }
+    given["model_config"].write_text("not even JSON")
+    file = saved(tmp_path / "file", {"model": state} if nested else state)
+    with pytest.raises(UserError, match=r"file: attention without a gate \(in_proj_v\).* is not supported\n"):
+        import_checkpoint(file, **given)
+
+
 def test_a_file_needs_the_other_two(tmp_path, given):
     with pytest.raises(UserError, match=r"is a file, so --model-config and --tokenizer must be given, too"):
         import_checkpoint(own_names(tmp_path / "file"), out=given["out"])
@@ -598,9 +681,10 @@ def test_the_recipe_of_an_export_without_time_conditioning_comes_from_its_traini
     folder = exported_folder(tmp_path / "exported", parameters(plain), training=training)
     import_checkpoint(folder, out=tmp_path / "again")
     assert read_about(find_checkpoint(tmp_path / "again"))["config"] == training["config"]
-    (folder / "training.json").write_text("{}")
-    with pytest.raises(UserError, match=r"training\.json: not the training facts of an export"):
-        import_checkpoint(folder, out=tmp_path / "a third time")
+    for content in ("{}", "[" * 100_000, json.dumps(training | {"step": "3"}), json.dumps(training | {"config": [1]})):
+        (folder / "training.json").write_text(content)
+        with pytest.raises(UserError, match=r"training\.json: not the training facts of an export"):
+            import_checkpoint(folder, out=tmp_path / "a third time")
 
 
 # ---- use of an imported run ----

@@ -173,7 +173,7 @@ def test_runs_in_every_state_are_shown(tmp_path):
         "preempted",
         "config.yaml is not valid YAML",
         "must contain settings, not list",
-        "2 lines of metrics.jsonl are damaged",
+        "2 damaged lines of metrics.jsonl ignored",
         "no metrics were logged",
     ):
         assert told in cells, told

@@ -96,11 +96,7 @@ _NOT_SHOWN = ("valid/bound_standard_error", "valid/unigram", "valid/bits_per_byt
 def metrics_of(groups: Sequence[Group]) -> list[Metric]:
     """Metrics that were logged more than once: those of METRICS, then others by name, including those of plugins."""
     logged = {
-        key
-        for group in groups
-        for run in group.runs
-        for key, curve in run.metrics.curves.items()
-        if len(curve.steps) > 1
+        key for group in groups for run in group.runs for key, curve in run.metrics.curves.items() if len(curve) > 1
     }
     ours = [metric for metric in METRICS if metric.key in logged]
     others = sorted(logged - {metric.key for metric in METRICS} - {*_NOT_SHOWN})

@@ -6,7 +6,6 @@ a sign and in bold.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.evaluation.answers import SETTINGS
 from ltg_mdlm.reporting.html_report.run_groups import (
     PLUGINS,
@@ -253,13 +254,13 @@ def results_of(run: RunRecord, folder: Path) -> list[Result]:
 
 def _read(file: Path) -> Result | None:
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_object(file)
         metric = summary["metric"]
         # Fine-tuning writes the mean over its own seeds.
         value = summary[metric] if metric in summary else summary["mean"][metric]
         label = f"{summary['task']}/{Path(summary['data']).name}, {metric.removesuffix('_percent').replace('_', ' ')}"
         validated = bool(summary.get("validated", True))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
     is_share = metric == "accuracy"
     known = float(value) * (100 if is_share else 1) if isinstance(value, int | float) else None
@@ -352,13 +353,13 @@ def _generation_figure(
 def _figures_of(file: Path) -> Iterator[tuple[tuple[str, str], float]]:
     """Values by sampling rule and metric; empty if the summary cannot be read."""
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_object(file)
         told = _told_generation(summary, {"count": 100, "length": 64, "weights": "ema"})
         judge = f", judge {Path(summary['judge']).name}" if summary.get("judge") else ""
         ways = [*((_way(row["rule"]), row) for row in summary["results"]), (_REAL, summary["real_text"])]
         known = [(way + told, name, row[name]) for way, row in ways for name in FIGURES if row.get(name) is not None]
         yield from [((way + (judge if name in _JUDGED else ""), name), float(value)) for way, name, value in known]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return
 
 

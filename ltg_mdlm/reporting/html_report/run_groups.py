@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.reporting.run_table import RunRow, read_run
-from ltg_mdlm.storage.metrics_file import MetricsFile
+from ltg_mdlm.storage.metrics_file import MetricsFile, damage
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training.sweep import SEED, short_names
 
@@ -180,7 +181,7 @@ def read_record(path: Path) -> RunRecord:
     if not metrics.curves:
         problems.append("no metrics were logged")
     if metrics.unreadable:
-        problems.append(f"{metrics.unreadable} lines of metrics.jsonl are damaged and ignored")
+        problems.append(damage(metrics.unreadable))
     if metrics.refused:
         problems.append(f"{metrics.refused} updates were refused because they were not finite")
     if (diverged_at := first_not_finite(metrics)) is not None:
@@ -197,9 +198,7 @@ def said(error: Exception) -> str:
 def first_not_finite(metrics: MetricsFile) -> int | None:
     """The first logged step whose objective is not finite."""
     curve = metrics.curves.get("loss")
-    if curve is None:
-        return None
-    return next((step for step, value in zip(curve.steps, curve.values, strict=True) if not math.isfinite(value)), None)
+    return curve.first_not_finite if curve is not None else None
 
 
 def _versions(row: RunRow, path: Path) -> dict[str, str]:
@@ -216,7 +215,7 @@ def _versions(row: RunRow, path: Path) -> dict[str, str]:
 def _versions_of_checkpoint(state: Path) -> dict[str, str]:
     """Versions in a checkpoint; empty if it cannot be read."""
     try:
-        about = json.loads(state.read_text(encoding="utf-8"))
-        return {**about["versions"], "ranks": str(about["world_size"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        about = read_object(state)
+        return {str(key): str(value) for key, value in about["versions"].items()} | {"ranks": str(about["world_size"])}
+    except (UserError, KeyError, AttributeError):
         return {}

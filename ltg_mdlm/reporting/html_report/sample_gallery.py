@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import parse_object
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.reporting.html_report.figures import MAIN, ambiguous
 from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord, said
@@ -94,10 +95,10 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
         return
     for line in lines:
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_object(line, file)
+        except UserError:
             continue
-        if isinstance(row, dict) and row.keys() >= {"ids", "unmasked_at", "sampler", "steps"}:
+        if row.keys() >= {"ids", "unmasked_at", "sampler", "steps"}:
             yield row
 
 
