@@ -140,7 +140,7 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
                 mask_rate = masked_fraction(input_ids, attention_mask, self.config)
             else:
                 mask_rate = 0.0 if self.config.mask_rate == "zero" else float(self.config.constant_rate)
-        rate_B = torch.as_tensor(mask_rate, dtype=torch.float32, device=input_ids.device).expand(len(input_ids))
+        rate_B = torch.as_tensor(mask_rate, dtype=torch.float32, device=input_ids.device).expand(input_ids.shape[0])
         return self.rate_table(rate_B) if self.config.rate_intervals is not None else rate_B
 
 
