@@ -241,6 +241,7 @@ def model_config(trained: TrainedModel, default_rate: DefaultRate | None, table:
         "auto_map": CLASSES,
         **asdict(trained.model.config),
         "predicts": trained.predicts,
+        **({"mntp_shift": False} if trained.predicts == "next" else {}),
         "backends": backends,
     }
     if default_rate is not None:

@@ -26,6 +26,8 @@ class LtgMdlmConfig(PretrainedConfig):
         constant_rate: the rate of mask_rate "constant"
         rate_intervals: intervals of the table of conditioning values; None if the value is the rate
         time_embedding: name of the class in time_embedding.py that embeds conditioning values
+        mntp_shift: for predicts "next": whether `LtgMdlmForMaskedLM` moves the logits of token i to position i, where
+            most programs read them (backend mlm); by default they stay at i - 1, where the backend mntp reads them
     """
 
     model_type = "ltg_mdlm"
@@ -41,6 +43,7 @@ class LtgMdlmConfig(PretrainedConfig):
         constant_rate: float | None = None,
         rate_intervals: int | None = None,
         time_embedding: str = TimeEmbedding.__name__,
+        mntp_shift: bool = False,
         **kwargs: Any,
     ) -> None:
         for field in fields(ModelConfig):
@@ -53,6 +56,7 @@ class LtgMdlmConfig(PretrainedConfig):
         self.constant_rate = constant_rate
         self.rate_intervals = rate_intervals
         self.time_embedding = time_embedding
+        self.mntp_shift = mntp_shift
         super().__init__(**kwargs)
 
     def sizes(self) -> ModelConfig:

@@ -85,8 +85,8 @@ class Embedding(nn.Module):
         self.relative_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Words [B, T, D] and relative-position table [R, D]."""
-        words_BTD = self.word_embedding(ids_BT)
+        """Words [B, T, D] and relative-position table [R, D]; `ids_BT` can be word vectors [B, T, D] instead of ids."""
+        words_BTD = ids_BT if ids_BT.is_floating_point() else self.word_embedding(ids_BT)
         words_BTD = layer_norm(words_BTD, self.eps)
         return dropout(words_BTD, self.dropout, self.training), self.relative_layer_norm(self.relative_embedding)
 
@@ -199,8 +199,17 @@ class Encoder(nn.Module):
             self.adaLN_modulations = nn.ModuleList(nn.Linear(config.cond_dim, 6 * config.hidden_size) for _ in layers)
         self.dwa_modules = DepthWeightedAverage(2 * len(layers)) if config.depth_weighted_averaging else None
 
-    def forward(self, x_BTD: Tensor, time_BC: Tensor | None, relative_RD: Tensor, geometry: Geometry) -> Tensor:
-        """Hidden states [B, T, D]."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        time_BC: Tensor | None,
+        relative_RD: Tensor,
+        geometry: Geometry,
+        layer_outputs: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states [B, T, D]; the input and the output of every layer are appended to `layer_outputs`."""
+        if layer_outputs is not None:
+            layer_outputs.append(x_BTD)
         outputs = [x_BTD]
         for layer, (attention, mlp) in enumerate(zip(self.attention_layers, self.mlp_layers, strict=True)):
             self_attention = functools.partial(attention, relative_RD=relative_RD, geometry=geometry)
@@ -218,6 +227,8 @@ class Encoder(nn.Module):
                 if self.dwa_modules is not None:
                     outputs.append(x_BTD)
                     x_BTD = self.dwa_modules(outputs)
+            if layer_outputs is not None:
+                layer_outputs.append(x_BTD)
         return x_BTD
 
     def residual(
@@ -312,16 +323,18 @@ class Transformer(nn.Module):
         causal_B: Tensor | None = None,
         value_B: Tensor | None = None,
         allowed_BTT: Tensor | None = None,
+        layer_outputs: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D].
 
         Args:
-            ids_BT: int64 token ids
+            ids_BT: int64 token ids, or word vectors [B, T, D] in their place
             document_BT: integer document within the row, -1 for padding; attention does not cross documents.  None:
                 every row is one document
             causal_B: bool, rows in which a token attends only to itself and earlier tokens
             value_B: float conditioning value, required if and only if the config has a `cond_dim`
             allowed_BTT: bool, keys that a query may attend to, at least one for each query; combined with the others
+            layer_outputs: receives the embedded tokens and the output of every layer, each [B, T, D]
 
         Raises ValueError for rows longer than `max_position_embeddings`, and for a missing or surplus `value_B`.
         """
@@ -345,7 +358,7 @@ class Transformer(nn.Module):
             like=words_BTD,
         )
         time_BC = None if value_B is None else F.silu(self.sigma_map(value_B))
-        return cast(Tensor, self.transformer(words_BTD, time_BC, relative_RD, geometry))
+        return cast(Tensor, self.transformer(words_BTD, time_BC, relative_RD, geometry, layer_outputs))
 
     def head(self, hidden_xD: Tensor) -> Tensor:
         """Hidden states [.., D] to features [.., D], the input of the vocabulary matrix."""
