@@ -28,8 +28,30 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def is_exporting() -> bool:
+    """Whether the model is being recorded as a graph by `torch.export`, `torch.onnx.export` or `torch.jit.trace`.
+
+    The graph must hold for all batch sizes and lengths, and exporters cannot record an `autograd.Function`.
+    """
+    # An exported model may meet a torch before 2.7, which has no `is_exporting`.
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(exporting()) or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
+class _NoBackward:
+    """The `ctx` of a forward pass without a backward pass of ours."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep nothing."""
+
+
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """`function.apply` with autocast disabled, so that every operation runs in the dtype of its operands."""
+    """`function.apply` with autocast disabled, so that every operation runs in the dtype of its operands.
+
+    While a graph is exported, it is the operations of the forward pass themselves.
+    """
+    if is_exporting():
+        return cast(Tensor, function.forward(_NoBackward(), *arguments))
     device = next(x.device.type for x in arguments if isinstance(x, Tensor))
     with torch.autocast(device, enabled=False):
         return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -63,11 +85,12 @@ def batch_geometry(
     `max_positions` and `bucket_size` are described at `distance_buckets`, the other tensors at `attention_mask`.
     """
     device, dtype = like.device, matmul_dtype(like)
-    bucket_T = distance_buckets(max_positions, bucket_size)[:length]
+    reach = max_positions if is_exporting() else length  # `length` is not a number there, and must not become one
+    bucket_T = distance_buckets(max_positions, bucket_size)[:reach]
     signed_U = torch.tensor([*reversed(bucket_T), *(-bucket for bucket in bucket_T[1:])])
     bucket_U = signed_U.to(device, non_blocking=True) + bucket_size - 1
     position_T = torch.arange(length, device=device)
-    bucket_TT = bucket_U[position_T - position_T[:, None] + length - 1]
+    bucket_TT = bucket_U[position_T - position_T[:, None] + reach - 1]
     one_hot_UR = (bucket_U[:, None] == torch.arange(2 * bucket_size - 1, device=device)).to(dtype)
     return Geometry(bucket_TT, one_hot_UR, attention_mask(length, document_BT, causal_B, allowed_BTT, dtype))
 
@@ -163,8 +186,9 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, geometry: Geometry, scale: float, dropout_rate: float, *operands: Tensor) -> Tensor:
         query, key, value, query_pos, key_pos = operands
         scores = relative_scores(geometry, query, key, query_pos, key_pos)
-        scores.flatten(0, 1).baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
-        probability = scores.softmax(-1)
+        # The result is used and not the changed view, because `torch.jit.trace` does not follow changes through views.
+        added = scores.flatten(0, 1).baddbmm_(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scale)
+        probability = added.view_as(scores).softmax(-1)
         keep, keep_scale = keep_mask(probability, dropout_rate) if dropout_rate else (None, 1.0)
         ctx.geometry, ctx.scale, ctx.keep_scale = geometry, scale, keep_scale
         ctx.save_for_backward(*operands, probability, keep)
@@ -215,8 +239,8 @@ def relative_scores(geometry: Geometry, query: Tensor, key: Tensor, query_pos: T
     a tensor [T, T, H, E].
     """
     bucket = geometry.bucket_TT.expand(*query.shape[:2], -1, -1)
-    scores = (query @ key_pos.mT).gather(-1, bucket)
-    scores += (key @ query_pos.mT).mT.gather(-2, bucket)
+    scores = (query @ key_pos.transpose(-2, -1)).gather(-1, bucket)
+    scores += (key @ query_pos.transpose(-2, -1)).transpose(-2, -1).gather(-2, bucket)
     if geometry.mask_B1TT is not None:
         scores += geometry.mask_B1TT
     return scores
@@ -279,6 +303,11 @@ def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
     return keep, 2**16 / (2**16 - dropped)
 
 
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension without an affine transformation."""
+    return F.layer_norm(x, (int(x.shape[-1]),), eps=eps)  # a number also in an exported graph, unlike `x.shape[-1:]`
+
+
 def gated_norm(x: Tensor, gate: Tensor, eps: float, approximate: str = "none") -> Tensor:
     """LayerNorm(x * GELU(gate)) without an affine transformation."""
     return apply(_GatedNorm, x, gate, eps, approximate)
@@ -292,7 +321,7 @@ class _GatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, eps: float, approximate: str) -> Tensor:
         activated = F.gelu(gate, approximate=approximate)
-        normal, mean, rstd = torch.native_layer_norm(x * activated, x.shape[-1:], None, None, eps)
+        normal, mean, rstd = torch.native_layer_norm(x * activated, (int(x.shape[-1]),), None, None, eps)
         ctx.approximate = approximate
         ctx.save_for_backward(x, gate, activated, mean, rstd)
         return normal
@@ -322,7 +351,7 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, weight_K: Tensor, *terms: Tensor) -> Tensor:
         ctx.save_for_backward(weight_K, *terms)
         total = terms[0] * weight_K[0]
-        for weight, term in zip(weight_K[1:], terms[1:], strict=True):
+        for weight, term in zip(weight_K[1:].unbind(), terms[1:], strict=True):
             total.addcmul_(weight, term)
         return total
 

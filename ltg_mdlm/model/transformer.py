@@ -23,7 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Geometry, attend, batch_geometry, dropout, gated_norm, matmul_dtype, weighted_sum
+from .attention import (
+    Geometry,
+    attend,
+    batch_geometry,
+    dropout,
+    gated_norm,
+    is_exporting,
+    layer_norm,
+    matmul_dtype,
+    weighted_sum,
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Embedding(nn.Module):
     def forward(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Words [B, T, D] and relative-position table [R, D]; `ids_BT` can be word vectors [B, T, D] instead of ids."""
         words_BTD = ids_BT if ids_BT.is_floating_point() else self.word_embedding(ids_BT)
-        words_BTD = F.layer_norm(words_BTD, words_BTD.shape[-1:], eps=self.eps)
+        words_BTD = layer_norm(words_BTD, self.eps)
         return dropout(words_BTD, self.dropout, self.training), self.relative_layer_norm(self.relative_embedding)
 
 
@@ -133,7 +143,8 @@ class Attention(nn.Module):
     def split_heads(self, x_xTD: Tensor, count: int) -> tuple[Tensor, ...]:
         """[.., T, count * D] to `count` tensors [.., H, T, E]."""
         split = x_xTD.view(*x_xTD.shape[:-1], count, self.num_heads, -1)
-        return tuple(split.movedim((-3, -2), (0, -3)).contiguous())
+        inner = split.dim() - 3  # not -3: the ONNX exporter without dynamo writes negative dimensions as they are
+        return split.movedim((inner, inner + 1), (0, inner)).contiguous().unbind()
 
 
 class FeedForward(nn.Module):
@@ -227,7 +238,7 @@ class Encoder(nn.Module):
 
         `change` is (shift, scale, gate), each [B, 1, D]; None is (0, 0, 1).
         """
-        normal_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=self.eps)
+        normal_BTD = layer_norm(x_BTD, self.eps)
         dtype = matmul_dtype(x_BTD)
         if change is None:
             return x_BTD + sublayer(normal_BTD.to(dtype))
@@ -256,9 +267,9 @@ class Head(nn.Module):
 
     def forward(self, hidden_xD: Tensor) -> Tensor:
         """Features [.., D]: LayerNorm, Linear, GELU, LayerNorm, dropout."""
-        normal_xD = F.layer_norm(hidden_xD, hidden_xD.shape[-1:], eps=self.eps)
+        normal_xD = layer_norm(hidden_xD, self.eps)
         features_xD = F.gelu(self.nonlinearity["1"](normal_xD))
-        features_xD = F.layer_norm(features_xD, features_xD.shape[-1:], eps=self.eps)
+        features_xD = layer_norm(features_xD, self.eps)
         return dropout(features_xD, self.dropout, self.training)
 
 
@@ -328,7 +339,7 @@ class Transformer(nn.Module):
         Raises ValueError for rows longer than `max_position_embeddings`, and for a missing or surplus `value_B`.
         """
         length, config = ids_BT.shape[1], self.config
-        if length > config.max_position_embeddings:
+        if not is_exporting() and length > config.max_position_embeddings:
             raise ValueError(
                 f"rows of {length} tokens are longer than this model's max_position_embeddings,"
                 f" {config.max_position_embeddings}"
