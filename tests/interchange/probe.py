@@ -62,6 +62,8 @@ def differences(models, path):
     tensors = load_file(path.with_suffix(".safetensors"))
     found = {}
     for case in sorted({name.rpartition("/")[0] for name in tensors}):
+        if case.partition("/")[0] not in models:
+            continue
         names = ("input_ids", "attention_mask", "mask_rate")
         arguments = {name: tensors.get(f"{case}/{name}") for name in names}
         output = models[case.partition("/")[0]](**arguments, token_type_ids=None)
@@ -114,7 +116,7 @@ def round_trip(models, path, folder):
 def losses(models):
     """Loss of both language models with the inputs as labels, and the unshifted and shifted losses by hand."""
     found = {}
-    for name in ("masked", "causal"):
+    for name in models.keys() & {"masked", "causal"}:
         output = models[name](input_ids=IDS, labels=IDS)
         log_p = output.logits.log_softmax(-1)
         found[name] = float(output.loss)
@@ -143,7 +145,7 @@ def tokenizer_facts(path):
     }
 
 
-def trainer_steps(path, folder):
+def trainer_steps(path, folder, names):
     """Loss and gradient norm of one step of the `Trainer` on eight rows, and on four times two rows, for each class."""
     tokenizer = AutoProcessor.from_pretrained(path, trust_remote_code=True)
     rows = [tokenizer(" ".join(["cats ran"] * length)) for length in (1, 2, 9, 3, 1, 7, 2, 4)]
@@ -155,7 +157,8 @@ def trainer_steps(path, folder):
         "classes": (AutoModelForSequenceClassification, {"num_labels": 3}, kinds, DataCollatorWithPadding(tokenizer)),
     }
     found = {}
-    for name, (cls, options, data, collator) in work.items():
+    for name in work.keys() & {*names, "classes"}:
+        cls, options, data, collator = work[name]
         for size in (8, 2):
             torch.manual_seed(0)
             model = without_dropout(load(cls, path, **options))
@@ -219,10 +222,11 @@ def generation(model, path):
 
 
 @torch.no_grad()
-def resizing(path, folder):
+def resizing(path, folder, names):
     """Vocabularies after growing and shrinking, the change of old logits, and the difference after loading again."""
     found = {}
-    for name, cls in (CLASSES | {"classes": AutoModelForSequenceClassification}).items():
+    classes = {name: CLASSES[name] for name in names} | {"classes": AutoModelForSequenceClassification}
+    for name, cls in classes.items():
         for size, options in {328: {}, 336: {"mean_resizing": False}, 301: {}}.items():
             model = load(cls, path)
             before, keys = model(IDS)[0], set(model.state_dict())
@@ -363,9 +367,9 @@ def filled_masks(path):
 def clients(models, path, folder):
     """Results of programs that use a model."""
     return {
-        "trainer": trainer_steps(path, folder),
-        "generation": generation(models["causal"], path),
-        "resizing": resizing(path, folder),
+        "trainer": trainer_steps(path, folder, models),
+        "generation": generation(models["causal"], path) if "causal" in models else None,
+        "resizing": resizing(path, folder, models),
         "classification": classification(path),
         "outputs": outputs(models, path),
         "checkpointing": checkpointing(path),
@@ -376,7 +380,7 @@ def clients(models, path, folder):
 def facts(path, folder):
     """All results of one model."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=True)
-    models = {name: load(cls, path) for name, cls in CLASSES.items()}
+    models = {name: load(cls, path) for name, cls in CLASSES.items() if cls.__name__ in config.auto_map}
     return {
         "differences": differences(models, path),
         "config": {name: getattr(config, name) for name in ("hidden_size", "backends", "predicts", "vocab_size")},
