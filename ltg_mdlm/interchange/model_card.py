@@ -73,7 +73,17 @@ def _use(config: Mapping[str, Any]) -> list[str]:
         "",
         *(f"- {_BACKENDS[name]}" for name in config["backends"]),
     ]
-    if "causal" not in config["backends"]:
+    if "mntp" in config["backends"]:
+        lines += [
+            "",
+            "Most other programs read the logits of a masked token at its own position. For them, load the model with"
+            " `AutoModelForMaskedLM.from_pretrained(PATH, trust_remote_code=True, mntp_shift=True)`, or set"
+            " `mntp_shift` in config.json, and use the backend `mlm`. The `fill-mask` pipeline of `transformers` reads"
+            " the right position with either setting.",
+        ]
+    if "causal" in config["backends"]:
+        lines += ["", "`AutoModelForCausalLM` generates text with `generate`; there is no cache."]
+    else:
         lines += [
             "",
             "It was not trained on causal rows: `AutoModelForCausalLM` loads, but its scores are not meaningful.",

@@ -36,7 +36,7 @@ torch.manual_seed(0)
 CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "hidden": AutoModel}
 TEXTS = ["The dog ran.", "cats", "text<mask><mask><mask>", "Ω-level naïve\nline two", ""]
 IDS = torch.randint(16, 300, (4, 9))
-CLIENTS = ("hybrid", "sigma", "embedding")
+CLIENTS = ("hybrid", "sigma")
 """The models that are used as in other programs, which takes longer."""
 
 
@@ -62,6 +62,8 @@ def differences(models, path):
     tensors = load_file(path.with_suffix(".safetensors"))
     found = {}
     for case in sorted({name.rpartition("/")[0] for name in tensors}):
+        if case.partition("/")[0] not in models:
+            continue
         names = ("input_ids", "attention_mask", "mask_rate")
         arguments = {name: tensors.get(f"{case}/{name}") for name in names}
         output = models[case.partition("/")[0]](**arguments, token_type_ids=None)
@@ -114,7 +116,7 @@ def round_trip(models, path, folder):
 def losses(models):
     """Loss of both language models with the inputs as labels, and the unshifted and shifted losses by hand."""
     found = {}
-    for name in ("masked", "causal"):
+    for name in models.keys() & {"masked", "causal"}:
         output = models[name](input_ids=IDS, labels=IDS)
         log_p = output.logits.log_softmax(-1)
         found[name] = float(output.loss)
@@ -143,7 +145,7 @@ def tokenizer_facts(path):
     }
 
 
-def trainer_steps(path, folder):
+def trainer_steps(path, folder, names):
     """Loss and gradient norm of one step of the `Trainer` on eight rows, and on four times two rows, for each class."""
     tokenizer = AutoProcessor.from_pretrained(path, trust_remote_code=True)
     rows = [tokenizer(" ".join(["cats ran"] * length)) for length in (1, 2, 9, 3, 1, 7, 2, 4)]
@@ -155,7 +157,8 @@ def trainer_steps(path, folder):
         "classes": (AutoModelForSequenceClassification, {"num_labels": 3}, kinds, DataCollatorWithPadding(tokenizer)),
     }
     found = {}
-    for name, (cls, options, data, collator) in work.items():
+    for name in work.keys() & {*names, "classes"}:
+        cls, options, data, collator = work[name]
         for size in (8, 2):
             torch.manual_seed(0)
             model = without_dropout(load(cls, path, **options))
@@ -188,7 +191,7 @@ def without_dropout(model):
 
 @torch.no_grad()
 def generation(model, path):
-    """Token ids of `generate` and of repeated argmax, with and without padding on the left; other ways of generating."""
+    """Token ids of `generate` and of repeated argmax, with and without padding on the left; results of other ways."""
     prompts = [IDS[:1, :3], IDS[1:2, :7]]
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 3}
     greedy, by_hand = [], []
@@ -219,10 +222,11 @@ def generation(model, path):
 
 
 @torch.no_grad()
-def resizing(path, folder):
+def resizing(path, folder, names):
     """Vocabularies after growing and shrinking, the change of old logits, and the difference after loading again."""
     found = {}
-    for name, cls in (CLASSES | {"classes": AutoModelForSequenceClassification}).items():
+    classes = {name: CLASSES[name] for name in names} | {"classes": AutoModelForSequenceClassification}
+    for name, cls in classes.items():
         for size, options in {328: {}, 336: {"mean_resizing": False}, 301: {}}.items():
             model = load(cls, path)
             before, keys = model(IDS)[0], set(model.state_dict())
@@ -231,11 +235,7 @@ def resizing(path, folder):
             again = load(cls, saved(model, folder / f"{path.name}_{name}_{size}"))
             common = min(before.shape[-1], after.shape[-1])
             found[f"{name} {size}"] = {
-                "sizes": [
-                    model.config.vocab_size,
-                    again.config.vocab_size,
-                    again.get_input_embeddings().num_embeddings,
-                ],
+                "sizes": [m.config.vocab_size for m in (model, again)] + [len(again.get_input_embeddings().weight)],
                 "width": after.shape[-1],
                 "same_keys": keys == set(model.state_dict()),
                 "old": float((before[..., :common] - after[..., :common]).abs().max()),
@@ -249,18 +249,18 @@ def classification(path):
     """Losses of the problem types and of the labels that select them, each with the loss by hand."""
     classes, several = torch.tensor([0, 2, -100, 1]), torch.randint(0, 2, (4, 3))
     value, values = torch.rand(4), torch.rand(4, 3)
+
+    def by_label(logits):
+        return F.binary_cross_entropy(logits.sigmoid(), several.float())
+
     cases = {
         "one value": (None, value, lambda x: (x[:, 0] - value).square().mean()),
         "whole values": ("regression", several, lambda x: (x - several).square().mean()),
         "values": ("regression", values, lambda x: (x - values).square().mean()),
         "classes": ("single_label_classification", classes, lambda x: F.cross_entropy(x, classes)),
         "classes found": (None, classes, lambda x: F.cross_entropy(x, classes)),
-        "several": (
-            "multi_label_classification",
-            several,
-            lambda x: F.binary_cross_entropy(x.sigmoid(), several * 1.0),
-        ),
-        "several found": (None, several, lambda x: F.binary_cross_entropy(x.sigmoid(), several * 1.0)),
+        "several": ("multi_label_classification", several, by_label),
+        "several found": (None, several, by_label),
     }
     found = {}
     for name, (kind, labels, by_hand) in cases.items():
@@ -289,6 +289,7 @@ def outputs(models, path):
     embedded = model.get_input_embeddings()(IDS)
     values = model(IDS, labels=IDS, mask_rate=rate, return_dict=False)
     compiled = torch.compile(model, backend="eager")
+    kernels = [load(AutoModelForMaskedLM, path, attn_implementation=name) for name in ("sdpa", "eager")]
     return {
         "states": [list(state.shape) for state in full.hidden_states],
         "last": difference(full.hidden_states[-1], models["hidden"](IDS, mask_rate=rate)[0]),
@@ -296,20 +297,19 @@ def outputs(models, path):
         "embedded": difference(model(inputs_embeds=embedded, mask_rate=rate).logits, full.logits),
         "compiled": difference(compiled(IDS, mask_rate=rate).logits, full.logits),
         "no_labels": float(model(IDS, labels=torch.full_like(IDS, -100)).loss),
-        "kernels": [difference(load(AutoModelForMaskedLM, path, attn_implementation=name)(IDS).logits, model(IDS).logits)
-                    for name in ("sdpa", "eager")],
+        "kernels": [difference(other(IDS).logits, model(IDS).logits) for other in kernels],
         "neither": message(model),
         "both": message(model, IDS, inputs_embeds=embedded),
         "attentions": message(model, IDS, output_attentions=True),
         "cache": message(model, IDS, past_key_values=((embedded, embedded),)),
         "uncounted": message(model, inputs_embeds=embedded),
-    }  # fmt: skip
+    }
 
 
 def checkpointing(path):
     """Calls of a sublayer and the largest difference of gradients, with and without gradient checkpointing."""
     model, calls = without_dropout(load(AutoModelForMaskedLM, path).train()), []
-    model.denoiser.transformer.mlp_layers[0].register_forward_hook(lambda *_: calls.append(1))
+    model.denoiser.transformer.mlp_layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
     gradients = []
     for enabled in (False, True):
         if enabled:
@@ -367,13 +367,12 @@ def filled_masks(path):
 def clients(models, path, folder):
     """Results of programs that use a model."""
     return {
-        "trainer": trainer_steps(path, folder),
-        "generation": generation(models["causal"], path),
-        "resizing": resizing(path, folder),
+        "trainer": trainer_steps(path, folder, models),
+        "generation": generation(models["causal"], path) if "causal" in models else None,
+        "resizing": resizing(path, folder, models),
         "classification": classification(path),
         "outputs": outputs(models, path),
         "checkpointing": checkpointing(path),
-        "precisions": precisions(models, path, folder),
         "filled_masks": filled_masks(path),
     }
 
@@ -381,7 +380,7 @@ def clients(models, path, folder):
 def facts(path, folder):
     """All results of one model."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=True)
-    models = {name: load(cls, path) for name, cls in CLASSES.items()}
+    models = {name: load(cls, path) for name, cls in CLASSES.items() if cls.__name__ in config.auto_map}
     return {
         "differences": differences(models, path),
         "config": {name: getattr(config, name) for name in ("hidden_size", "backends", "predicts", "vocab_size")},
@@ -390,6 +389,7 @@ def facts(path, folder):
         "round_trip": round_trip(models, path, folder),
         "losses": losses(models),
         "tokenizer": tokenizer_facts(path),
+        "precisions": precisions(models, path, folder),
         "clients": clients(models, path, folder) if path.name in CLIENTS else None,
     }
 
