@@ -121,6 +121,12 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
             f"{checkpoint}: no tokenizer: expected {tokenizer_file}, in the run folder that the checkpoint belongs to"
         )
     tokenizer = Tokenizer.read(tokenizer_file)
+    # Checkpoints of old versions do not say which tokenizer they belong to.
+    if about.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(
+            f"{tokenizer_file} is damaged, or is not the tokenizer that {checkpoint} was trained with"
+            "\n  restore it: the corpus of the run has a copy, and to resume the run writes it again"
+        )
     with _plugins_named(checkpoint, about):
         conditioning = _time_conditioning(config, tokenizer, ranks)
     model = build_model(config, tokenizer.vocab_size, conditioning)

@@ -85,6 +85,7 @@ class _StateFile(BaseModel):
     world_size: int = Field(1, ge=1)
     modes: list[Literal["masked", "causal"]] = Field(default_factory=list)
     predicts: Literal["same", "next"] = "same"
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,7 @@ def prepare_trainer(
     Raises UserError if the checkpoint was written with other plugins or cannot be read.
     """
     config, about = run.config, provenance(run.config, run.recipe.components, run.ranks)
+    about["tokenizer"] = run.corpus.tokenizer.fingerprint
     notes: list[str] = []
     if checkpoint is not None:
         before = read_about(checkpoint)
