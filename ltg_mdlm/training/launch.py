@@ -21,7 +21,7 @@ from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
-from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about
+from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, run_settings
 from ltg_mdlm.storage.metrics_file import result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
@@ -93,7 +93,7 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
     that must not be resumed.
     """
     folder.require_usable()
-    old = folder.stored_config()
+    old = run_settings(folder)
     if old is None:
         return False
     if keys := differing_keys(old, config):
