@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py kills --kills 20       # one training, killed at random moments, against one that is not
     python benchmarks/faults.py table                  # one line per fault: what happened, what was lost
+    python benchmarks/faults.py flips                  # bits of a checkpoint, flipped: noticed or harmless
     python benchmarks/faults.py cost --config freq_cosine
 
 Runs are tiny, real, and in processes of their own; they leave nothing behind.  `cost` builds the model of a config and
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +31,18 @@ from typing import Any
 import torch
 
 from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host.run_context import model_config
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
-from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState, newest_checkpoint
+from ltg_mdlm.storage.checkpoint import (
+    STATE_FILE,
+    Checkpoints,
+    TrainingState,
+    newest_checkpoint,
+    read_about,
+    run_settings,
+)
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training.ema import EMA
 from ltg_mdlm.training.optimizers import build_optimizer
@@ -278,6 +288,62 @@ def two_trainers(bench: Bench) -> Finding:
     return Finding("two trainers in one folder", happened, "nothing", bench.is_same(out))
 
 
+def flips(bench: Bench, most: int) -> None:
+    """Flip bits of every file of a small checkpoint, of `latest` and of config.yaml, one at a time.
+
+    Every bit of files of text, and `most` random bits of files of tensors (0: every bit).
+    """
+    out = bench.new("flipped")
+    sizes = ("model.hidden_size=8", "model.intermediate_size=8", "model.num_hidden_layers=1")
+    run(out, *sets_of_flips(), *sizes, plugin="uniform_mdlm")
+    checkpoints = out / "checkpoints"
+    newest = newest_checkpoint(checkpoints)
+    assert newest is not None
+    config = run_settings(RunFolder(out))
+    about = read_about(newest)
+
+    def skipped() -> bool:
+        return newest_checkpoint(checkpoints) != newest
+
+    def other_content() -> bool:
+        return read_about(newest) != about
+
+    def other_settings() -> bool:
+        return run_settings(RunFolder(out)) != config
+
+    print("| file | flips | noticed | same content | wrong |")
+    print("|---|---|---|---|---|")
+    files = [(file, other_content if file.name == STATE_FILE else skipped) for file in sorted(newest.iterdir())]
+    for file, differs in [*files, (checkpoints / "latest", skipped), (out / "config.yaml", other_settings)]:
+        content = bytearray(file.read_bytes())
+        noticed = wrong = 0
+        places: Sequence[int] = range(8 * len(content))
+        if most and file.suffix == ".safetensors" and len(places) > most:
+            places = random.Random(0).sample(places, most)
+        for place in places:
+            position, bit = divmod(place, 8)
+            content[position] ^= 1 << bit
+            file.write_bytes(content)
+            content[position] ^= 1 << bit
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                try:
+                    different = differs()
+                except UserError:
+                    noticed += 1
+                else:
+                    noticed += bool(said)
+                    wrong += different and not said
+        file.write_bytes(content)
+        tried = len(places)
+        print(f"| {file.name} | {tried:,} | {noticed:,} | {tried - noticed - wrong:,} | {wrong:,} |", flush=True)
+
+
+def sets_of_flips() -> tuple[str, ...]:
+    """Two checkpoints, so that there is an older one."""
+    return ("training.max_steps=4", "checkpoint.every=2", "data.builtin_words=1000", "validation.rows=1")
+
+
 def cost(scratch: Path, name: str) -> None:
     """Time that a step waits for a save, time until it is on disk, and size, for the model of a config."""
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -314,8 +380,9 @@ def state_of(config: RunConfig, device: torch.device) -> TrainingState:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("kills", "table", "cost"))
+    parser.add_argument("what", choices=("kills", "table", "flips", "cost"))
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--flips", type=int, default=2000, help="bits to flip per file of tensors; 0: every bit")
     parser.add_argument("--config", default="freq_cosine")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -323,6 +390,8 @@ def main() -> None:
             kills(Bench(Path(scratch)), arguments.kills)
         elif arguments.what == "table":
             table(Bench(Path(scratch)))
+        elif arguments.what == "flips":
+            flips(Bench(Path(scratch)), arguments.flips)
         else:
             cost(Path(scratch), arguments.config)
 

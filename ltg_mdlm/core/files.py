@@ -34,7 +34,8 @@ _SPARE_BYTES = 16 << 20
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "no permission to write there",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
     errno.EROFS: "the disk is read-only",
     errno.ENOTEMPTY: "another process made this folder meanwhile",
     errno.EEXIST: "another process made this folder meanwhile",

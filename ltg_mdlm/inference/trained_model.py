@@ -15,6 +15,7 @@ from ltg_mdlm.core.components import Mode, TimeConditioning
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.files import reason_of
 from ltg_mdlm.core.settings import stored_config
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.plugin_host import Host
@@ -104,9 +105,13 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
     weights are requested from an exported folder with averaged weights.
     """
     path, ranks = Path(path), ranks or Ranks.setup()
-    if has_revisions(path):
-        path = path / MAIN
-    if is_exported(path):
+    try:
+        if has_revisions(path):
+            path = path / MAIN
+        exported = is_exported(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from None
+    if exported:
         return _open_exported(ExportedFolder.read(path), ranks, weights)
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
@@ -121,6 +126,12 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
             f"{checkpoint}: no tokenizer: expected {tokenizer_file}, in the run folder that the checkpoint belongs to"
         )
     tokenizer = Tokenizer.read(tokenizer_file)
+    # Checkpoints of old versions do not say which tokenizer they belong to.
+    if about.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(
+            f"{tokenizer_file} is damaged, or is not the tokenizer that {checkpoint} was trained with"
+            "\n  restore it: the corpus of the run has a copy, and to resume the run writes it again"
+        )
     with _plugins_named(checkpoint, about):
         conditioning = _time_conditioning(config, tokenizer, ranks)
     model = build_model(config, tokenizer.vocab_size, conditioning)

@@ -23,13 +23,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from torch import Tensor
 
+from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import delete, reason_of, remove_leftovers, sync, temporary_name, write_text, written_folder
 from ltg_mdlm.core.host_memory import HostBuffers
+from ltg_mdlm.core.settings import parse_yaml, stored_config
 from ltg_mdlm.data.sources import sha256_of
+from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.storage.tensor_files import load_tensors, write_tensors
 
 FORMAT_VERSION = 1
@@ -85,6 +89,7 @@ class _StateFile(BaseModel):
     world_size: int = Field(1, ge=1)
     modes: list[Literal["masked", "causal"]] = Field(default_factory=list)
     predicts: Literal["same", "next"] = "same"
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +301,11 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises UserError if there is none, or if it is damaged.
     """
-    if (path / STATE_FILE).is_file():
+    try:
+        is_checkpoint = (path / STATE_FILE).is_file()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from None
+    if is_checkpoint:
         require_undamaged(path)
         return path
     found = newest_checkpoint(path / "checkpoints")
@@ -337,6 +346,36 @@ def parse_state(content: bytes, file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({type(error).__name__}: {error})") from None
     return about
+
+
+def run_settings(folder: RunFolder) -> RunConfig | None:
+    """The settings that the run was started with; None before they are written.
+
+    If config.yaml is damaged, the settings in the newest undamaged checkpoint are used, with a warning.
+
+    Raises UserError if config.yaml cannot be read, or is damaged and there is no such checkpoint.
+    """
+    try:
+        text = folder.read_config()
+        if text is None:
+            return None
+        values = parse_yaml(text, str(folder.config_file))
+        if not isinstance(values, dict):
+            raise UserError(f"{folder.config_file} must contain settings, not {type(values).__name__}")
+        return stored_config(values, folder.config_file)
+    except OSError as error:
+        raise UserError(f"{folder.config_file} cannot be read: {reason_of(error)}") from None
+    except UserError as error:
+        problem = str(error)
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    config = read_about(checkpoint).get("config") if checkpoint is not None else None
+    if checkpoint is None or not config:
+        raise UserError(
+            f"{problem}\n  no checkpoint has a copy of the settings; restore the file, or choose another --out"
+        )
+    settings = stored_config(config, checkpoint / "state.json")
+    warnings.warn(f"{problem}\n  the settings in {checkpoint} are used instead", stacklevel=2)
+    return settings
 
 
 def damage(path: Path) -> str | None:

@@ -16,9 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-import yaml
-
-from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import (
     TEMPORARY,
@@ -30,9 +27,8 @@ from ltg_mdlm.core.files import (
     write_text,
 )
 from ltg_mdlm.core.json_files import read_object
-from ltg_mdlm.core.settings import parse_yaml, read_text, stored_config
+from ltg_mdlm.core.settings import read_text
 from ltg_mdlm.data.tokenizer import Tokenizer
-from ltg_mdlm.storage.checkpoint import newest_checkpoint, read_about
 
 HEARTBEAT_SECONDS = 10.0
 """Interval at which the owner of a lock touches the lock file."""
@@ -111,37 +107,6 @@ class RunFolder:
         """The settings of the run, as YAML; None before they are written."""
         return read_text(self.config_file) if self.config_file.is_file() else None
 
-    def stored_config(self) -> RunConfig | None:
-        """The settings that the run was started with; None before they are written.
-
-        If config.yaml is damaged, the settings in the newest undamaged checkpoint are used, with a warning.
-
-        Raises UserError if config.yaml cannot be read, or is damaged and there is no such checkpoint.
-        """
-        try:
-            text = self.read_config()
-            if text is None:
-                return None
-            values = parse_yaml(text, str(self.config_file))
-            if not isinstance(values, dict):
-                raise UserError(f"{self.config_file} must contain settings, not {type(values).__name__}")
-            return stored_config(values, self.config_file)
-        except OSError as error:
-            raise UserError(f"{self.config_file} cannot be read: {reason_of(error)}") from None
-        except (UserError, yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-            if isinstance(error, UserError):
-                problem = str(error)
-            else:
-                problem = f"{self.config_file} is damaged: {' '.join(str(error).split())[:200]}"
-        checkpoint = newest_checkpoint(self.checkpoints)
-        config = read_about(checkpoint).get("config") if checkpoint is not None else None
-        if checkpoint is None or not config:
-            raise UserError(
-                f"{problem}\n  no checkpoint has a copy of the settings; restore the file, or choose another --out"
-            )
-        settings = stored_config(config, checkpoint / "state.json")
-        warnings.warn(f"{problem}\n  the settings in {checkpoint} are used instead", stacklevel=2)
-        return settings
 
     def write_config(self, text: str) -> None:
         """Write config.yaml atomically.  Raises UserError, as the other writers do."""

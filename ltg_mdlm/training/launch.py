@@ -21,7 +21,7 @@ from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
-from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about
+from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, run_settings
 from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
@@ -96,7 +96,7 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
     that must not be resumed.
     """
     folder.require_usable()
-    old = folder.stored_config()
+    old = run_settings(folder)
     if old is None:
         return False
     if keys := differing_keys(old, config):
@@ -129,6 +129,7 @@ def prepare_trainer(
     Raises UserError if the checkpoint was written with other plugins or cannot be read.
     """
     config, about = run.config, provenance(run.config, run.recipe.components, run.ranks)
+    about["tokenizer"] = run.corpus.tokenizer.fingerprint
     notes: list[str] = []
     if checkpoint is not None:
         before = read_about(checkpoint)

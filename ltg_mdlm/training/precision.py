@@ -16,7 +16,7 @@ import torch
 from ltg_mdlm.core.machine import native_bf16
 from ltg_mdlm.data.tokenizer import MASK
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
-from ltg_mdlm.storage.checkpoint import read_about
+from ltg_mdlm.storage.checkpoint import read_about, run_settings
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training.assembly import Run
 
@@ -36,7 +36,7 @@ def stored_precision(folder: RunFolder, checkpoint: Path | None) -> str | None:
 
     Read from the folder's config.yaml, or else from `checkpoint`, if the run is to resume from another folder's.
     """
-    if (config := folder.stored_config()) is not None:
+    if (config := run_settings(folder)) is not None:
         return config.training.precision
     if checkpoint is not None:
         return str(read_about(checkpoint).get("config", {}).get("training", {}).get("precision", "auto"))

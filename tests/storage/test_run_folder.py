@@ -19,7 +19,7 @@ import pytest
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.storage import run_folder
-from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
+from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState, run_settings
 from ltg_mdlm.storage.metrics_file import truncate_metrics
 from ltg_mdlm.storage.run_folder import Lock, Owner, RunFolder, Status
 from ltg_mdlm.testing.ranks import run_on_ranks
@@ -398,9 +398,9 @@ def test_files_that_cannot_be_read_are_one_message(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(UserError, match=r"config\.yaml cannot be read: no permission"):
-        folder.stored_config()
+        run_settings(folder)
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
     with pytest.raises(UserError, match="cannot be read: no permission"):
         folder.claim()
@@ -412,11 +412,11 @@ def test_a_damaged_config_is_replaced_by_the_copy_in_the_newest_checkpoint(conte
     config = RunConfig(seed=5)
     folder.config_file.write_bytes(content)
     with pytest.raises(UserError, match=r"config\.yaml (.|\n)*\n  no checkpoint has a copy of the settings"):
-        folder.stored_config()
+        run_settings(folder)
     about = {"config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"})}
     checkpoints = Checkpoints(folder.checkpoints, every=1, keep=1, about=about)
     checkpoints.save(TrainingState(step=3, words_seen=1, model={}))
     checkpoints.finish()
     with pytest.warns(UserWarning, match=r"config\.yaml(.|\n)*the settings in .*step_0000003 are used instead") as said:
-        assert folder.stored_config() == config
+        assert run_settings(folder) == config
     assert len(said) == 1

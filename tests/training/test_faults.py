@@ -170,16 +170,21 @@ def test_a_full_disk_ends_the_run_with_an_error_and_loses_no_checkpoint(tmp_path
     require_same(tmp_path / "run", undisturbed())
 
 
-def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path, undisturbed):
-    run(tmp_path / "run", faults=fault("step 8", "SIGTERM"))
-    weights = tmp_path / "run" / "checkpoints" / "step_0000009" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    outcome = run(tmp_path / "run")[0]
-    assert re.search(r"warning: the checkpoint .*step_0000009 is skipped: .*SHA-256", outcome.output)
+def test_damaged_files_are_reported_and_the_previous_checkpoint_is_used(tmp_path, undisturbed):
+    """A flipped bit in the step of the newest checkpoint and in `latest`; settings that are torn."""
+    folder = tmp_path / "run"
+    run(folder, faults=fault("step 8", "SIGTERM"))
+    state = folder / "checkpoints" / "step_0000009" / "state.json"
+    state.write_text(state.read_text().replace('"step": 9,', '"step": 8,'))
+    (folder / "checkpoints" / "latest").write_bytes(b"\xf3tep_0000009\n")
+    (folder / "config.yaml").write_text("a: [")
+    outcome = run(folder)[0]
+    assert re.search(r"warning: the checkpoint .*step_0000009 is skipped: .*state\.json .*digest", outcome.output)
+    assert "latest is ignored" in outcome.output
+    assert re.search(r"config\.yaml is damaged: .*\n  the settings in .*step_0000008 are used", outcome.output)
     assert "resuming from step 8" in outcome.output
-    require_same(tmp_path / "run", undisturbed())
+    assert "name: laptop" in (folder / "config.yaml").read_text()
+    require_same(folder, undisturbed())
 
 
 def test_a_second_trainer_does_not_touch_the_folder_of_the_first(tmp_path):
