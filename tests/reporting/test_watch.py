@@ -11,6 +11,7 @@ from rich.console import Console
 from support.fabricated import fabricate_run
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.reporting.html_report.page import Extent, write_report
 from ltg_mdlm.reporting.run_table import read_run, text_table
 from ltg_mdlm.reporting.watch import LEAST_WIDTH, Watch, WatchedRun, label, plot, watch
 from ltg_mdlm.storage.metrics_file import Curve
@@ -211,3 +212,6 @@ def test_odd_settings_and_numbers_do_not_end_watch_or_report(tmp_path, config, l
     (tmp_path / "status.json").write_text('{"status": "running", "step": 3}')
     assert "step 3" in text_of(Watch([tmp_path]))[0] or lines == 3
     assert text_table([read_run(tmp_path)]).row_count == 1
+    if config == ODD_CONFIGS[0]:
+        write_report([tmp_path], tmp_path / "report.html", results=None, extent=Extent(recipes=0, samples=0))
+        assert "not a number" not in (tmp_path / "report.html").read_text()
