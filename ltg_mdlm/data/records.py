@@ -83,7 +83,7 @@ class Record:
 
     def _value(self, key: str) -> Any:
         if key not in self.values:
-            keys = ", ".join(map(str, self.values)) or "none"
+            keys = ", ".join(key if is_unicode(key) else ascii(key) for key in self.values) or "none"
             raise UserError(f"{self.where}: {key} is missing (keys of this row: {keys})")
         return self.values[key]
 

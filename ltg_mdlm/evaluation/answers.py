@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY
-from ltg_mdlm.core.json_files import parse_object, read_text
+from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.data.records import Record, read_records
 
 SETTINGS = ("weights", "score", "time", "rate", "normalise", "draws")
@@ -101,10 +101,13 @@ def find_results(path: Path) -> FoundResults:
 
 def _read_answers(folder: Path) -> Answers | None:
     """None if the questions have no right answer."""
-    summary = Record(parse_object(read_text(folder / _SUMMARY), folder / _SUMMARY), folder / _SUMMARY, 1)
+    summary = Record(read_object(folder / _SUMMARY), folder / _SUMMARY, 1)
     if summary.text("metric") != "accuracy":
         return None
     settings = {key: summary.values[key] for key in SETTINGS if summary.values.get(key) is not None}
+    for key, value in settings.items():
+        if not isinstance(value, str | int | float):
+            raise summary.error(key, "text or a number")
     if settings.get("time") != "constant":
         settings.pop("rate", None)  # has no effect
     records = read_records(folder / _ITEMS)

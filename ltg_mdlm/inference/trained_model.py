@@ -21,10 +21,12 @@ from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import build_model, run_context
 from ltg_mdlm.inference.exported_folder import (
+    CONFIG_FILE,
     MAIN,
     MODEL_PREFIX,
     TOKENIZER_FILE,
     TRAINING_FILE,
+    WEIGHTS_FILE,
     ExportedFolder,
     has_revisions,
     is_exported,
@@ -113,6 +115,9 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from None
     if exported:
         return _open_exported(ExportedFolder.read(path), ranks, weights)
+    if any((path / name).is_file() for name in (CONFIG_FILE, TRAINING_FILE)):
+        missing = next(name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).is_file())
+        raise UserError(f"{path}: an exported model without {missing}; export the model again")
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
     if missing := {"config", "modes", "predicts"} - about.keys():

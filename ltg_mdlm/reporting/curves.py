@@ -67,7 +67,7 @@ def group_line(curves: Sequence[Curve], last_step: int, bins: int = BINS) -> Lin
 
 
 def _bin_of(step_N: Floats, last_step: int, bins: int) -> NDArray[np.int64]:
-    place_N: NDArray[np.int64] = np.clip((step_N * bins / max(last_step, 1)).astype(np.int64), 0, bins - 1)
+    place_N: NDArray[np.int64] = np.clip(step_N * bins / max(last_step, 1), 0, bins - 1).astype(np.int64)
     return place_N
 
 

@@ -236,7 +236,9 @@ def plot(curves: Sequence[tuple[str, Curve]], last_step: int, width: int, height
         panel.ruler("y").lim(0, 1).ticks(list(ticks), [f"{text:>{LABEL_WIDTH}}" for text in ticks.values()])
         # Values are scaled to the axis here: plotext aborts the process if one is not finite or overflows.
         edges = np.flatnonzero(np.diff(np.isfinite(line.value_P))) + 1
-        for step_P, value_P in zip(np.split(line.step_P, edges), np.split(line.value_P, edges), strict=True):
+        # So are steps: for one far beyond the axis, as a damaged file has, it runs out of memory.
+        shown_P = line.step_P.clip(0, last_step)
+        for step_P, value_P in zip(np.split(shown_P, edges), np.split(line.value_P, edges), strict=True):
             if not np.isfinite(value_P[0]):
                 continue
             half_P = value_P.clip(low, high) / 2

@@ -107,7 +107,6 @@ class RunFolder:
         """The settings of the run, as YAML; None before they are written."""
         return read_text(self.config_file) if self.config_file.is_file() else None
 
-
     def write_config(self, text: str) -> None:
         """Write config.yaml atomically.  Raises UserError, as the other writers do."""
         self._write(self.config_file, text)

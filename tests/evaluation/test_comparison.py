@@ -258,3 +258,36 @@ def test_the_command_prints_a_table_and_writes_all_figures(tmp_path, run):
     with (tmp_path / "t.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows == [{key: "" if value is None else str(value) for key, value in row.items()} for row in records]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        ("summary.json", "[" * 100_000, r"summary\.json:1: JSON nested too deeply"),
+        ("summary.json", '{"metric": "",\n"rate": 1,\n"rate": 2}', r"summary\.json:3: the key 'rate' is given twice"),
+        ("summary.json", '{"metric": "accuracy", "rate": NaN}', r"summary\.json: 'rate' must be a finite number"),
+        ("summary.json", '{"metric": "accuracy", "score": ["pll"]}', r"summary\.json:1: score must be text or a n"),
+        ("summary.json", '{"metric": ["accuracy"]}', r"summary\.json:1: metric must be text"),
+        (
+            "items.jsonl",
+            '{"id": "a", "uid": "b", "correct": 1}\n{"id": 1, "id": 2}',
+            r"jsonl:2: the key 'id' is",
+        ),
+        (
+            "items.jsonl",
+            '{"id": "a", "uid": "b", "correct": ' + "9" * 5000 + "}",
+            r"jsonl:1: .* too many digits",
+        ),
+        ("items.jsonl", '{"id": "a", "uid": "b", "correct": 1e999}', r"l:1: correct must be a number, not inf"),
+        (
+            "items.jsonl",
+            '{"id": "a", "uid": "b", "correct": NaN}',
+            r"l:1: correct must be a number, not nan",
+        ),
+    ],
+)
+def test_a_damaged_result_is_named_with_its_line(tmp_path, file, content, complaint):
+    folder = write_result(tmp_path, "a", FIRST)
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        find_results(tmp_path)

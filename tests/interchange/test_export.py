@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -323,6 +324,14 @@ def test_a_wrong_value_in_the_config_of_an_export_is_named(key, value, message, 
     [folder] = export_model(uniform, tmp_path / "out")
     (folder / "config.json").write_text(json.dumps(config_of(folder) | {key: value}))
     with pytest.raises(UserError, match=message):
+        opened(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_of_an_export_is_named(file, uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out")
+    (folder / file).unlink()
+    with pytest.raises(UserError, match=re.escape(file)):
         opened(folder)
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from support.fabricated import fabricate_run
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.reporting.html_report.page import Extent, write_report
+from ltg_mdlm.reporting.run_table import read_run, text_table
 from ltg_mdlm.reporting.watch import LEAST_WIDTH, Watch, WatchedRun, label, plot, watch
 from ltg_mdlm.storage.metrics_file import Curve
 from ltg_mdlm.storage.run_folder import RunFolder, Status
@@ -177,3 +179,39 @@ def test_a_run_without_output_is_shown(tmp_path):
 def test_a_path_without_runs_is_named(tmp_path):
     with pytest.raises(UserError, match="neither a run folder"):
         Watch([tmp_path])
+
+
+ODD_CONFIGS = [
+    "training: 5",
+    "training: {max_steps: abc}",
+    "training: {max_steps: .inf}",
+    "training: {max_steps: true}",
+    "training: {max_steps: 99999999999999999999999999}",
+    "training: {epochs: -1}",
+    "training: {epochs: 1.0e-300}",
+    "plugins: 5",
+    "plugins: {1: 2}",
+    "1: 2",
+    "a: &a {x: *a}",
+    "seed: 2001-99-99",
+    "? [1, 2]\n: 3",
+    "- 1",
+]
+ODD_METRICS = """\
+{"step": 3, "epoch": 1e300, "loss": 1e308, "tokens_seen": 1e300, "tokens_per_second": 1e-300, "valid/loss": 1e308}
+{"step": 9223372036854775807, "loss": -1e308, "valid/loss": 5, "valid/bound": 1e308}
+{"step": 4, "epoch": null, "tokens_seen": null, "tokens_per_second": 0, "loss": 1}
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+@pytest.mark.parametrize("config", ODD_CONFIGS)
+def test_odd_settings_and_numbers_do_not_end_watch_or_report(tmp_path, config, lines):
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "metrics.jsonl").write_text("".join(ODD_METRICS.splitlines(keepends=True)[:lines]))
+    (tmp_path / "status.json").write_text('{"status": "running", "step": 3}')
+    assert "step 3" in text_of(Watch([tmp_path]))[0] or lines == 3
+    assert text_table([read_run(tmp_path)]).row_count == 1
+    if config == ODD_CONFIGS[0]:
+        write_report([tmp_path], tmp_path / "report.html", results=None, extent=Extent(recipes=0, samples=0))
+        assert "not a number" not in (tmp_path / "report.html").read_text()

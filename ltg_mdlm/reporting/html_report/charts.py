@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
@@ -88,6 +88,8 @@ METRICS = (
     Metric("mask_rate", "Mask rate", "share of tokens that are masked"),
 )
 
+
+_LARGEST = 1e100
 
 _NOT_SHOWN = ("valid/bound_standard_error", "valid/unigram", "valid/bits_per_byte", "bits_per_byte")
 """Metrics without a chart: the error of the bound, a constant, and the bound in another unit."""
@@ -207,7 +209,7 @@ class ChartDrawer:
         for group in self._groups:
             curves = [run.metrics.curves[metric.key] for run in group.runs if metric.key in run.metrics.curves]
             if curves:
-                found.append((group, group_line(curves, self._last_step)))
+                found.append((group, _drawable(group_line(curves, self._last_step))))
         return found
 
     def _mark_divergence(self, axes: Axes, group: Group, line: Line, metric: Metric) -> None:
@@ -241,6 +243,14 @@ class ChartDrawer:
                 figure.subplots_adjust(left=0.145, right=0.93, top=0.96, bottom=0.165)
             svg = inline_svg(figure, f"chart-{next(self._number)}", title, description)
             return Chart(title, svg, tuple(notes))
+
+
+def _drawable(line: Line) -> Line:
+    """The line, interrupted where the axis of matplotlib would overflow, as values of a run that diverged do."""
+    value_P, low_P, high_P = (
+        np.where(np.abs(column_P) < _LARGEST, column_P, np.nan) for column_P in (line.value_P, line.low_P, line.high_P)
+    )
+    return replace(line, value_P=value_P, low_P=low_P, high_P=high_P)
 
 
 def _last_step(group: Group) -> int:

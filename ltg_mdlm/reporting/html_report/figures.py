@@ -260,11 +260,12 @@ def _read(file: Path) -> Result | None:
         value = summary[metric] if metric in summary else summary["mean"][metric]
         label = f"{summary['task']}/{Path(summary['data']).name}, {metric.removesuffix('_percent').replace('_', ' ')}"
         validated = bool(summary.get("validated", True))
+        label += _told(summary)
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
     is_share = metric == "accuracy"
     known = float(value) * (100 if is_share else 1) if isinstance(value, int | float) else None
-    return Result(f"{label}{_told(summary)}", known, is_share, validated)
+    return Result(label, known, is_share, validated)
 
 
 def _told(summary: Mapping[str, Any]) -> str:
