@@ -7,12 +7,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import TextIO
 
+from ltg_mdlm.cli import EXIT_INTERRUPTED
 from ltg_mdlm.core.errors import PluginFailure, UserError, file_error
 
-EXIT_FAILURE, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 
 
 def report_errors(run: Callable[[], None]) -> None:
@@ -45,20 +45,6 @@ def report_errors(run: Callable[[], None]) -> None:
         if end.code == EXIT_INTERRUPTED:
             print("interrupted", file=sys.stderr)
         raise
-
-
-def end_on_ctrl_c() -> None:
-    """From now on, a Ctrl-C that nothing catches, such as one during imports, ends the process with one line."""
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not issubclass(kind, KeyboardInterrupt):
-            previous(kind, error, trace)
-            return
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(EXIT_INTERRUPTED)  # Python would end the process by the signal, without an exit code
-
-    sys.excepthook = hook
 
 
 def _show_warning(

@@ -38,6 +38,8 @@ class UserError(Exception):
 def file_error(error: OSError) -> UserError | None:
     """The message for a file or folder that cannot be used; None for other errors of the operating system."""
     reason = _FILE_ERRORS.get(error.errno or 0)
+    if reason is not None and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return UserError(f"the output cannot be written: {reason}")
     if reason is None or not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     name = os.fsdecode(error.filename)

@@ -58,9 +58,28 @@ def test_threads_can_be_set():
 
 
 @pytest.mark.usefixtures("outside_torchrun")
-def test_a_broken_environment_is_reported(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match=r"WORLD_SIZE is 'two', not a number.*torchrun"):
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number.*torchrun"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a number from 1"),
+        ({"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE is ''"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0', not a number from 1"),
+        ({"RANK": "-1"}, "RANK is '-1'"),
+        ({"RANK": "\u00b2"}, "RANK is"),
+        ({"RANK": "3"}, "WORLD_SIZE is '1', not a number from 4"),
+        ({"LOCAL_RANK": "9" * 5000}, "LOCAL_RANK is '999"),
+        ({"WORLD_SIZE": "2"}, "MASTER_ADDR is not set.*torchrun"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}, "not a number from 0 to 65535"),
+    ],
+)
+def test_a_broken_environment_is_reported(variables, reason, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=reason):
         Ranks.setup("cpu")
 
 

@@ -41,3 +41,11 @@ def test_the_interrupt_that_torchrun_repeats_is_no_second_one(clock):
         clock[0] += 1.0
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+
+
+def test_an_interrupt_before_training_ends_at_once_but_a_preemption_is_recorded():
+    with StopRequest(can_save=False) as stop:
+        send(signal.SIGTERM)
+        assert stop.signal_name == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)

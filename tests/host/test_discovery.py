@@ -1,6 +1,7 @@
 """Which installed plugins are considered, and how a command says why one is not."""
 
 import json
+from contextlib import nullcontext
 from importlib import metadata
 
 import pytest
@@ -8,6 +9,7 @@ from support.runs import TINY
 from support.third_party import installed, write_distribution
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.host import discovery
 from ltg_mdlm.host.discovery import find, installed_plugins, module_file
 
 BUILT_IN = {"uniform_mdlm", "freq_mdlm", "gpt_bert"}
@@ -128,3 +130,32 @@ def test_plugins_list_shows_which_plugin_fills_each_slot(two, run):
 def test_the_help_of_plugins_list_explains_the_variable(run):
     _, out, _ = run("plugins", "list", "--help")
     assert "LTG_MDLM_PLUGINS" in out
+
+
+@pytest.mark.parametrize(
+    ("program", "plugins", "edited", "mixed"),
+    [
+        ("wheel", "wheel", "wheel/ltg_mdlm/a.py", False),
+        ("checkout", "checkout/plugins", "wheel/ltg_mdlm/a.py", False),
+        ("checkout", "wheel", None, False),  # equal copies: pip install . and a run in the checkout
+        ("checkout", "wheel", "wheel/ltg_mdlm_plugins/p.py", True),
+        ("checkout", "wheel", "checkout/ltg_mdlm/a.py", True),
+        ("wheel", "checkout/plugins", "checkout/plugins/ltg_mdlm_plugins/p.py", True),
+        ("checkout", "elsewhere", None, False),
+    ],
+)
+def test_two_different_copies_of_the_program_are_not_mixed(program, plugins, edited, mixed, tmp_path, monkeypatch):
+    files = {"wheel": ("", ""), "checkout": ("", "plugins/"), "elsewhere": (None, "")}
+    for copy, (host, built_in) in files.items():
+        for path in [f"{built_in}ltg_mdlm_plugins/p.py"] + ([f"{host}ltg_mdlm/a.py"] if host is not None else []):
+            (tmp_path / copy / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / copy / path).write_text("x = 1\n")
+    if edited is not None:
+        (tmp_path / edited).write_text("x = 2\n")
+    monkeypatch.setattr(discovery, "__file__", str(tmp_path / program / "ltg_mdlm" / "host" / "discovery.py"))
+    monkeypatch.setattr(discovery, "module_file", lambda _: str(tmp_path / plugins / "ltg_mdlm_plugins" / "p.py"))
+    with pytest.raises(UserError, match="copies of ltg-mdlm") if mixed else nullcontext() as error:
+        discovery.require_one_installation()
+    if error is not None:
+        for folder in (tmp_path / program / "ltg_mdlm", tmp_path / plugins / "ltg_mdlm_plugins"):
+            assert f"{folder}\n" in str(error.value)

@@ -1,0 +1,88 @@
+"""Paths, signals and pipes that a user may produce: one message, and never a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ltg_mdlm.cli import app as cli
+from ltg_mdlm.core.errors import UserError, file_error
+from ltg_mdlm.data.synthetic.builtin import default_cache_dir
+
+LONG = "long" * 75
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "--config", LONG],
+        ["train", "--out", LONG],
+        ["train", "--resume", LONG],
+        ["sweep", "list", LONG],
+        ["report", LONG],
+        ["watch", LONG],
+        ["export", LONG, "--out", "x"],
+        ["generate", LONG],
+        ["prepare", LONG, "--out", "x"],
+        ["import", LONG, "--out", "x"],
+        ["plugins", "new", "short", "--out", LONG],
+        ["plugins", "new", LONG],
+        ["check", "--set", f"data.corpus={LONG}"],
+    ],
+)
+def test_a_path_that_is_too_long_is_one_message(arguments, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ltg-mdlm", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ")
+    assert LONG in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_errors_of_files_are_explained():
+    assert "ab: no permission" in str(file_error(PermissionError(13, "Permission denied", "ab")))
+    assert file_error(ConnectionResetError(104, "Connection reset by peer")) is None
+    assert file_error(OSError("no number")) is None
+
+
+def test_ctrl_c_during_imports_ends_with_one_line():
+    code = "import ltg_mdlm.cli; raise KeyboardInterrupt"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_in_a_command_ends_with_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ltg_mdlm.core.settings.load_settings", interrupted)
+    monkeypatch.setattr(sys, "argv", ["ltg-mdlm", "check"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-m", "ltg_mdlm", "plugins", "list"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert ended.stderr == b""
+
+
+def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch):
+    def homeless(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        default_cache_dir()
