@@ -44,6 +44,29 @@ def test_negative_int16_are_ids_above_32767(tmp_path):
     assert read_tokenized_bin(path, large).tokens.tolist() == [17, 39_999]
 
 
+def test_int16_cannot_hold_the_ids_of_a_larger_vocabulary(tmp_path):
+    vocabulary = {**small_tokenizer().definition["model"]["vocab"]}
+    vocabulary |= {f"Ġ{i}": i for i in range(VOCAB, 66_000)}
+    model = {**small_tokenizer().definition["model"], "vocab": vocabulary}
+    large = Tokenizer({**small_tokenizer().definition, "model": model})
+    with pytest.raises(UserError, match=r"a.bin: int16 cannot hold the ids of a vocabulary of 66000; prepare the text"):
+        read_tokenized_bin(save(tmp_path / "a.bin", [[17, 18]]), large)
+    torch.save([torch.tensor([17, 65_999])], tmp_path / "b.bin")
+    assert read_tokenized_bin(tmp_path / "b.bin", large).tokens.tolist() == [17, 65_999]
+
+
+def test_a_file_of_another_tokenizer_is_refused_although_its_ids_are_in_the_vocabulary(tmp_path):
+    """The own file is accepted, also with documents that were cut at any token."""
+    other = Tokenizer.train(TEXTS[:10], 300)
+    ids = [small_tokenizer().encode(text) for text in TEXTS]
+    own = save(tmp_path / "own.bin", [document[i % 5 :] for i, document in enumerate(ids)])
+    foreign = save(tmp_path / "valid.bin", [other.encode(text) for text in TEXTS])
+    small_tokenizer().save(tmp_path / "tokenizer.json")
+    assert open_tokenized_bin(own, tmp_path / "tokenizer.json", valid=own).valid is not None
+    with pytest.raises(UserError, match=r"valid.bin: made with another tokenizer: only \d+% of its tokens"):
+        open_tokenized_bin(own, tmp_path / "tokenizer.json", valid=foreign)
+
+
 @pytest.mark.parametrize("beyond", [VOCAB, -1])
 def test_ids_that_are_not_in_the_vocabulary_are_refused(tmp_path, beyond):
     path = save(tmp_path / "a.bin", [[20, 30], [20, beyond]])
