@@ -120,10 +120,8 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
         raise UserError(f"{path}: an exported model without {missing}; export the model again")
     checkpoint = find_checkpoint(path)
     about = read_about(checkpoint)
-    if missing := {"config", "modes", "predicts"} - about.keys():
-        raise UserError(
-            f"{checkpoint / STATE_FILE} does not describe the model: it has no {', '.join(sorted(missing))}"
-        )
+    if absent := {"config", "modes", "predicts"} - about.keys():
+        raise UserError(f"{checkpoint / STATE_FILE} does not describe the model: it has no {', '.join(sorted(absent))}")
     config = stored_config(about["config"], checkpoint / STATE_FILE)
     tokenizer_file = RunFolder(checkpoint.parent.parent).tokenizer_file
     if not tokenizer_file.is_file():

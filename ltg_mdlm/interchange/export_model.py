@@ -86,7 +86,9 @@ CLASSES = {
     "AutoModelForCausalLM": "modeling_ltg_mdlm.LtgMdlmForCausalLM",
     "AutoModelForSequenceClassification": "modeling_ltg_mdlm.LtgMdlmForSequenceClassification",
 }
-"""`auto_map` in config.json."""
+"""`auto_map` in config.json; CAUSAL_CLASS is left out for models that were not trained on causal rows."""
+
+CAUSAL_CLASS = "AutoModelForCausalLM"
 
 ROLES = {"bos": BOS, "cls": BOS, "eos": EOS, "sep": EOS, "pad": PAD, "mask": MASK, "unk": UNK}
 """Ids of the special tokens that `transformers` knows by name."""
@@ -236,10 +238,13 @@ def model_config(trained: TrainedModel, default_rate: DefaultRate | None, table:
     # The scores of the BabyLM evaluation pipeline that fit the training.
     masked_score = {"same": "mlm", "next": "mntp"}[trained.predicts]
     backends = [name for name, mode in ((masked_score, "masked"), ("causal", "causal")) if mode in trained.modes]
+    main_class = CAUSAL_CLASS if backends == ["causal"] else "AutoModelForMaskedLM"
+    # Programs such as lm-eval score whatever has a causal class from left to right, without a question.
+    classes = {auto: name for auto, name in CLASSES.items() if auto != CAUSAL_CLASS or "causal" in backends}
     config: dict[str, Any] = {
         "model_type": MODEL_TYPE,
-        "architectures": [CLASSES["AutoModelForMaskedLM"].partition(".")[2]],
-        "auto_map": CLASSES,
+        "architectures": [CLASSES[main_class].partition(".")[2]],
+        "auto_map": classes,
         **asdict(trained.model.config),
         "predicts": trained.predicts,
         **({"mntp_shift": False} if trained.predicts == "next" else {}),

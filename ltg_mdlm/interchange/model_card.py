@@ -56,24 +56,56 @@ def model_card(trained: TrainedModel, config: Mapping[str, Any]) -> str:
 
 
 def _use(config: Mapping[str, Any]) -> list[str]:
+    backends = config["backends"]
+    model_class, text, position, where = {
+        "mlm": (
+            "AutoModelForMaskedLM",
+            "The dog<mask> a ball.",
+            "masked",
+            "The logits of a masked token are at its own position.",
+        ),
+        "mntp": (
+            "AutoModelForMaskedLM",
+            "The dog<mask> a ball.",
+            "masked - 1",
+            "The logits of a masked token are one position earlier. For programs that read them at its own position,"
+            " load the model with `mntp_shift=True`, or set `mntp_shift` in config.json, and use the backend `mlm`."
+            " The `fill-mask` pipeline of `transformers` reads the right position with either setting.",
+        ),
+        "causal": (
+            "AutoModelForCausalLM",
+            "The dog sees a",
+            "-1",
+            "The logits of a token are one position earlier. `generate` works without a cache.",
+        ),
+    }[backends[0]]
+    masked = ["masked = inputs.input_ids[0].tolist().index(tokenizer.mask_token_id)"] * ("<mask>" in text)
     lines = [
         "## Use",
         "",
         "```python",
-        "from transformers import AutoModelForMaskedLM, AutoTokenizer",
+        "import torch",
+        f"from transformers import {model_class}, AutoTokenizer",
         "",
-        "model = AutoModelForMaskedLM.from_pretrained(PATH, trust_remote_code=True)",
-        "tokenizer = AutoTokenizer.from_pretrained(PATH)",
+        f"model = {model_class}.from_pretrained(PATH, trust_remote_code=True)",
+        "tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)",
+        f'inputs = tokenizer("{text}", return_tensors="pt")',
+        *masked,
+        "with torch.no_grad():",
+        f"    logits = model(**inputs).logits[0, {position}]",
+        "print(tokenizer.decode(logits.argmax()))",
         "```",
+        "",
+        where,
         "",
         "Requires `transformers` 4.51 or later. `AutoModel` returns hidden states, `AutoModelForSequenceClassification`"
         f" adds a new head on the first token. Rows have up to {config['max_position_embeddings']} tokens.",
         "",
         "Backends of the BabyLM evaluation pipeline that fit the training:",
         "",
-        *(f"- {_BACKENDS[name]}" for name in config["backends"]),
+        *(f"- {_BACKENDS[name]}" for name in backends),
     ]
-    if "mntp" in config["backends"]:
+    if "mntp" in backends:
         lines += [
             "",
             "Most other programs read the logits of a masked token at its own position. For them, load the model with"
@@ -81,12 +113,13 @@ def _use(config: Mapping[str, Any]) -> list[str]:
             " `mntp_shift` in config.json, and use the backend `mlm`. The `fill-mask` pipeline of `transformers` reads"
             " the right position with either setting.",
         ]
-    if "causal" in config["backends"]:
+    if "causal" in backends:
         lines += ["", "`AutoModelForCausalLM` generates text with `generate`; there is no cache."]
     else:
         lines += [
             "",
-            "It was not trained on causal rows: `AutoModelForCausalLM` loads, but its scores are not meaningful.",
+            "It was not trained on causal rows, so it has no `AutoModelForCausalLM`: programs that score text from left"
+            " to right, such as the multilingual tasks of the pipeline, stop instead of giving meaningless scores.",
         ]
     if "mask_rate" in config:
         rate = _RATES[config["mask_rate"]].format_map(config)

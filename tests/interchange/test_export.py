@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors import safe_open
+from support.corpora import small_tokenizer
 from support.trained import EMBEDDING_PLUGIN, embedding_plugin_installed, write_run
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.inference.trained_model import open_model
 from ltg_mdlm.interchange.export_model import export_model
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
@@ -98,6 +101,31 @@ def test_the_config_of_a_hybrid_says_that_it_predicts_the_next_token_and_has_no_
     assert config["predicts"] == "next"
     assert config["cond_dim"] is None
     assert not {"mask_rate", "constant_rate", "rate_intervals", "time_embedding"} & config.keys()
+
+
+def test_only_a_model_that_was_trained_on_causal_rows_has_a_causal_class(uniform, hybrid, tmp_path):
+    classes = [config_of(export_model(run, tmp_path / run.name)[0])["auto_map"] for run in (uniform, hybrid)]
+    assert ["AutoModelForCausalLM" in names for names in classes] == [False, True]
+    assert all("AutoModelForMaskedLM" in names for names in classes)
+
+
+def test_the_special_tokens_are_the_same_in_all_three_files_and_take_no_blanks(tmp_path):
+    definition = small_tokenizer().definition
+    greedy = [token | {"lstrip": True, "rstrip": True} for token in definition["added_tokens"]]
+    run = write_run(tmp_path / "run", tokenizer=Tokenizer(definition | {"added_tokens": greedy}))
+    [folder] = export_model(run, tmp_path / "out")
+    content, settings, names = (
+        json.loads((folder / name).read_text())
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    )
+    added = {str(token.pop("id")): token for token in content["added_tokens"]}
+    assert added == settings["added_tokens_decoder"]
+    assert not any(token["lstrip"] or token["rstrip"] for token in added.values())
+    assert names.items() <= settings.items()
+    assert set(names.values()) <= {token["content"] for token in added.values()}
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert backend.encode("text<mask><mask><mask>").ids[-3:] == [4, 4, 4]
+    assert backend.decode(backend.encode("a <mask>").ids, skip_special_tokens=False) == "<s> a <mask>"
 
 
 def test_the_embedding_matrix_is_in_the_weights_once(uniform, tmp_path):
@@ -219,7 +247,7 @@ def test_the_card_of_a_diffusion_model_has_its_mask_rate_and_warns_of_causal_sco
     [folder] = export_model(uniform, tmp_path / "out", mask_rate="constant", constant_rate=0.15)
     card = (folder / "README.md").read_text()
     assert "it is the constant 0.15" in card
-    assert "its scores are not meaningful" in card
+    assert "has no `AutoModelForCausalLM`" in card
     assert (config_of(folder)["mask_rate"], config_of(folder)["constant_rate"]) == ("constant", 0.15)
 
 
