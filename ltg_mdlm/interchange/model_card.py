@@ -105,17 +105,7 @@ def _use(config: Mapping[str, Any]) -> list[str]:
         "",
         *(f"- {_BACKENDS[name]}" for name in backends),
     ]
-    if "mntp" in backends:
-        lines += [
-            "",
-            "Most other programs read the logits of a masked token at its own position. For them, load the model with"
-            " `AutoModelForMaskedLM.from_pretrained(PATH, trust_remote_code=True, mntp_shift=True)`, or set"
-            " `mntp_shift` in config.json, and use the backend `mlm`. The `fill-mask` pipeline of `transformers` reads"
-            " the right position with either setting.",
-        ]
-    if "causal" in backends:
-        lines += ["", "`AutoModelForCausalLM` generates text with `generate`; there is no cache."]
-    else:
+    if "causal" not in backends:
         lines += [
             "",
             "It was not trained on causal rows, so it has no `AutoModelForCausalLM`: programs that score text from left"
