@@ -71,9 +71,7 @@ def test_ctrl_c_in_a_command_ends_with_one_line(monkeypatch, capsys):
 def test_a_reader_that_closes_the_pipe_is_no_error():
     read, write = os.pipe()
     os.close(read)
-    ended = subprocess.run(
-        [sys.executable, "-m", "ltg_mdlm", "plugins", "list"], stdout=write, stderr=subprocess.PIPE
-    )
+    ended = subprocess.run([sys.executable, "-m", "ltg_mdlm", "plugins", "list"], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert ended.stderr == b""
 
