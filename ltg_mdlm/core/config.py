@@ -19,8 +19,6 @@ MOST_NAME_BYTES = 200
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-MOST_SEED = 2**64 - 1
-
 MOST_STEPS = 10**7
 """Optimiser steps of the longest possible training, whose rows are planned before it begins."""
 
@@ -67,7 +65,6 @@ class ModelSection(Section):
     position_bucket_size: int = Field(
         32,
         ge=4,
-        le=2**20,
         multiple_of=2,
         description="buckets of relative positions per direction: half of them exact, the others logarithmic",
     )
@@ -80,6 +77,8 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSection:
+        if self.position_bucket_size > 2**20:
+            raise ValueError(f"model.position_bucket_size must be at most {2**20}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -111,7 +110,7 @@ class TrainingConfig(Section):
     global_batch_rows: int = Field(1024, ge=1, le=10**7, description="rows per step at the first sequence length")
     batch_ramp: BatchRamp | None = Field(None, description="growth of the global batch; null: constant")
     micro_batch_rows: int | None = Field(
-        None, ge=1, le=10**7, description="rows per forward pass and rank; null: a default for the device"
+        None, ge=1, description="rows per forward pass and rank; null: a default for the device"
     )
     packing: Literal["documents_packed", "one_document"] = Field(
         "documents_packed", description="several documents per row, or separate rows for each document"
@@ -136,6 +135,8 @@ class TrainingConfig(Section):
     def _length_of_training(self) -> TrainingConfig:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give either training.max_steps or training.epochs (set the other to null)")
+        if self.micro_batch_rows is not None and self.micro_batch_rows > 10**7:
+            raise ValueError(f"training.micro_batch_rows must be at most {10**7}")
         starts = [start for start, _ in self.seq_len_schedule or [(0.0, self.seq_len)]]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise ValueError("training.seq_len_schedule must start at progress 0 and increase")
@@ -254,7 +255,7 @@ class RunConfig(Section):
     """
 
     name: str = Field("custom", description="first part of the name of the default run folder")
-    seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of initial weights, row order, masks, noise and dropout")
+    seed: int = Field(0, ge=0, description="seed of initial weights, row order, masks, noise and dropout")
     plugins: dict[str, PluginSettings] = Field(default_factory=dict, description="selected plugins and their options")
     slots: dict[str, str] = Field(default_factory=dict, description="the plugin for a slot that several plugins fill")
     data: DataConfig = DataConfig()

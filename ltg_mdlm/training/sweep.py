@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ltg_mdlm.core.config import MOST_SEED, Section
+from ltg_mdlm.core.config import Section
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import (
     Layer,
@@ -65,7 +65,7 @@ class SweepFile(Section):
 
     configs: list[str] = Field(default_factory=list, description="base configs of every point; later wins")
     grid: dict[str, Values] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
-    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0], min_length=1, max_length=1000, description="seeds of every point"
     )
     exclude: list[dict[str, Any]] = Field(
