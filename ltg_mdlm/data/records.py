@@ -143,6 +143,8 @@ def parse_object(text: str, file: Path, line: int = 1) -> dict[str, Any]:
         raise UserError(f"{file}:{line + error.lineno - 1}: not JSON: {error.msg}") from None
     except RecursionError:
         raise UserError(f"{file}:{line}: JSON nested too deeply") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise UserError(f"{file}:{line}: not JSON that can be read: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{file}:{line}: expected a JSON object, not {_shown(value)}")
     return value
