@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -41,6 +42,14 @@ def run_on_ranks(
     context = multiprocessing.get_context("forkserver")
     # Data parallelism imports torch._dynamo, which takes seconds, so it is imported once.
     context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
+    # The server is started elsewhere, because it would import modules from the current folder, such as a `numpy.py`.
+    # The processes that it starts change to the folder of this process.
+    current = os.getcwd()
+    os.chdir(os.sep)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(current)
     task = pickle.dumps((function.__qualname__, args))
     connections, processes = [], []
     for rank in range(world_size):

@@ -210,3 +210,10 @@ def test_blimp_and_its_supplement_are_read():
         "subject_aux_inversion",
         "turn_taking",
     }
+
+
+def test_a_number_with_thousands_of_digits_is_an_error_that_names_the_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": ' + "9" * 5000 + "}\n")
+    with pytest.raises(UserError, match=r"a.jsonl:2: not JSON that can be read: .*digits"):
+        read_records(path)
