@@ -256,6 +256,7 @@ def model_config(trained: TrainedModel, default_rate: DefaultRate | None, table:
     return config | {
         "num_special_tokens": NUM_SPECIAL,
         **{f"{role}_token_id": token for role, token in ROLES.items()},
+        "tokenizer_class": "PreTrainedTokenizerFast",  # pipelines of transformers 4 load no tokenizer without it
         "tie_word_embeddings": False,  # the model ties them in its forward pass: there is no second matrix
         "torch_dtype": "float32",
     }

@@ -265,7 +265,10 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
             else:
                 mask_rate = 0.0 if self.config.mask_rate == "zero" else float(self.config.constant_rate)
         rate_B = torch.as_tensor(mask_rate, dtype=torch.float32, device=tokens.device).expand(tokens.shape[0])
-        return self.rate_table(rate_B) if self.config.rate_intervals is not None else rate_B
+        value_B: Tensor = self.rate_table(rate_B) if self.config.rate_intervals is not None else rate_B
+        # a plugin's embedding may not convert the value when the model is loaded in half precision
+        parameter = next(self.denoiser.sigma_map.parameters(), value_B)
+        return value_B.to(parameter.dtype)
 
 
 class LtgMdlmModel(LtgMdlmPreTrainedModel):

@@ -235,6 +235,10 @@ def test_the_card_has_backends_training_and_metrics(hybrid, tmp_path):
         "| objective | 5.0000 |",
     ):
         assert text in card
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "mntp_shift=True" in card
+    assert config["mntp_shift"] is False
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_the_card_of_a_diffusion_model_has_its_mask_rate_and_warns_of_causal_scores(uniform, tmp_path):

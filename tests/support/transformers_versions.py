@@ -14,10 +14,13 @@ from support.shared import made_once
 from ltg_mdlm.data.synthetic.builtin import default_cache_dir
 
 VERSIONS = {"old": "transformers==4.51.3", "new": "transformers>=5,<6"}
+TRAINER = ("--no-deps", "accelerate", "psutil")
+"""What the `Trainer` needs besides; without its dependencies, because torch is one of them."""
 
 
-def installed(requirement: str) -> Path:
-    """A folder with this `transformers` and what it needs; skips the test where it cannot be had."""
+def installed(*requirements: str) -> Path:
+    """A folder with what pip installs for these arguments; skips the test where it cannot be had."""
+    requirement = " ".join(requirements)
     name = "".join(c if c.isalnum() or c == "." else "-" for c in requirement)
 
     def install(aside: Path) -> None:
@@ -33,7 +36,7 @@ def installed(requirement: str) -> Path:
             "--retries",
             "1",
         ]
-        done = subprocess.run([*pip, "--target", aside, requirement], capture_output=True, text=True, check=False)
+        done = subprocess.run([*pip, "--target", aside, *requirements], capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(aside, ignore_errors=True)
             pytest.skip(f"pip cannot install {requirement}: {done.stderr.strip()[-300:]}")
