@@ -4,7 +4,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltg_mdlm.core.errors import UserError
@@ -12,9 +12,10 @@ from ltg_mdlm.core.json_files import parse_object, read_object
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | FINITE | st.text()
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
 
+@settings(max_examples=50)
 @given(content=st.dictionaries(st.text(), VALUES), escaped=st.booleans())
 def test_an_object_is_read_as_it_was_written(content, escaped, tmp_path_factory):
     file = tmp_path_factory.mktemp("json") / "a.json"

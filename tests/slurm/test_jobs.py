@@ -14,6 +14,7 @@ from support.trained import write_run
 from support.waiting import wait_until
 
 from ltg_mdlm.reporting.run_table import find_runs, read_run, report_table
+from ltg_mdlm.storage.run_folder import Owner
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 PATIENCE = 1800.0
@@ -120,7 +121,8 @@ def test_an_array_trains_every_point_of_a_sweep_and_a_killed_task_goes_on(jobs: 
     job = jobs.submit("array.sbatch", "powers.yaml", *common, options=("--array=0-2",), faults=waits)
     killed = tmp_path / "runs/powers/power=0.02-max_steps=10-s1"
     jobs.await_file(killed / "checkpoints" / "latest")
-    trainer = int((killed / "lock").read_text().split()[-1])
+    owner = Owner.parse((killed / "lock").read_text())
+    trainer = owner.process
     os.kill(trainer, signal.SIGKILL)
     jobs.await_end(f"{job}_{KILLED}")
     assert jobs.status(killed) == "running", "a killed run cannot say that it ends"

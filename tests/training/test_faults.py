@@ -181,7 +181,7 @@ def test_damaged_files_are_reported_and_the_previous_checkpoint_is_used(tmp_path
     outcome = run(folder)[0]
     assert re.search(r"warning: the checkpoint .*step_0000009 is skipped: .*state\.json .*digest", outcome.output)
     assert "latest is ignored" in outcome.output
-    assert re.search(r"config\.yaml is damaged: .*\n  the settings in .*step_0000008 are used", outcome.output)
+    assert re.search(r"config\.yaml is not valid YAML: .*\n  the settings in .*step_0000008 are used", outcome.output)
     assert "resuming from step 8" in outcome.output
     assert "name: laptop" in (folder / "config.yaml").read_text()
     require_same(folder, undisturbed())
