@@ -13,7 +13,7 @@ from ltg_mdlm.storage.run_folder import RunFolder
 _BACKENDS = {
     "mlm": "`mlm` (`AutoModelForMaskedLM`): a masked token is predicted at its own position",
     "mntp": "`mntp` (`AutoModelForMaskedLM`): the logits of token i + 1 are at position i, without a shift",
-    "causal": "`causal` (`AutoModelForCausalLM`)",
+    "causal": "`causal` (`AutoModelForCausalLM`; `generate` works, without a cache)",
 }
 
 _RATES = {
@@ -76,7 +76,7 @@ def _use(config: Mapping[str, Any]) -> list[str]:
             "AutoModelForCausalLM",
             "The dog sees a",
             "-1",
-            "The logits of a token are one position earlier. `generate` works without a cache.",
+            "The logits of a token are one position earlier.",
         ),
     }[backends[0]]
     masked = ["masked = inputs.input_ids[0].tolist().index(tokenizer.mask_token_id)"] * ("<mask>" in text)

@@ -125,13 +125,18 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, relative_RD: Tensor, geometry: Geometry) -> Tensor:
         """The sublayer's output [B, T, D] for a normalised input; `relative_RD` is the relative-position table."""
-        # one product for query, key and value; another for the gate, which is used after the attention
-        value_weight, gate_weight = self.in_proj_vg.weight.chunk(2)
-        value_bias, gate_bias = self.in_proj_vg.bias.chunk(2)
-        weight = torch.cat([self.in_proj_qk.weight, value_weight])
-        bias = torch.cat([self.in_proj_qk.bias, value_bias])
-        query, key, value = self.split_heads(F.linear(x_BTD, weight, bias), 3)
-        gate_BTD = F.linear(x_BTD, gate_weight, gate_bias)
+        if type(self.in_proj_qk) is nn.Linear and type(self.in_proj_vg) is nn.Linear:
+            # one product for query, key and value; another for the gate, which is used after the attention
+            value_weight, gate_weight = self.in_proj_vg.weight.chunk(2)
+            value_bias, gate_bias = self.in_proj_vg.bias.chunk(2)
+            weight = torch.cat([self.in_proj_qk.weight, value_weight])
+            bias = torch.cat([self.in_proj_qk.bias, value_bias])
+            projected = F.linear(x_BTD, weight, bias)
+            gate_BTD = F.linear(x_BTD, gate_weight, gate_bias)
+        else:  # replaced by layers that compute more than their weight says, such as adapters
+            value_BTD, gate_BTD = self.in_proj_vg(x_BTD).chunk(2, dim=-1)
+            projected = torch.cat([self.in_proj_qk(x_BTD), value_BTD], dim=-1)
+        query, key, value = self.split_heads(projected, 3)
 
         relative_RD = dropout(relative_RD, self.dropout, self.training)
         query_pos, key_pos = self.split_heads(self.in_proj_qk(relative_RD) * self.scale, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -303,3 +304,48 @@ def test_the_layers_are_one_graph_for_the_compiler(kind, monkeypatch):
     compiled = outputs_and_gradients(model, document_BT, causal_B, oracle=False)
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+class _Adapted(torch.nn.Linear):
+    """A linear layer with a low-rank change beside its weight, as adapters have it."""
+
+    def __init__(self, base: torch.nn.Linear, rank: int = 2) -> None:
+        super().__init__(base.in_features, base.out_features, dtype=base.weight.dtype)
+        self.load_state_dict(base.state_dict())
+        self.down = torch.randn(rank, base.in_features, dtype=base.weight.dtype)
+        self.up = torch.randn(base.out_features, rank, dtype=base.weight.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("name", ["in_proj_qk", "in_proj_vg", "out_proj"])
+def test_adapters_of_the_attention_act_as_if_they_were_merged_into_the_weights(name):
+    model = disturbed_model(small_config(cond_dim=None)).eval()
+    ids_BT = torch.randint(VOCAB, (2, 8))
+    before = model(ids_BT)
+    attention = model.transformer.attention_layers[0]
+    plain, adapted = getattr(attention, name), _Adapted(getattr(attention, name))
+    setattr(attention, name, adapted)
+    beside = model(ids_BT)
+    with torch.no_grad():
+        plain.weight.add_(adapted.up @ adapted.down)
+    setattr(attention, name, plain)
+    torch.testing.assert_close(beside, model(ids_BT))
+    assert not torch.allclose(beside, before, atol=1e-2)
+
+
+@pytest.mark.parametrize("sizes", [GPT_BERT, MDLM])
+def test_a_traced_model_holds_for_other_batch_sizes_and_lengths(sizes):
+    model = disturbed_model(small_config(**sizes)).eval().requires_grad_(False)
+    causal_B, value_B = torch.tensor([True]), None if sizes["cond_dim"] is None else torch.tensor([0.3])
+
+    def states(ids_BT: Tensor) -> Tensor:
+        return model(ids_BT, torch.where(ids_BT == 1, 1, 0), causal_B, value_B)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of sizes that become constants, as the width
+        traced = torch.jit.trace(states, torch.randint(VOCAB, (2, 8)))
+    for shape in ((2, 8), (1, 3), (3, 21)):
+        ids_BT = torch.randint(VOCAB, shape)
+        torch.testing.assert_close(traced(ids_BT), states(ids_BT))
