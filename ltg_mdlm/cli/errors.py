@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable
 from typing import TextIO
 
-from ltg_mdlm.cli import EXIT_INTERRUPTED
 from ltg_mdlm.core.errors import PluginFailure, UserError, file_error
+from ltg_mdlm.core.preemption import EXIT_INTERRUPTED
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 

@@ -1,16 +1,24 @@
-"""Signals that ask a run to stop.  The run saves a checkpoint after the current step and ends as preempted."""
+"""Signals that ask a process to stop.
+
+A run saves a checkpoint after the current step and ends as preempted.  Before that, and in other commands, Ctrl-C ends
+the process with one line.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
-from types import FrameType
+from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 REPEAT_SECONDS = 1.0
 """A later SIGINT is a second Ctrl-C.  An earlier one repeats the first: torchrun forwards the terminal's signal."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells expect it."""
 
 
 class StopRequest:
@@ -50,3 +58,17 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether a stop signal was received."""
         return self.signal_name is not None
+
+
+def end_on_ctrl_c() -> None:
+    """From now on, a Ctrl-C that nothing catches, such as one during imports, ends the process with one line."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            previous(kind, error, trace)
+            return
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)  # Python would end the process by the signal, without an exit code
+
+    sys.excepthook = hook
