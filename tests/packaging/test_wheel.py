@@ -59,7 +59,7 @@ def test_a_new_plugin_is_installed_by_pip_with_its_entry_point(tmp_path):
 
 def test_wheel_registers_the_built_in_plugins_and_the_command(wheel):
     text = next(wheel.read(n).decode() for n in wheel.namelist() if n.endswith("entry_points.txt"))
-    assert "ltg-mdlm = ltg_mdlm.cli.app:main" in text
+    assert "ltg-mdlm = ltg_mdlm.cli:main" in text
     for name in ("uniform_mdlm", "freq_mdlm", "gpt_bert"):
         assert f"{name} = ltg_mdlm_plugins.{name}:" in text
 
