@@ -6,7 +6,7 @@ import os
 from typing import Annotated
 
 # First, so that Ctrl-C during the other imports ends with one line.
-from ltg_mdlm.cli.errors import report_errors  # isort: skip
+from ltg_mdlm.cli.error_output import report_errors  # isort: skip
 
 import typer
 

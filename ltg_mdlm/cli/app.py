@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
-from ltg_mdlm.cli.errors import report_errors
+from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.cli.eval_commands import eval_app
 from ltg_mdlm.cli.generate_command import generate
 from ltg_mdlm.cli.look_commands import report, watch

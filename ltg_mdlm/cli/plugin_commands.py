@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ltg_mdlm.cli.errors import EXIT_USER_ERROR
+from ltg_mdlm.cli.error_output import EXIT_USER_ERROR
 from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Sets
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table

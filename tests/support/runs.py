@@ -128,7 +128,7 @@ def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
 
 def launch_under_agent(out: Path, faults: tuple[dict, ...], log: Path) -> None:
     """What each process of a torchrun job with the plugin `faulty` does; their messages go to one file."""
-    from ltg_mdlm.cli.errors import report_errors
+    from ltg_mdlm.cli.error_output import report_errors
     from ltg_mdlm.training.launch import launch
 
     os.environ["FAULTS"] = json.dumps(faults)

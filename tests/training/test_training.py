@@ -12,7 +12,7 @@ import yaml
 from support.runs import TINY, environment, faulty_environment, losses, rows, run, status, train_command
 from support.waiting import wait_until
 
-from ltg_mdlm.cli.errors import report_errors
+from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.train import command
 
 NO_DROPOUT = ("model.dropout=0",)
