@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ from ltg_mdlm.data.row_loader import validation_batches
 from ltg_mdlm.reporting.figure import DISTINCT, Panel, save_panels
 from ltg_mdlm.reporting.plugin_pictures import draw, schedule_panels
 from ltg_mdlm.reporting.schedule_analysis import POWERS, log10_second_moment, second_moment_table
+from ltg_mdlm.testing import toy
 from ltg_mdlm.training.assembly import Run
 from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
 
@@ -71,7 +72,7 @@ def measure(run: Run, schedule: NoiseSchedule, rows: int) -> dict[float, Gradien
     sums = {power: torch.zeros(sum(p.numel() for p in parameters)) for power in POWERS}
     norms, slopes, shares = [], [], []
     for row in training_rows(run, rows):
-        micro_batch = recipe.corrupt(row, step)
+        [micro_batch] = recipe.corrupt(row, step)
         output = loss(micro_batch, torch.ones(1), step)
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(output.loss, parameters)])
         slope = float(micro_batch.noise.slope_B)
@@ -104,7 +105,7 @@ def training_rows(run: Run, rows: int) -> list[Batch]:
     batch = validation_batches(
         run.corpus.train, seq_len=run.config.training.seq_len, micro_batch_rows=rows, rows=rows
     ).batches[0]
-    return [Batch(**{f.name: getattr(batch, f.name)[i : i + 1] for f in fields(batch)}) for i in range(rows)]
+    return [toy.rows_of(batch, slice(i, i + 1)) for i in range(rows)]
 
 
 Measured = Mapping[ScheduleName, Mapping[float, GradientNoise]]

@@ -67,7 +67,7 @@ class Published:
         step, run = next(self.steps), self.run
         tokens = 0
         for batch in run.loader.micro_batches(step.step):
-            micro_batch = run.recipe.corrupt(batch, step)
+            [micro_batch] = run.recipe.corrupt(batch, step)
             corrupted = micro_batch.corrupted
             visible_BTT = batch.document_BT[:, :, None] == batch.document_BT[:, None, :]
             hidden_BTD = self.oracle.hidden(corrupted.input_BT, visible_BTT, micro_batch.conditioning_B)

@@ -6,6 +6,8 @@ Names of tensors end in their shape:
 |---|---|
 | B | rows of a micro-batch |
 | T | tokens per row |
+| S | further columns of a row that hold copies of it: a multiple of T |
+| X | all columns of a row, T + S |
 | N | supervised positions of a micro-batch: those with a loss |
 | R | rows of the global batch |
 | V | token types of the vocabulary |
@@ -20,13 +22,14 @@ All classes are frozen dataclasses with keyword arguments, so a new field never 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ltg_mdlm.core.random import permutation, stream_key, uniform, uniform_open
+from ltg_mdlm.core.random import integers, permutation, stream_key, uniform, uniform_open
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -46,6 +49,14 @@ class Batch:
     """bool: neither padding nor a control token"""
     row_B: Tensor
     """int64: index of the row in the global batch"""
+    source_BT: Tensor | None = None
+    """int16: index of the token's source in `CorpusView.source_names`, -1 for padding; None if sources are unknown"""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """A batch with `function` applied to every tensor, such as a choice of rows or a move to a device."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed: dict[str, Any] = {name: function(value) for name, value in values.items() if value is not None}
+        return dataclasses.replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,22 +77,43 @@ class Step:
     """rows of all steps before this one"""
     causal_R: Tensor | None = None
     """bool[R]: rows of the global batch that are trained causally; None if there are none"""
+    lr: float = 0.0
+    """learning rate of the update; 0 in validation"""
+    training: bool = True
+    """False in validation, whose rows are not those of training"""
+    branch: tuple[str, ...] = ()
+    """names added to every stream; see `branched`"""
+
+    def branched(self, name: str) -> Step:
+        """The same step with random streams of its own: what draws twice from one stream, as two views of a row do,
+        would otherwise draw the same values."""
+        return dataclasses.replace(self, branch=(*self.branch, name))
+
+    def _key(self, *stream: str) -> tuple[int, int]:
+        return stream_key(self.seed, self.step, *stream, *self.branch)
 
     def uniform(self, batch: Batch, stream: str, cols: int = 1) -> Tensor:
         """float32[B, cols] in (0, 1): a hash of (seed, step, stream, row, column).  See `ltg_mdlm.core.random`."""
-        return uniform(stream_key(self.seed, self.step, stream), batch.row_B, cols)
+        return uniform(self._key(stream), batch.row_B, cols)
+
+    def integers(self, batch: Batch, stream: str, cols: int, n: int) -> Tensor:
+        """int64[B, cols], uniform in 0 .. n - 1, for n up to 2^31: a hash as in `uniform`."""
+        return integers(self._key(stream), batch.row_B, cols, n)
 
     def permutation(self, stream: str, device: torch.device) -> Tensor:
         """int64[R]: the position of every row of the global batch in a random order of (seed, step, stream)."""
-        return permutation(stream_key(self.seed, self.step, stream, "places"), self.rows, device)
+        return permutation(self._key(stream, "places"), self.rows, device)
 
-    def stratified(self, batch: Batch, stream: str) -> Tensor:
-        """float64[B] in (0, 1), stratified over the masked rows of the global batch.
+    def stratified(self, batch: Batch, stream: str, cols: int = 1) -> Tensor:
+        """float64[B] in (0, 1), stratified over the masked rows of the global batch; float64[B, cols] if cols > 1.
 
         (0, 1) is divided into as many equal cells as there are masked rows.  A permutation of (seed, step, stream)
-        assigns the cells to the rows, and one value is drawn in each cell.  Causal rows have no mask rate; they get an
-        unstratified value that nothing uses.
+        assigns the cells to the rows, and one value is drawn in each cell.  Every column is stratified by a permutation
+        of its own.  Causal rows have no mask rate; they get an unstratified value that nothing uses.
         """
+        if cols > 1:
+            columns = [self.stratified(batch, f"{stream}/{column}") for column in range(cols)]
+            return torch.stack(columns, dim=1)
         device = batch.row_B.device
         cell_R = self.permutation(stream, device)
         cells: int | Tensor = self.rows
@@ -92,8 +124,16 @@ class Step:
             cell_R[order_R] = torch.arange(self.rows, device=device)
             cells = self.rows - self.causal_R.sum()
         cell_B = cell_R[batch.row_B]
-        offset_B = uniform_open(stream_key(self.seed, self.step, stream, "offset"), batch.row_B)
+        offset_B = uniform_open(self._key(stream, "offset"), batch.row_B)
         return torch.where(cell_B < cells, (cell_B + offset_B) / cells, offset_B)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEnd(Step):
+    """A step whose optimiser update is over."""
+
+    refused: Tensor
+    """bool scalar on the device: the update was refused because loss or gradient was not finite"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +146,26 @@ class Noise:
     """float64: gamma(t), the share of maskable tokens to mask"""
     slope_B: Tensor
     """float64: |d gamma / dt|"""
+    rate_BT: Tensor | None = None
+    """float64: mask rate of every token, in place of the row's; only for strategies that declare `reads_token_rates`"""
+    slope_BT: Tensor | None = None
+    """float64: |d rate / dt| of every token; given exactly if `rate_BT` is"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visibility:
+    """Which keys a query attends to, as three integers per column.
+
+    Query q sees key k if both are in one document and group[q] == group[k] or order[k] < limit[q].  Every query sees
+    itself, so no query is without a key.  docs/slots.md has the values of the usual patterns.
+    """
+
+    group_BX: Tensor
+    """int32: columns of one group see each other"""
+    order_BX: Tensor
+    """int32: the column's place as a key"""
+    limit_BX: Tensor
+    """int32: as a query, the column also sees all keys with a smaller order"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +179,25 @@ class Corrupted:
     masked_BT: Tensor
     """bool: selected for prediction, whether the input shows `<mask>`, a random token or the token itself"""
     realised_rate_B: Tensor
-    """float32: masked / maskable tokens of the row"""
+    """float32: masked / maskable tokens of the row; the share of predicted tokens if a strategy predicts them all"""
     causal_B: Tensor
     """bool: rows that are trained causally, as passed to `corrupt`"""
     hazard_BT: Tensor | None = None
     """d log p_i / d gamma of every token; None means 1 / rate_B, the hazard of uniform masking"""
     hazard_by_type_BV: Tensor | None = None
     """the hazard that a token of every type would have; only if the probability depends on the type alone"""
+    noise: Noise | None = None
+    """noise of this view, for objective and conditioning; None: that of the schedule"""
+    carry_BT: Tensor | None = None
+    """whatever a strategy hands its objective for every token, in any type; arrives as `Supervised.carry_N`"""
+    visibility: Visibility | None = None
+    """None: every token of the document is visible, in causal rows every earlier one"""
+    context_BS: Tensor | None = None
+    """int64: further whole copies of the row, as the model sees them; column x has place and document of x mod T"""
+
+
+def _no_values() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +224,21 @@ class Supervised:
     """d log p / d gamma of the target token; 1 / rate if the strategy defines no hazard"""
     hazard_by_type_BV: Tensor | None = None
     """as in `Corrupted`; index it with `row_N`"""
+    input_N: Tensor = field(default_factory=_no_values)
+    """int64: the token that the model was shown in place of the target"""
+    position_N: Tensor = field(default_factory=_no_values)
+    """int64: position of the target token in the corpus, -1 if it has none"""
+    global_row_N: Tensor = field(default_factory=_no_values)
+    """int64: row in the global batch"""
+    carry_N: Tensor | None = None
+    """`Corrupted.carry_BT` of the target token"""
 
     def __getitem__(self, part: slice) -> Supervised:
         """The positions in `part`, with the whole of `hazard_by_type_BV`."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Supervised(**{name: v[part] if name.endswith("_N") else v for name, v in values.items()})
+        return Supervised(
+            **{name: v[part] if name.endswith("_N") and v is not None else v for name, v in values.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +255,8 @@ class Observation:
     """bool: the label has the highest probability"""
     nll_N: Tensor
     """float32: -log p of the label, in nats; not finite where training is not"""
+    noise: Noise | None = None
+    """noise of the rows in this view"""
 
 
 def realised_rate(batch: Batch, masked_BT: Tensor) -> Tensor:

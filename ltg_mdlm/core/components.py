@@ -7,11 +7,13 @@ The hooks of a plugin create components once, at start-up.  The training loop th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from ltg_mdlm.core.batch import (
     Noise,
     Observation,
     Step,
+    StepEnd,
     Supervised,
     labels_for,
     realised_rate,
@@ -88,6 +91,12 @@ class RunContext:
     """number of processes"""
     sum_over_ranks: Callable[[Tensor], Tensor]
     """returns the sum of a tensor over all ranks; every rank must call it"""
+    tokenizer_fingerprint: str = ""
+    """hash of the tokenizer, by which a plugin recognises files that were made with it"""
+    statistics: CorpusStatistics | None = None
+    """counts over the training split; None when a trained model is opened"""
+    corpus: CorpusView | None = None
+    """the training split itself; None when a trained model is opened"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +111,30 @@ class CorpusStatistics:
     """whitespace-separated words of the source text"""
 
 
+class CorpusView(ABC):
+    """The training split, for components that need more than counts.  Control tokens are not part of it."""
+
+    tokens: NDArray[np.integer[Any]]
+    """ids of the tokens in the order of the corpus, the range of `Batch.position_BT`; mapped from disk, not loaded"""
+    offset_D1: NDArray[np.int64]
+    """the tokens of document d are tokens[offset[d] : offset[d + 1]]"""
+    source_D: NDArray[np.int16] | None
+    """index of every document's source in `source_names`; None if the corpus does not say"""
+    source_names: tuple[str, ...]
+    """names of the sources, such as the names of the files; empty if unknown"""
+
+    @abstractmethod
+    def ngram_counts(self, n: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
+        """(ids[K, n], count[K]): the different n-grams within documents, sorted by their ids, and their occurrences.
+
+        Computed once for a corpus and n, and then read from a file beside the corpus.
+        """
+
+
+LogitsOf = Callable[[int, slice], Tensor]
+"""`logits(view, part)`: float32[n, V], the detached logits of a slice of the supervised positions of a view."""
+
+
 class Component:
     """Base class of everything that a plugin adds to the training recipe.  All methods are optional.
 
@@ -109,11 +142,34 @@ class Component:
     reduces with `RunContext.sum_over_ranks` in `step_end` before it uses the result.
     """
 
+    exact: bool = True
+    """False if its results depend on ranks and micro-batches through rounding, as sums of gradients do"""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Learned parts of the component, by name; asked once, before the optimiser is built.
+
+        Their initial weights are a function of (seed, slot, name).  The trainer refuses, averages and checkpoints them
+        with the model, clips them by their own norm, and does not decay them.  `corrupt` runs without gradients and
+        with the modules in evaluation mode.
+        """
+        return {}
+
+    def own_loss(
+        self, observations: Sequence[Observation], corrupteds: Sequence[Corrupted], logits: LogitsOf
+    ) -> Tensor | None:
+        """float32[K]: a loss of the component's own modules, divided group by group like the objective's terms.
+
+        The lists have one item for every view of the same rows.  `logits(view, part)` computes the logits of a slice of
+        the view's supervised positions again, float32[n, V] without gradient.  The result is differentiable in the
+        component's own modules only.  None: the component has no loss of its own.
+        """
+        return None
+
     def observe(self, observation: Observation) -> None:
         """Called after each training micro-batch; must not synchronise with the device."""
 
-    def step_end(self, step: Step) -> None:
-        """Called on every rank after the optimiser update."""
+    def step_end(self, step: StepEnd) -> None:
+        """Called on every rank after the optimiser update, or after its refusal."""
 
     def metrics(self) -> Mapping[str, float | Tensor]:
         """Scalars to log as `<plugin>/<key>`; called in logging steps only."""
@@ -183,7 +239,7 @@ class NoiseSchedule(Component, ABC):
         return Noise(t_B=t_B, rate_B=self.rate(t_B, step.progress), slope_B=self.slope(t_B, step.progress))
 
 
-class MaskingStrategy(Component, ABC):
+class MaskingStrategy(Component):
     """Selects the tokens of a masked row that are masked, and corrupts them."""
 
     kind: str = "other"
@@ -193,35 +249,70 @@ class MaskingStrategy(Component, ABC):
     """True if the expected share of masked tokens in every row is its gamma"""
     predicts: Literal["same", "next"] = "same"
     """"same": masked tokens are predicted at their own position; "next": one position earlier (MNTP)"""
+    reads_token_rates: bool = False
+    """True if the strategy uses `Noise.rate_BT`; the host refuses schedules with rates per token otherwise"""
+    block_length: int = 0
+    """tokens of a block that is predicted from itself and the blocks before it (block diffusion); 0: the whole row.
+    Blocks start anew with every document.  Scoring, validation, sampling and exported models use it"""
     mask_id: int
     """id of `<mask>`, which replaces masked tokens"""
 
     def __init__(self, mask_id: int) -> None:
+        ways = ("mask_probability", "choose", "corrupt", "corrupt_views")
+        if all(getattr(type(self), name) is getattr(MaskingStrategy, name) for name in ways):
+            raise TypeError(f"{type(self).__name__} must define one of {', '.join(ways)}")
         self.mask_id = mask_id
 
-    @abstractmethod
     def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
         """float32[B, T] in [0, 1]: the probability that a token is masked; ignored where `maskable_BT` is False."""
+        raise NotImplementedError(f"{type(self).__name__} states no mask_probability")
 
-    def hazard(self, batch: Batch, noise: Noise, step: Step) -> tuple[Tensor | None, Tensor | None]:
-        """(hazard_BT, hazard_by_type_BV) of `Corrupted`; None means 1 / gamma and no hazards by type."""
-        return None, None
+    def choose(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
+        """bool[B, T]: the tokens to predict; ignored in causal rows and where `maskable_BT` is False.
 
-    def corrupt(self, batch: Batch, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
-        """Mask every maskable token of the masked rows independently, with `mask_probability`.
-
-        Override this for strategies that do not mask tokens independently, or do not replace them all by `<mask>`.
+        By default every token is drawn independently, with `mask_probability`.  Override this for strategies whose
+        draws depend on each other, such as spans, or whole words, or a fixed number of tokens.
         """
         probability_BT = self.mask_probability(batch, noise, step)
         if not (isinstance(probability_BT, Tensor) and probability_BT.shape == batch.ids_BT.shape):
             raise ResultError(
                 f"mask_probability returned {described(probability_BT)}, not float{list(batch.ids_BT.shape)}"
             )
-        drawn_BT = step.uniform(batch, "mask", batch.ids_BT.shape[1]) < probability_BT
-        masked_BT = drawn_BT & batch.maskable_BT & ~causal_B.unsqueeze(1)
+        return step.uniform(batch, "mask", batch.ids_BT.shape[1]) < probability_BT
+
+    def show(self, batch: Batch, masked_BT: Tensor, noise: Noise, step: Step) -> Tensor:
+        """int64[B, T]: the input of the model; by default `<mask>` in place of the chosen tokens.
+
+        Override this to show some of them another way, such as random tokens and the tokens themselves (80/10/10).
+        """
+        return batch.ids_BT.masked_fill(masked_BT, self.mask_id)
+
+    def hazard(self, batch: Batch, noise: Noise, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """(hazard_BT, hazard_by_type_BV) of `Corrupted`; None means 1 / gamma and no hazards by type."""
+        return None, None
+
+    def transition(self, ids_BT: Tensor, noise: Noise) -> Tensor | None:
+        """float64[B, T, V]: the probability of every token to be shown in place of each maskable token of `ids_BT`.
+
+        Tokens are corrupted independently.  Strategies of kind "other" define this if their objective claims a bound:
+        the kit then checks the claim by enumeration, and otherwise training logs it as `unverified_bound`.
+        """
+        return None
+
+    def corrupt(self, batch: Batch, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
+        """Mask the tokens of the masked rows that `choose` selects, and replace them by what `show` shows.
+
+        Override this only for what the two cannot say, such as visibility and copies of the row.
+        """
+        chosen_BT = self.choose(batch, noise, step)
+        if not (
+            isinstance(chosen_BT, Tensor) and chosen_BT.dtype == torch.bool and chosen_BT.shape == batch.ids_BT.shape
+        ):
+            raise ResultError(f"choose returned {described(chosen_BT)}, not bool{list(batch.ids_BT.shape)}")
+        masked_BT = chosen_BT & batch.maskable_BT & ~causal_B.unsqueeze(1)
         hazard_BT, hazard_by_type_BV = self.hazard(batch, noise, step)
         return Corrupted(
-            input_BT=batch.ids_BT.masked_fill(masked_BT, self.mask_id),
+            input_BT=self.show(batch, masked_BT, noise, step),
             labels_BT=labels_for(batch, masked_BT, causal_B, self.predicts),
             masked_BT=masked_BT,
             realised_rate_B=realised_rate(batch, masked_BT),
@@ -229,6 +320,14 @@ class MaskingStrategy(Component, ABC):
             hazard_BT=hazard_BT,
             hazard_by_type_BV=hazard_by_type_BV,
         )
+
+    def corrupt_views(self, batch: Batch, causal_B: Tensor, noise: Noise, step: Step) -> Sequence[Corrupted]:
+        """One or more corruptions of the same rows, each a micro-batch of its own; by default one, that of `corrupt`.
+
+        The loss is the sum over the views, with denominators that are summed over them too.  `step.branched` gives a
+        view random numbers of its own.
+        """
+        return [self.corrupt(batch, causal_B, noise, step)]
 
 
 class Objective(Component, ABC):
@@ -258,6 +357,13 @@ class Objective(Component, ABC):
     def loss_terms(self, logits_NV: Tensor, supervised: Supervised, step: Step) -> Tensor:
         """float32[K]: sums over the given positions; called for slices of the positions, and the results are added."""
         raise NotImplementedError(f"{type(self).__name__} sets needs_logits and must define loss_terms")
+
+    def constant(self, batch: Batch, corrupted: Corrupted) -> Tensor:
+        """float64 scalar: nats of this view that depend on no weight, such as the end term of a diffusion bound.
+
+        Summed over the rows, like the terms; added to logged bounds only.
+        """
+        return torch.zeros((), dtype=torch.float64, device=batch.ids_BT.device)
 
     def bound_for(self, strategy: MaskingStrategy, schedule: NoiseSchedule) -> bool:
         """Whether the expected sum of the terms is an upper bound of -log p(x), in nats (the NELBO)."""

@@ -48,6 +48,11 @@ def uniform(key: tuple[int, int], row_B: Tensor, cols: int) -> Tensor:
     return ((hash_bits(key, row_B, cols) >> 8) | 1).to(torch.float32) * 2.0**-24
 
 
+def integers(key: tuple[int, int], row_B: Tensor, cols: int, n: int) -> Tensor:
+    """int64[B, cols], uniform in 0 .. n - 1, for n up to 2^31; probabilities differ from 1 / n by less than 2^-32."""
+    return (hash_bits(key, row_B, cols) * n) >> 32
+
+
 def uniform_open(key: tuple[int, int], row_B: Tensor) -> Tensor:
     """float64[B], uniform in the open interval (0, 1)."""
     return _as_uniform(hash_bits(key, row_B, 1).squeeze(1))

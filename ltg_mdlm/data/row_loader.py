@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch
 from ltg_mdlm.core.errors import UserError
@@ -189,11 +190,11 @@ def _batch(
         row_B=torch.arange(first_row, first_row + len(count_B)),
     )
     if device.type == "cuda":
-        return Batch(**{f.name: getattr(batch, f.name).pin_memory() for f in fields(batch)})
+        return batch.map(Tensor.pin_memory)
     return batch
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    return Batch(**{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)})
+    return batch.map(lambda value: value.to(device, non_blocking=True))

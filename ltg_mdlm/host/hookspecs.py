@@ -22,7 +22,7 @@ from ltg_mdlm.core.components import (
 )
 from ltg_mdlm.core.config import RunConfig
 
-API_VERSION = 1
+API_VERSION = 2
 """Increases only if existing plugins would break.  This version and the one before it are supported."""
 
 PROJECT = "ltg_mdlm"

@@ -7,7 +7,7 @@ the results of the first step, where the recipe receives them.  A message reads
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Corrupted, Noise, Step, Supervised
-from ltg_mdlm.core.components import Component, described
+from ltg_mdlm.core.components import Component, MaskingStrategy, described
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.host.slots import Components
 
-Kind = Literal["float", "int64", "bool"]
+Kind = Literal["float", "int64", "bool", "any"]
 """Element type of a tensor; `float` is any floating-point type."""
 
 CORRUPTED: dict[str, Kind] = {
@@ -29,8 +29,12 @@ CORRUPTED: dict[str, Kind] = {
     "realised_rate_B": "float",
     "causal_B": "bool",
     "hazard_BT": "float",
+    "carry_BT": "any",
 }
 """Element types of the fields of `Corrupted`."""
+
+OPTIONAL = ("hazard_BT", "carry_BT")
+"""Fields that may be None."""
 
 
 class ResultChecks:
@@ -62,17 +66,35 @@ class ResultChecks:
         require_type(where, noise, Noise)
         for name in ("t_B", "rate_B", "slope_B"):
             require_tensor(where, getattr(noise, name), "float", batch.row_B.shape, name)
+        if (noise.rate_BT is None) != (noise.slope_BT is None):
+            raise UserError(f"{where} returned only one of rate_BT and slope_BT; rates per token need both")
+        if noise.rate_BT is not None:
+            for name in ("rate_BT", "slope_BT"):
+                require_tensor(where, getattr(noise, name), "float", batch.ids_BT.shape, name)
+            if not self._components.masking.reads_token_rates:
+                strategy = self._method("masking", "reads_token_rates")
+                raise UserError(f"{where} returned rates per token (rate_BT), which {strategy} = False does not use")
+            if self._components.time_conditioning.active:
+                raise UserError(
+                    f"{where} returned rates per token (rate_BT): time conditioning has one value per row, so it must"
+                    " be inactive (slot time_conditioning)"
+                )
 
-    def corrupted(self, corrupted: Any, batch: Batch) -> None:
-        """Result of `MaskingStrategy.corrupt`."""
+    def views(self, views: Any, batch: Batch) -> None:
+        """Result of `MaskingStrategy.corrupt_views`."""
         if self._finished:
             return
-        where = self._method("masking", "corrupt")
-        require_type(where, corrupted, Corrupted)
-        for name, kind in CORRUPTED.items():
-            shape = batch.ids_BT.shape if name.endswith("_BT") else batch.row_B.shape
-            if not (name == "hazard_BT" and corrupted.hazard_BT is None):
-                require_tensor(where, getattr(corrupted, name), kind, shape, name)
+        masking = self._components.masking
+        by_views = type(masking).corrupt_views is not MaskingStrategy.corrupt_views
+        where = self._method("masking", "corrupt_views" if by_views else "corrupt")
+        if not (isinstance(views, Sequence) and views):
+            raise UserError(f"{where} returned {type(views).__name__}, not a list of at least one Corrupted")
+        for corrupted in views:
+            require_type(where, corrupted, Corrupted)
+            for name, kind in CORRUPTED.items():
+                shape = batch.ids_BT.shape if name.endswith("_BT") else batch.row_B.shape
+                if getattr(corrupted, name) is not None or name not in OPTIONAL:
+                    require_tensor(where, getattr(corrupted, name), kind, shape, name)
 
     def conditioning(self, value_B: Any, batch: Batch) -> None:
         """Result of `TimeConditioning.value`."""
@@ -118,7 +140,8 @@ def require_type(where: str, value: Any, expected: type) -> None:
 def require_tensor(where: str, value: Any, kind: Kind, shape: tuple[int, ...], name: str = "") -> None:
     """Raises UserError unless the value, or the field `name` of the result, is a tensor of this kind and shape."""
     if isinstance(value, Tensor):
-        fits = value.is_floating_point() if kind == "float" else value.dtype == getattr(torch, kind)
+        is_float = value.is_floating_point()
+        fits = kind == "any" or (is_float if kind == "float" else value.dtype == getattr(torch, kind))
         if fits and value.shape == shape:
             return
     prefix = f"{name} as " if name else ""

@@ -73,6 +73,6 @@ class StepAt(Step):
 
     draw_B: Tensor
 
-    def stratified(self, batch: Batch, stream: str) -> Tensor:
-        """The given draws."""
-        return self.draw_B
+    def stratified(self, batch: Batch, stream: str, cols: int = 1) -> Tensor:
+        """The given draws, in every column."""
+        return self.draw_B if cols == 1 else self.draw_B.unsqueeze(1).expand(-1, cols)

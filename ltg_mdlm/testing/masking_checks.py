@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -261,12 +262,9 @@ def masks_belong_to_rows_of_the_global_batch(subject: PluginUnderTest) -> None:
     rows = len(batch.row_B)
     for index in (torch.arange(7), torch.arange(7, 8), torch.arange(8, rows), torch.arange(rows).flip(0)):
         result = corrupted(part.component, toy.rows_of(batch, index), step)
-        expected = Corrupted(
-            **{
-                f.name: value[index] if isinstance(value := getattr(whole, f.name), Tensor) else value
-                for f in dataclasses.fields(whole)
-            }
-        )
+        fields = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)}
+        of_rows: dict[str, Any] = {name: value[index] for name, value in fields.items() if isinstance(value, Tensor)}
+        expected = dataclasses.replace(whole, **of_rows)
         require_same(result, expected, where, f"rows {int(index[0])} to {int(index[-1])} on their own:")
 
 

@@ -104,7 +104,7 @@ def text_batch(rows: int, columns: int, seed: int = 0) -> Batch:
 
 def rows_of(batch: Batch, index: Tensor | slice) -> Batch:
     """The selected rows of a batch, as a micro-batch."""
-    return Batch(**{f.name: getattr(batch, f.name)[index] for f in dataclasses.fields(batch)})
+    return batch.map(lambda value: value[index])
 
 
 def step_for(batch: Batch, **changes: Any) -> Step:

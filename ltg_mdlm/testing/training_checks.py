@@ -73,16 +73,16 @@ def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> N
     """
     recipe, step = trainer.recipe, next(trainer.steps())
     one_K = torch.ones(len(recipe.components.objective.group_names))
-    for batch in trainer.run.loader.micro_batches(step.step):
-        micro_batch = recipe.corrupt(batch, step)
+    batches = trainer.run.loader.micro_batches(step.step)
+    for micro_batch in (view for batch in batches for view in recipe.corrupt(batch, step)):
         output = trainer.run.loss(micro_batch, one_K, step)
         if nll:
             nll_N = torch.tensor(nll).repeat(len(output.nll_N))[: len(output.nll_N)]
             output = replace(output, nll_N=nll_N)
         where = f"{subject.label}: observe of its components"
-        with unchanged(where, batch, output.supervised, correct_N=output.correct_N, nll_N=output.nll_N):
+        with unchanged(where, micro_batch.batch, output.supervised, correct_N=output.correct_N, nll_N=output.nll_N):
             recipe.observe(step, micro_batch, output)
-    recipe.step_end(step)
+    recipe.step_end(step, torch.tensor(False))
 
 
 def is_scalar(value: object) -> bool:

@@ -134,7 +134,8 @@ def measure(run: Run, steps: int, seconds: float) -> BenchReport:
     upcoming = trainer.steps()
 
     first = next(trainer.steps())
-    micro_batches = [run.recipe.corrupt(batch, first) for batch in run.loader.micro_batches(first.step)]
+    batches = run.loader.micro_batches(first.step)
+    micro_batches = [view for batch in batches for view in run.recipe.corrupt(batch, first)]
     positions = sum(m.batch.document_BT.numel() for m in micro_batches)
     tokens = sum(int((m.batch.document_BT >= 0).sum()) for m in micro_batches)
     supervised = sum(int((m.corrupted.labels_BT != IGNORE).sum()) for m in micro_batches) / positions

@@ -10,12 +10,13 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Observation, Step, Supervised
+from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Observation, Step, StepEnd, Supervised
+from ltg_mdlm.core.components import MaskingStrategy
 from ltg_mdlm.core.host_memory import HostCopy
 from ltg_mdlm.host.result_checks import ResultChecks, method_of, require_numbers, require_tensors
 from ltg_mdlm.host.slots import Components
@@ -59,6 +60,9 @@ class Recipe:
         self._distinct = [component for _, _, component in components.named()]
         self.checks = ResultChecks(components)
         self.is_bound = components.objective.bound_for(components.masking, components.noise_schedule)
+        masking = components.masking
+        is_verifiable = masking.kind != "other" or type(masking).transition is not MaskingStrategy.transition
+        self.bound_name = "bound" if is_verifiable else "unverified_bound"
 
     def begin(self, step: Step, device: torch.device) -> Step:
         """The step with `causal_R`, the modes of the rows of its global batch."""
@@ -66,8 +70,11 @@ class Recipe:
         self.checks.causal(causal_R, step)
         return replace(step, causal_R=causal_R)
 
-    def corrupt(self, batch: Batch, step: Step) -> MicroBatch:
-        """Draw noise levels and masks; a function of (seed, step, row) and of the state of adaptive components."""
+    def corrupt(self, batch: Batch, step: Step) -> list[MicroBatch]:
+        """Draw noise levels and masks: one micro-batch for every view of the rows.
+
+        A function of (seed, step, row) and of the state of adaptive components.
+        """
         parts = self.components
         if step.causal_R is None:
             causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
@@ -75,9 +82,14 @@ class Recipe:
             causal_B = step.causal_R[batch.row_B]
         noise = parts.noise_schedule.sample(batch, step)
         self.checks.noise(noise, batch)
-        corrupted = parts.masking.corrupt(batch, causal_B, noise, step)
-        self.checks.corrupted(corrupted, batch)
-        conditioning_B = parts.time_conditioning.value(corrupted, noise)
+        views = parts.masking.corrupt_views(batch, causal_B, noise, step)
+        self.checks.views(views, batch)
+        return [self._micro_batch(batch, noise, corrupted) for corrupted in views]
+
+    def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted) -> MicroBatch:
+        """A view with its noise and conditioning."""
+        noise = corrupted.noise or noise
+        conditioning_B = self.components.time_conditioning.value(corrupted, noise)
         self.checks.conditioning(conditioning_B, batch)
         return MicroBatch(
             batch=batch,
@@ -106,14 +118,16 @@ class Recipe:
             supervised=output.supervised,
             correct_N=output.correct_N,
             nll_N=output.nll_N,
+            noise=micro_batch.noise,
         )
         for component in self._distinct:
             component.observe(observation)
 
-    def step_end(self, step: Step) -> None:
-        """Let components update their state, identically on every rank."""
+    def step_end(self, step: Step, refused: Tensor) -> None:
+        """Let components update their state, identically on every rank; `refused` tells whether the update was."""
+        values = {f.name: getattr(step, f.name) for f in fields(step)}
         for component in self._distinct:
-            component.step_end(step)
+            component.step_end(StepEnd(**values, refused=refused))
         self.checks.finish()
 
     def metrics(self) -> dict[str, float]:
@@ -235,11 +249,14 @@ def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool) -> tuple[
     labels = corrupted.labels_BT.flatten()
     index_N = true_indices(labels != IGNORE, int(micro_batch.supervised_count.get()))
     length = corrupted.labels_BT.shape[1]
-    row_N = index_N // length
+    row_N, position_BT = index_N // length, micro_batch.batch.position_BT
     causal_N = corrupted.causal_B[row_N]
     # Position of the predicted token: for next-token prediction, one column to the right of its logits.
     token_N = index_N + (torch.ones_like(causal_N) if predicts_next else causal_N)
-    rate_N = noise.rate_B[row_N]
+    rate_N, slope_N = (
+        of_rows[row_N] if of_tokens is None else of_tokens.flatten()[token_N]
+        for of_rows, of_tokens in ((noise.rate_B, noise.rate_BT), (noise.slope_B, noise.slope_BT))
+    )
     supervised = Supervised(
         label_N=labels[index_N],
         row_N=row_N,
@@ -248,10 +265,14 @@ def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool) -> tuple[
         masked_N=corrupted.masked_BT.flatten()[token_N],
         rate_N=rate_N,
         realised_rate_N=corrupted.realised_rate_B[row_N],
-        slope_N=noise.slope_B[row_N],
+        slope_N=slope_N,
         # Uniform masking has p = gamma, hence d log p / d gamma = 1 / gamma.
         hazard_N=1 / rate_N if corrupted.hazard_BT is None else corrupted.hazard_BT.flatten()[token_N],
         hazard_by_type_BV=corrupted.hazard_by_type_BV,
+        input_N=corrupted.input_BT.flatten()[token_N],
+        position_N=position_BT.flatten()[token_N],
+        global_row_N=micro_batch.batch.row_B[row_N],
+        carry_N=None if corrupted.carry_BT is None else corrupted.carry_BT.flatten()[token_N],
     )
     return supervised, index_N
 
@@ -272,9 +293,10 @@ class StepMetrics:
     """Accumulates the training metrics of one step on the device, over its micro-batches."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self._group_names, self._is_bound = recipe.components.objective.group_names, recipe.is_bound
+        self._objective = recipe.components.objective
+        self._group_names, self._bound_name = self._objective.group_names, recipe.bound_name if recipe.is_bound else ""
         self._terms_K = torch.zeros(len(self._group_names), dtype=torch.float64, device=device)
-        self._counts = torch.zeros(8, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(9, dtype=torch.float64, device=device)
 
     def update(self, micro_batch: MicroBatch, output: LossOutput) -> None:
         """Add one micro-batch, without synchronising with the device."""
@@ -292,6 +314,7 @@ class StepMetrics:
                 causal_N.sum().double(),
                 (output.correct_N & causal_N).sum().double(),
                 (output.nll_N * causal_N).sum().double(),
+                self._objective.constant(micro_batch.batch, micro_batch.corrupted),
             ]
         )
 
@@ -302,13 +325,13 @@ class StepMetrics:
         bound and no row is causal; `mask_rate`, `accuracy` and `masked_nll`; `causal_accuracy` and `causal_nll`.
         """
         terms_K = sum_over_ranks(self._terms_K)
-        maskable, masked, masked_n, masked_correct, masked_nll, causal_n, causal_correct, causal_nll = sum_over_ranks(
-            self._counts
-        ).tolist()
+        maskable, masked, masked_n, masked_correct, masked_nll, causal_n, causal_correct, causal_nll, constant = (
+            sum_over_ranks(self._counts).tolist()
+        )
         loss_K = terms_K / denominators_K
         metrics = {"loss": float(loss_K.sum())}
-        if self._is_bound and not causal_n:
-            metrics["bound"] = float(terms_K.sum()) / max(maskable, 1)
+        if self._bound_name and not causal_n:
+            metrics[self._bound_name] = (float(terms_K.sum()) + constant) / max(maskable, 1)
         if maskable:
             metrics["mask_rate"] = masked / maskable
         if masked_n:

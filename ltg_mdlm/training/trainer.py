@@ -86,6 +86,7 @@ class Trainer:
                 epoch=self.run.loader.epoch(index),
                 rows=schedule.rows(index),
                 first_row=schedule.first_row(index),
+                lr=self.learning_rate(index),
             )
             yield self.recipe.begin(step, self.device)
 
@@ -96,7 +97,7 @@ class Trainer:
         is_logged = done in (1, run.schedule.max_steps) or done % every == 0
         torch.manual_seed(stream_key(step.seed, step.step, self.ranks.rank, "dropout")[0])
 
-        micro_batches = [recipe.corrupt(batch, step) for batch in run.loader.micro_batches(step.step)]
+        micro_batches = [view for batch in run.loader.micro_batches(step.step) for view in recipe.corrupt(batch, step)]
         denominators_K = self.reduce_denominators(recipe.denominators(micro_batches))
         metrics = StepMetrics(recipe, self.device)
         for micro_batch, gradient_sync in self.accumulate(micro_batches):
@@ -107,10 +108,10 @@ class Trainer:
             if is_logged:
                 metrics.update(micro_batch, output)
 
-        update = run.optimizer.step(self.learning_rate(step))
+        update = run.optimizer.step(step.lr)
         run.optimizer.zero_grad()
         run.ema.update(refused=update.refused)
-        recipe.step_end(step)
+        recipe.step_end(step, update.refused)
         self._refused_steps[step.step % every] = update.refused
         self.next_step = done
         if is_logged:
@@ -145,11 +146,11 @@ class Trainer:
         """
         (loss * (self.ranks.world_size + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
 
-    def learning_rate(self, step: Step) -> float:
+    def learning_rate(self, step: int) -> float:
         """The learning rate of a step."""
         settings = self.config.optimizer
         return settings.lr * learning_rate_factor(
-            step.step,
+            step,
             self.run.schedule.max_steps,
             warmup=settings.warmup,
             cooldown=settings.cooldown,
@@ -203,7 +204,7 @@ class Trainer:
                 "words_seen": loader.words_seen(step.step),
                 "tokens_seen": tokens,
                 **measured,
-                "lr": self.learning_rate(step),
+                "lr": step.lr,
                 "grad_norm": float(grad_norm),
                 "tokens_per_second": round((tokens - tokens_before) / max(now - before, 1e-9), 1),
                 **self.recipe.metrics(),

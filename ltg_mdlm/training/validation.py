@@ -71,7 +71,7 @@ class Validator:
 
     def __call__(self, progress: float, epoch: float) -> dict[str, float]:
         """`valid/...` metrics, equal on every rank.  Every rank must call it."""
-        step = Step(seed=self._seed, step=0, progress=progress, epoch=epoch, rows=self._rows)
+        step = Step(seed=self._seed, step=0, progress=progress, epoch=epoch, rows=self._rows, training=False)
         with evaluating(self._loss):
             step = self._recipe.begin(step, self._device)
             metrics = self._objective(step)
@@ -98,9 +98,9 @@ class Validator:
         groups = len(self._recipe.components.objective.group_names)
         terms_K = torch.zeros(groups, device=self._device)
         denominators_K = torch.zeros(groups, device=self._device)
-        counts = torch.zeros(8, dtype=torch.float64, device=self._device)
-        for batch in self._batches:
-            micro_batch = self._recipe.corrupt(batch, step)
+        counts = torch.zeros(9, dtype=torch.float64, device=self._device)
+        for micro_batch in (view for batch in self._batches for view in self._recipe.corrupt(batch, step)):
+            batch, corrupted = micro_batch.batch, micro_batch.corrupted
             share_K = self._recipe.denominators([micro_batch])
             output = self._loss(micro_batch, share_K.clamp(min=1), step)
             terms_K += output.terms_K
@@ -116,11 +116,12 @@ class Validator:
                     (output.correct_N & rare_N).sum().double(),
                     rare_N.sum().double(),
                     (output.nll_N * masked_N).sum().double(),
-                    (batch.maskable_BT & ~micro_batch.corrupted.causal_B.unsqueeze(1)).sum().double(),
+                    (batch.maskable_BT & ~corrupted.causal_B.unsqueeze(1)).sum().double(),
+                    self._recipe.components.objective.constant(batch, corrupted),
                 ]
             )
         terms_K, denominators_K = self._sum_over_ranks(terms_K), self._sum_over_ranks(denominators_K)
-        correct, masked, frequent_correct, frequent, rare_correct, rare, nll, maskable = self._sum_over_ranks(
+        correct, masked, frequent_correct, frequent, rare_correct, rare, nll, maskable, constant = self._sum_over_ranks(
             counts
         ).tolist()
         metrics = {
@@ -131,7 +132,7 @@ class Validator:
             "valid/accuracy_rare": rare_correct / max(rare, 1),
         }
         if self._recipe.is_bound and step.causal_R is None:
-            metrics["valid/training_bound"] = float(terms_K.sum()) / max(maskable, 1)
+            metrics[f"valid/training_{self._recipe.bound_name}"] = (float(terms_K.sum()) + constant) / max(maskable, 1)
         return metrics
 
     def _causal_nll(self) -> float:

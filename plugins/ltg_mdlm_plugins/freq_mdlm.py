@@ -80,7 +80,7 @@ class Options(PluginOptions):
 class FreqMDLM(Plugin[Options]):
     """Frequency-informed masked diffusion."""
 
-    api_version = 1
+    api_version = 2
     options_model = Options
     rarity_V: Tensor
     share_V: Tensor

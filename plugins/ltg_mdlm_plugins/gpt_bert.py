@@ -138,7 +138,7 @@ class HybridObjective(Objective):
 class GPTBert(Plugin[Options]):
     """GPT-BERT: span masking, next-token prediction in both modes, no time conditioning."""
 
-    api_version = 1
+    api_version = 2
     options_model = Options
 
     @hookimpl

@@ -133,7 +133,7 @@ class UniformMasking(MaskingStrategy):
 class UniformMDLM(Plugin[Options]):
     """Masked diffusion with uniform masking.  Components that no other selected plugin provides come from here."""
 
-    api_version = 1
+    api_version = 2
     options_model = Options
 
     @hookimpl

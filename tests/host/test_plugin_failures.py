@@ -99,9 +99,9 @@ AT_START = {
         plugin_with("def ltg_mdlm_masking(self): return UniformMasking"),
         "ltg_mdlm_masking returned the class UniformMasking itself, not a MaskingStrategy",
     ),
-    "an abstract component": (
+    "a strategy that masks nothing": (
         plugin_with("def ltg_mdlm_masking(self, ctx): return MaskingStrategy(ctx.mask_id)"),
-        "ltg_mdlm_masking raised TypeError: Can't instantiate abstract class MaskingStrategy",
+        "ltg_mdlm_masking raised TypeError: MaskingStrategy must define one of mask_probability, choose, corrupt,",
     ),
     "one observer": (
         plugin_with("def ltg_mdlm_observers(self): return Component()"),

@@ -80,7 +80,7 @@ def test_causal_rows_are_unmasked_beside_masked_rows_of_any_masking_and_schedule
     recipe = Recipe(build("dual", masking, sets=sets))
     batch = text_batch(16, 64)
     step = recipe.begin(Step(seed=0, step=3, progress=0.4, epoch=0.0, rows=16, first_row=48), torch.device("cpu"))
-    micro_batch = recipe.corrupt(batch, step)
+    [micro_batch] = recipe.corrupt(batch, step)
     corrupted, causal_B = micro_batch.corrupted, micro_batch.corrupted.causal_B
     assert int(causal_B.sum()) == 4
     assert torch.equal(corrupted.input_BT[causal_B], batch.ids_BT[causal_B])

@@ -61,7 +61,7 @@ def rows(first: int, count: int):
 
 
 def gradient_of(loss_module: DenoisingLoss, recipe: Recipe, parts, step: Step) -> torch.Tensor:
-    micro_batches = [recipe.corrupt(part, step) for part in parts]
+    micro_batches = [view for part in parts for view in recipe.corrupt(part, step)]
     denominators_K = recipe.denominators(micro_batches).clamp(min=1e-9)
     loss_module.zero_grad()
     for micro_batch in micro_batches:
@@ -93,12 +93,12 @@ def test_a_step_reads_nothing_but_the_count_of_supervised_positions(name, monkey
     batch = rows(0, 16)
     with NoHostReads():
         step = recipe.begin(step, CPU)
-        micro_batch = recipe.corrupt(batch, step)
+        [micro_batch] = recipe.corrupt(batch, step)
         denominators_K = recipe.denominators([micro_batch]).clamp(min=1e-9)
         output = loss_module(micro_batch, denominators_K, step)
         output.loss.backward()
         recipe.observe(step, micro_batch, output)
-        recipe.step_end(step)
+        recipe.step_end(step, torch.tensor(False))
         StepMetrics(recipe, CPU).update(micro_batch, output)
 
 
@@ -108,7 +108,7 @@ def test_supervised_positions_carry_what_belongs_to_their_own_token(name):
     recipe, _ = make(name)
     step = recipe.begin(Step(seed=2, step=0, progress=0.0, epoch=0.0, rows=32), CPU)
     batch = rows(0, 32)
-    micro_batch = recipe.corrupt(batch, step)
+    [micro_batch] = recipe.corrupt(batch, step)
     predicts_next = recipe.components.masking.predicts == "next"
     supervised, index_N = gather_supervised(micro_batch, predicts_next=predicts_next)
     shift_N = supervised.causal_N | predicts_next
@@ -129,7 +129,7 @@ def test_true_indices_equal_nonzero():
 def test_the_logged_loss_is_the_loss_that_was_differentiated():
     recipe, loss_module = make("freq_mdlm")
     step = recipe.begin(Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=8), CPU)
-    parts = [recipe.corrupt(part, step) for part in (rows(0, 3), rows(3, 5))]
+    parts = [view for part in (rows(0, 3), rows(3, 5)) for view in recipe.corrupt(part, step)]
     denominators_K = recipe.denominators(parts)
     metrics = StepMetrics(recipe, CPU)
     total = 0.0

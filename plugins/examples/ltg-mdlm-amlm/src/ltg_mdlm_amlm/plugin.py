@@ -40,7 +40,7 @@ class Options(PluginOptions):
 class AMLM(Plugin[Options]):
     """Adaptive masked language modelling: token types that are predicted poorly are masked more often."""
 
-    api_version = 1
+    api_version = 2
     options_model = Options
 
     @hookimpl

@@ -28,7 +28,7 @@ class Options(PluginOptions):
 class Dual(Plugin[Options]):
     """The dual objective: causal and masked rows in every global batch."""
 
-    api_version = 1
+    api_version = 2
     options_model = Options
 
     @hookimpl
