@@ -83,6 +83,7 @@ class Host:
 
         Raises UserError if two plugins fill one slot.
         """
+        context = replace(context, statistics=statistics)
         for name in self.selected:
             self._call(name, "ltg_mdlm_corpus_statistics", stats=statistics, ctx=context)
         filled = {slot: self.fill(slot, context) for slot in SLOTS}

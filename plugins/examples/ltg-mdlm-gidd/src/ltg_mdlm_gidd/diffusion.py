@@ -73,6 +73,7 @@ class Process:
         With p = q(. | model) and q = q(. | x), KL is sum q log(q / p), and IS is q/p - 1 - log(q/p) at z.  Both are of
         second order in p - q, which is computed without cancellation as kept (model - [x]).
         """
+        s_N = s_N.clamp(1e-9, self.last)
         q_NV = self.noise(s_N)
         difference_NV = self.kept(s_N).unsqueeze(1) * probability_NV
         column_N1 = label_N.unsqueeze(1)
