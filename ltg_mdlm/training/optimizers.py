@@ -189,7 +189,7 @@ class Muon(AdamW):
         momenta = [g.lerp(p.state["momentum"], self._momentum) for p, g in zip(chunk, gradients, strict=True)]
         # Nesterov momentum: the average after another step with the same gradient.
         stacks = [
-            g.lerp(momentum, self._momentum).unflatten(0, (p.parts, -1))
+            g.lerp(momentum, self._momentum).reshape(p.parts, -1, g.shape[1])
             for p, g, momentum in zip(chunk, gradients, momenta, strict=True)
         ]
         for p, momentum, direction in zip(chunk, momenta, orthogonalised(stacks), strict=True):
@@ -218,6 +218,6 @@ def orthogonalised(stacks: Sequence[Tensor]) -> list[Tensor]:
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         x = (x.mT if is_tall else x).to(stacks[indices[0]].dtype)
-        for i, part in zip(indices, x.split([len(stacks[i]) for i in indices]), strict=True):
+        for i, part in zip(indices, x.split_with_sizes([len(stacks[i]) for i in indices]), strict=True):
             results[i] = part
     return results
