@@ -46,6 +46,7 @@ from ltg_mdlm.storage.checkpoint import (
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training.ema import EMA
 from ltg_mdlm.training.optimizers import build_optimizer
+from ltg_mdlm.training.parameter_groups import parameter_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from support.runs import (  # type: ignore[import-not-found]
@@ -369,9 +370,7 @@ def state_of(config: RunConfig, device: torch.device) -> TrainingState:
     sizes = model_config(config, VOCABULARY, conditioned=True)
     model = Transformer(sizes, TimeEmbedding(config.model.cond_dim)).to(device)
     chosen = config.optimizer
-    optimizer = build_optimizer(
-        chosen.name, model, betas=chosen.betas, eps=chosen.eps, weight_decay=chosen.weight_decay, max_norm=chosen.clip
-    )
+    optimizer = build_optimizer(parameter_groups(model, chosen.weight_decay), chosen)
     ema = EMA(model, decay=chosen.ema_decay, ramp=chosen.ema_ramp)
     return TrainingState(
         step=1, words_seen=0, model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict()

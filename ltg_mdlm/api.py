@@ -38,8 +38,9 @@ from ltg_mdlm.core.components import (
     RunContext,
     TimeConditioning,
 )
-from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.config import OptimizerConfig, RunConfig
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.optimizer import OptimizedParameter, Optimizer, ParameterGroup, ParameterKind
 from ltg_mdlm.host.hookspecs import API_VERSION, hookimpl, hookspec
 
 __all__ = [
@@ -58,6 +59,11 @@ __all__ = [
     "NoiseSchedule",
     "Objective",
     "Observation",
+    "OptimizedParameter",
+    "Optimizer",
+    "OptimizerConfig",
+    "ParameterGroup",
+    "ParameterKind",
     "Plugin",
     "PluginOptions",
     "RowMode",

@@ -148,13 +148,22 @@ class TrainingConfig(Section):
         return list(self.seq_len_schedule or [(0.0, self.seq_len)])
 
 
+BUILT_IN_OPTIMIZERS = ("lamb", "adamw", "muon")
+"""Values of `optimizer.name` that are not the names of plugins."""
+
+
 class OptimizerConfig(Section):
     """Optimiser, learning-rate schedule and weight averaging."""
 
-    name: Literal["lamb", "adamw"] = Field(
-        "lamb", description="lamb: the size of an update is proportional to the norm of the weights"
+    name: str = Field(
+        "lamb",
+        min_length=1,
+        description="lamb (an update is proportional to the norm of the weights), adamw, muon (updates of matrices are"
+        " orthogonal), or a selected plugin that provides an optimiser",
     )
-    lr: float = Field(7e-3, gt=0, description="learning rate after warm-up")
+    lr: float = Field(
+        7e-3, gt=0, description="learning rate after warm-up; good values for adamw and muon are smaller than for lamb"
+    )
     betas: tuple[Fraction, Fraction] = Field(
         (0.9, 0.98), description="decay rates of the averages of the gradient and its square"
     )
@@ -168,6 +177,21 @@ class OptimizerConfig(Section):
         0.999, ge=0, lt=1, description="decay of the exponential moving average of the weights; 0: no averaging"
     )
     ema_ramp: bool = Field(True, description="limit the decay to (1+n)/(10+n) after n updates")
+    tail_average: Fraction = Field(
+        0.0,
+        description="share of training at its end in which the averaged weights, which validation and export use, are"
+        " the mean over its steps instead of the exponential average; 0: never",
+    )
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="muon: momentum of matrices")
+    muon_embedding_lr: float | None = Field(
+        None, gt=0, description="muon: learning rate of embeddings, by AdamW; null: lr"
+    )
+    muon_head_lr: float | None = Field(
+        None, gt=0, description="muon: learning rate of the head's matrix, by AdamW; null: lr"
+    )
+    muon_vector_lr: float | None = Field(
+        None, gt=0, description="muon: learning rate of biases and other vectors, by AdamW; null: lr"
+    )
 
 
 class CheckpointConfig(Section):

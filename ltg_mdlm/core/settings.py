@@ -318,7 +318,7 @@ def validate(
         paragraphs = [_explain(item, model, sources, prefix, hint) for item in error.errors(include_url=False)]
         raise UserError("\n".join(paragraphs)) from None
     mistakes = [
-        f"{prefix}{path}: {reason}{_origin(prefix + path, sources)}" for path, reason in _misread(values, checked)
+        f"{prefix}{path}: {reason}{origin(prefix + path, sources)}" for path, reason in _misread(values, checked)
     ]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -360,19 +360,19 @@ def _explain(
     """A pydantic error as a paragraph: the setting, what is wrong, where it was set, and the known settings."""
     loc = [str(part) for part in item["loc"]]
     path = prefix + ".".join(loc)
-    origin = _origin(path, sources)
+    place = origin(path, sources)
     if item["type"] != "extra_forbidden":
         message = item["msg"].removeprefix("Value error, ")
         given = f" (got {shortened(repr(item['input']))})" if not isinstance(item["input"], Mapping | BaseModel) else ""
-        return f"{path}: {message}{given}{origin}" if path else f"{message}{origin}"
+        return f"{path}: {message}{given}{place}" if path else f"{message}{place}"
     section = prefix + ".".join(loc[:-1])
     known = list(_section_model(model, loc[:-1]).model_fields)
     kind = "option" if section.startswith("plugins.") else "setting"
     listing = f"\n  {kind}s of {section.removeprefix('plugins.').rstrip('.') or 'a run'}: {', '.join(known)}"
-    return f"{path}: no such {kind}{did_you_mean(loc[-1], known)}{origin}{listing}{hint}"
+    return f"{path}: no such {kind}{did_you_mean(loc[-1], known)}{place}{listing}{hint}"
 
 
-def _origin(path: str, sources: Mapping[str, str]) -> str:
+def origin(path: str, sources: Mapping[str, str]) -> str:
     """A line that says where a setting was set, or an empty string if nobody set it."""
     source, key = None, path
     while key and source is None:  # a section may have been set as a whole

@@ -18,13 +18,14 @@ from torch.nn.functional import cross_entropy
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.machine import bf16_for
+from ltg_mdlm.core.optimizer import ParameterGroup
 from ltg_mdlm.core.random import permutation, stream_key
 from ltg_mdlm.data.tokenizer import BOS, PAD, Tokenizer
 from ltg_mdlm.evaluation.finetune_tasks import Example, FinetuneSettings, FinetuneTask, MetricName, scores
 from ltg_mdlm.inference.trained_model import TrainedModel
 from ltg_mdlm.model.transformer import Transformer
 from ltg_mdlm.training.assembly import TOKENS_PER_MICRO_BATCH
-from ltg_mdlm.training.optimizers import AdamW, ParameterGroup, learning_rate_factor
+from ltg_mdlm.training.optimizers import AdamW, learning_rate_factor
 
 
 @dataclass(frozen=True)

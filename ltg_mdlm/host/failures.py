@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from ltg_mdlm.core.errors import PluginFailure, ResultError, UserError, text_of
+from ltg_mdlm.core.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from ltg_mdlm.host.discovery import Installed
@@ -64,10 +65,10 @@ def _package(frame: FrameType) -> str:
 
 @contextmanager
 def failures_named(components: Components, moment: Callable[[Exception], str]) -> Iterator[None]:
-    """Turn an exception from a component's method, or from code that it called, into a PluginFailure.
+    """Turn an exception from a method of a component or of a plugin's optimiser into a PluginFailure.
 
-    `moment` says when it happened, such as "in step 3".  A UserError, and an exception that no component was involved
-    in, are passed on unchanged.  A ResultError becomes a UserError.
+    `moment` says when it happened, such as "in step 3".  A UserError, and an exception that neither was involved in,
+    are passed on unchanged.  A ResultError becomes a UserError.
     """
     try:
         yield
@@ -78,8 +79,12 @@ def failures_named(components: Components, moment: Callable[[Exception], str]) -
         for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
             arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
             owner = frame.f_locals.get(arguments[0]) if arguments else None
-            if (slot := slot_of.get(id(owner))) is not None:
+            slot, provider = slot_of.get(id(owner)), None
+            if slot is not None:
                 provider = components.provenance[slot]
+            elif isinstance(owner, Optimizer):
+                slot, provider = "optimizer", owner.provider
+            if provider is not None:
                 if isinstance(error, ResultError):
                     raise UserError(f"{provider}: {type(owner).__name__}.{error}") from error
                 method = f"{type(owner).__name__}.{frame.f_code.co_name}"

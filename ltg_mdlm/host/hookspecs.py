@@ -6,7 +6,7 @@ of the arguments.  A slot hook may return None to leave the slot to another plug
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pluggy
 
@@ -20,7 +20,8 @@ from ltg_mdlm.core.components import (
     RunContext,
     TimeConditioning,
 )
-from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.config import OptimizerConfig, RunConfig
+from ltg_mdlm.core.optimizer import Optimizer, ParameterGroup
 
 API_VERSION = 2
 """Increases only if existing plugins would break.  This version and the one before it are supported."""
@@ -164,4 +165,26 @@ def ltg_mdlm_observers(ctx: RunContext) -> Iterable[Component] | None:
     ...     @hookimpl
     ...     def ltg_mdlm_observers(self):
     ...         return [Errors()]
+    """
+
+
+@hookspec
+def ltg_mdlm_optimizer(
+    groups: Sequence[ParameterGroup], settings: OptimizerConfig, ctx: RunContext
+) -> Optimizer | None:
+    """Return the optimiser of the run.  Called for training, and only if `optimizer.name` is the name of the plugin.
+
+    >>> import torch
+    >>> from ltg_mdlm.api import Optimizer, Plugin, hookimpl
+    >>> class SignMomentum(Optimizer):
+    ...     def initial_state(self, parameter):
+    ...         return {"momentum": torch.zeros_like(parameter.value)}
+    ...     def new_state(self, parameter, gradient):
+    ...         return {"momentum": 0.9 * parameter.state["momentum"] + 0.1 * gradient}
+    ...     def update(self, parameter, gradient, state, lr):
+    ...         return -lr * (state["momentum"].sign() + parameter.weight_decay * parameter.value)
+    >>> class Signum(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_optimizer(self, groups, settings):
+    ...         return SignMomentum(groups, max_norm=settings.clip)
     """

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from ltg_mdlm.core.components import Component, CorpusStatistics, Plugin, PluginOptions, RunContext
-from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.config import BUILT_IN_OPTIMIZERS, RunConfig
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.optimizer import Optimizer, ParameterGroup
 from ltg_mdlm.core.random import stream_key
-from ltg_mdlm.core.settings import did_you_mean, validate
+from ltg_mdlm.core.settings import did_you_mean, origin, validate
 from ltg_mdlm.host import hookspecs
-from ltg_mdlm.host.discovery import Installed, find
+from ltg_mdlm.host.discovery import Installed, find, installed_plugins
 from ltg_mdlm.host.failures import PluginError, attributed_to
 from ltg_mdlm.host.hookspecs import API_VERSION, PROJECT
 from ltg_mdlm.host.slots import SLOT_TYPES, SLOTS, Components, Filled
@@ -62,6 +63,7 @@ class Host:
                     f"slots.{slot}: {name!r} is not a selected plugin{did_you_mean(name, self.selected)}"
                     f"\n  selected: {', '.join(self.selected)}        (add it with --plugin {name})"
                 )
+        self._require_optimizer(config.optimizer.name, sources or {})
         versions = {name: plugin.origin for name, plugin in self.selected.items()}
         self.config = config.model_copy(update={"plugins": options, "plugin_versions": versions, "provenance": {}})
 
@@ -83,7 +85,7 @@ class Host:
 
         Raises UserError if two plugins fill one slot.
         """
-        context = replace(context, statistics=statistics)
+        self._context = context = replace(context, statistics=statistics)
         for name in self.selected:
             self._call(name, "ltg_mdlm_corpus_statistics", stats=statistics, ctx=context)
         filled = {slot: self.fill(slot, context) for slot in SLOTS}
@@ -150,6 +152,44 @@ class Host:
                 f"\n  or in a config file:\n    slots:\n      {slot}: {parts[0].plugin}"
             )
         return parts[0]
+
+    def optimizer(self, groups: Sequence[ParameterGroup]) -> Optimizer | None:
+        """The optimiser of the plugin `optimizer.name`, recorded in the provenance; None for the built-in ones.
+
+        Called after `build`.  Raises UserError if the plugin returns anything else.
+        """
+        name, hook = self.config.optimizer.name, "ltg_mdlm_optimizer"
+        if name in BUILT_IN_OPTIMIZERS:
+            return None
+        optimizer = self._call(name, hook, groups=groups, settings=self.config.optimizer, ctx=self._context)
+        if optimizer is None:
+            raise UserError(f"optimizer.name: plugin {name!r} provides no optimiser with its present options")
+        self._require_type(name, hook, optimizer, Optimizer)
+        assert isinstance(optimizer, Optimizer)
+        optimizer.provider = self.selected[name].provider
+        provenance = {**self.config.provenance, "optimizer": optimizer.provider}
+        self.config = self.config.model_copy(update={"provenance": provenance})
+        return optimizer
+
+    def _require_optimizer(self, name: str, sources: Mapping[str, str]) -> None:
+        """Raises UserError unless `optimizer.name` is either a built-in optimiser or a selected plugin that has one."""
+        hook = "ltg_mdlm_optimizer"
+        providers = [p for p, manager in self._managers.items() if getattr(manager.hook, hook).get_hookimpls()]
+        if name in BUILT_IN_OPTIMIZERS and name in providers:
+            raise UserError(
+                f"{self.selected[name].provider}: an optimiser named {name!r} is built in; rename the plugin"
+            )
+        known = (*BUILT_IN_OPTIMIZERS, *providers)
+        if name in known:
+            return
+        listing = f"optimisers: {', '.join(known)}"
+        if name in self.selected:
+            problem = f"the plugin {name!r} provides no optimiser (hook {hook})"
+        elif name in installed_plugins():
+            problem, listing = f"the plugin {name!r} is not selected", f"add it with --plugin {name}"
+        else:
+            problem = f"no optimiser is called {name!r}{did_you_mean(name, known)}"
+        raise UserError(f"optimizer.name: {problem}{origin('optimizer.name', sources)}\n  {listing}")
 
     def _call(self, name: str, hook: str, **arguments: Any) -> Any:
         """The result of one plugin's hook; None if the plugin does not implement it."""

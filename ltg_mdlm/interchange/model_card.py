@@ -32,6 +32,7 @@ _TRAINING_KEYS = (
     "optimizer.lr",
     "optimizer.weight_decay",
     "optimizer.ema_decay",
+    "optimizer.tail_average",
     "seed",
 )
 

@@ -429,8 +429,9 @@ def load_weights(path: Path, *, averaged: bool = True) -> dict[str, Tensor]:
     """
     weights = load_tensors(path / "model.safetensors")
     if averaged:
-        weights |= load_tensors(path / "ema.safetensors")
-        weights.pop(COUNT, None)
+        # The file also has the averages of the components' learned parts, which a trained model does not need.
+        averages = load_tensors(path / "ema.safetensors")
+        weights |= {name: average for name, average in averages.items() if name in weights}
     return weights
 
 

@@ -18,6 +18,7 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.storage.checkpoint import newest_checkpoint
 from ltg_mdlm.testing.component_checks import COMPONENT_CHECKS, REGISTRATION_CHECKS
 from ltg_mdlm.testing.host_reads import HostRead, cuda_waits_are_errors, no_host_reads_in_a_step
+from ltg_mdlm.testing.optimizer_checks import OPTIMIZER_CHECKS
 from ltg_mdlm.testing.plugin_under_test import (
     Check,
     NotApplicable,
@@ -283,5 +284,5 @@ TRAINING_CHECKS = (
     steps_never_wait_for_cuda,
 )
 
-CHECKS: tuple[Check, ...] = (*REGISTRATION_CHECKS, *COMPONENT_CHECKS, *TRAINING_CHECKS)
+CHECKS: tuple[Check, ...] = (*REGISTRATION_CHECKS, *COMPONENT_CHECKS, *TRAINING_CHECKS, *OPTIMIZER_CHECKS)
 """All checks, in the order of their verdicts."""

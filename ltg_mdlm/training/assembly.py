@@ -15,6 +15,7 @@ from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.machine import bf16_for
+from ltg_mdlm.core.optimizer import Optimizer
 from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs
@@ -30,8 +31,9 @@ from ltg_mdlm.inference.trained_model import Denoiser
 from ltg_mdlm.storage.checkpoint import find_checkpoint, load_weights
 from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.storage.run_folder import RunFolder
-from ltg_mdlm.training.ema import EMA
-from ltg_mdlm.training.optimizers import AdamW, build_optimizer
+from ltg_mdlm.training.ema import EMA, tail_start
+from ltg_mdlm.training.optimizers import build_optimizer
+from ltg_mdlm.training.parameter_groups import parameter_groups
 from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
 from ltg_mdlm.training.validation import PairValidator, Validator
 
@@ -50,7 +52,7 @@ class Run:
     loader: RowLoader
     recipe: Recipe
     loss: DenoisingLoss
-    optimizer: AdamW
+    optimizer: Optimizer
     ema: EMA
     validator: Validator | None
     """None without a validation split."""
@@ -92,16 +94,12 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             device=ranks.device,
         )
         settings = config.optimizer
-        optimizer = build_optimizer(
-            settings.name,
-            model,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            max_norm=settings.clip,
-        )
+        groups = parameter_groups(model, settings.weight_decay)
+        for name, part in components.modules.items():
+            groups += parameter_groups(part, 0.0, prefix=name, clipped_with=name)
+        optimizer = host.optimizer(groups) or build_optimizer(groups, settings)
         return Run(
-            config=config,
+            config=host.config,  # with the origin of the optimiser
             ranks=ranks,
             corpus=corpus,
             schedule=schedule,
@@ -109,7 +107,13 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             recipe=recipe,
             loss=loss,
             optimizer=optimizer,
-            ema=EMA(model, decay=settings.ema_decay, ramp=settings.ema_ramp),
+            ema=EMA(
+                model,
+                loss.learned_parts,
+                decay=settings.ema_decay,
+                ramp=settings.ema_ramp,
+                tail_start=tail_start(settings.tail_average, schedule.max_steps),
+            ),
             validator=build_validator(config, corpus, loss, recipe, ranks),
             pairs=build_pair_validator(config, corpus, loss, recipe, ranks),
         )
@@ -206,7 +210,7 @@ def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[
         "seed": config.seed,
         "world_size": ranks.world_size,
         "versions": {"ltg_mdlm": __version__, "torch": torch.__version__, **config.plugin_versions},
-        "provenance": {slot: provider.model_dump() for slot, provider in components.provenance.items()},
+        "provenance": {slot: provider.model_dump() for slot, provider in config.provenance.items()},
         "config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"}),
         "modes": sorted(components.row_mode.modes),
         "predicts": components.masking.predicts,

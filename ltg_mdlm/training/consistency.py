@@ -128,8 +128,8 @@ def require_same_slots(before: Mapping[str, Any], now: Mapping[str, Any], where:
     old, new = before.get("provenance", {}), now["provenance"]
     changed = [
         f"{slot} was filled by {named(old[slot])}, now by {named(new[slot])}"
-        for slot in SLOTS
-        if slot in old and old[slot]["plugin"] != new[slot]["plugin"]
+        for slot in (*SLOTS, "optimizer")
+        if slot in old and slot in new and old[slot]["plugin"] != new[slot]["plugin"]
     ]
     _require_unchanged(changed, where, "install the versions that it was trained with")
 

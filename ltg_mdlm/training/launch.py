@@ -130,6 +130,7 @@ def prepare_trainer(
     """
     config, about = run.config, provenance(run.config, run.recipe.components, run.ranks)
     about["tokenizer"] = run.corpus.tokenizer.fingerprint
+    about["averages"] = run.ema.describe()
     notes: list[str] = []
     if checkpoint is not None:
         before = read_about(checkpoint)
@@ -226,7 +227,8 @@ def describe(run: Run) -> str:
         run.corpus.describe(),
         f"model: {run.parameters:,} parameters, {'bf16' if run.loss.bf16 else 'fp32'} on {ranks.device},"
         f" {ranks.world_size} process(es) with {torch.get_num_threads()} thread(s) each",
-        "plugins: " + ", ".join(f"{slot} {plugin}" for slot, plugin in run.recipe.components.providers.items()),
+        "plugins: " + ", ".join(f"{slot} {provider.plugin}" for slot, provider in run.config.provenance.items()),
+        f"optimiser: {run.config.optimizer.name}; weights for validation and export: {run.ema.describe()}",
         *run.schedule.describe(),
         f"run folder: {run.config.run_folder()}",
     ]

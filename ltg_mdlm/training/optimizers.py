@@ -1,74 +1,52 @@
-"""LAMB and AdamW that refuse non-finite updates on the device, and the learning-rate curve.
+"""LAMB, AdamW and Muon, and the learning-rate curve.
 
 LAMB: You et al. 2020, arXiv 1904.00962, algorithm 2.  AdamW: Loshchilov & Hutter 2019, arXiv 1711.05101.
+Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scaled as by Liu et al. 2025, arXiv 2502.16982.
 
-`torch.optim` has no LAMB, and needs the host to skip an update.  Here both optimisers use torch's fused AdamW kernel,
-which skips an update if a flag on the device is set.  LAMB is AdamW with a trust ratio.
+`torch.optim` has no LAMB, and its optimisers need the host to skip an update.  Here AdamW and LAMB use torch's fused
+AdamW kernel, which skips an update if a flag on the device is set.  LAMB is AdamW with a trust ratio.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltg_mdlm.storage.named_tensors import copy_named
+from ltg_mdlm.core.config import OptimizerConfig
+from ltg_mdlm.core.optimizer import OptimizedParameter, Optimizer, ParameterGroup, ParameterKind
 
-CHUNK_NUMEL = 1 << 25
-"""Elements updated together on CUDA.  Large chunks need fewer kernel launches, but LAMB needs a buffer of this size."""
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients a, b, c of the polynomial a s + b s^3 + c s^5, by which an iteration changes every singular value s.
 
+Those of the authors of Muon: five iterations bring singular values from 0.002 to 1 to between 0.68 and 1.21.
+"""
 
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters with the same weight decay."""
+NEWTON_SCHULZ_STEPS = 5
 
-    parameters: Mapping[str, nn.Parameter]
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What an update reports, still on the device."""
-
-    grad_norm: Tensor
-    """float32 scalar: global gradient norm before clipping."""
-    refused: Tensor
-    """bool scalar: the update was refused and nothing was changed."""
+MUON_SCALE = 0.2
+"""Root mean square of Muon's update of a matrix at a learning rate of 1, about that of AdamW (arXiv 2502.16982)."""
 
 
-def build_optimizer(
-    name: str,
-    model: nn.Module,
-    *,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    max_norm: float,
-) -> AdamW:
-    """The optimiser `name`, "lamb" or "adamw", for the trainable parameters of `model`."""
-    kind = {"lamb": Lamb, "adamw": AdamW}[name]
-    return kind(parameter_groups(model, weight_decay), betas=betas, eps=eps, max_norm=max_norm)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
-    """Trainable parameters, with weight decay and without.
-
-    Biases and the parameters of normalisation layers have none, as in the published code.
-    """
-    norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    of_norms = {
-        id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters(recurse=False)
-    }
-    decayed: dict[str, nn.Parameter] = {}
-    not_decayed: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_exempt = id(parameter) in of_norms or name.rpartition(".")[2] == "bias"
-            (not_decayed if is_exempt else decayed)[name] = parameter
-    return [ParameterGroup(decayed, weight_decay), ParameterGroup(not_decayed, 0.0)]
+def build_optimizer(groups: Sequence[ParameterGroup], settings: OptimizerConfig) -> Optimizer:
+    """The built-in optimiser `settings.name`."""
+    if settings.name == "muon":
+        return Muon(
+            groups,
+            betas=settings.betas,
+            eps=settings.eps,
+            max_norm=settings.clip,
+            momentum=settings.muon_momentum,
+            lr_ratios={
+                "embedding": (settings.muon_embedding_lr or settings.lr) / settings.lr,
+                "head": (settings.muon_head_lr or settings.lr) / settings.lr,
+                "vector": (settings.muon_vector_lr or settings.lr) / settings.lr,
+            },
+        )
+    kind = {"lamb": Lamb, "adamw": AdamW}[settings.name]
+    return kind(groups, betas=settings.betas, eps=settings.eps, max_norm=settings.clip)
 
 
 def learning_rate_factor(step: int, max_steps: int, *, warmup: float, cooldown: float, final: float) -> float:
@@ -86,115 +64,41 @@ def learning_rate_factor(step: int, max_steps: int, *, warmup: float, cooldown: 
     return final + (1 - final) * (1 + math.cos(angle)) / 2
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A parameter and its moments."""
-
-    parameter: nn.Parameter
-    first: Tensor
-    second: Tensor
-
-    @property
-    def gradient(self) -> Tensor:
-        assert self.parameter.grad is not None
-        return self.parameter.grad
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Parameters that are updated together."""
-
-    weight_decay: float
-    entries: list[_Entry]
-
-
-class AdamW:
-    """AdamW with clipping of the global gradient norm.
-
-    An update is refused if the gradient norm is not finite or if `ok` is False: parameters, moments and the step count
-    of the bias correction keep their values.  This happens on the device, without a synchronisation.
-    """
+class AdamW(Optimizer):
+    """AdamW with clipping of the gradient norm."""
 
     def __init__(
         self, groups: Sequence[ParameterGroup], *, betas: tuple[float, float], eps: float, max_norm: float
     ) -> None:
-        self._betas, self._eps, self._max_norm = betas, eps, max_norm
-        self._entries: dict[str, _Entry] = {}
-        self._chunks: list[_Chunk] = []
-        for group in groups:
-            chunk = _Chunk(group.weight_decay, [])
-            for name, p in group.parameters.items():
-                self._entries[name] = _Entry(p, torch.zeros_like(p.detach()), torch.zeros_like(p.detach()))
-                chunk.entries.append(self._entries[name])
-                # On a CPU, one parameter at a time, so that it stays in the cache.
-                if not p.is_cuda or sum(e.parameter.numel() for e in chunk.entries) >= CHUNK_NUMEL:
-                    self._chunks.append(chunk)
-                    chunk = _Chunk(group.weight_decay, [])
-            if chunk.entries:
-                self._chunks.append(chunk)
-        self._count = torch.zeros((), device=self._chunks[0].entries[0].parameter.device)
-        self.refused_total = torch.zeros_like(self._count, dtype=torch.int64)
-        self.refused_in_a_row = torch.zeros_like(self.refused_total)
+        super().__init__(groups, max_norm=max_norm)
+        self._betas, self._eps = betas, eps
 
-    @torch.no_grad()
-    def step(self, lr: float, ok: Tensor | None = None) -> StepResult:
-        """Update the parameters that have a gradient.  Gradients are overwritten.
+    def initial_state(self, parameter: OptimizedParameter) -> dict[str, Tensor]:
+        """Averages of the gradient and of its square."""
+        value = parameter.value.detach()
+        return {"first_moment": torch.zeros_like(value), "second_moment": torch.zeros_like(value)}
 
-        `ok` is a bool scalar on the device, equal on every rank; False refuses the update.
-        """
-        gradients = [e.gradient for e in self._entries.values() if e.parameter.grad is not None]
-        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
-        refused = ~grad_norm.isfinite() if ok is None else ~(grad_norm.isfinite() & ok)
-        self._count += ~refused
-        self.refused_total += refused
-        self.refused_in_a_row = (self.refused_in_a_row + 1) * refused
-        # Gradients are divided by this number, at least 1, as in torch.nn.utils.clip_grad_norm_.
-        divisor = ((grad_norm + 1e-6) / self._max_norm).clamp(min=1)
-        for chunk in self._chunks:
-            if live := [e for e in chunk.entries if e.parameter.grad is not None]:
-                self._update(replace(chunk, entries=live), lr, refused.float(), divisor)
-        return StepResult(grad_norm, refused)
-
-    def zero_grad(self) -> None:
-        """Set all gradients to None."""
-        for entry in self._entries.values():
-            entry.parameter.grad = None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Moments by parameter name, and the counts.  The tensors share memory with the optimiser."""
-        return {
-            **{f"first_moment/{name}": e.first for name, e in self._entries.items()},
-            **{f"second_moment/{name}": e.second for name, e in self._entries.items()},
-            "count": self._count,
-            "refused_total": self.refused_total,
-            "refused_in_a_row": self.refused_in_a_row,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned.  Raises UserError if names or shapes differ."""
-        copy_named(self.state_dict(), state, "the optimiser's state")
-
-    def _update(self, chunk: _Chunk, lr: float, refused: Tensor, divisor: Tensor) -> None:
-        """Update one chunk.  `refused` (1 or 0) and `divisor` are float32 scalars on the device."""
-        self._fused_adamw([e.parameter for e in chunk.entries], chunk.entries, lr, chunk.weight_decay, refused, divisor)
+    def update_chunk(self, chunk: Sequence[OptimizedParameter], lr: float, refused: Tensor, divisor: Tensor) -> None:
+        """One fused kernel for all parameters of the chunk."""
+        self._fused_adamw([p.value for p in chunk], chunk, lr, chunk[0].weight_decay, refused, divisor)
 
     def _fused_adamw(
         self,
         targets: Sequence[Tensor],
-        entries: Sequence[_Entry],
+        chunk: Sequence[OptimizedParameter],
         lr: float,
         weight_decay: float,
         refused: Tensor,
         divisor: Tensor,
     ) -> None:
-        """Update the moments of `entries`, and add AdamW's step to `targets`, in one pass over memory."""
+        """Update the moments of `chunk`, and add AdamW's step to `targets`, in one pass over memory."""
         torch._fused_adamw_(
             list(targets),
-            [e.gradient for e in entries],
-            [e.first for e in entries],
-            [e.second for e in entries],
+            [p.gradient for p in chunk],
+            [p.state["first_moment"] for p in chunk],
+            [p.state["second_moment"] for p in chunk],
             [],
-            [self._count] * len(entries),
+            [self.count] * len(chunk),
             lr=lr,
             beta1=self._betas[0],
             beta2=self._betas[1],
@@ -203,7 +107,7 @@ class AdamW:
             amsgrad=False,
             maximize=False,
             grad_scale=divisor,
-            found_inf=refused,
+            found_inf=refused.float(),
         )
 
 
@@ -219,24 +123,101 @@ class Lamb(AdamW):
     ) -> None:
         super().__init__(groups, betas=betas, eps=eps, max_norm=max_norm)
         # One buffer for the updates of a chunk, which all chunks use in turn.
-        sizes = [sum(e.parameter.numel() for e in chunk.entries) for chunk in self._chunks if chunk.weight_decay > 0]
-        self._buffer = torch.zeros_like(self._chunks[0].entries[0].first).new_empty(max(sizes, default=0))
+        sizes = [sum(p.value.numel() for p in chunk) for chunk in self.chunks if chunk[0].weight_decay > 0]
+        self._buffer = self.chunks[0][0].value.detach().new_empty(max(sizes, default=0))
 
-    def _update(self, chunk: _Chunk, lr: float, refused: Tensor, divisor: Tensor) -> None:
-        if chunk.weight_decay == 0:
-            super()._update(chunk, lr, refused, divisor)
+    def update_chunk(self, chunk: Sequence[OptimizedParameter], lr: float, refused: Tensor, divisor: Tensor) -> None:
+        """AdamW's step from zero, with the trust ratio of each parameter."""
+        weight_decay = chunk[0].weight_decay
+        if weight_decay == 0:
+            super().update_chunk(chunk, lr, refused, divisor)
             return
-        parameters: list[Tensor] = [e.parameter for e in chunk.entries]
+        parameters: list[Tensor] = [p.value for p in chunk]
         sizes = [p.numel() for p in parameters]
         parts = self._buffer[: sum(sizes)].zero_().split_with_sizes(sizes)
         updates = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
         # An AdamW step with lr = 1 from zero is minus the Adam direction.
-        self._fused_adamw(updates, chunk.entries, 1.0, 0.0, refused, divisor)
-        torch._foreach_add_(updates, parameters, alpha=-chunk.weight_decay)
+        self._fused_adamw(updates, chunk, 1.0, 0.0, refused, divisor)
+        torch._foreach_add_(updates, parameters, alpha=-weight_decay)
         parameter_norms = torch.stack(torch._foreach_norm(parameters))
         update_norms = torch.stack(torch._foreach_norm(updates))
         has_ratio = (parameter_norms > 0) & (update_norms > 0)
         trust_ratios = torch.where(has_ratio, parameter_norms / update_norms, 1.0)
-        rates = trust_ratios * lr * (1 - refused)
+        rates = trust_ratios * lr * (1 - refused.float())
         for parameter, update, rate in zip(parameters, updates, rates.unbind(), strict=True):
             parameter.addcmul_(update, rate)
+
+
+class Muon(AdamW):
+    """Muon for matrices between hidden states, AdamW for embeddings, head and vectors.
+
+    With momentum mu, a matrix W of m x n with gradient G is updated by
+
+        M <- mu M + (1 - mu) G,    W <- W - lr (0.2 sqrt(max(m, n)) O(mu M + (1 - mu) G) + weight decay W),
+
+    where O(U) is near the matrix with the singular vectors of U and all singular values 1.  Matrices that are stacked
+    in one parameter are updated separately.  Every rank computes all updates, from equal gradients.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        max_norm: float,
+        momentum: float,
+        lr_ratios: Mapping[ParameterKind, float],
+    ) -> None:
+        """`lr_ratios` are the learning rates of embeddings, head and vectors, divided by that of the matrices."""
+        super().__init__(groups, betas=betas, eps=eps, max_norm=max_norm)
+        self._momentum, self._lr_ratios = momentum, dict(lr_ratios)
+
+    def initial_state(self, parameter: OptimizedParameter) -> dict[str, Tensor]:
+        """The momentum of a matrix; AdamW's moments of anything else."""
+        if parameter.kind == "matrix":
+            return {"momentum": torch.zeros_like(parameter.value.detach())}
+        return super().initial_state(parameter)
+
+    def update_chunk(self, chunk: Sequence[OptimizedParameter], lr: float, refused: Tensor, divisor: Tensor) -> None:
+        """Matrices of one size are orthogonalised together."""
+        kind = chunk[0].kind
+        if kind != "matrix":
+            super().update_chunk(chunk, lr * self._lr_ratios[kind], refused, divisor)
+            return
+        gradients = [p.gradient / divisor for p in chunk]
+        momenta = [g.lerp(p.state["momentum"], self._momentum) for p, g in zip(chunk, gradients, strict=True)]
+        # Nesterov momentum: the average after another step with the same gradient.
+        stacks = [
+            g.lerp(momentum, self._momentum).reshape(p.parts, -1, g.shape[1])
+            for p, g, momentum in zip(chunk, gradients, momenta, strict=True)
+        ]
+        for p, momentum, direction in zip(chunk, momenta, orthogonalised(stacks), strict=True):
+            scale = MUON_SCALE * math.sqrt(max(direction.shape[-2:]))
+            change = torch.add(p.value * p.weight_decay, direction.flatten(0, 1), alpha=scale) * -lr
+            self.commit(p, change, {"momentum": momentum}, refused)
+
+
+def orthogonalised(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Stacks of matrices [.., m, n] with their singular values replaced by numbers near 1; zero matrices stay zero.
+
+    Newton-Schulz iteration in bf16: X <- a X + (b A + c A A) X with A = X X^T, from X = U / |U|.
+    """
+    a, b, c = NEWTON_SCHULZ
+    results: list[Tensor] = list(stacks)
+    by_shape: dict[torch.Size, list[int]] = {}
+    for i, stack in enumerate(stacks):
+        by_shape.setdefault(stack.shape[-2:], []).append(i)
+    for shape, indices in by_shape.items():
+        x = torch.cat([stacks[i] for i in indices])
+        norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+        x = (x / norm.clamp(min=torch.finfo(x.dtype).tiny)).bfloat16()
+        if is_tall := shape[0] > shape[1]:  # so that A is the smaller of the two possible products
+            x = x.mT.contiguous()
+        for _ in range(NEWTON_SCHULZ_STEPS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = (x.mT if is_tall else x).to(stacks[indices[0]].dtype)
+        for i, part in zip(indices, x.split_with_sizes([len(stacks[i]) for i in indices]), strict=True):
+            results[i] = part
+    return results

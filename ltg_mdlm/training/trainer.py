@@ -110,7 +110,7 @@ class Trainer:
 
         update = run.optimizer.step(step.lr)
         run.optimizer.zero_grad()
-        run.ema.update(refused=update.refused)
+        run.ema.update(refused=update.refused, step=step.step)
         recipe.step_end(step, update.refused)
         self._refused_steps[step.step % every] = update.refused
         self.next_step = done
@@ -267,6 +267,6 @@ class Trainer:
         run = self.run
         copy_named(run.loss.model.state_dict(), state.model, "the model's weights")
         run.ema.load_state_dict(state.ema)
-        run.optimizer.load_state_dict(state.optimizer)
+        copy_named(run.optimizer.state_dict(), state.optimizer, "the optimiser's state")
         self.recipe.load_state_dict(state.components)
         self.next_step = state.step

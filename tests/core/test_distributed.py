@@ -14,10 +14,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ltg_mdlm.core import distributed
+from ltg_mdlm.core.config import OptimizerConfig
 from ltg_mdlm.core.distributed import Ranks, available_cores, default_threads
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
 from ltg_mdlm.training.optimizers import build_optimizer
+from ltg_mdlm.training.parameter_groups import parameter_groups
 
 
 @pytest.fixture
@@ -250,11 +252,11 @@ def test_unreachable_partners_are_reported_in_a_sentence(monkeypatch):
         Ranks.setup("cpu", timeout=timedelta(seconds=1))
 
 
-def _train(ranks, steps, bad_step):
+def _train(ranks, name, steps, bad_step):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     wrapped = DistributedDataParallel(model) if ranks.world_size > 1 else model
-    optimizer = build_optimizer("lamb", model, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, max_norm=1.0)
+    optimizer = build_optimizer(parameter_groups(model, 0.1), OptimizerConfig(name=name, clip=1.0))
     data = torch.randn(steps, 4, 4, generator=torch.Generator().manual_seed(1))
     refused = []
     for step in range(steps):
@@ -268,10 +270,11 @@ def _train(ranks, steps, bad_step):
     return refused, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def test_two_ranks_take_the_steps_of_one_and_refuse_together():
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_two_ranks_take_the_steps_of_one_and_refuse_together(name):
     """A NaN on one rank reaches all of them through the reduced gradients, so that all refuse the same step."""
-    (refused_0, weights_0), (refused_1, weights_1) = run_on_ranks(_train, 2, 6, 3)
-    refused, weights = run_on_ranks(_train, 1, 6, 3)[0]
+    (refused_0, weights_0), (refused_1, weights_1) = run_on_ranks(_train, 2, name, 6, 3)
+    refused, weights = run_on_ranks(_train, 1, name, 6, 3)[0]
     assert refused_0 == refused_1 == refused == [False, False, False, True, False, False]
     for name, weight in weights.items():
         assert torch.equal(weights_0[name], weights_1[name])

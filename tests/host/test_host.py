@@ -9,7 +9,16 @@ import pytest
 import torch
 from pydantic import Field
 
-from ltg_mdlm.api import CorpusStatistics, MaskingStrategy, Plugin, PluginOptions, RunContext, hookimpl
+from ltg_mdlm.api import (
+    CorpusStatistics,
+    MaskingStrategy,
+    Optimizer,
+    ParameterGroup,
+    Plugin,
+    PluginOptions,
+    RunContext,
+    hookimpl,
+)
 from ltg_mdlm.cli.plugin_help import describe_plugin
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import load_settings
@@ -230,3 +239,90 @@ def test_a_plugin_describes_itself(install, module):
         ("share", "float", 0.5, "of tokens to mask")
     ]
     assert shown.file == __file__
+
+
+class ZeroStep(Optimizer):
+    def update(self, parameter, gradient, state, lr):
+        return torch.zeros_like(gradient)
+
+
+class Still(Plugin):
+    @hookimpl
+    def ltg_mdlm_optimizer(self, groups, settings):
+        return ZeroStep(groups, max_norm=settings.clip)
+
+
+class NoStep(Plugin):
+    @hookimpl
+    def ltg_mdlm_optimizer(self):
+        return None
+
+
+class WrongStep(Plugin):
+    @hookimpl
+    def ltg_mdlm_optimizer(self):
+        return ZeroStep
+
+
+GROUPS = [ParameterGroup({"weight": torch.nn.Parameter(torch.zeros(2))}, 0.0)]
+
+
+def test_the_plugin_that_the_settings_name_provides_the_optimiser_and_is_recorded(install, module):
+    install("still", f"{module}:Still")
+    host = make_host("still", sets=("optimizer.name=still",))
+    host.build(CONTEXT, STATISTICS)
+    optimizer = host.optimizer(GROUPS)
+    assert isinstance(optimizer, ZeroStep)
+    assert host.config.provenance["optimizer"] == optimizer.provider
+    assert str(optimizer.provider).startswith("plugin 'still' of some-dist 1.2")
+
+
+def test_a_plugin_with_an_optimiser_that_the_settings_do_not_name_is_not_asked(install, module):
+    install("wrong", f"{module}:WrongStep")
+    host = make_host("wrong")
+    host.build(CONTEXT, STATISTICS)
+    assert host.optimizer(GROUPS) is None
+    assert "optimizer" not in host.config.provenance
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("NoStep", "optimizer.name: plugin 'step' provides no optimiser with its present options"),
+        ("WrongStep", "ltg_mdlm_optimizer returned the class ZeroStep itself, not a Optimizer"),
+    ],
+)
+def test_a_plugin_that_returns_no_optimiser_is_named(install, module, target, message):
+    install("step", f"{module}:{target}")
+    host = make_host("step", sets=("optimizer.name=step",))
+    host.build(CONTEXT, STATISTICS)
+    with pytest.raises(UserError, match=message):
+        host.optimizer(GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "moun",
+            r"no optimiser is called 'moun' \(did you mean 'muon'\?\)\n.*\n  optimisers: lamb, adamw, muon, still",
+        ),
+        (
+            "stil",
+            r"no optimiser is called 'stil' \(did you mean 'still'\?\)\n  set on the command line: --set optimizer.n",
+        ),
+        ("half", r"the plugin 'half' provides no optimiser \(hook ltg_mdlm_optimizer\)\n.*\n  optimisers: lamb"),
+        ("freq_mdlm", r"the plugin 'freq_mdlm' is not selected\n.*\n  add it with --plugin freq_mdlm"),
+    ],
+)
+def test_an_unknown_optimiser_is_refused_with_where_it_was_set_and_what_there_is(install, module, name, message):
+    install("still", f"{module}:Still")
+    install("half", f"{module}:HalfPlugin")
+    with pytest.raises(UserError, match=f"optimizer.name: {message}"):
+        make_host("still", "half", sets=(f"optimizer.name={name}",))
+
+
+def test_a_plugin_cannot_take_the_name_of_a_built_in_optimiser(install, module):
+    install("muon", f"{module}:Still")
+    with pytest.raises(UserError, match=r"some-dist 1.2.*an optimiser named 'muon' is built in; rename the plugin"):
+        make_host("muon", sets=("optimizer.name=muon",))

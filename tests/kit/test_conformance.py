@@ -374,6 +374,41 @@ MISTAKES = [
         r"broken_plugins.py:\d+ in observe",
         "found: aten.index.Tensor waits for the device",
     ),
+    Mistake(
+        "one_rate_for_all",
+        "an optimiser whose update is one number",
+        "an_optimiser_keeps_names_shapes_and_types",
+        r"OneRateForAll of ltg_mdlm_optimizer \(broken_plugins.py:\d+\)",
+        r"found: update returned float32\[\] on cpu for embedding.relative_embedding, not float32\[\d+, 32\]",
+    ),
+    Mistake(
+        "momentum_in_place",
+        "an optimiser that changes its state in place",
+        "a_refused_update_changes_nothing",
+        r"MomentumInPlace.new_state of ltg_mdlm_optimizer \(broken_plugins.py:\d+\)",
+        "nothing changed by a refused update.*\n  found: state momentum/embedding.relative_embedding differs",
+    ),
+    Mistake(
+        "unsaved_momentum",
+        "an optimiser with state that no checkpoint holds",
+        "a_resumed_optimiser_continues_bitwise",
+        r"UnsavedMomentum.update of ltg_mdlm_optimizer \(broken_plugins.py:\d+\)",
+        "return all state from new_state\n  found: parameter embedding.relative_embedding differs",
+    ),
+    Mistake(
+        "noisy_descent",
+        "an optimiser that draws random numbers",
+        "an_optimiser_takes_the_same_steps_on_every_rank",
+        r"NoisyDescent.update of ltg_mdlm_optimizer \(broken_plugins.py:\d+\)",
+        "equal steps on every rank.*\n  found: parameter embedding.relative_embedding differs",
+    ),
+    Mistake(
+        "skips_small_gradients",
+        "an optimiser that compares a norm on the host",
+        "an_optimiser_never_reads_from_the_device",
+        r"broken_plugins.py:\d+ in update",
+        "found: aten._local_scalar_dense.default waits for the device",
+    ),
 ]
 
 
@@ -387,8 +422,9 @@ def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, br
     assert re.search(mistake.message, failed[mistake.check]), failed[mistake.check]
 
 
-def test_the_correct_plugin_from_which_broken_ones_are_derived_passes(broken_plugins):
-    examination = Examination(PluginUnderTest("adaptive"))
+@pytest.mark.parametrize("plugin", ["adaptive", "momentum"])
+def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, broken_plugins):
+    examination = Examination(PluginUnderTest(plugin))
     assert not [v for v in map(examination.verdict, CHECKS) if v.outcome == "failed"]
 
 

@@ -1,4 +1,4 @@
-"""The averaged weights against closed forms, and the bit-exact exchange with the weights of the model."""
+"""The averaged weights, exponential and uniform, against closed forms, and their bit-exact exchange with the model."""
 
 import copy
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.testing.host_reads import NoHostReads
-from ltg_mdlm.training.ema import EMA
+from ltg_mdlm.training.ema import EMA, tail_start
 
 
 def one_weight(value=0.0):
@@ -65,6 +65,69 @@ def test_a_decay_of_zero_is_the_newest_weight_itself():
     assert follow([0.1, 0.2, 0.3], decay=0.0, ramp=True) == 0.3
 
 
+def follow_steps(model, ema, steps, refusals=()):
+    """Add 1 to the weight in every step; its value after step s is s + 1, unless steps before were refused."""
+    for step in steps:
+        if step not in refusals:
+            with torch.no_grad():
+                model.weight.add_(1.0)
+        ema.update(refused=torch.tensor(step in refusals), step=step)
+
+
+def test_in_the_tail_the_average_is_the_mean_over_its_steps():
+    model = one_weight()
+    ema = EMA(model, decay=0.9, ramp=True, tail_start=6)
+    for step in range(10):
+        follow_steps(model, ema, [step])
+        if step >= 6:
+            assert float(ema.state_dict()["weight"]) == pytest.approx(np.mean(range(7, step + 2)), rel=1e-12)
+    assert int(ema.state_dict()["count"]) == 4
+
+
+def test_before_the_tail_the_average_is_exponential():
+    averages = []
+    for start in (None, 6):
+        model = one_weight()
+        ema = EMA(model, decay=0.9, ramp=True, tail_start=start)
+        follow_steps(model, ema, range(6))
+        averages.append(float(ema.state_dict()["weight"]))
+    assert averages[0] == averages[1]
+
+
+def test_a_refused_step_in_the_tail_does_not_count():
+    """Not even its first one, before which the exponential average is kept."""
+    model = one_weight()
+    ema = EMA(model, decay=0.9, ramp=False, tail_start=3)
+    follow_steps(model, ema, range(3))
+    before = float(ema.state_dict()["weight"])
+    follow_steps(model, ema, [3], refusals=[3])
+    assert float(ema.state_dict()["weight"]) == before
+    follow_steps(model, ema, range(4, 8), refusals=[5])  # the weight is 4, 5 and 6
+    assert float(ema.state_dict()["weight"]) == pytest.approx(5)
+    assert int(ema.state_dict()["count"]) == 3
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_an_average_that_is_resumed_before_or_in_the_tail_continues_bit_exactly(stop):
+    model, twin = one_weight(0.1), one_weight(0.1)
+    straight, before, resumed = (EMA(m, decay=0.9, ramp=True, tail_start=3) for m in (model, twin, twin))
+    follow_steps(model, straight, range(8))
+    follow_steps(twin, before, range(stop))
+    resumed.load_state_dict({name: t.clone() for name, t in before.state_dict().items()})
+    follow_steps(twin, resumed, range(stop, 8))
+    assert all(torch.equal(t, resumed.state_dict()[name]) for name, t in straight.state_dict().items())
+
+
+@given(st.floats(0, 1), st.integers(1, 10**6))
+def test_the_tail_is_the_given_share_of_the_steps_and_at_least_one(share, max_steps):
+    start = tail_start(share, max_steps)
+    if share == 0:
+        assert start is None
+    else:
+        assert 0 <= start < max_steps
+        assert abs(max_steps - start - share * max_steps) <= 1
+
+
 def test_a_refused_step_does_not_count():
     averages = []
     for refusals in ((), (0, 2)):
@@ -82,9 +145,10 @@ def test_a_refused_step_does_not_count():
 
 
 def test_an_update_never_waits_for_the_device():
-    ema = EMA(one_weight(), decay=0.999, ramp=True)
+    ema = EMA(one_weight(), decay=0.999, ramp=True, tail_start=1)
     with NoHostReads():
-        ema.update(refused=torch.tensor(False))
+        for step in range(3):
+            ema.update(refused=torch.tensor(False), step=step)
 
 
 def trained(seed=0):

@@ -15,6 +15,7 @@ from ltg_mdlm.api import (
     Field,
     MaskingStrategy,
     NoiseSchedule,
+    Optimizer,
     Plugin,
     PluginOptions,
     RowMode,
@@ -359,6 +360,53 @@ class CrashesInStepEnd(Component):
         return self.never_set
 
 
+class Momentum(Optimizer):
+    """A correct optimiser, from which broken ones are derived."""
+
+    def __init__(self, groups, settings):
+        super().__init__(groups, max_norm=settings.clip)
+
+    def initial_state(self, parameter):
+        return {"momentum": torch.zeros_like(parameter.value)}
+
+    def new_state(self, parameter, gradient):
+        return {"momentum": 0.9 * parameter.state["momentum"] + gradient}
+
+    def update(self, parameter, gradient, state, lr):
+        return -lr * state["momentum"]
+
+
+class OneRateForAll(Momentum):
+    def update(self, parameter, gradient, state, lr):
+        return -lr * state["momentum"].norm()
+
+
+class MomentumInPlace(Momentum):
+    def new_state(self, parameter, gradient):
+        return {"momentum": parameter.state["momentum"].mul_(0.9).add_(gradient)}
+
+
+class UnsavedMomentum(Momentum):
+    def __init__(self, groups, settings):
+        super().__init__(groups, settings)
+        self.before = {}
+
+    def update(self, parameter, gradient, state, lr):
+        change = gradient + self.before.get(parameter.name, 0)
+        self.before[parameter.name] = gradient
+        return -lr * change
+
+
+class NoisyDescent(Momentum):
+    def update(self, parameter, gradient, state, lr):
+        return -lr * (gradient + 0.1 * torch.randn_like(gradient))
+
+
+class SkipsSmallGradients(Momentum):
+    def update(self, parameter, gradient, state, lr):
+        return -lr * state["momentum"] if gradient.norm() > 1e-3 else torch.zeros_like(gradient)
+
+
 def plugin_with(hook, make):
     """A plugin that registers `make(ctx)` with one hook."""
 
@@ -391,6 +439,16 @@ def row_mode(kind):
 
 def observer(kind):
     return plugin_with("ltg_mdlm_observers", lambda ctx: [kind()])
+
+
+def optimizer(kind):
+    """A plugin that provides an optimiser."""
+
+    @hookimpl
+    def register(self, groups, settings):
+        return kind(groups, settings)
+
+    return type(kind.__name__, (Plugin,), {"ltg_mdlm_optimizer": register, "__module__": __name__})
 
 
 double_realised_rate = masking(DoubleRealisedRate)
@@ -434,3 +492,9 @@ smooths_in_place = observer(SmoothsInPlace)
 asks_the_host = observer(AsksTheHost)
 selects_by_mask = observer(SelectsByMask)
 crashes_in_step_end = observer(CrashesInStepEnd)
+momentum = optimizer(Momentum)
+one_rate_for_all = optimizer(OneRateForAll)
+momentum_in_place = optimizer(MomentumInPlace)
+unsaved_momentum = optimizer(UnsavedMomentum)
+noisy_descent = optimizer(NoisyDescent)
+skips_small_gradients = optimizer(SkipsSmallGradients)
