@@ -41,6 +41,7 @@ from ltg_mdlm.core.components import (
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.host.hookspecs import API_VERSION, hookimpl, hookspec
+from ltg_mdlm.model.visibility import block_of, block_visibility
 
 __all__ = [
     "API_VERSION",
@@ -69,6 +70,8 @@ __all__ = [
     "TimeConditioning",
     "UserError",
     "Visibility",
+    "block_of",
+    "block_visibility",
     "hookimpl",
     "hookspec",
     "labels_for",

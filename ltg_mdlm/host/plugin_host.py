@@ -20,6 +20,7 @@ from ltg_mdlm.host import hookspecs
 from ltg_mdlm.host.discovery import Installed, find
 from ltg_mdlm.host.failures import PluginError, attributed_to
 from ltg_mdlm.host.hookspecs import API_VERSION, PROJECT
+from ltg_mdlm.host.result_checks import require_compatible
 from ltg_mdlm.host.slots import SLOT_TYPES, SLOTS, Components, Filled
 
 FALLBACK = "uniform_mdlm"
@@ -76,7 +77,7 @@ class Host:
     def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
         """Pass the corpus statistics to the plugins, fill every slot, and record the provenance in `config`.
 
-        Raises UserError if two plugins fill one slot.
+        Raises UserError if two plugins fill one slot, and for components that exclude each other.
         """
         for name in self.selected:
             self._call(name, "ltg_mdlm_corpus_statistics", stats=statistics, ctx=context)
@@ -90,11 +91,13 @@ class Host:
         named = filled | {f"observer{i}": part for i, part in enumerate(observers)}
         provenance = {name: self.selected[part.plugin].provider for name, part in named.items()}
         self.config = self.config.model_copy(update={"provenance": provenance})
-        return Components(
+        components = Components(
             **{slot: part.component for slot, part in filled.items()},
             observers=tuple(part.component for part in observers),
             provenance=provenance,
         )
+        require_compatible(components)
+        return components
 
     def fill(self, slot: str, context: RunContext) -> Filled:
         """The component of one slot, and its plugin.

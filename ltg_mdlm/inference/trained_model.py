@@ -32,6 +32,7 @@ from ltg_mdlm.inference.exported_folder import (
     is_exported,
 )
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
+from ltg_mdlm.model.visibility import Visibility, block_visibility
 from ltg_mdlm.storage.checkpoint import STATE_FILE, find_checkpoint, load_weights, read_about
 from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.storage.run_folder import RunFolder
@@ -52,6 +53,8 @@ class Denoiser:
     """The modes of the rows in training."""
     value_for_rate: Callable[[Tensor], Tensor | None]
     """Returns float32[B] conditioning values for mask rates [B]; None for a model without time conditioning."""
+    block_length: int = 0
+    """Tokens of a block: in masked rows, a token sees its own block and earlier ones.  0: the whole row."""
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +71,10 @@ class Denoiser:
         if not self.is_conditioned:
             return None
         return torch.zeros_like(rate_B) if causal else self.value_for_rate(rate_B)
+
+    def visibility(self, document_BT: Tensor, causal: bool) -> Visibility | None:
+        """The visibility of rows without copies, as `Transformer.forward` takes it."""
+        return None if causal or not self.block_length else block_visibility(document_BT, self.block_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +152,7 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
         predicts=about["predicts"],
         modes=frozenset(about["modes"]),
         value_for_rate=conditioning.value_for_rate,
+        block_length=about.get("block_length", 0),
         source=checkpoint,
         weights=weights,
         about=about,
@@ -180,6 +188,7 @@ def _open_exported(folder: ExportedFolder, ranks: Ranks, weights: Weights) -> Tr
         predicts=folder.predicts,
         modes=folder.modes,
         value_for_rate=folder.value_for_rate(tensors, ranks.device),
+        block_length=folder.block_length,
         source=folder.path,
         weights=folder.about.get("weights", "ema"),
         about=folder.about,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -169,8 +170,16 @@ class Trainer:
         with run.ema.swap():
             if validator is not None:
                 measured |= validator(self.next_step / run.schedule.max_steps, run.loader.epoch(self.next_step))
-            if pairs is not None:
+            if pairs is not None and not self.recipe.own_visibility:
                 measured |= pairs()
+        if self.recipe.own_visibility and self.ranks.is_main:  # shown once
+            warnings.warn(
+                f"valid/bound and valid/minimal_pairs are off: the masking of {self.recipe.components.provenance['masking']} trains with a visibility"
+                " of its own, and only blocks (block_length) are evaluated as they were trained",
+                stacklevel=2,
+            )
+        if not measured:
+            return
         words = run.loader.words_seen(self.next_step - 1)
         self.write({"step": self.next_step, "words_seen": words, **measured})
         # Validation does not count as training time.

@@ -27,6 +27,7 @@ FILES = {
     "modeling_ltg_mdlm.py",
     "transformer.py",
     "attention.py",
+    "visibility.py",
     "rate_table.py",
     "time_embedding.py",
     "model.safetensors",
