@@ -32,7 +32,6 @@ from ltg_mdlm.inference.exported_folder import (
     is_exported,
 )
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
-from ltg_mdlm.model.visibility import Visibility, block_visibility
 from ltg_mdlm.storage.checkpoint import STATE_FILE, find_checkpoint, load_weights, read_about
 from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.storage.run_folder import RunFolder
@@ -71,10 +70,6 @@ class Denoiser:
         if not self.is_conditioned:
             return None
         return torch.zeros_like(rate_B) if causal else self.value_for_rate(rate_B)
-
-    def visibility(self, document_BT: Tensor, causal: bool) -> Visibility | None:
-        """The visibility of rows without copies, as `Transformer.forward` takes it."""
-        return None if causal or not self.block_length else block_visibility(document_BT, self.block_length)
 
 
 @dataclass(frozen=True, kw_only=True)

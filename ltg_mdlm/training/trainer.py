@@ -173,9 +173,10 @@ class Trainer:
             if pairs is not None and not self.recipe.own_visibility:
                 measured |= pairs()
         if self.recipe.own_visibility and self.ranks.is_main:  # shown once
+            strategy = self.recipe.components.provenance["masking"]
             warnings.warn(
-                f"valid/bound and valid/minimal_pairs are off: the masking of {self.recipe.components.provenance['masking']} trains with a visibility"
-                " of its own, and only blocks (block_length) are evaluated as they were trained",
+                f"valid/bound and valid/minimal_pairs are off: {strategy} trains with a visibility of its own;"
+                " models are evaluated with none, or with that of blocks (block_length)",
                 stacklevel=2,
             )
         if not measured:

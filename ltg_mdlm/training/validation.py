@@ -78,9 +78,8 @@ class Validator:
             metrics = self._objective(step)
             if step.causal_R is not None and bool(step.causal_R.any()):
                 metrics["valid/causal_nll"] = self._causal_nll()
-            metrics["valid/unigram"] = self._unigram
             if self._recipe.own_visibility:
-                return metrics
+                return metrics | {"valid/unigram": self._unigram}
             bound = estimate_bound(
                 self._batches,
                 self._masked_nll,
@@ -94,6 +93,7 @@ class Validator:
         return metrics | {
             "valid/bound": bound.nats_per_token,
             "valid/bound_standard_error": bound.standard_error,
+            "valid/unigram": self._unigram,
             "valid/bits_per_byte": bound.bits_per_byte(self._tokens_per_byte),
         }
 
