@@ -36,6 +36,12 @@ class MicroBatch:
     supervised_count: HostCopy
     """N.  The copy starts here, one micro-batch before `gather_supervised` needs it."""
 
+    @property
+    def columns(self) -> int:
+        """X, the columns of a row with its copies."""
+        context_BS = self.corrupted.context_BS
+        return self.batch.ids_BT.shape[1] + (0 if context_BS is None else context_BS.shape[1])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
