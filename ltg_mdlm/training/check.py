@@ -145,8 +145,19 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
         providers=components.providers,
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
         verified=resolved.corpus.verify() if verify else None,
-        warnings=resolved.warnings + budget_warnings(totals.epochs, totals.words),
+        warnings=resolved.warnings + copies_warnings(components, views) + budget_warnings(totals.epochs, totals.words),
     )
+
+
+def copies_warnings(components: Components, views: list[MicroBatch]) -> list[str]:
+    """A warning for copies of the row that a strategy does not declare, so that micro-batches are too large."""
+    found = max(view.columns // view.batch.ids_BT.shape[1] - 1 for view in views)
+    if found <= components.masking.context_copies:
+        return []
+    strategy = components.provenance["masking"]
+    return [
+        f"{strategy} appends {found} copies to a row; its context_copies is 0, and micro-batches are planned for that"
+    ]
 
 
 def first_views(resolved: Resolved) -> list[MicroBatch]:
