@@ -49,6 +49,7 @@ class Trainer:
         # One flag per step since the last logged step, read together with the metrics.
         self._refused_steps = torch.zeros(self.config.logging.every, dtype=torch.bool, device=self.device)
         self._stopping_ranks = HostCopy(torch.zeros(()))
+        self._has_warned = False
         # Time and tokens seen when the last logged step ended.
         self._clock = (time.monotonic(), 0)
 
@@ -172,7 +173,8 @@ class Trainer:
                 measured |= validator(self.next_step / run.schedule.max_steps, run.loader.epoch(self.next_step))
             if pairs is not None and not self.recipe.own_visibility:
                 measured |= pairs()
-        if self.recipe.own_visibility and self.ranks.is_main:  # shown once
+        if self.recipe.own_visibility and not self._has_warned and self.ranks.is_main:
+            self._has_warned = True
             strategy = self.recipe.components.provenance["masking"]
             warnings.warn(
                 f"valid/bound and valid/minimal_pairs are off: {strategy} trains with a visibility of its own;"
