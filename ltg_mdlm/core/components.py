@@ -254,6 +254,9 @@ class MaskingStrategy(Component):
     block_length: int = 0
     """tokens of a block that is predicted from itself and the blocks before it (block diffusion); 0: the whole row.
     Blocks start anew with every document.  Scoring, validation, sampling and exported models use it"""
+    context_copies: int = 0
+    """number of further copies of the row in `Corrupted.context_BS`; the host plans micro-batches with it, and
+    refuses an active time conditioning before the first step"""
     mask_id: int
     """id of `<mask>`, which replaces masked tokens"""
 

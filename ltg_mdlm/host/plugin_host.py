@@ -26,6 +26,7 @@ from ltg_mdlm.host import hookspecs
 from ltg_mdlm.host.discovery import Installed, find, installed_plugins
 from ltg_mdlm.host.failures import PluginError, attributed_to
 from ltg_mdlm.host.hookspecs import API_VERSION, PROJECT
+from ltg_mdlm.host.result_checks import require_compatible
 from ltg_mdlm.host.slots import SLOT_TYPES, SLOTS, Components, Filled
 
 FALLBACK = "uniform_mdlm"
@@ -83,7 +84,7 @@ class Host:
     def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
         """Pass the corpus statistics to the plugins, fill every slot, and record the provenance in `config`.
 
-        Raises UserError if two plugins fill one slot.
+        Raises UserError if two plugins fill one slot, and for components that exclude each other.
         """
         self._context = context = replace(context, statistics=statistics)
         for name in self.selected:
@@ -103,6 +104,7 @@ class Host:
             observers=tuple(part.component for part in observers),
             provenance=provenance,
         )
+        require_compatible(components)
         return replace(components, modules=self._modules(components, context))
 
     def _modules(self, components: Components, context: RunContext) -> dict[str, nn.Module]:

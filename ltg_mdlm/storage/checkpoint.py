@@ -88,6 +88,7 @@ class _StateFile(BaseModel):
     world_size: int = Field(1, ge=1)
     modes: list[Literal["masked", "causal"]] = Field(default_factory=list)
     predicts: Literal["same", "next"] = "same"
+    block_length: int = Field(0, ge=0)
     tokenizer: str = ""
 
 

@@ -41,6 +41,12 @@ class MicroBatch:
     views: Views = field(default_factory=lambda: Views(1))
     """The predictions for the views of the same rows; one object for all of them."""
 
+    @property
+    def columns(self) -> int:
+        """X, the columns of a row with its copies."""
+        context_BS = self.corrupted.context_BS
+        return self.batch.ids_BT.shape[1] + (0 if context_BS is None else context_BS.shape[1])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
@@ -68,6 +74,8 @@ class Recipe:
         masking = components.masking
         is_verifiable = masking.kind != "other" or type(masking).transition is not MaskingStrategy.transition
         self.bound_name = "bound" if is_verifiable else "unverified_bound"
+        self.own_visibility = False
+        """Whether a row was trained with a visibility that the model is not evaluated with."""
 
     def begin(self, step: Step, device: torch.device) -> Step:
         """The step with `causal_R`, the modes of the rows of its global batch."""
@@ -96,6 +104,8 @@ class Recipe:
     def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted, views: Views) -> MicroBatch:
         """A view with its noise and conditioning."""
         noise = corrupted.noise or noise
+        if corrupted.visibility is not None and not self.components.masking.block_length:
+            self.own_visibility = True
         conditioning_B = self.components.time_conditioning.value(corrupted, noise)
         self.checks.conditioning(conditioning_B, batch)
         return MicroBatch(
@@ -195,7 +205,12 @@ class DenoisingLoss(nn.Module):
         parts = self._recipe.components
         with self.autocast(batch.ids_BT.device):
             hidden_BTD = self.model(
-                corrupted.input_BT, batch.document_BT, corrupted.causal_B, micro_batch.conditioning_B
+                corrupted.input_BT,
+                batch.document_BT,
+                corrupted.causal_B,
+                micro_batch.conditioning_B,
+                corrupted.visibility,
+                context_BS=corrupted.context_BS,
             )
             supervised, index_N = gather_supervised(micro_batch, predicts_next=parts.masking.predicts == "next")
             # Head and vocabulary matrix run at the supervised positions only, since logits are the largest tensor of a
