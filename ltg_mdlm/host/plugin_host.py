@@ -141,8 +141,8 @@ class Host:
         held = {p for group in getattr(optimizer, "groups", ()) for p in group.parameters}
         if missing := [p for group in groups for p in group.parameters if p not in held]:
             raise UserError(
-                f"{self.selected[name].provider}: {hook} returned an optimiser without {len(missing)} of the parameters,"
-                f" such as {missing[0]}\n  give all groups to Optimizer.__init__"
+                f"{self.selected[name].provider}: {hook} returned an optimiser without {len(missing)} of the"
+                f" parameters, such as {missing[0]}\n  give all groups to Optimizer.__init__"
             )
         optimizer.provider = self.selected[name].provider
         provenance = {**self.config.provenance, "optimizer": optimizer.provider}
