@@ -158,7 +158,7 @@ class Host:
     def optimizer(self, groups: Sequence[ParameterGroup]) -> Optimizer | None:
         """The optimiser of the plugin `optimizer.name`, recorded in the provenance; None for the built-in ones.
 
-        Called after `build`.  Raises UserError if the plugin returns anything else.
+        Called after `build`.  Raises UserError if the plugin returns anything else, or not all parameters are in it.
         """
         name, hook = self.config.optimizer.name, "ltg_mdlm_optimizer"
         if name in BUILT_IN_OPTIMIZERS:
@@ -168,6 +168,12 @@ class Host:
             raise UserError(f"optimizer.name: plugin {name!r} provides no optimiser with its present options")
         self._require_type(name, hook, optimizer, Optimizer)
         assert isinstance(optimizer, Optimizer)
+        held = {p for group in getattr(optimizer, "groups", ()) for p in group.parameters}
+        if missing := [p for group in groups for p in group.parameters if p not in held]:
+            raise UserError(
+                f"{self.selected[name].provider}: {hook} returned an optimiser without {len(missing)} of the"
+                f" parameters, such as {missing[0]}\n  give all groups to Optimizer.__init__"
+            )
         optimizer.provider = self.selected[name].provider
         provenance = {**self.config.provenance, "optimizer": optimizer.provider}
         self.config = self.config.model_copy(update={"provenance": provenance})

@@ -258,13 +258,30 @@ class NoStep(Plugin):
         return None
 
 
+class HalfStep(Plugin):
+    @hookimpl
+    def ltg_mdlm_optimizer(self, groups):
+        return ZeroStep(groups[:1], max_norm=1.0)
+
+
+class Unprepared(ZeroStep):
+    def __init__(self):
+        pass
+
+
+class UnpreparedStep(Plugin):
+    @hookimpl
+    def ltg_mdlm_optimizer(self):
+        return Unprepared()
+
+
 class WrongStep(Plugin):
     @hookimpl
     def ltg_mdlm_optimizer(self):
         return ZeroStep
 
 
-GROUPS = [ParameterGroup({"weight": torch.nn.Parameter(torch.zeros(2))}, 0.0)]
+GROUPS = [ParameterGroup({name: torch.nn.Parameter(torch.zeros(2))}, 0.0) for name in ("weight", "bias")]
 
 
 def test_the_plugin_that_the_settings_name_provides_the_optimiser_and_is_recorded(install, module):
@@ -289,6 +306,8 @@ def test_a_plugin_with_an_optimiser_that_the_settings_do_not_name_is_not_asked(i
     ("target", "message"),
     [
         ("NoStep", "optimizer.name: plugin 'step' provides no optimiser with its present options"),
+        ("HalfStep", "returned an optimiser without 1 of the parameters, such as bias\n  give all groups to Optimizer"),
+        ("UnpreparedStep", "returned an optimiser without 2 of the parameters, such as weight"),
         ("WrongStep", "ltg_mdlm_optimizer returned the class ZeroStep itself, not a Optimizer"),
     ],
 )

@@ -348,7 +348,8 @@ def test_cuda_takes_the_steps_of_the_cpu_and_refuses_bit_exactly(name):
                 p.grad = q.grad.to(p.device)
             optimizer.step(0.01)
     for p, q in zip(on_cuda.parameters(), on_cpu.parameters(), strict=True):
-        torch.testing.assert_close(p.cpu(), q, rtol=1e-4, atol=1e-6)
+        # The products of Newton-Schulz are rounded to bf16.
+        torch.testing.assert_close(p.cpu(), q, rtol=1e-4, atol=2e-3 if name == "muon" else 1e-6)
     before = bits(on_cuda.state_dict()) | bits(optimizers[1].state_dict())
     on_cuda[0].weight.grad.fill_(math.nan)
     assert optimizers[1].step(0.01).refused
