@@ -304,7 +304,10 @@ class MaskingStrategy(Component):
 
         Override this only for what the two cannot say, such as visibility and copies of the row.
         """
-        chosen_BT = self.choose(batch, noise, step)
+        return self.corrupt_chosen(batch, self.choose(batch, noise, step), causal_B, noise, step)
+
+    def corrupt_chosen(self, batch: Batch, chosen_BT: Tensor, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
+        """The corruption that predicts the tokens in bool[B, T] `chosen_BT`: input, labels and hazards."""
         if not (
             isinstance(chosen_BT, Tensor) and chosen_BT.dtype == torch.bool and chosen_BT.shape == batch.ids_BT.shape
         ):

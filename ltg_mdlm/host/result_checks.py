@@ -125,6 +125,16 @@ class ResultChecks:
         if weights[1] is not None:
             require_tensor(where, weights[1], "float", shape, "z_weight_N")
 
+    def own_loss(self, slot: str, component: Component, own_K: Any) -> None:
+        """Result of `Component.own_loss`."""
+        has_parts = any(name.startswith(f"{slot}/") for name in self._components.modules)
+        if self._finished or (own_K is None and not has_parts):
+            return
+        where = method_of(self._components, slot, component, "own_loss")
+        require_tensor(where, own_K, "float", (len(self._components.objective.group_names),))
+        if not own_K.requires_grad:
+            raise UserError(f"{where} returned a tensor without gradient, so the component's modules would not learn")
+
 
 def method_of(components: Components, slot: str, component: Component, method: str) -> str:
     """Plugin, class and method, for messages."""
