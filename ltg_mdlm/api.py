@@ -40,6 +40,7 @@ from ltg_mdlm.core.components import (
 )
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.row_order import RowOrder, RowTable
 from ltg_mdlm.host.hookspecs import API_VERSION, hookimpl, hookspec
 
 __all__ = [
@@ -61,6 +62,8 @@ __all__ = [
     "Plugin",
     "PluginOptions",
     "RowMode",
+    "RowOrder",
+    "RowTable",
     "RunConfig",
     "RunContext",
     "Step",

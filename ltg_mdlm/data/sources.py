@@ -189,12 +189,13 @@ def _json_documents(path: Path, lines: IO[str], source_field: str | None) -> Ite
             ) from error
         source = ""
         if source_field is not None:
-            source = value.get(source_field) if isinstance(value, dict) else None
-            if not (isinstance(source, str) and source.strip() and source.isprintable()):
+            named = value.get(source_field) if isinstance(value, dict) else None
+            if not (isinstance(named, str) and named.strip() and named.isprintable()):
                 raise UserError(
                     f"{path}, line {number}: no name of a source in the field {source_field!r} (--source-field)"
                 )
-        yield _MARKS.sub("", document.replace("\r\n", "\n").replace("\r", "\n")).strip(), source.strip()
+            source = named.strip()
+        yield _MARKS.sub("", document.replace("\r\n", "\n").replace("\r", "\n")).strip(), source
 
 
 def _text_pieces(path: Path, text: IO[str], drop_headings: bool, limit: int | None) -> Iterator[Piece]:

@@ -7,16 +7,19 @@ the results of the first step, where the recipe receives them.  A message reads
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Corrupted, Noise, Step, Supervised
 from ltg_mdlm.core.components import Component, MaskingStrategy, described
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.row_order import RowTable
 from ltg_mdlm.host.slots import Components
 
 Kind = Literal["float", "int64", "bool", "any"]
@@ -134,6 +137,34 @@ class ResultChecks:
         require_tensor(where, own_K, "float", (len(self._components.objective.group_names),))
         if not own_K.requires_grad:
             raise UserError(f"{where} returned a tensor without gradient, so the component's modules would not learn")
+
+
+def checked_row_order(
+    components: Components,
+) -> Callable[[int, int, RowTable, tuple[int, int, int]], NDArray[np.int64]] | None:
+    """`RowOrder.epoch` of the run with a check of every result; None if the slot is empty.
+
+    It raises UserError that names the plugin for a wrong type or shape, and for rows that do not exist.
+    """
+    if components.row_order is None:
+        return None
+    row_order = components.row_order
+    where = f"{method_of(components, 'row_order', row_order, 'epoch')} (hook ltg_mdlm_row_order)"
+
+    def choose(stage: int, number: int, rows: RowTable, key: tuple[int, int, int]) -> NDArray[np.int64]:
+        row_R: Any = row_order.epoch(stage, number, rows, key)
+        epoch = f"for epoch {number} of stage {stage}"
+        if not (isinstance(row_R, np.ndarray) and row_R.dtype == np.int64 and row_R.shape == (rows.count,)):
+            found = f"{row_R.dtype}{list(row_R.shape)}" if isinstance(row_R, np.ndarray) else described(row_R)
+            raise UserError(f"{where} returned {found} {epoch}, not a NumPy array int64[{rows.count}] of rows")
+        if len(wrong := np.flatnonzero((row_R < 0) | (row_R >= rows.count))):
+            raise UserError(
+                f"{where} returned row {row_R[wrong[0]]} at place {wrong[0]} {epoch}; the rows of the epoch are 0 to"
+                f" {rows.count - 1}"
+            )
+        return row_R
+
+    return choose
 
 
 def method_of(components: Components, slot: str, component: Component, method: str) -> str:

@@ -106,8 +106,8 @@ class BuiltinText:
 def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zipf_exponent: float = 1.0) -> BuiltinText:
     """Write `train.txt`, `valid.txt` and the minimal pairs to a folder; the same bytes for the same arguments.
 
-    Blank lines separate documents. `train.jsonl` and `valid.jsonl` are the same documents with their styles. The training text contains no validation document and no sentence of a minimal
-    pair, but all words of the pairs.
+    Blank lines separate documents. `train.jsonl` and `valid.jsonl` are the same documents with their styles. The
+    training text contains no validation document and no sentence of a minimal pair, but all words of the pairs.
 
     Raises:
         UserError: fewer than 1000 words, or an exponent that is negative or not finite.
