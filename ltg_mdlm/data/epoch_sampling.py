@@ -91,6 +91,20 @@ class EpochSampling:
             time_I = quantiles(self.difficulty_D[plan.pieces.document_P], plan.size_P, *key)[piece_I]
         return plan.order_of(piece_I, *key, time_I=time_I)
 
+    def words_seen(self) -> dict[str, int]:
+        """Words of each source that the whole training sees; those of unknown sources under an empty name."""
+        names = self.split.source_names or ("",)
+        seen_G = np.zeros(len(names))
+        for stage, of_stage in enumerate(self.schedule.stages):
+            plan = of_stage.plan
+            source_P = plan.source_P if plan.source_P is not None else np.zeros(len(plan.size_P), np.int16)
+            for epoch in range(-(-of_stage.rows // plan.rows)):
+                order = self.order(stage, epoch)
+                rows = min(of_stage.rows - epoch * plan.rows, plan.rows)
+                piece_I = order.piece_C[: order.bound_R1[rows]]
+                seen_G += np.bincount(source_P[piece_I], plan.words_P[piece_I], minlength=len(names))
+        return {name: int(words) for name, words in zip(names, seen_G, strict=True)}
+
     @property
     def digest(self) -> str:
         """Hash of what the order depends on and the settings do not contain: the difficulties."""
