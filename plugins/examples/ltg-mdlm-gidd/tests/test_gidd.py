@@ -51,15 +51,18 @@ def test_the_probabilities_are_those_of_the_formula(s: float, share: float, expo
 @settings(deadline=None)
 @given(s=levels, share=st.floats(0.01, 0.9), exponent=st.floats(0.1, 2))
 def test_the_rate_is_the_derivative_of_the_process(s: float, share: float, exponent: float) -> None:
-    """d q(z | x) / ds for z != x is rate(z) + q(z | x) d log kept / ds."""
+    """d q(z | x) / ds for z != x is rate(z) + q(z | x) d log kept / ds, where q(x | x) - q(y | x) is kept."""
     made = process(uniform_share=share, exponent=exponent)
-    h, mask = 1e-5, made.mask_id
-    for z in (mask, FIRST + 1):
-        lower, upper = (formula(FIRST, z, at, share, exponent) for at in (s - h, s + h))
-        kept = [float(made.kept(torch.tensor([at], dtype=torch.float64)).log()) for at in (s - 1e-3, s + 1e-3)]
-        expected = (upper - lower) / (2 * h) - formula(FIRST, z, s, share, exponent) * (kept[1] - kept[0]) / 2e-3
+    h, x, y = 1e-6, FIRST, FIRST + 1
+
+    def kept(at: float) -> float:
+        return formula(x, x, at, share, exponent) - formula(x, y, at, share, exponent)
+
+    slope = float(np.log(kept(s + h) / kept(s - h))) / (2 * h)
+    for z in (made.mask_id, y):
+        growth = (formula(x, z, s + h, share, exponent) - formula(x, z, s - h, share, exponent)) / (2 * h)
         rate = made.rate(torch.tensor([z]), torch.tensor([s], dtype=torch.float64))
-        assert float(rate) == pytest.approx(expected, rel=2e-2, abs=2e-3)
+        assert float(rate) == pytest.approx(growth - formula(x, z, s, share, exponent) * slope, rel=1e-4, abs=1e-5)
 
 
 def test_the_shown_tokens_have_the_probabilities_of_the_process() -> None:
