@@ -132,11 +132,11 @@ class EpochSampling:
             self._seen_G[stage, number + 1] = seen_G + scale * expected_G
         if not self.mixture.changes:
             return piece_I, None
-        uniform_I = (shuffled(len(piece_I), self.seed, stage, epoch, 3) + 0.5) / len(piece_I)
         time_I = np.empty(len(piece_I))
         for g in range(sources):
-            own = source_P[piece_I] == g
-            time_I[own] = np.interp(uniform_I[own] * expected_G[g], share_GJ[g], np.linspace(0, 1, _POINTS))
+            own_I = np.flatnonzero(source_P[piece_I] == g)
+            even_I = (shuffled(len(own_I), self.seed, stage, epoch, 3, g) + 0.5) / max(len(own_I), 1)
+            time_I[own_I] = np.interp(even_I * expected_G[g], share_GJ[g], np.linspace(0, 1, _POINTS))
         return piece_I, time_I
 
     def _part(self, stage: int, epoch: int) -> NDArray[np.float64]:

@@ -87,7 +87,8 @@ class RowLoader:
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows of a step, in micro-batches of nearly equal size.
 
-        Those of the next step are built meanwhile; the rows of its epochs are chosen now, on this thread.
+        Those of the next step are built meanwhile; the rows of its epochs are chosen now, on this thread. With
+        `choose_rows`, steps follow each other, from step 0 or from the one that `load_state_dict` restored.
         """
         if self._choose_rows is not None:
             self._choose({**self._rows_of_epochs(step), **self._rows_of_epochs(step + 1)})
@@ -144,6 +145,10 @@ class RowLoader:
                 "data.curriculum: the scores of the documents are not those with which this run was started; restore"
                 " the file, or choose another run folder with --out"
             )
+        # Batches may have been built before, to measure their time.
+        self._built_ahead.clear()
+        self._order.cache_clear()
+        self._chosen_R = {}
         self._counts = {(stage, epoch): (words, tokens) for stage, epoch, words, tokens in state["counts"].tolist()}
         for name, chosen in state.items():
             if name.startswith("rows/"):
