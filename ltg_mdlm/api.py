@@ -41,6 +41,7 @@ from ltg_mdlm.core.components import (
 from ltg_mdlm.core.config import OptimizerConfig, RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.optimizer import OptimizedParameter, Optimizer, ParameterGroup, ParameterKind
+from ltg_mdlm.core.row_order import RowOrder, RowTable
 from ltg_mdlm.host.hookspecs import API_VERSION, hookimpl, hookspec
 from ltg_mdlm.model.visibility import block_of, block_visibility
 
@@ -68,6 +69,8 @@ __all__ = [
     "Plugin",
     "PluginOptions",
     "RowMode",
+    "RowOrder",
+    "RowTable",
     "RunConfig",
     "RunContext",
     "Step",

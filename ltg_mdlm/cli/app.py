@@ -152,6 +152,12 @@ def prepare(
     drop_headings: Annotated[
         bool, typer.Option("--drop-headings", help="Delete `= = = heading = = =` lines, as the published code does.")
     ] = False,
+    source_field: Annotated[
+        str | None,
+        typer.Option(
+            "--source-field", metavar="FIELD", help="Field of .jsonl with a document's source; default: files."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Number of processes; default: all cores.")
     ] = None,
@@ -166,6 +172,7 @@ def prepare(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         drop_headings=drop_headings,
+        source_field=source_field,
         workers=workers,
     )
     typer.echo(corpus.describe())

@@ -32,6 +32,34 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+class CurriculumConfig(Section):
+    """Training on the documents from easy to hard."""
+
+    by: Literal["source", "words", "file"] = Field(
+        description="what is easy: sources as listed in `order`, documents of few words, or low numbers in `scores`"
+    )
+    order: list[str] | None = Field(None, description="for by=source: all sources of the corpus, the easiest first")
+    scores: Path | None = Field(
+        None, description="for by=file: text with one number per line, or a .npy array: one for each training document"
+    )
+    over: Literal["epoch", "training"] = Field(
+        "epoch",
+        description="epoch: every epoch goes from easy to hard; training: the first epochs repeat the easy documents,"
+        " the last ones the hard documents",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> CurriculumConfig:
+        if (self.order is not None) != (self.by == "source"):
+            raise ValueError("data.curriculum.order lists the sources if by is 'source', and is not used otherwise")
+        if (self.scores is not None) != (self.by == "file"):
+            raise ValueError("data.curriculum.scores names the file if by is 'file', and is not used otherwise")
+        return self
+
+
+Weights = dict[str, Annotated[float, Field(ge=0, le=1e6)]]
+
+
 class DataConfig(Section):
     """The text: a prepared corpus folder, or files of the existing LTG stack."""
 
@@ -44,6 +72,15 @@ class DataConfig(Section):
     valid: Path | None = Field(None, description="*_tokenized.bin with validation documents, used with `train`")
     tokenizer: Path | None = Field(None, description="tokenizer JSON with which `train` was made")
     end_of_document: bool = Field(False, description="append a maskable </s> to every document")
+    mixture: Weights | None = Field(
+        None,
+        description="how often a document of each source is seen, relative to the others, as in"
+        " {childes: 2.0, simple_wiki: 0.5}; 1 for sources that are not named",
+    )
+    mixture_end: Weights | None = Field(
+        None, description="weights at the end of training, which those of `mixture` change to linearly; null: constant"
+    )
+    curriculum: CurriculumConfig | None = Field(None, description="documents from easy to hard; null: random order")
 
     @model_validator(mode="after")
     def _complete(self) -> DataConfig:
@@ -51,6 +88,10 @@ class DataConfig(Section):
             raise ValueError("data.valid and data.tokenizer are used with data.train only")
         if self.train is not None and self.tokenizer is None:
             raise ValueError("data.train needs data.tokenizer: the tokenizer JSON with which it was made")
+        if self.curriculum is not None and self.mixture_end is not None:
+            raise ValueError("data.mixture_end and data.curriculum both decide when a document comes; leave one out")
+        if self.curriculum is not None and self.curriculum.over == "training" and self.mixture is not None:
+            raise ValueError("data.mixture cannot be combined with data.curriculum.over=training; leave one out")
         return self
 
 

@@ -202,8 +202,12 @@ class BatchSchedule:
             tokens_by_length=tokens,
         )
 
-    def describe(self) -> list[str]:
-        """The arithmetic of each stage and of the whole training, as lines for the terminal."""
+    def describe(self, *, uniform: bool = True) -> list[str]:
+        """The arithmetic of each stage and of the whole training, as lines for the terminal.
+
+        If epochs are not `uniform`, because of a mixture, a curriculum or a plugin, their tokens and words vary.
+        """
+        about = "" if uniform else "about "
         lines = []
         for number, stage in enumerate(self.stages, 1):
             rows_S = self._rows_S[stage.first_step : stage.first_step + stage.steps]
@@ -215,6 +219,6 @@ class BatchSchedule:
         totals = self.totals()
         lines.append(
             f"in total {self.max_steps:,} steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows, "
-            f"{totals.tokens:,} tokens, {totals.words:,} words"
+            f"{about}{totals.tokens:,} tokens, {about}{totals.words:,} words"
         )
         return lines

@@ -1,9 +1,10 @@
 """A tokenised corpus on disk: memory-mapped, complete or absent.
 
-    corpus.json      format, tokenizer, settings; for each split its counts and the hash of every source file;
-                     the hash of every other file of the folder, and a digest of corpus.json itself
+    corpus.json      format, tokenizer, settings, names of the sources; for each split its counts and the hash of every
+                     source file; the hash of every other file of the folder, and a digest of corpus.json itself
     tokenizer.json
-    train/  valid/   tokens.bin  offsets.bin  words.bin  word_bits.bin  token_count_V.bin  (little-endian arrays)
+    train/  valid/   tokens.bin  offsets.bin  words.bin  word_bits.bin  token_count_V.bin  source_D.bin
+                     (little-endian arrays; corpora of older versions have no sources)
 
 Suffixes: V vocabulary, N tokens of the split, D documents, I bounds.
 """
@@ -29,6 +30,12 @@ from ltg_mdlm.data.tokenizer import Tokenizer
 FORMAT = 1
 """Version of the layout of the folder."""
 
+MOST_SOURCES = 2**15 - 1
+"""Sources of a corpus with more are not stored: the number of a source is an int16."""
+
+_SOURCES_SHOWN = 12
+"""Sources that `Corpus.describe` names."""
+
 _BITS_SET = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
@@ -49,6 +56,10 @@ class Split:
     """Size of the text in UTF-8."""
     sources: tuple[dict[str, Any], ...] = ()
     """Name, size and SHA-256 of every source file."""
+    source_D: NDArray[np.int16] | None = None
+    """[D] index of each document's source in `source_names`; None if the corpus does not say"""
+    source_names: tuple[str, ...] = ()
+    """The sources of all splits of the corpus."""
 
     @classmethod
     def of(
@@ -95,6 +106,15 @@ class Split:
     def num_words(self) -> int:
         return int(self.words.sum(dtype=np.int64))
 
+    def words_by_source(self) -> dict[str, int]:
+        """Words of each source that has documents in this split; empty if sources are unknown."""
+        if self.source_D is None:
+            return {}
+        # Sums of float64 are exact up to 2^53.
+        count_G = np.bincount(self.source_D, self.words, minlength=len(self.source_names))
+        present_G = np.bincount(self.source_D, minlength=len(self.source_names)) > 0
+        return {name: int(count_G[g]) for g, name in enumerate(self.source_names) if present_G[g]}
+
     def word_start(self, start: int, stop: int) -> NDArray[np.bool_]:
         """bool[stop - start]: whether a word begins in each of the tokens `start` to `stop`."""
         bits = np.unpackbits(self.word_bits[start // 8 : -(-stop // 8)], bitorder="little")
@@ -139,13 +159,13 @@ class Corpus:
         for other, name in ((own, "its tokenizer.json"), (tokenizer or own, "the tokenizer given")):
             if description["tokenizer"]["fingerprint"] not in (other.fingerprint, other.earlier_fingerprint):
                 raise UserError(f"{path}: this corpus was made with another tokenizer than {name}")
-        splits = description["splits"]
+        splits, names = description["splits"], tuple(description.get("source_names", ()))
         return cls(
             path=path,
             tokenizer_path=path / "tokenizer.json",
             tokenizer=own,
-            train=_open_split(path / "train", splits["train"], own),
-            valid=_open_split(path / "valid", splits["valid"], own) if "valid" in splits else None,
+            train=_open_split(path / "train", splits["train"], own, names),
+            valid=_open_split(path / "valid", splits["valid"], own, names) if "valid" in splits else None,
             description=description,
         )
 
@@ -193,6 +213,11 @@ class Corpus:
                     f"{split.num_tokens:,} tokens, {split.text_bytes / 1e6:,.1f} MB of text "
                     f"in {len(split.sources)} file(s)"
                 )
+        if len(by_source := self.train.words_by_source()) > 1:
+            largest = sorted(by_source.items(), key=lambda item: -item[1])
+            shares = [f"{name} {words / max(self.train.num_words, 1):.1%}" for name, words in largest[:_SOURCES_SHOWN]]
+            more = f" and {len(largest) - _SOURCES_SHOWN} more" if len(largest) > _SOURCES_SHOWN else ""
+            lines.append(f"  sources of train, by words: {', '.join(shares)}{more}")
         return "\n".join(lines)
 
 
@@ -233,6 +258,7 @@ class _Description(BaseModel):
     tokenizer: _TokenizerEntry
     splits: _Splits
     files: dict[str, str] = {}
+    source_names: list[str] = []
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
@@ -270,20 +296,25 @@ def _damaged(path: Path, problem: str) -> UserError:
     return UserError(f"{path}: damaged ({problem}); prepare the corpus again")
 
 
-def split_files(num_tokens: int, num_documents: int, vocab_size: int) -> dict[str, tuple[np.dtype[Any], int]]:
+def split_files(
+    num_tokens: int, num_documents: int, vocab_size: int, *, has_sources: bool
+) -> dict[str, tuple[np.dtype[Any], int]]:
     """Type and length of the array in each file of a split; the files are named after the fields of `Split`."""
+    sources = {"source_D": (np.dtype("<i2"), num_documents)} if has_sources else {}
     return {
         "tokens": (id_type(vocab_size).newbyteorder("<"), num_tokens),
         "offsets": (np.dtype("<i8"), num_documents + 1),
         "words": (np.dtype("<i4"), num_documents),
         "word_bits": (np.dtype("u1"), -(-num_tokens // 8)),
         "token_count_V": (np.dtype("<i8"), vocab_size),
+        **sources,
     }
 
 
-def _open_split(folder: Path, entry: dict[str, Any], tokenizer: Tokenizer) -> Split:
+def _open_split(folder: Path, entry: dict[str, Any], tokenizer: Tokenizer, source_names: tuple[str, ...]) -> Split:
     arrays: dict[str, Any] = {}
-    for name, (dtype, length) in split_files(entry["tokens"], entry["documents"], tokenizer.vocab_size).items():
+    files = split_files(entry["tokens"], entry["documents"], tokenizer.vocab_size, has_sources=bool(source_names))
+    for name, (dtype, length) in files.items():
         path, expected = folder / f"{name}.bin", length * dtype.itemsize
         try:
             size = path.stat().st_size if path.exists() else 0
@@ -301,4 +332,6 @@ def _open_split(folder: Path, entry: dict[str, Any], tokenizer: Tokenizer) -> Sp
         raise _damaged(folder / "words.bin", f"it does not count {entry.get('words')} words")
     if (largest := int(arrays["tokens"].max())) >= tokenizer.vocab_size:
         raise _damaged(folder / "tokens.bin", f"token id {largest} is not in the vocabulary of {tokenizer.vocab_size}")
-    return Split(**arrays, text_bytes=entry["text_bytes"], sources=tuple(entry["sources"]))
+    if source_names and not 0 <= arrays["source_D"].min() <= arrays["source_D"].max() < len(source_names):
+        raise _damaged(folder / "source_D.bin", f"it names other sources than the {len(source_names)} of the corpus")
+    return Split(**arrays, text_bytes=entry["text_bytes"], sources=tuple(entry["sources"]), source_names=source_names)

@@ -58,6 +58,8 @@ class Encoded:
     """The piece is the first of its document."""
     text_bytes: int
     """Size of the text in UTF-8."""
+    source_P: tuple[str, ...] = ()
+    """Name of the source of each piece that opens a document."""
 
 
 class Encoder:
@@ -93,6 +95,7 @@ class Encoder:
             words_P=np.diff(words_N1[end_P], prepend=0),
             opens_P=np.array([piece.opens_document for piece in pieces], bool),
             text_bytes=sum(len(piece.text.encode()) for piece in pieces),
+            source_P=tuple(piece.source for piece in pieces),
         )
 
     def _encode_units(self, units: Sequence[str]) -> list[bytes]:

@@ -8,6 +8,7 @@ Suffixes: N tokens, P pieces, D documents of one batch, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,9 +25,17 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_free_space, write_errors, written_folder
 from ltg_mdlm.core.terminal import byte_progress
 from ltg_mdlm.data.boundaries import cut
-from ltg_mdlm.data.corpus import FORMAT, Corpus, digest_of, read_description, split_files
+from ltg_mdlm.data.corpus import FORMAT, MOST_SOURCES, Corpus, digest_of, read_description, split_files
 from ltg_mdlm.data.encode import Encoded, EncoderPool, id_type
-from ltg_mdlm.data.sources import COMPRESSED_SUFFIXES, PIECE_CHARACTERS, Piece, find_sources, read_pieces, sha256_of
+from ltg_mdlm.data.sources import (
+    COMPRESSED_SUFFIXES,
+    PIECE_CHARACTERS,
+    Piece,
+    find_sources,
+    read_pieces,
+    sha256_of,
+    source_names,
+)
 from ltg_mdlm.data.tokenizer import UNK, Tokenizer
 
 SAMPLE_BYTES = 256 << 20
@@ -54,6 +63,7 @@ def prepare_corpus(
     tokenizer: str | Path | None = None,
     vocab_size: int = 16384,
     drop_headings: bool = False,
+    source_field: str | None = None,
     sample_bytes: int = SAMPLE_BYTES,
     workers: int | None = None,
     progress: bool = True,
@@ -67,6 +77,7 @@ def prepare_corpus(
         tokenizer: tokenizer file to use; by default a tokenizer is trained on the training split
         vocab_size: vocabulary size of a tokenizer trained here
         drop_headings: delete lines like `= = = Title = = =`
+        source_field: field of JSON lines with the name of each document's source; elsewhere a file is a source
         sample_bytes: if there is more text, train the tokenizer on an evenly spread sample of about this size
         workers: number of processes that encode, by default one per core; does not change the result
         progress: show progress bars on standard error
@@ -86,10 +97,11 @@ def prepare_corpus(
         "vocab_size": None if given else vocab_size,
         "sample_bytes": None if given else sample_bytes,
         "drop_headings": drop_headings,
+        "source_field": source_field,
     }
-    splits = [SplitText("train", files, drop_headings)]
+    splits = [SplitText("train", files, drop_headings, source_field)]
     if valid:
-        splits.append(SplitText("valid", valid, drop_headings))
+        splits.append(SplitText("valid", valid, drop_headings, source_field))
         train_file = {source.sha256: source.path for source in splits[0].sources}
         for source in splits[1].sources:
             if same := train_file.get(source.sha256):
@@ -102,7 +114,7 @@ def prepare_corpus(
     with write_errors(out), written_folder(out) as folder:
         # Tokens have at least two bytes of text on average; each has one bit that marks the beginning of a word.
         per_byte = id_type(given.vocab_size if given else vocab_size).itemsize / 2 + 1 / 16
-        per_document = 12
+        per_document = 14
         require_free_space(
             folder, sum(int(split.text_bytes * per_byte) + per_document * split.documents for split in splits)
         )
@@ -117,6 +129,8 @@ def prepare_corpus(
             "tokenizer": {"fingerprint": given.fingerprint, "vocab_size": given.vocab_size, "trained_on": trained_on},
             "splits": _encode_splits(splits, given, folder, workers or _logical_cores(), progress),
         }
+        if names := _names_of_sources(splits):
+            description["source_names"] = names
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         description["files"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in written}
         description["digest"] = digest_of(description)
@@ -145,18 +159,22 @@ class SplitText:
         sources: its files
         text_bytes: size of the text in UTF-8, once it is measured
         documents: number of documents, once it is measured
+        source_names: names of the sources of its documents, once it is measured
     """
 
-    def __init__(self, name: str, files: Files, drop_headings: bool) -> None:
+    def __init__(self, name: str, files: Files, drop_headings: bool, source_field: str | None = None) -> None:
         self.name = name
         self.sources = [Source(path, path.stat().st_size, sha256_of(path)) for path in find_sources(files)]
         self.text_bytes = self.documents = 0
-        self._drop_headings = drop_headings
+        self.source_names: set[str] = set()
+        self._drop_headings, self._source_field = drop_headings, source_field
 
     def pieces(self, limit: int | None) -> Iterator[Piece]:
         """The documents of all files, long ones in pieces of at most `limit` characters."""
-        for source in self.sources:
-            yield from read_pieces(source.path, drop_headings=self._drop_headings, limit=limit)
+        paths = [source.path for source in self.sources]
+        for path, name in zip(paths, source_names(paths), strict=True):
+            pieces = read_pieces(path, drop_headings=self._drop_headings, limit=limit, source_field=self._source_field)
+            yield from (piece if piece.source else piece._replace(source=name) for piece in pieces)
 
     def measure(self, progress: bool) -> None:
         """Read all text once. Raises UserError if it cannot be read, or if there is none."""
@@ -166,6 +184,7 @@ class SplitText:
             for piece in self.pieces(PIECE_CHARACTERS):
                 length = len(piece.text.encode())
                 self.documents += piece.opens_document
+                self.source_names.add(piece.source)
                 self.text_bytes += length
                 advance(length)
         if not self.text_bytes:
@@ -190,6 +209,12 @@ def _is_prepared(out: Path, request: dict[str, Any], splits: Sequence[SplitText]
             f"{out}: contains another corpus (different {', '.join(differing)}); choose another folder or delete it"
         )
     return True
+
+
+def _names_of_sources(splits: Sequence[SplitText]) -> list[str]:
+    """The names of all sources in alphabetical order; none if there are more than `MOST_SOURCES`."""
+    names = sorted(set().union(*(split.source_names for split in splits)))
+    return names if len(names) <= MOST_SOURCES else []
 
 
 def _train_tokenizer(
@@ -219,13 +244,14 @@ def _encode_splits(
     limit = PIECE_CHARACTERS if tokenizer.cuts_at_spaces else None
     total = sum(split.text_bytes for split in splits)
     workers = max(1, min(workers, total // _BYTES_PER_WORKER))
+    names = _names_of_sources(splits)
     entries = {}
     with (
         byte_progress("encoding", total, show=progress) as advance,
         EncoderPool(tokenizer, folder / "tokenizer.json", workers) as pool,
     ):
         for split in splits:
-            with SplitWriter(folder / split.name, tokenizer.vocab_size) as writer:
+            with SplitWriter(folder / split.name, tokenizer.vocab_size, names) as writer:
                 for encoded in pool.encode(batches(split.pieces(limit))):
                     if unknown := np.count_nonzero(encoded.ids_N == UNK):
                         missing = " ".join(f"{byte:02x}" for byte in tokenizer.missing_bytes)
@@ -269,14 +295,16 @@ def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 class SplitWriter:
     """A context that appends encoded text to the files of one split."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
+    def __init__(self, folder: Path, vocab_size: int, source_names: Sequence[str] = ()) -> None:
         folder.mkdir()
         self._open = ExitStack()
-        self._types = {name: dtype for name, (dtype, _) in split_files(0, 0, vocab_size).items()}
+        files = split_files(0, 0, vocab_size, has_sources=bool(source_names))
+        self._types = {name: dtype for name, (dtype, _) in files.items()}
+        self._source_index = {name: index for index, name in enumerate(source_names)}
         self._files = {name: self._open.enter_context((folder / f"{name}.bin").open("wb")) for name in self._types}
         self._token_count_V = np.zeros(vocab_size, np.int64)
         self._last_bits = np.zeros(0, bool)  # fewer than eight, of a byte that is not complete
-        self._last_tokens = self._last_words = 0  # of the document that is not complete
+        self._last_tokens = self._last_words = self._last_source = 0  # of the document that is not complete
         self._counts = {"documents": 0, "tokens": 0, "words": 0, "text_bytes": 0}
         self._append("offsets", np.zeros(1))
 
@@ -305,21 +333,28 @@ class SplitWriter:
         )
         tokens_D[0] += self._last_tokens
         words_D[0] += self._last_words
-        self._last_tokens, self._last_words = int(tokens_D[-1]), int(words_D[-1])
-        self._close_documents(tokens_D[:-1], words_D[:-1])
+        opening = itertools.compress(encoded.source_P, encoded.opens_P)
+        source_D = np.array([self._last_source, *(self._source_index.get(name, 0) for name in opening)])
+        self._last_tokens, self._last_words, self._last_source = int(tokens_D[-1]), int(words_D[-1]), int(source_D[-1])
+        self._close_documents(tokens_D[:-1], words_D[:-1], source_D[:-1])
 
     def finish(self) -> dict[str, int]:
         """Write what is left; returns the counts of the split."""
-        self._close_documents(np.array([self._last_tokens]), np.array([self._last_words]))
+        last = (np.array([value]) for value in (self._last_tokens, self._last_words, self._last_source))
+        self._close_documents(*last)
         self._append("word_bits", np.packbits(self._last_bits, bitorder="little"))
         self._append("token_count_V", self._token_count_V)
         return self._counts
 
-    def _close_documents(self, tokens_D: NDArray[np.int64], words_D: NDArray[np.int64]) -> None:
+    def _close_documents(
+        self, tokens_D: NDArray[np.int64], words_D: NDArray[np.int64], source_D: NDArray[np.int64]
+    ) -> None:
         """Append complete documents, those without tokens left out."""
-        tokens_D, words_D = tokens_D[tokens_D > 0], words_D[tokens_D > 0]
+        tokens_D, words_D, source_D = (column[tokens_D > 0] for column in (tokens_D, words_D, source_D))
         self._append("offsets", self._counts["tokens"] + np.cumsum(tokens_D))
         self._append("words", words_D)
+        if self._source_index:
+            self._append("source_D", source_D)
         self._counts["documents"] += len(tokens_D)
         self._counts["tokens"] += int(tokens_D.sum())
         self._counts["words"] += int(words_D.sum())

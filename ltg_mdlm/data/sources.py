@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -50,6 +50,8 @@ class Piece(NamedTuple):
 
     text: str
     opens_document: bool
+    source: str = ""
+    """Name of the document's source, which only the first of its pieces must have."""
 
 
 def find_sources(paths: Iterable[str | Path]) -> list[Path]:
@@ -89,6 +91,26 @@ def _format_of(path: Path) -> str | None:
     return suffix if suffix in TEXT_SUFFIXES + JSON_SUFFIXES else None
 
 
+def source_names(files: Sequence[Path]) -> list[str]:
+    """The name of the source that each file is, if the documents themselves do not say.
+
+    It is the name of the file without its suffixes, so that `childes.train.gz` and `childes.dev` are both `childes`.
+    Files of one name in different folders are named with as many of their folders as it takes to tell them apart.
+    """
+    parts = []
+    for file in files:
+        name = Path(file.stem).stem if file.suffix in COMPRESSED_SUFFIXES else file.stem
+        parts.append((*file.resolve().parts[1:-1], name))
+    names = []
+    for own in parts:
+        others = {other for other in parts if other[-1] == own[-1]} - {own}
+        length = 1
+        while any(other[-length:] == own[-length:] for other in others):
+            length += 1
+        names.append("/".join(own[-length:]))
+    return names
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal. Raises UserError if it cannot be read."""
     digest = hashlib.sha256()
@@ -101,7 +123,9 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_pieces(path: Path, *, drop_headings: bool = False, limit: int | None = PIECE_CHARACTERS) -> Iterator[Piece]:
+def read_pieces(
+    path: Path, *, drop_headings: bool = False, limit: int | None = PIECE_CHARACTERS, source_field: str | None = None
+) -> Iterator[Piece]:
     """The documents of one file in order, without white space around them; empty documents are skipped.
 
     A `.jsonl` file has one document per line: a JSON string, or an object with a "text" string. In the other formats
@@ -112,16 +136,17 @@ def read_pieces(path: Path, *, drop_headings: bool = False, limit: int | None = 
         path: the file
         drop_headings: delete lines like `= = = Title = = =` of text formats; they separate documents
         limit: a document with more characters comes in several pieces; None for never
+        source_field: field of the JSON objects with the name of the document's source
 
     Raises:
-        UserError: text that is not UTF-8, invalid JSON, a damaged compressed file, or millions of characters without
-            white space. The message names the line where there is one.
+        UserError: text that is not UTF-8, invalid JSON, a document without `source_field`, a damaged compressed file,
+            or millions of characters without white space. The message names the line where there is one.
     """
     with _open_text(path) as text:
         if _format_of(path) in JSON_SUFFIXES:
-            for document in _json_documents(path, text):
+            for document, source in _json_documents(path, text, source_field):
                 parts = cut(document, limit) if limit else [document]
-                yield from (Piece(part, i == 0) for i, part in enumerate(parts) if part)
+                yield from (Piece(part, i == 0, source) for i, part in enumerate(parts) if part)
         else:
             yield from _text_pieces(path, text, drop_headings, limit)
 
@@ -142,7 +167,8 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
+def _json_documents(path: Path, lines: IO[str], source_field: str | None) -> Iterator[tuple[str, str]]:
+    """Text and source of every document; the source is empty without `source_field`."""
     for number, line in enumerate(lines, 1):
         line = line.lstrip("\ufeff")
         if not line or line.isspace():
@@ -161,7 +187,15 @@ def _json_documents(path: Path, lines: IO[str]) -> Iterator[str]:
             raise UserError(
                 f'{path}, line {number}: neither a JSON string nor an object with a "text" string'
             ) from error
-        yield _MARKS.sub("", document.replace("\r\n", "\n").replace("\r", "\n")).strip()
+        source = ""
+        if source_field is not None:
+            named = value.get(source_field) if isinstance(value, dict) else None
+            if not (isinstance(named, str) and named.strip() and named.isprintable()):
+                raise UserError(
+                    f"{path}, line {number}: no name of a source in the field {source_field!r} (--source-field)"
+                )
+            source = named.strip()
+        yield _MARKS.sub("", document.replace("\r\n", "\n").replace("\r", "\n")).strip(), source
 
 
 def _text_pieces(path: Path, text: IO[str], drop_headings: bool, limit: int | None) -> Iterator[Piece]:

@@ -22,6 +22,7 @@ from ltg_mdlm.core.components import (
 )
 from ltg_mdlm.core.config import OptimizerConfig, RunConfig
 from ltg_mdlm.core.optimizer import Optimizer, ParameterGroup
+from ltg_mdlm.core.row_order import RowOrder
 
 API_VERSION = 2
 """Increases only if existing plugins would break.  This version and the one before it are supported."""
@@ -148,6 +149,23 @@ def ltg_mdlm_time_conditioning(ctx: RunContext) -> TimeConditioning | None:
     ...     @hookimpl
     ...     def ltg_mdlm_time_conditioning(self):
     ...         return Time()
+    """
+
+
+@hookspec
+def ltg_mdlm_row_order(ctx: RunContext) -> RowOrder | None:
+    """Return the component that chooses the rows of every epoch and their order.  The slot may stay empty.
+
+    >>> import numpy as np
+    >>> from ltg_mdlm.api import Plugin, RowOrder, hookimpl
+    >>> class ShortWordsFirst(RowOrder):
+    ...     def epoch(self, stage, number, rows, key):
+    ...         tokens_per_word_R = rows.sum_by_row(rows.length_P) / rows.sum_by_row(rows.words_P).clip(min=1)
+    ...         return np.argsort(tokens_per_word_R, kind="stable")
+    >>> class FromShortToLongWords(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_row_order(self):
+    ...         return ShortWordsFirst()
     """
 
 

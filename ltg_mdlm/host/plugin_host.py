@@ -27,7 +27,7 @@ from ltg_mdlm.host.discovery import Installed, find, installed_plugins
 from ltg_mdlm.host.failures import PluginError, attributed_to
 from ltg_mdlm.host.hookspecs import API_VERSION, PROJECT
 from ltg_mdlm.host.result_checks import require_compatible
-from ltg_mdlm.host.slots import SLOT_TYPES, SLOTS, Components, Filled
+from ltg_mdlm.host.slots import OPTIONAL_SLOTS, SLOT_TYPES, SLOTS, Components, Filled
 
 FALLBACK = "uniform_mdlm"
 """The plugin that fills every slot that no selected plugin fills."""
@@ -89,7 +89,8 @@ class Host:
         self._context = context = replace(context, statistics=statistics)
         for name in self.selected:
             self._call(name, "ltg_mdlm_corpus_statistics", stats=statistics, ctx=context)
-        filled = {slot: self.fill(slot, context) for slot in SLOTS}
+        parts = {slot: self._part(slot, context) for slot in SLOTS}
+        filled = {slot: part for slot, part in parts.items() if part is not None}
         hook = "ltg_mdlm_observers"
         observers = [
             Filled(name, component)
@@ -130,10 +131,16 @@ class Host:
         return modules
 
     def fill(self, slot: str, context: RunContext) -> Filled:
-        """The component of one slot, and its plugin.
+        """The component of a slot that is not optional, and its plugin.
 
         Raises UserError if two plugins fill the slot, or the plugin chosen under `slots` does not.
         """
+        part = self._part(slot, context)
+        assert part is not None, slot
+        return part
+
+    def _part(self, slot: str, context: RunContext) -> Filled | None:
+        """The component of one slot, and its plugin; None for an optional slot that no plugin fills."""
         hook, chosen = f"ltg_mdlm_{slot}", self.config.slots.get(slot)
         parts = [
             Filled(name, component)
@@ -143,6 +150,8 @@ class Host:
         for part in parts:
             self._require_type(part.plugin, hook, part.component, SLOT_TYPES[slot])
         parts = [part for part in parts if part.plugin != FALLBACK] or parts
+        if not parts and chosen is None and slot in OPTIONAL_SLOTS:
+            return None
         if not parts:
             # The fallback fills every slot, so the settings chose another plugin.
             raise UserError(f"slots.{slot}: plugin {chosen!r} does not fill this slot with its present options")

@@ -7,16 +7,19 @@ the results of the first step, where the recipe receives them.  A message reads
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Corrupted, Noise, Step, Supervised, Visibility
 from ltg_mdlm.core.components import Component, MaskingStrategy, described
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.row_order import RowTable
 from ltg_mdlm.host.slots import Components
 
 Kind = Literal["float", "int64", "int32", "bool", "any"]
@@ -185,6 +188,34 @@ def require_no_conditioning(problem: str, components: Components) -> None:
             " row\n  choose one that is not active, such as that of uniform_mdlm with --set"
             " slots.time_conditioning=uniform_mdlm --set plugins.uniform_mdlm.conditioning=none"
         )
+
+
+def checked_row_order(
+    components: Components,
+) -> Callable[[int, int, RowTable, tuple[int, int, int]], NDArray[np.int64]] | None:
+    """`RowOrder.epoch` of the run with a check of every result; None if the slot is empty.
+
+    It raises UserError that names the plugin for a wrong type or shape, and for rows that do not exist.
+    """
+    if components.row_order is None:
+        return None
+    row_order = components.row_order
+    where = f"{method_of(components, 'row_order', row_order, 'epoch')} (hook ltg_mdlm_row_order)"
+
+    def choose(stage: int, number: int, rows: RowTable, key: tuple[int, int, int]) -> NDArray[np.int64]:
+        row_R: Any = row_order.epoch(stage, number, rows, key)
+        epoch = f"for epoch {number} of stage {stage}"
+        if not (isinstance(row_R, np.ndarray) and row_R.dtype == np.int64 and row_R.shape == (rows.count,)):
+            found = f"{row_R.dtype}{list(row_R.shape)}" if isinstance(row_R, np.ndarray) else described(row_R)
+            raise UserError(f"{where} returned {found} {epoch}, not a NumPy array int64[{rows.count}] of rows")
+        if len(wrong := np.flatnonzero((row_R < 0) | (row_R >= rows.count))):
+            raise UserError(
+                f"{where} returned row {row_R[wrong[0]]} at place {wrong[0]} {epoch}; the rows of the epoch are 0 to"
+                f" {rows.count - 1}"
+            )
+        return row_R
+
+    return choose
 
 
 def method_of(components: Components, slot: str, component: Component, method: str) -> str:

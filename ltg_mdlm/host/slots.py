@@ -10,6 +10,7 @@ from torch import nn
 
 from ltg_mdlm.core.components import Component, MaskingStrategy, NoiseSchedule, Objective, RowMode, TimeConditioning
 from ltg_mdlm.core.config import Provider
+from ltg_mdlm.core.row_order import RowOrder
 
 SLOT_TYPES: Mapping[str, type] = {
     "row_mode": RowMode,
@@ -17,10 +18,14 @@ SLOT_TYPES: Mapping[str, type] = {
     "masking": MaskingStrategy,
     "objective": Objective,
     "time_conditioning": TimeConditioning,
+    "row_order": RowOrder,
 }
 """Base class of the component of each slot."""
 
 SLOTS = tuple(SLOT_TYPES)
+
+OPTIONAL_SLOTS = ("row_order",)
+"""Slots that stay empty if no selected plugin fills them."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,20 @@ class Components:
     time_conditioning: TimeConditioning
     observers: tuple[Component, ...]
     provenance: Mapping[str, Provider]
-    """Origin of the component of every slot, and of every observer (`observer0`, `observer1`, ...)."""
+    """Origin of the component of every filled slot, and of every observer (`observer0`, `observer1`, ...)."""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     """Learned parts of the components, by `<slot>/<name>`; see `Component.modules`."""
+    row_order: RowOrder | None = None
+    """None: every epoch has every row once, in random order."""
 
     @property
     def providers(self) -> dict[str, str]:
-        """Name of the plugin behind every slot and observer."""
+        """Name of the plugin behind every filled slot and every observer."""
         return {slot: provider.plugin for slot, provider in self.provenance.items()}
 
     def named(self) -> list[tuple[str, str, Component]]:
         """(slot, plugin, component) of every distinct component; an object in several slots is listed once."""
-        rows = [(slot, cast(Component, getattr(self, slot))) for slot in SLOTS]
+        rows = [(slot, cast(Component, getattr(self, slot))) for slot in SLOTS if getattr(self, slot) is not None]
         rows += [(f"observer{i}", component) for i, component in enumerate(self.observers)]
         first_slot = {id(component): slot for slot, component in reversed(rows)}
         return [

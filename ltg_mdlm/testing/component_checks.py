@@ -6,6 +6,7 @@ from ltg_mdlm.testing import bound_checks as bound
 from ltg_mdlm.testing import masking_checks as masking
 from ltg_mdlm.testing import objective_checks as objective
 from ltg_mdlm.testing import registration_checks as registration
+from ltg_mdlm.testing import row_order_checks as row_order
 from ltg_mdlm.testing import schedule_checks as schedule
 from ltg_mdlm.testing import visibility_checks as visibility
 
@@ -45,6 +46,9 @@ COMPONENT_CHECKS = (
     registration.the_model_is_told_a_finite_value_and_zero_in_causal_rows,
     registration.every_mask_rate_has_a_value_for_evaluation,
     registration.the_embedding_maps_values_to_vectors,
+    row_order.a_row_order_names_rows_that_exist,
+    row_order.a_row_order_is_a_function_of_its_arguments,
+    row_order.a_row_order_is_the_same_on_every_rank,
     masking.masking_leaves_its_inputs_as_they_are,
     objective.the_objective_leaves_its_inputs_as_they_are,
     registration.conditioning_and_schedule_leave_their_inputs_as_they_are,

@@ -25,6 +25,7 @@ from ltg_mdlm.core.components import (
     TimeConditioning,
 )
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.row_order import RowOrder
 from ltg_mdlm.core.settings import Layer, Settings, load_settings
 from ltg_mdlm.host.discovery import find
 from ltg_mdlm.host.plugin_host import Host
@@ -147,10 +148,14 @@ class PluginUnderTest:
         """The time conditioning of the plugin."""
         return self._part("time_conditioning", components)
 
+    def row_order(self, components: Components | None = None) -> Part[RowOrder]:
+        """The row order of the plugin."""
+        return self._part("row_order", components)
+
     def _part(self, slot: str, components: Components | None) -> Part[Any]:
         components = components or self.components()
-        if components.providers[slot] != self.name:
-            raise NotApplicable(f"{self.name} leaves {slot} to {components.providers[slot]}")
+        if components.providers.get(slot) != self.name:
+            raise NotApplicable(f"{self.name} leaves {slot} to {components.providers.get(slot, 'no plugin')}")
         return Part(self.label, slot, getattr(components, slot))
 
 

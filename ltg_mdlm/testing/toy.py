@@ -1,4 +1,4 @@
-"""Inputs for tests of components: a small vocabulary, batches, steps and mask rates.
+"""Inputs for tests of components: a small vocabulary, a corpus, rows of an epoch, batches, steps and mask rates.
 
 Ids 0 to 15 are control tokens, as in real vocabularies. Ordinary token types follow.
 """
@@ -9,11 +9,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Noise, Step
-from ltg_mdlm.core.components import CorpusStatistics, RunContext
+from ltg_mdlm.core.components import CorpusStatistics, CorpusView, RunContext
+from ltg_mdlm.core.row_order import RowTable
+from ltg_mdlm.data.corpus_view import count_ngrams
 from ltg_mdlm.data.tokenizer import BOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS
 
 VOCAB = 48
@@ -24,7 +28,7 @@ POSITIONS = 65536
 
 
 def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
-    """The context of a run of 100 steps in one process. Every second ordinary type begins a word."""
+    """The context of a run of 100 steps in one process on a `ToyCorpus`. Every second ordinary type begins a word."""
     special_V = torch.arange(vocab_size) < NUM_SPECIAL
     ordinary = [f"{' ' if i % 2 == 0 else ''}t{i}" for i in range(NUM_SPECIAL, vocab_size)]
     values = RunContext(
@@ -42,8 +46,47 @@ def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
         rank=0,
         world_size=1,
         sum_over_ranks=lambda x: x,
+        corpus=ToyCorpus(vocab_size),
     )
     return dataclasses.replace(values, **changes)
+
+
+class ToyCorpus(CorpusView):
+    """A training split of `POSITIONS` Zipf-distributed tokens, in documents of 5 to 60 tokens from two sources."""
+
+    source_D: NDArray[np.int16]
+
+    def __init__(self, vocab_size: int = VOCAB) -> None:
+        generator = np.random.default_rng(0)
+        rank = generator.zipf(1.5, POSITIONS) - 1
+        self.tokens = (NUM_SPECIAL + rank % (vocab_size - NUM_SPECIAL)).astype(np.uint16)
+        bounds = np.cumsum(generator.integers(5, 61, POSITIONS // 5))
+        self.offset_D1 = np.concatenate([[0], bounds[bounds < POSITIONS - 5], [POSITIONS]])
+        self.source_D = (np.arange(len(self.offset_D1) - 1) % 3 == 0).astype(np.int16)
+        self.source_names = ("often", "rarely")
+
+    def ngram_counts(self, n: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
+        """(ids[K, n], count[K]): the different n-grams within documents, sorted by their ids, and their occurrences."""
+        ids, count = zip(*count_ngrams(self.tokens, self.offset_D1, n), strict=True)
+        return np.concatenate(ids), np.concatenate(count)
+
+
+def row_table(rows: int = 40, pieces: int = 3, corpus: ToyCorpus | None = None) -> RowTable:
+    """The rows of an epoch: whole documents of a toy corpus, one to `pieces` of them per row."""
+    corpus = corpus or ToyCorpus()
+    bound_R1 = np.concatenate([[0], np.cumsum(np.arange(rows) % pieces + 1)])
+    start_D, length_D = corpus.offset_D1[:-1], np.diff(corpus.offset_D1)
+    word_N1 = np.concatenate([[0], np.cumsum(corpus.tokens % 2 == 0)])
+    documents = slice(0, bound_R1[-1])
+    return RowTable(
+        count=rows,
+        seq_len=pieces * (1 + int(length_D.max())),
+        bound_R1=bound_R1,
+        start_P=start_D[documents],
+        length_P=length_D[documents].astype(np.int32),
+        words_P=np.diff(word_N1[corpus.offset_D1])[documents],
+        source_P=corpus.source_D[documents],
+    )
 
 
 def zipfian_counts() -> Tensor:

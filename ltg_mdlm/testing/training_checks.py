@@ -29,6 +29,7 @@ from ltg_mdlm.testing.plugin_under_test import (
     innermost_line,
 )
 from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
+from ltg_mdlm.testing.row_order_checks import a_run_resumed_in_mid_epoch_takes_the_same_rows
 from ltg_mdlm.testing.sample_rows import require_equal, unchanged
 from ltg_mdlm.testing.training_steps import Steps, take_steps, train_steps, trainer_of
 from ltg_mdlm.training.metric_sinks import Row
@@ -278,6 +279,7 @@ TRAINING_CHECKS = (
     a_resumed_run_goes_on_bitwise,
     two_micro_batches_train_what_one_does,
     two_processes_train_what_one_does,
+    a_run_resumed_in_mid_epoch_takes_the_same_rows,
     saving_and_loading_do_not_communicate,
     a_refused_step_leaves_finite_state,
     steps_never_read_from_the_device,

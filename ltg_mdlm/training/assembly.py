@@ -24,7 +24,8 @@ from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
-from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, corpus_statistics
+from ltg_mdlm.host.result_checks import checked_row_order
+from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, corpus_statistics, epoch_sampling
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, default_score
 from ltg_mdlm.inference.trained_model import Denoiser
@@ -73,8 +74,9 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     schedule = batch_schedule(host.config, corpus)
     components = components_of(host, corpus, schedule, ranks)
     config = host.config  # complete once the components are built
+    sampling = epoch_sampling(config, corpus, schedule)
     with failures_named(components, lambda _: "before the first step"):
-        recipe = Recipe(components)
+        recipe = Recipe(components, uniform_epochs=sampling is None and components.row_order is None)
         model = build_model(config, corpus.vocab_size, components.time_conditioning).to(ranks.device)
         if config.run.init_from is not None:
             checkpoint = find_checkpoint(config.run.init_from)
@@ -92,6 +94,8 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             world_size=ranks.world_size,
             micro_batch_rows=micro_batch_rows(config, ranks.device, components.masking.context_copies),
             device=ranks.device,
+            sampling=sampling,
+            choose_rows=checked_row_order(components),
         )
         settings = config.optimizer
         groups = parameter_groups(model, settings.weight_decay)

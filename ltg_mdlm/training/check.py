@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.row_loader import RowLoader
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
-from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, open_corpus
+from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, epoch_sampling, open_corpus
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.training.recipe import MicroBatch, Recipe
@@ -28,6 +29,9 @@ BABYLM_EPOCHS = 10
 
 BABYLM_WORDS = 1_000_000_000
 """Words that a strict-track model may see: 10 epochs of 100M."""
+
+MOST_SOURCES = 40
+"""Sources that the text of the report lists."""
 
 H200_FLOPS = 790e12
 """Measured rate of dense bf16 matrix products on one H200, in FLOP per second."""
@@ -41,6 +45,21 @@ ASSUMED_SUPERVISED = 0.4
 
 FEW_ROWS = 4
 """Rows that are corrupted to see what the components return."""
+
+
+@dataclass(frozen=True)
+class SourceUse:
+    """How often a run sees a source of its corpus."""
+
+    words: int
+    """Words of the source in the training split."""
+    seen: int
+    """Words of it that the whole training sees, repetitions included."""
+
+    @property
+    def times(self) -> float:
+        """How often each of its words is seen on average."""
+        return self.seen / max(self.words, 1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,8 @@ class RunReport:
     providers: dict[str, str]
     gpu_hours: float
     warnings: list[str]
+    sources: dict[str, SourceUse]
+    """How often each source is seen; empty if sources are unknown, or if a plugin decides it."""
     verified: str | None = None
     """What of the corpus was verified, if that was asked for."""
 
@@ -72,6 +93,10 @@ class RunReport:
             "words": self.words,
             "h200_hours": round(self.gpu_hours, 3),
             "slots": self.providers,
+            "sources": {
+                name: {"words": use.words, "words_seen": use.seen, "times": round(use.times, 4)}
+                for name, use in self.sources.items()
+            },
             "warnings": self.warnings,
             **({"corpus_verified": self.verified} if self.verified else {}),
             "config": self.config.model_dump(mode="json"),
@@ -81,12 +106,19 @@ class RunReport:
         """The resolved settings as YAML, then size and cost, then the warnings."""
         slots = ", ".join(f"{slot}: {plugin}" for slot, plugin in self.providers.items())
         precision = self.config.training.precision
+        decides = "row_order" in self.providers
         lines = [
             self.config.to_yaml(),
             f"parameters   {self.parameters:,}",
             f"precision    {precision}{' (decided by measurement at start)' if precision == 'auto' else ''}",
             f"slots        {slots}",
             *self.stages,
+            *(
+                f"{'' if number else 'sources':12} {name}: seen {use.times:.2f} times ({use.words:,} words)"
+                for number, (name, use) in enumerate(list(self.sources.items())[:MOST_SOURCES])
+            ),
+            *([f"{'':12} and {more} more sources (--json)"] if (more := len(self.sources) - MOST_SOURCES) > 0 else []),
+            *(["sources      the plugin in the slot row_order decides how often each is seen"] if decides else []),
             f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
             *([f"corpus       {self.verified}"] if self.verified else []),
             *(f"warning: {text}" for text in self.warnings),
@@ -125,6 +157,14 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
     with torch.device("meta"):
         model = build_model(config, resolved.corpus.vocab_size, components.time_conditioning)
     totals, views = schedule.totals(), first_views(resolved)
+    sampling = epoch_sampling(config, resolved.corpus, schedule)
+    by_source = resolved.corpus.train.words_by_source()
+    words, seen = totals.words, {name: round(totals.epochs * count) for name, count in by_source.items()}
+    if sampling is not None:
+        seen = sampling.words_seen()
+        words = sum(seen.values())
+    sources = {name: SourceUse(count, seen[name]) for name, count in by_source.items()}
+    is_uniform = sampling is None and components.row_order is None
     flops = sum(
         tokens
         * flops_per_token(
@@ -140,12 +180,15 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
         epochs=totals.epochs,
         rows=totals.rows,
         tokens=totals.tokens,
-        words=totals.words,
-        stages=schedule.describe(),
+        words=words,
+        stages=schedule.describe(uniform=is_uniform),
         providers=components.providers,
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
         verified=resolved.corpus.verify() if verify else None,
-        warnings=resolved.warnings + copies_warnings(components, views) + budget_warnings(totals.epochs, totals.words),
+        warnings=resolved.warnings
+        + copies_warnings(components, views)
+        + budget_warnings(totals.epochs, words, sources),
+        sources=sources if components.row_order is None else {},
     )
 
 
@@ -208,9 +251,15 @@ def describe_sweep(sweep: Sweep) -> list[SweepCost]:
     return [SweepCost(tuple(points), describe_run(sweep.settings(points[0]))) for points in by_values.values()]
 
 
-def budget_warnings(epochs: float, words: int) -> list[str]:
+def budget_warnings(epochs: float, words: int, sources: Mapping[str, SourceUse]) -> list[str]:
     """A warning for each limit of the BabyLM challenge that a run would exceed."""
     warnings = []
+    most = max(sources, key=lambda name: sources[name].times, default="")
+    if most and epochs <= BABYLM_EPOCHS < round(sources[most].times, 2):
+        warnings.append(
+            f"source {most!r} is seen {sources[most].times:.1f} times: BabyLM submissions may see each word at most"
+            f" {BABYLM_EPOCHS} times"
+        )
     if epochs > BABYLM_EPOCHS:
         warnings.append(f"{epochs:.1f} epochs: BabyLM submissions may see each word at most {BABYLM_EPOCHS} times")
     if words > BABYLM_WORDS:

@@ -22,7 +22,7 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import flatten
 from ltg_mdlm.host.plugin_host import Host
-from ltg_mdlm.host.slots import SLOTS
+from ltg_mdlm.host.slots import OPTIONAL_SLOTS, SLOTS
 
 FREE_ON_RESUME = (
     "run.",
@@ -122,14 +122,15 @@ def require_same_slots(before: Mapping[str, Any], now: Mapping[str, Any], where:
     Raises UserError if another plugin now fills a slot.
     """
 
-    def named(provider: Mapping[str, str]) -> str:
-        return f"{provider['plugin']!r} ({provider['distribution']} {provider['version']})"
+    def named(provider: Mapping[str, str] | None) -> str:
+        return f"{provider['plugin']!r} ({provider['distribution']} {provider['version']})" if provider else "no plugin"
 
     old, new = before.get("provenance", {}), now["provenance"]
+    listed = [slot for slot in (*SLOTS, "optimizer") if slot in old or (old and slot in OPTIONAL_SLOTS)]
     changed = [
-        f"{slot} was filled by {named(old[slot])}, now by {named(new[slot])}"
-        for slot in (*SLOTS, "optimizer")
-        if slot in old and slot in new and old[slot]["plugin"] != new[slot]["plugin"]
+        f"{slot} was filled by {named(old.get(slot))}, now by {named(new.get(slot))}"
+        for slot in listed
+        if old.get(slot, {}).get("plugin") != new.get(slot, {}).get("plugin")
     ]
     _require_unchanged(changed, where, "install the versions that it was trained with")
 

@@ -227,9 +227,9 @@ def describe(run: Run) -> str:
         run.corpus.describe(),
         f"model: {run.parameters:,} parameters, {'bf16' if run.loss.bf16 else 'fp32'} on {ranks.device},"
         f" {ranks.world_size} process(es) with {torch.get_num_threads()} thread(s) each",
-        "plugins: " + ", ".join(f"{slot} {provider.plugin}" for slot, provider in run.config.provenance.items()),
+        "plugins: " + ", ".join(f"{slot} {plugin}" for slot, plugin in run.recipe.components.providers.items()),
         f"optimiser: {run.config.optimizer.name}; weights for validation and export: {run.ema.describe()}",
-        *run.schedule.describe(),
+        *run.schedule.describe(uniform=run.loader.is_uniform),
         f"run folder: {run.config.run_folder()}",
     ]
     if run.validator is None:

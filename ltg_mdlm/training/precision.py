@@ -59,6 +59,7 @@ def resolve_precision(run: Run, stored: str | None = None) -> tuple[Run, str | N
     if stored in ("fp32", "bf16"):
         precision = stored
     elif stored is None and native and ranks.device.type == "cpu":
+        run.loader.micro_batches(0)  # on every rank, since a row order may sum over ranks
         seconds = ranks.broadcast_object(pass_seconds(run) if ranks.is_main else {})
         precision = "bf16" if seconds["fp32"] >= MIN_SPEEDUP * seconds["bf16"] else "fp32"
         measured = ", ".join(f"{name} {1000 * value:,.1f} ms" for name, value in seconds.items())
@@ -71,7 +72,8 @@ def resolve_precision(run: Run, stored: str | None = None) -> tuple[Run, str | N
 def pass_seconds(run: Run) -> dict[str, float]:
     """Median seconds of a forward and backward pass over this rank's first micro-batch, by precision; for CPUs.
 
-    Half of the tokens are masked, whatever the plugins do: no component is called, since components may have state.
+    Half of the tokens are masked, whatever the plugins do: no component but the row order is called, since components
+    may have state.
     Nothing is updated, gradients are dropped, and the state of the random number generator is restored.
     """
     loss, model = run.loss, run.loss.model

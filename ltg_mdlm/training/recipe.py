@@ -66,8 +66,13 @@ class LossOutput:
 class Recipe:
     """Applies the components of a run to batches."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, *, uniform_epochs: bool = True) -> None:
+        """`uniform_epochs`: every epoch has every document once, in random order.
+
+        Otherwise the rows of a step are no sample of the corpus, so the objective's bound is not logged in training.
+        """
         self.components = components
+        self.uniform_epochs = uniform_epochs
         self._distinct = [component for _, _, component in components.named()]
         self.checks = ResultChecks(components)
         self.is_bound = components.objective.bound_for(components.masking, components.noise_schedule)
@@ -341,7 +346,10 @@ class StepMetrics:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self._objective = recipe.components.objective
-        self._group_names, self._bound_name = self._objective.group_names, recipe.bound_name if recipe.is_bound else ""
+        self._group_names, self._bound_name = (
+            self._objective.group_names,
+            (recipe.bound_name if recipe.is_bound and recipe.uniform_epochs else ""),
+        )
         self._terms_K = torch.zeros(len(self._group_names), dtype=torch.float64, device=device)
         self._counts = torch.zeros(9, dtype=torch.float64, device=device)
 
@@ -369,7 +377,8 @@ class StepMetrics:
         """Metrics of the global batch, equal on every rank.  Synchronises with the device.
 
         `loss`; `loss_<group>` if there are several groups; `bound`, in nats per maskable token, if the objective is a
-        bound and no row is causal; `mask_rate`, `accuracy` and `masked_nll`; `causal_accuracy` and `causal_nll`.
+        bound, no row is causal and epochs are uniform; `mask_rate`, `accuracy` and `masked_nll`; `causal_accuracy` and
+        `causal_nll`.
         """
         terms_K = sum_over_ranks(self._terms_K)
         maskable, masked, masked_n, masked_correct, masked_nll, causal_n, causal_correct, causal_nll, constant = (

@@ -265,13 +265,14 @@ class Trainer:
     def state(self) -> TrainingState:
         """Everything that a later process needs to resume bit-exactly; shares memory with the run."""
         run = self.run
+        rows = run.loader.state_dict(self.next_step)
         return TrainingState(
             step=self.next_step,
             words_seen=run.loader.words_seen(self.next_step - 1),
             model=run.loss.model.state_dict(),
             ema=run.ema.state_dict(),
             optimizer=run.optimizer.state_dict(),
-            components=self.recipe.state_dict(),
+            components=self.recipe.state_dict() | {f"data/{key}": value for key, value in rows.items()},
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -281,4 +282,6 @@ class Trainer:
         run.ema.load_state_dict(state.ema)
         copy_named(run.optimizer.state_dict(), state.optimizer, "the optimiser's state")
         self.recipe.load_state_dict(state.components)
+        rows = {k.removeprefix("data/"): v for k, v in state.components.items() if k.startswith("data/")}
+        run.loader.load_state_dict(rows)
         self.next_step = state.step

@@ -62,7 +62,7 @@ def test_another_tokenizer_than_the_corpus_was_made_with_is_refused(prepared, co
         Corpus.open(copied)
 
 
-@pytest.mark.parametrize("name", ["tokens", "offsets", "words", "word_bits", "token_count_V"])
+@pytest.mark.parametrize("name", ["tokens", "offsets", "words", "word_bits", "token_count_V", "source_D"])
 def test_a_file_of_the_wrong_size_is_damaged(copied, name):
     path = copied / "train" / f"{name}.bin"
     path.write_bytes(path.read_bytes()[:-1])
@@ -134,7 +134,7 @@ def test_no_flipped_bit_of_any_byte_is_accepted(tiny):
                 problem = problem_with(path, tiny, reads_tokenizer=i % 40 == 0)
                 os.pwrite(file.fileno(), content[i : i + 1], i)
                 assert problem.startswith(str(path)) or "corpus format" in problem, f"byte {i} of {path.name}"
-    assert tiny.verify() == "6 files have the recorded SHA-256"
+    assert tiny.verify() == "7 files have the recorded SHA-256"
 
 
 def problem_with(path: Path, corpus: Corpus, *, reads_tokenizer: bool) -> str:
@@ -143,7 +143,8 @@ def problem_with(path: Path, corpus: Corpus, *, reads_tokenizer: bool) -> str:
         if path.name == "corpus.json":
             read_description(path.parent)
         elif path.suffix == ".bin":
-            _open_split(path.parent, corpus.description["splits"]["train"], corpus.tokenizer)
+            entry, names = corpus.description["splits"]["train"], corpus.train.source_names
+            _open_split(path.parent, entry, corpus.tokenizer, names)
         elif reads_tokenizer:
             Tokenizer.read(path)
         corpus.verify()

@@ -14,7 +14,7 @@ from support.corpora import VOCAB, documents, small_tokenizer, write_text
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data import prepare
-from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.data.corpus import Corpus, digest_of
 from ltg_mdlm.data.encode import EncoderPool
 from ltg_mdlm.data.prepare import batches, prepare_corpus, sample
 from ltg_mdlm.data.sources import Piece
@@ -156,6 +156,61 @@ def test_a_folder_with_other_files_is_not_changed(texts):
     with pytest.raises(UserError, match=r"inside: not a folder|inside: .*nothing was written"):
         make({**texts, "out": texts["out"] / "thesis.tex" / "inside"})
     assert contents(texts["out"]) == {"thesis.tex": b"x"}
+
+
+def test_every_document_has_the_source_that_its_file_is(texts, tmp_path):
+    more = write_text(tmp_path / "b.train", documents(20, seed=2))
+    empty = write_text(tmp_path / "c.train", [])
+    corpus = prepare_corpus(
+        [texts["train"], more, empty], texts["out"], valid=[texts["valid"]], vocab_size=300, progress=False
+    )
+    assert corpus.train.source_names == ("a", "b")
+    assert corpus.train.source_D.tolist() == [0] * 60 + [1] * 20
+    assert corpus.valid.source_D.tolist() == [0] * 10
+    words = [sum(len(text.split()) for text in texts) for texts in (TRAIN, documents(20, seed=2))]
+    assert corpus.train.words_by_source() == dict(zip("ab", words, strict=True))
+    assert f"sources of train, by words: a {words[0] / sum(words):.1%}, b " in corpus.describe()
+
+
+def test_a_document_of_many_pieces_has_one_source(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", 70)
+    long = write_text(tmp_path / "long.train", [" ".join(TRAIN[:3]), TRAIN[4]])
+    corpus = prepare_corpus([long, texts["train"]], texts["out"], tokenizer=texts["tokenizer"], progress=False)
+    assert corpus.train.source_D.tolist() == [1] * 2 + [0] * 60
+
+
+def test_a_field_of_json_lines_names_the_source(texts, tmp_path):
+    lines = tmp_path / "mixed.jsonl"
+    kinds = ["wiki", "talk", "wiki"]
+    lines.write_text("".join(json.dumps({"kind": k, "text": t}) + "\n" for k, t in zip(kinds, TRAIN, strict=False)))
+    options = {"tokenizer": texts["tokenizer"], "source_field": "kind", "progress": False}
+    corpus = prepare_corpus([lines, texts["train"]], texts["out"], **options)
+    assert [corpus.train.source_names[s] for s in corpus.train.source_D] == kinds + ["a"] * 60
+    with pytest.raises(UserError, match=r"different source_field"):
+        prepare_corpus([lines, texts["train"]], texts["out"], **{**options, "source_field": None})
+    with pytest.raises(UserError, match=r"mixed.jsonl, line 1: no name of a source in the field 'style'"):
+        prepare_corpus([lines], tmp_path / "other", **{**options, "source_field": "style"})
+
+
+def test_a_corpus_without_sources_is_that_of_an_older_version(texts):
+    make(texts)
+    (texts["out"] / "train" / "source_D.bin").unlink()
+    (texts["out"] / "valid" / "source_D.bin").unlink()
+    description = json.loads((texts["out"] / "corpus.json").read_text())
+    del description["source_names"], description["request"]["source_field"]
+    description["files"] = {k: v for k, v in description["files"].items() if "source_D" not in k}
+    description["digest"] = digest_of(description)
+    (texts["out"] / "corpus.json").write_text(json.dumps(description))
+    corpus = make(texts)  # opened, not made again
+    assert corpus.train.source_D is None
+    assert corpus.train.words_by_source() == {}
+    assert corpus.verify() == "11 files have the recorded SHA-256"
+
+
+def test_sources_that_an_int16_cannot_number_are_not_kept(texts, monkeypatch):
+    monkeypatch.setattr(prepare, "MOST_SOURCES", 0)
+    assert make(texts).train.source_D is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), UserError("bad")])

@@ -1,5 +1,7 @@
 """Batches of packed rows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,14 @@ from support.corpora import split_of_lengths
 from ltg_mdlm.api import Batch
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.batch_schedule import BatchSchedule
+from ltg_mdlm.data.epoch_sampling import EpochSampling, Mixture
 from ltg_mdlm.data.row_loader import RowLoader, micro_batch_bounds, validation_batches
 from ltg_mdlm.data.tokenizer import BOS, EOS, PAD
 
 SPLIT = split_of_lengths([37, 5, 80, 12, 1, 64] * 10)
+SOURCES = dataclasses.replace(
+    SPLIT, source_D=(np.arange(SPLIT.num_documents) % 3).astype(np.int16), source_names=("a", "b", "c")
+)
 FIELDS = ("ids_BT", "document_BT", "position_BT", "maskable_BT", "row_B")
 
 
@@ -154,6 +160,142 @@ def test_validation_rows_are_the_same_for_any_number_of_ranks(world_size, rows):
         assert len(places) == SPLIT.num_tokens
     else:
         assert whole.rows == rows
+
+
+def test_a_batch_knows_the_source_of_every_token():
+    schedule = BatchSchedule.plan(SOURCES, stages=[(0, 32)], global_batch_rows=24, max_steps=5, end_of_document=True)
+    document_N = np.repeat(np.arange(SOURCES.num_documents), np.diff(SOURCES.offsets))
+    for step in range(5):
+        for batch in RowLoader(SOURCES, schedule, seed=0, micro_batch_rows=7).micro_batches(step):
+            assert batch.source_BT.dtype == torch.int16
+            assert ((batch.source_BT == -1) == (batch.document_BT == -1)).all()
+            has_place = batch.position_BT >= 0
+            expected = document_N[batch.position_BT[has_place]] % 3
+            assert batch.source_BT[has_place].tolist() == expected.tolist()
+            # `<s>` and `</s>` have the source of their document.
+            within = batch.document_BT[:, 1:] == batch.document_BT[:, :-1]
+            assert (batch.source_BT[:, 1:] == batch.source_BT[:, :-1])[within].all()
+    held_out = validation_batches(SOURCES, seq_len=32, micro_batch_rows=9)
+    assert all(((batch.source_BT >= 0) == (batch.document_BT >= 0)).all() for batch in held_out.batches)
+    assert loader(planned()).micro_batches(0)[0].source_BT is None
+
+
+TWO_STAGES = {"stages": [(0, 16), (0.5, 32)], "global_batch_rows": 50, "max_steps": 30, "ramp": (0.3, 1.0)}
+
+
+class ChosenRows:
+    """An order that depends on what was asked before, and notes when it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, int]] = []
+        self.step = 0
+
+    def __call__(self, stage, number, rows, key):
+        self.asked.append((self.step, stage, number))
+        return np.random.default_rng((*key, self.step)).integers(0, rows.count, rows.count)
+
+
+def not_uniform(kind: str, **options) -> tuple[RowLoader, ChosenRows]:
+    schedule = BatchSchedule.plan(SOURCES, **TWO_STAGES)
+    chosen = ChosenRows()
+    if "mixture" in kind:
+        mixture = Mixture(start_G=np.array([2.0, 1, 0]), end_G=np.array([0, 1.0, 2]))
+        options["sampling"] = EpochSampling(split=SOURCES, schedule=schedule, seed=3, mixture=mixture)
+    if "order" in kind:
+        options["choose_rows"] = chosen
+    return RowLoader(SOURCES, schedule, **{"seed": 3, "micro_batch_rows": 20, **options}), chosen
+
+
+def test_rows_are_chosen_at_the_start_of_the_step_before_the_first_that_needs_them():
+    reader, chosen = not_uniform("order")
+    schedule, needed = BatchSchedule.plan(SOURCES, **TWO_STAGES), {}
+    for step in range(30):
+        stage = schedule.stage(step)
+        first, rows = schedule.first_row_in_stage(step), schedule.rows(step)
+        for row in range(first, first + rows):
+            needed.setdefault((stage, row // schedule.stages[stage].plan.rows), max(step - 1, 0))
+        chosen.step = step
+        reader.micro_batches(step)
+    assert chosen.asked == [(step, *epoch) for epoch, step in needed.items()]
+    assert len(chosen.asked) > 6
+
+
+@pytest.mark.parametrize("kind", ["mixture", "order", "mixture and order"])
+def test_counts_are_exact_and_a_resume_at_any_step_has_the_same_rows(kind):
+    reader, chosen = not_uniform(kind, rank=0, world_size=1)
+    marks = torch.from_numpy(np.append(SPLIT.word_start(0, SPLIT.num_tokens), False))
+    batches, states, counts, words, tokens = [], [], [], 0, 0
+    for step in range(30):
+        chosen.step = step
+        states.append({key: value.clone() for key, value in reader.state_dict(step).items()})
+        batch = global_batch(reader.micro_batches(step))
+        words += int(marks[batch["position_BT"]].sum())
+        tokens += int((batch["document_BT"] >= 0).sum())
+        assert (reader.words_seen(step), reader.tokens_seen(step)) == (words, tokens)
+        batches.append(batch)
+        counts.append((words, tokens))
+    for start in range(1, 30):
+        resumed, chosen = not_uniform(kind)
+        resumed.load_state_dict(states[start])
+        assert (resumed.words_seen(start - 1), resumed.tokens_seen(start - 1)) == counts[start - 1]
+        for step in range(start, min(start + 6, 30)):
+            chosen.step = step
+            again = global_batch(resumed.micro_batches(step))
+            assert all(torch.equal(again[name], batches[step][name]) for name in FIELDS)
+            assert (resumed.words_seen(step), resumed.tokens_seen(step)) == counts[step]
+        now = resumed.state_dict(step + 1)
+        if step + 1 < 30:
+            assert now.keys() == states[step + 1].keys()
+            assert all(torch.equal(now[key], states[step + 1][key]) for key in now)
+
+
+def test_every_rank_takes_its_share_of_the_chosen_rows():
+    whole = global_batch(not_uniform("mixture and order")[0].micro_batches(0))
+    shares = [not_uniform("mixture and order", rank=r, world_size=3)[0].micro_batches(0) for r in range(3)]
+    found = global_batch([batch for share in shares for batch in share])
+    assert all(torch.equal(found[name], whole[name]) for name in FIELDS)
+
+
+def test_the_default_order_is_the_order_of_the_table():
+    plain = RowLoader(SOURCES, BatchSchedule.plan(SOURCES, **TWO_STAGES), seed=3, micro_batch_rows=20)
+    reader = not_uniform("", choose_rows=lambda stage, number, rows, key: np.arange(rows.count))[0]
+    for step in range(30):
+        expected, found = global_batch(plain.micro_batches(step)), global_batch(reader.micro_batches(step))
+        assert all(torch.equal(found[name], expected[name]) for name in FIELDS)
+        assert reader.words_seen(step) == plain.words_seen(step)
+    assert plain.state_dict(5) == {}
+
+
+def test_the_table_describes_the_pieces_of_every_row():
+    tables = []
+    reader = not_uniform("mixture", choose_rows=lambda *a: tables.append(a[2]) or np.arange(a[2].count))[0]
+    batches = [global_batch(reader.micro_batches(step)) for step in (0, 1)]
+    rows, table = torch.cat([batch["position_BT"] for batch in batches]), tables[0]
+    marks = np.append(SPLIT.word_start(0, SPLIT.num_tokens), False)
+    for row in range(min(len(rows), table.count)):
+        pieces = range(table.bound_R1[row], table.bound_R1[row + 1])
+        places = [p for i in pieces for p in range(table.start_P[i], table.start_P[i] + table.length_P[i])]
+        assert rows[row][rows[row] >= 0].tolist() == places
+        assert table.words_P[pieces.start : pieces.stop].sum() == marks[places].sum()
+        documents = np.searchsorted(SOURCES.offsets, table.start_P[pieces.start : pieces.stop], side="right") - 1
+        assert table.source_P[pieces.start : pieces.stop].tolist() == SOURCES.source_D[documents].tolist()
+    assert table.sum_by_row(table.length_P).sum() == table.length_P.sum()
+
+
+def test_scores_that_changed_since_the_checkpoint_are_refused():
+    schedule = BatchSchedule.plan(SOURCES, **TWO_STAGES)
+    first, second = (
+        RowLoader(
+            SOURCES,
+            schedule,
+            seed=0,
+            micro_batch_rows=20,
+            sampling=EpochSampling(split=SOURCES, schedule=schedule, seed=0, difficulty_D=difficulty_D),
+        )
+        for difficulty_D in (SOURCES.words.astype(float), -SOURCES.words.astype(float))
+    )
+    with pytest.raises(UserError, match=r"data.curriculum: the scores of the documents are not those with which"):
+        second.load_state_dict(first.state_dict(3))
 
 
 @pytest.mark.gpu

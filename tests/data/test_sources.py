@@ -15,7 +15,7 @@ from support.corpora import documents, write_text
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data import sources
-from ltg_mdlm.data.sources import Piece, find_sources, read_pieces
+from ltg_mdlm.data.sources import Piece, find_sources, read_pieces, source_names
 
 
 def texts_of(path: Path, **options) -> list[str]:
@@ -200,3 +200,17 @@ def test_byte_order_marks_at_the_beginning_of_lines_are_dropped(text, block):
 
 def _without_marks(text: str) -> str:
     return "\n".join(line.lstrip("\ufeff") for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["train/childes.train", "train/wiki.train.gz"], ["childes", "wiki"]),
+        (["zho/train.jsonl", "nld/train.jsonl", "en.txt"], ["zho/train", "nld/train", "en"]),
+        (["a/b/x.txt", "c/b/x.txt", "x.txt"], ["a/b/x", "c/b/x", "here/x"]),
+        (["x.txt", "x.jsonl"], ["x", "x"]),
+        (["v1.2.train"], ["v1.2"]),
+    ],
+)
+def test_sources_are_named_after_their_files(files, names, tmp_path):
+    assert source_names([tmp_path / "here" / file for file in files]) == names

@@ -361,6 +361,48 @@ MISTAKES = [
         "state masking/scale equal on every rank\n.*sum with RunContext.sum_over_ranks in step_end",
     ),
     Mistake(
+        "rows_from_one",
+        "an order that counts rows from 1",
+        "a_row_order_names_rows_that_exist",
+        r"RowsFromOne.epoch of ltg_mdlm_row_order \(broken_plugins.py:\d+\)",
+        r"expected: rows from 0 to 39\n  found: row 40 at place \d+",
+    ),
+    Mistake(
+        "half_of_the_rows",
+        "an order of half of the rows",
+        "a_row_order_names_rows_that_exist",
+        "HalfOfTheRows.epoch of ltg_mdlm_row_order",
+        r"expected: a NumPy array int64\[40\] for epoch 0 of stage 0\n  found: int64\[20\]",
+    ),
+    Mistake(
+        "rows_as_floats",
+        "an order of floating-point numbers",
+        "a_row_order_names_rows_that_exist",
+        "RowsAsFloats.epoch of ltg_mdlm_row_order",
+        r"expected: a NumPy array int64\[40\] for epoch 0 of stage 0\n  found: float64\[40\]",
+    ),
+    Mistake(
+        "another_order_every_time",
+        "an order from numbers that nobody can draw again",
+        "a_row_order_is_a_function_of_its_arguments",
+        "AnotherOrderEveryTime.epoch of ltg_mdlm_row_order",
+        r"the same rows for the same epoch 0 of stage 0.*\n  found: row \d+ instead of \d+ at \d+",
+    ),
+    Mistake(
+        "order_of_the_rank",
+        "an order that depends on the rank",
+        "a_row_order_is_the_same_on_every_rank",
+        "OrderOfTheRank.epoch of ltg_mdlm_row_order",
+        r"the same order on ranks 0 and 1 for epoch 0 of stage 0\n  found: rows \d+ and \d+ at place \d+",
+    ),
+    Mistake(
+        "order_without_state",
+        "an adaptive order whose state no checkpoint holds",
+        "a_run_resumed_in_mid_epoch_takes_the_same_rows",
+        "OrderWithoutState.epoch of ltg_mdlm_row_order",
+        r"the rows of an uninterrupted run in step \d, after a resume from step 3\n  found: other rows",
+    ),
+    Mistake(
         "talkative_state",
         "state_dict sums over ranks",
         "saving_and_loading_do_not_communicate",
@@ -436,7 +478,7 @@ def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, br
     assert re.search(mistake.message, failed[mistake.check]), failed[mistake.check]
 
 
-@pytest.mark.parametrize("plugin", ["adaptive", "momentum"])
+@pytest.mark.parametrize("plugin", ["adaptive", "momentum", "hard_rows_again"])
 def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, broken_plugins):
     examination = Examination(PluginUnderTest(plugin))
     assert not [v for v in map(examination.verdict, CHECKS) if v.outcome == "failed"]

@@ -63,7 +63,7 @@ def test_text_and_pairs_belong_to_the_generator_version(tmp_path):
     """If this fails, the generator writes other bytes: increase GENERATOR_VERSION and update the digest."""
     files = write_builtin_text(tmp_path, words=3000)
     written = b"".join(path.read_bytes() for path in (files.train, files.valid, files.minimal_pairs))
-    assert (GENERATOR_VERSION, hashlib.sha256(written).hexdigest()[:16]) == (1, "eac5f1c0530b8118")
+    assert (GENERATOR_VERSION, hashlib.sha256(written).hexdigest()[:16]) == (2, "eac5f1c0530b8118")
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,20 @@ def test_a_corpus_is_generated_once_and_then_opened(tmp_path, monkeypatch):
     assert corpus.valid.num_words >= SMALL["words"] / 20
     assert corpus.vocab_size == SMALL["vocab_size"]
     assert len(read_minimal_pairs(corpus.path / MINIMAL_PAIRS)) > 500
-    assert {path.name for path in (corpus.path / "text").iterdir()} == {"train.txt", "valid.txt"}
+    assert {path.name for path in (corpus.path / "text").iterdir()} == {
+        f"{split}.{suffix}" for split in ("train", "valid") for suffix in ("txt", "jsonl")
+    }
     monkeypatch.setattr(builtin, "_make", lambda *_, **__: pytest.fail("generated twice"))
     assert builtin_corpus(tmp_path, **SMALL).description == corpus.description
+
+
+def test_the_sources_of_the_documents_are_their_styles(tmp_path):
+    corpus = builtin_corpus(tmp_path, **SMALL)
+    lines = (corpus.path / "text" / "train.jsonl").read_text("utf-8").splitlines()
+    styles = [json.loads(line)["style"] for line in lines]
+    assert [corpus.train.source_names[source] for source in corpus.train.source_D] == styles
+    assert set(styles) == set(corpus.valid.source_names) == {"book", "diary", "story", "talk"}
+    assert [json.loads(line)["text"] for line in lines] == documents(corpus.path / "text" / "train.txt")
 
 
 def test_different_parameters_give_different_corpora(tmp_path):

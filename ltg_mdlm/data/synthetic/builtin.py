@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -14,15 +15,18 @@ from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.data.corpus import FORMAT, Corpus
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.records import write_minimal_pairs
-from ltg_mdlm.data.synthetic.grammar import documents
+from ltg_mdlm.data.synthetic.grammar import styled_documents
 from ltg_mdlm.data.synthetic.grammar_lexicon import Lexicon
 from ltg_mdlm.data.synthetic.grammar_pairs import Attested, minimal_pairs
 
-GENERATOR_VERSION = 1
-"""Increases whenever the same parameters give different text, so that an old cache is not used."""
+GENERATOR_VERSION = 2
+"""Increases whenever the same parameters give a different corpus, so that an old cache is not used."""
 
 MINIMAL_PAIRS = "minimal_pairs.jsonl"
 """File of the minimal pairs in the corpus folder."""
+
+STYLE_FIELD = "style"
+"""Field of the JSON lines with the style of a document, which is its source in the corpus."""
 
 _VALID_SHARE = 0.05
 
@@ -83,7 +87,8 @@ def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, se
     with write_errors(folder, advice), written_folder(folder) as aside:
         files = write_builtin_text(aside / "text", words, seed, zipf_exponent)
         made = aside / "prepared"
-        prepare_corpus([files.train], made, valid=[files.valid], vocab_size=vocab_size, progress=False)
+        train, valid = (path.with_suffix(".jsonl") for path in (files.train, files.valid))
+        prepare_corpus([train], made, valid=[valid], vocab_size=vocab_size, source_field=STYLE_FIELD, progress=False)
         for part in (*made.iterdir(), files.minimal_pairs):
             part.rename(aside / part.name)
         made.rmdir()
@@ -101,8 +106,8 @@ class BuiltinText:
 def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zipf_exponent: float = 1.0) -> BuiltinText:
     """Write `train.txt`, `valid.txt` and the minimal pairs to a folder; the same bytes for the same arguments.
 
-    Blank lines separate documents. The training text contains no validation document and no sentence of a minimal
-    pair, but all words of the pairs.
+    Blank lines separate documents. `train.jsonl` and `valid.jsonl` are the same documents with their styles. The
+    training text contains no validation document and no sentence of a minimal pair, but all words of the pairs.
 
     Raises:
         UserError: fewer than 1000 words, or an exponent that is negative or not finite.
@@ -115,20 +120,23 @@ def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zip
     out.mkdir(parents=True, exist_ok=True)
     files = BuiltinText(out / "train.txt", out / "valid.txt", out / MINIMAL_PAIRS)
     lexicon = Lexicon(zipf_exponent)
-    train = _until(words, documents(lexicon, seed, "train"))
-    known = frozenset(train)
-    unseen = (document for document in documents(lexicon, seed, "valid") if document not in known)
+    train = _until(words, styled_documents(lexicon, seed, "train"))
+    known = frozenset(text for _, text in train)
+    unseen = (document for document in styled_documents(lexicon, seed, "valid") if document[1] not in known)
     valid = _until(math.ceil(words * _VALID_SHARE), unseen)
-    for path, texts in ((files.train, train), (files.valid, valid)):
-        path.write_text("\n\n".join(texts) + "\n", encoding="utf-8", newline="\n")
-    write_minimal_pairs(files.minimal_pairs, minimal_pairs(lexicon, seed, Attested.in_text(train)))
+    for path, documents in ((files.train, train), (files.valid, valid)):
+        path.write_text("\n\n".join(text for _, text in documents) + "\n", encoding="utf-8", newline="\n")
+        lines = [json.dumps({STYLE_FIELD: style, "text": text}, ensure_ascii=False) for style, text in documents]
+        path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    attested = Attested.in_text([text for _, text in train])
+    write_minimal_pairs(files.minimal_pairs, minimal_pairs(lexicon, seed, attested))
     return files
 
 
-def _until(words: int, texts: Iterator[str]) -> list[str]:
-    """The first texts that have this many words together."""
+def _until(words: int, documents: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first (style, text) whose texts have this many words together."""
     taken = []
     while words > 0:
-        taken.append(next(texts))
-        words -= len(taken[-1].split())
+        taken.append(next(documents))
+        words -= len(taken[-1][1].split())
     return taken

@@ -21,7 +21,14 @@ from ltg_mdlm.data.synthetic.grammar_talk import Talk
 
 
 def documents(lexicon: Lexicon, seed: int, stream: str) -> Iterator[str]:
-    """Documents without end; the same for the same arguments in every process and Python version.
+    """The texts of `styled_documents`."""
+    return (text for _, text in styled_documents(lexicon, seed, stream))
+
+
+def styled_documents(lexicon: Lexicon, seed: int, stream: str) -> Iterator[tuple[str, str]]:
+    """(style, text) of documents without end; the same for the same arguments in every process and Python version.
+
+    The styles are "talk", "book", "story" and "diary".
 
     Args:
         stream: names the part ("train", "valid"); parts of one seed are independent of each other.
@@ -32,11 +39,12 @@ def documents(lexicon: Lexicon, seed: int, stream: str) -> Iterator[str]:
     diary = Clauses(Phrases(lexicon, chance, owners=("my", "our")), past=True)
     talk = Talk(Clauses(Phrases(lexicon, chance, owners=("my", "your")), past=False))
     book = PictureBook(Clauses(told, past=False))
-    kinds: dict[Callable[[], str], float] = {
-        talk.conversation: 3,
-        book.read: 3,
-        lambda: Story(tale).tell(): 3,
-        lambda: Story(diary, first_person=True).tell(): 1,
+    styles: dict[tuple[str, Callable[[], str]], float] = {
+        ("talk", talk.conversation): 3,
+        ("book", book.read): 3,
+        ("story", lambda: Story(tale).tell()): 3,
+        ("diary", lambda: Story(diary, first_person=True).tell()): 1,
     }
     while True:
-        yield chance.weighted(kinds)()
+        style, write = chance.weighted(styles)
+        yield style, write()

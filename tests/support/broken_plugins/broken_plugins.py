@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 from ltg_mdlm_plugins.conditioning import MaskRate, NoConditioning
 from ltg_mdlm_plugins.objectives import DiffusionObjective
@@ -19,6 +20,7 @@ from ltg_mdlm.api import (
     Plugin,
     PluginOptions,
     RowMode,
+    RowOrder,
     block_visibility,
     hookimpl,
     realised_rate,
@@ -434,6 +436,74 @@ class SkipsSmallGradients(Momentum):
         return -lr * state["momentum"] if gradient.norm() > 1e-3 else torch.zeros_like(gradient)
 
 
+class HardRowsAgain(RowOrder):
+    """A correct adaptive order: rows with the sources of high loss come first in the next epochs."""
+
+    def __init__(self, ctx):
+        self.rank, self.sum_over_ranks = ctx.rank, ctx.sum_over_ranks
+        self.source_N = torch.from_numpy(np.repeat(ctx.corpus.source_D, np.diff(ctx.corpus.offset_D1)).astype(int))
+        self.sums = torch.zeros(2, len(ctx.corpus.source_names), dtype=torch.float64)
+        self.new_sums = torch.zeros_like(self.sums)
+
+    def epoch(self, stage, number, rows, key):
+        loss_G = (self.sums[0] / self.sums[1].clamp(min=1)).numpy()
+        loss_R = rows.sum_by_row(loss_G[rows.source_P] * rows.length_P) / rows.sum_by_row(rows.length_P)
+        return np.argsort(-loss_R - np.random.default_rng(self.entropy(key)).random(rows.count), kind="stable")
+
+    def entropy(self, key):
+        return key
+
+    def observe(self, observation):
+        nll_N = observation.nll_N.double()
+        seen_N = torch.isfinite(nll_N) & (observation.supervised.position_N >= 0)
+        source_N = self.source_N[observation.supervised.position_N.clamp(min=0)]
+        values = torch.stack([torch.where(seen_N, nll_N, 0), seen_N.double()])
+        self.new_sums.index_add_(1, source_N, values)
+
+    def step_end(self, step):
+        self.sums += self.sum_over_ranks(self.new_sums)
+        self.new_sums.zero_()
+
+    def state_dict(self):
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state):
+        self.sums.copy_(state["sums"])
+
+
+class RowsFromOne(HardRowsAgain):
+    def epoch(self, stage, number, rows, key):
+        return super().epoch(stage, number, rows, key) + 1
+
+
+class HalfOfTheRows(HardRowsAgain):
+    def epoch(self, stage, number, rows, key):
+        return super().epoch(stage, number, rows, key)[::2]
+
+
+class RowsAsFloats(HardRowsAgain):
+    def epoch(self, stage, number, rows, key):
+        return super().epoch(stage, number, rows, key).astype(float)
+
+
+class AnotherOrderEveryTime(HardRowsAgain):
+    def entropy(self, key):
+        return None
+
+
+class OrderOfTheRank(HardRowsAgain):
+    def entropy(self, key):
+        return (*key, self.rank)
+
+
+class OrderWithoutState(HardRowsAgain):
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
 def plugin_with(hook, make):
     """A plugin that registers `make(ctx)` with one hook."""
 
@@ -468,6 +538,10 @@ def conditioning(kind):
 
 def row_mode(kind):
     return plugin_with("ltg_mdlm_row_mode", lambda ctx: kind())
+
+
+def row_order(kind):
+    return plugin_with("ltg_mdlm_row_order", kind)
 
 
 def observer(kind):
@@ -533,3 +607,10 @@ momentum_in_place = optimizer(MomentumInPlace)
 unsaved_momentum = optimizer(UnsavedMomentum)
 noisy_descent = optimizer(NoisyDescent)
 skips_small_gradients = optimizer(SkipsSmallGradients)
+hard_rows_again = row_order(HardRowsAgain)
+rows_from_one = row_order(RowsFromOne)
+half_of_the_rows = row_order(HalfOfTheRows)
+rows_as_floats = row_order(RowsAsFloats)
+another_order_every_time = row_order(AnotherOrderEveryTime)
+order_of_the_rank = row_order(OrderOfTheRank)
+order_without_state = row_order(OrderWithoutState)
