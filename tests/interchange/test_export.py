@@ -11,7 +11,7 @@ import tokenizers
 import torch
 from safetensors import safe_open
 from support.corpora import small_tokenizer
-from support.third_party import installed, write_distribution
+from support.third_party import BLOCKS, installed, write_distribution
 from support.trained import EMBEDDING_PLUGIN, embedding_plugin_installed, write_run
 
 from ltg_mdlm.core.distributed import Ranks
@@ -159,20 +159,6 @@ def test_an_exported_model_opens_as_the_one_it_was(plugin, weights, tmp_path):
     assert (exported.predicts, exported.modes) == (trained.predicts, trained.modes)
     assert (exported.weights, exported.name, exported.revision) == (weights, "out", "main")
     assert exported.about["words_seen"] == 500_000
-
-
-BLOCKS = """
-from ltg_mdlm_plugins.uniform_mdlm import UniformMasking
-from ltg_mdlm.api import Plugin, hookimpl
-
-class BlockMasking(UniformMasking):
-    block_length = 4
-
-class P(Plugin):
-    @hookimpl
-    def ltg_mdlm_masking(self, ctx):
-        return BlockMasking(ctx.mask_id)
-"""
 
 
 def test_the_length_of_blocks_is_in_the_export_and_in_the_checkpoint_and_survives_an_import(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.shared import made_once, session_folder
+from support.third_party import BLOCKS, write_distribution
+from support.third_party import installed as distributions_installed
 from support.trained import embedding_plugin_installed, write_run
 from support.transformers_versions import TRAINER, VERSIONS, installed
 
@@ -26,6 +28,7 @@ MODELS = {
     "frequency": (("freq_mdlm",), {"mask_rate": "constant", "constant_rate": 0.15}),
     "hybrid": (("gpt_bert", "model.depth_weighted_averaging=true"), {}),
     "embedding": (("embedding",), {"mask_rate": "zero"}),
+    "blocks": (("blocks",), {}),
 }
 """Plugin and settings of the run, and options of the export."""
 BOS, PAD, MASK = 1, 3, 4
@@ -62,8 +65,12 @@ class Oracle:
         told = self.trained.value_for_rate(torch.tensor([rate]))
         if told is not None and value is not None:
             told = torch.tensor([value])
+        visibility = None
+        if self.trained.block_length:
+            block = torch.arange(len(ids)) // self.trained.block_length
+            visibility = (block[None, :] <= block[:, None])[None]
         with torch.no_grad():
-            return self.trained.model(ids[None], causal_B=torch.tensor([causal]), value_B=told)[0]
+            return self.trained.model(ids[None], None, torch.tensor([causal]), told, visibility)[0]
 
     def logits(self, ids: torch.Tensor, **how):
         model = self.trained.model
@@ -110,7 +117,8 @@ def cases_of(oracle: Oracle) -> dict[str, dict]:
 
 def write_exports(folder: Path) -> None:
     """Write one export for each of MODELS, and a file with its cases."""
-    with embedding_plugin_installed():
+    write_distribution(folder / "site", "blocks", BLOCKS)
+    with embedding_plugin_installed(), distributions_installed(folder / "site"):
         for number, (name, (run, options)) in enumerate(MODELS.items()):
             path = write_run(folder / "runs" / name, *run, seed=number)
             export_model(path, folder / "exports" / name, **options)

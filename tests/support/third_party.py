@@ -8,6 +8,20 @@ from pathlib import Path
 
 from ltg_mdlm.host.discovery import installed_plugins
 
+BLOCKS = """
+from ltg_mdlm_plugins.uniform_mdlm import UniformMasking
+from ltg_mdlm.api import Plugin, hookimpl
+
+class BlockMasking(UniformMasking):
+    block_length = 4
+
+class P(Plugin):
+    @hookimpl
+    def ltg_mdlm_masking(self, ctx):
+        return BlockMasking(ctx.mask_id)
+"""
+"""Source of a plugin whose models work in blocks of four tokens."""
+
 
 def write_distribution(folder: Path, plugin: str, source: str, *, version: str = "1.0", name: str = "") -> Path:
     """A distribution `<plugin>-dist` (or `name`) with the module `<plugin>_module`, as pip would install it.
