@@ -69,7 +69,7 @@ def sample_ordered(canvas: Canvas, parts: Sequence[tuple[Columns, Tensor]]) -> N
         canvas: the rows to fill.
         parts: columns, and the float64[K + 1] mask rates at the ends of the steps that fill them.
     """
-    certainty = CERTAINTY[canvas.setting.rule.sampler]
+    certainty = canvas.setting.rule.order or CERTAINTY[canvas.setting.rule.sampler]
     step = 0
     for columns, rates_K in parts:
         part_T = torch.zeros_like(canvas.masked_BT[0])
@@ -114,7 +114,7 @@ CERTAINTY: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "block": top_probability,
     "entropy": negative_entropy,
 }
-"""What the ordered samplers sort positions by."""
+"""What the ordered samplers sort positions by; plugins add others (`SamplingRule.order`)."""
 
 
 def unmask_counts(columns: int, rates_K: Tensor) -> list[int]:
