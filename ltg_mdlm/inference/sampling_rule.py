@@ -109,11 +109,17 @@ def plugin_orders(plugins: Sequence[str], sets: Sequence[str] = ()) -> dict[str,
         if not text.startswith("plugins."):
             raise UserError(f"--set {text}: only options of plugins (plugins.*) have an effect on an unmasking order")
     settings = load_settings((), sets, plugins)
-    orders = Host(settings.config, settings.sources).unmasking_orders()
+    orders = orders_of_host(Host(settings.config, settings.sources))
     if not orders:
         raise UserError(f"--plugin {' --plugin '.join(plugins)}: no unmasking orders (ltg_mdlm_unmasking_orders)")
+    return orders
+
+
+def orders_of_host(host: Host) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The unmasking orders of the selected plugins.  Raises UserError for the name of a built-in sampler."""
+    orders = host.unmasking_orders()
     if taken := orders.keys() & {"auto", *get_args(Sampler)}:
-        raise UserError(f"--plugin {' --plugin '.join(plugins)}: the order {min(taken)!r} has the name of a sampler")
+        raise UserError(f"the unmasking order {min(taken)!r} of a plugin has the name of a built-in sampler")
     return orders
 
 

@@ -145,7 +145,10 @@ def test_the_command_samples_in_the_order_of_a_plugin_and_records_its_name(order
         (("--plugin", "orders", "--plugin", "again", "--sampler", "margin"), "'orders' and 'again' both have an"),
         (("--plugin", "listed", "--sampler", "margin"), "ltg_mdlm_unmasking_orders returned list, not a mapping"),
         (("--plugin", "named", "--sampler", "margin"), "must map names to functions, not 'margin' to 'margin'"),
-        (("--plugin", "taken", "--sampler", "entropy"), "the order 'entropy' has the name of a sampler"),
+        (
+            ("--plugin", "taken", "--sampler", "entropy"),
+            "the unmasking order 'entropy' of a plugin has the name of a built-in sampler",
+        ),
         (("--sampler", "margin", "--set", "plugins.orders.exponent=2"), "add --plugin NAME"),
         (("--plugin", "orders", "--sampler", "margin", "--set", "seed=2"), "--set seed=2: only options of plugins"),
         (
