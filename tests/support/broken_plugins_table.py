@@ -1,4 +1,4 @@
-"""`python tests/support/broken_plugins_table.py` prints, for every broken plugin, the check that fails and its message."""
+"""Print every broken plugin, the check that fails and its message: `python tests/support/broken_plugins_table.py`."""
 
 from __future__ import annotations
 
