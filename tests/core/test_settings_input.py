@@ -206,5 +206,5 @@ def test_a_rule_about_several_options_says_where_each_of_them_was_set(tmp_path):
     assert first.startswith("plugins.freq_mdlm: weighting: exact needs statistics: corpus")
     assert places == [
         "  plugins.freq_mdlm.statistics is set on the command line: --set plugins.freq_mdlm.statistics=maskable",
-        f"  plugins.freq_mdlm.weighting is set in {file}",
+        f"  plugins.freq_mdlm.weighting is set in {file}, line 1",
     ]
