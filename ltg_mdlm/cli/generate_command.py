@@ -30,13 +30,24 @@ Length = Annotated[
 ]
 
 Sampler = Annotated[
-    Literal["auto", "ancestral", "confidence", "entropy", "block", "autoregressive"],
+    str,
     typer.Option(
         "--sampler",
+        metavar="NAME",
         help="ancestral: reverse diffusion; confidence, entropy: the most certain tokens first; block: the same in"
         " blocks from left to right; autoregressive: for models with causal rows; auto: ancestral, or autoregressive"
-        " for a model trained only on causal rows.",
+        " for a model trained only on causal rows; or an unmasking order of a plugin (--plugin).",
     ),
+]
+
+OrderPlugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="NAME", help="Plugin whose unmasking orders --sampler can name (repeatable)."),
+]
+
+OrderOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="plugins.NAME.OPTION=VALUE", help="Option of such a plugin (repeatable)."),
 ]
 
 Steps = Annotated[
@@ -88,6 +99,8 @@ def generate(
     infill: Infill = None,
     length: Length = None,
     sampler: Sampler = "auto",
+    plugin: OrderPlugins = None,
+    set_: OrderOptions = None,
     steps: Steps = None,
     schedule: Schedule = None,
     temperature: Temperature = 1.0,
@@ -107,19 +120,29 @@ def generate(
     For several processes, which share the samples: `torchrun --nproc-per-node 4 -m ltg_mdlm generate ...`.
     """
     from ltg_mdlm.core.distributed import Ranks
+    from ltg_mdlm.core.settings import did_you_mean
     from ltg_mdlm.inference.sampling import default_sampler
     from ltg_mdlm.inference.sampling import generate as draw
-    from ltg_mdlm.inference.sampling_rule import SamplingRule
+    from ltg_mdlm.inference.sampling_rule import SamplingRule, plugin_orders
     from ltg_mdlm.inference.trained_model import open_model
 
     if as_json and show_order:
         raise UserError(
             "--show-order has no effect with --json, which always has the order (unmasked_at)\n  leave --show-order out"
         )
+    if set_ and not plugin:
+        raise UserError("--set sets options of the plugins of --plugin: add --plugin NAME")
+    orders = plugin_orders(plugin, set_ or ()) if plugin else {}
+    if plugin and sampler not in orders:
+        raise UserError(
+            f"--sampler {sampler} is not an unmasking order of --plugin {' --plugin '.join(plugin)}"
+            f"{did_you_mean(sampler, orders)}\n  orders: {', '.join(orders)}"
+        )
     with Ranks.setup() as ranks:
         trained = open_model(model, ranks, weights=weights)
         rule = SamplingRule(
             sampler=default_sampler(trained) if sampler == "auto" else sampler,
+            order=orders.get(sampler),
             steps=steps,
             schedule=schedule,
             temperature=temperature,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -98,17 +99,41 @@ def plugins_show(
     console.print(table)
 
 
-@plugins_app.command("check")
+class CheckCommand(typer.core.TyperCommand):
+    """A command whose help ends with the list of all checks, which is read only when it is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        from ltg_mdlm.testing.check_report import check_table
+
+        super().format_help(ctx, formatter)
+        print_table(check_table())
+
+
+@plugins_app.command("check", cls=CheckCommand)
 def plugins_check(
-    name: Annotated[str, typer.Argument(help="Name of the plugin.")], set_: Sets = None, as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="Name of the plugin.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="CHECK", help="Run one check, and those that it requires (repeatable); names are below."
+        ),
+    ] = None,
+    set_: Sets = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run the conformance checks: masks, labels, weights, bounds, resume, micro-batches, processes.
 
-    Trains tiny models for a few seconds and writes nothing. The exit code is 2 if a check fails.
+    Trains tiny models for a few seconds on a toy corpus, which is kept in the user's cache, and writes nothing else.
+    The exit code is 2 if a check fails.
     """
+    from ltg_mdlm.testing.rank_server import start_server
+
+    if not only:
+        start_server()  # it imports torch while this process does
     from ltg_mdlm.testing.check_report import examine, failures, summary, to_json, verdict_table
 
-    verdicts = examine(name, set_ or ())
+    verdicts = examine(name, set_ or (), only or ())
     if as_json:
         typer.echo(json.dumps(to_json(verdicts), indent=2))
     else:
@@ -121,7 +146,7 @@ def plugins_check(
 @plugins_app.command("new")
 def plugins_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plugin, for example `late_masking`.")],
-    kind: Annotated[Kind, typer.Option("--kind", help="Component that it provides.")] = "masking",
+    kind: Annotated[Kind, typer.Option("--kind", help="Component or order that it provides.")] = "masking",
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="New or empty folder; default: `ltg-mdlm-<name>`."),
@@ -141,7 +166,12 @@ def plugins_new(
         f"\n  ltg-mdlm plugins show {names.plugin}"
         f"\n  ltg-mdlm plugins check {names.plugin}"
         f"\n  pytest"
-        f"\n  ltg-mdlm train --plugin {names.plugin} --out runs/{names.plugin}"
-        f"\n  ltg-mdlm train --plugin freq_mdlm --out runs/freq_mdlm"
-        f"\n  ltg-mdlm report runs"
+        + (
+            f"\n  ltg-mdlm train --plugin uniform_mdlm --out runs/uniform_mdlm"
+            f"\n  ltg-mdlm generate runs/uniform_mdlm --plugin {names.plugin} --sampler {names.plugin}"
+            if kind == "order"
+            else f"\n  ltg-mdlm train --plugin {names.plugin} --out runs/{names.plugin}"
+            f"\n  ltg-mdlm train --plugin freq_mdlm --out runs/freq_mdlm"
+            f"\n  ltg-mdlm report runs"
+        )
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -364,6 +365,13 @@ def _explain(
     if item["type"] != "extra_forbidden":
         message = item["msg"].removeprefix("Value error, ")
         given = f" (got {shortened(repr(item['input']))})" if not isinstance(item["input"], Mapping | BaseModel) else ""
+        if isinstance(item["input"], Mapping | BaseModel) and item["type"] == "value_error":
+            # A rule about several settings of a section: say where those that the message names were set.
+            section = path.rstrip(".")
+            keys = [f"{section}.{name}".lstrip(".") for name in _section_model(model, loc).model_fields]
+            named = [key for key in keys if re.search(rf"\b{key.rpartition('.')[2]}\b", message) and key in sources]
+            places = [f"\n  {key} is {origin(key, sources).lstrip()}" for key in named]
+            return f"{section}: {message}{''.join(places) or place}".removeprefix(": ")
         return f"{path}: {message}{given}{place}" if path else f"{message}{place}"
     section = prefix + ".".join(loc[:-1])
     known = list(_section_model(model, loc[:-1]).model_fields)

@@ -6,9 +6,10 @@ of the arguments.  A slot hook may return None to leave the slot to another plug
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pluggy
+from torch import Tensor
 
 from ltg_mdlm.core.components import (
     Component,
@@ -205,4 +206,23 @@ def ltg_mdlm_optimizer(
     ...     @hookimpl
     ...     def ltg_mdlm_optimizer(self, groups, settings):
     ...         return SignMomentum(groups, max_norm=settings.clip)
+    """
+
+
+@hookspec
+def ltg_mdlm_unmasking_orders() -> Mapping[str, Callable[[Tensor], Tensor]] | None:
+    """Return orders of unmasking by name, for `ltg-mdlm generate MODEL --plugin NAME --sampler ORDER`.
+
+    An order takes the logits of N masked positions, float32[N, V] with -inf for special tokens, and returns float[N],
+    the certainty of each position: the most certain ones are unmasked first.  It looks at every position on its own,
+    and does not change the logits, from which the tokens are drawn afterwards.
+
+    >>> from ltg_mdlm.api import Plugin, hookimpl
+    >>> def margin(logits_NV):
+    ...     first_N, second_N = logits_NV.softmax(1).topk(2).values.unbind(1)
+    ...     return first_N - second_N
+    >>> class LargestMarginFirst(Plugin):
+    ...     @hookimpl
+    ...     def ltg_mdlm_unmasking_orders(self):
+    ...         return {"margin": margin}
     """

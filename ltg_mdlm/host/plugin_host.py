@@ -7,14 +7,14 @@ selected plugin name the plugin, its distribution, version and file.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import pluggy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ltg_mdlm.core.components import Component, CorpusStatistics, Plugin, PluginOptions, RunContext
 from ltg_mdlm.core.config import BUILT_IN_OPTIMIZERS, RunConfig
@@ -26,7 +26,7 @@ from ltg_mdlm.host import hookspecs
 from ltg_mdlm.host.discovery import Installed, find, installed_plugins
 from ltg_mdlm.host.failures import PluginError, attributed_to
 from ltg_mdlm.host.hookspecs import API_VERSION, PROJECT
-from ltg_mdlm.host.result_checks import require_compatible
+from ltg_mdlm.host.result_checks import require_compatible, require_tensor
 from ltg_mdlm.host.slots import OPTIONAL_SLOTS, SLOT_TYPES, SLOTS, Components, Filled
 
 FALLBACK = "uniform_mdlm"
@@ -208,6 +208,30 @@ class Host:
             problem = f"no optimiser is called {name!r}{did_you_mean(name, known)}"
         raise UserError(f"optimizer.name: {problem}{origin('optimizer.name', sources)}\n  {listing}")
 
+    def unmasking_orders(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The unmasking orders of all plugins, by name; what they return is checked, and their errors are attributed.
+
+        Raises UserError for a result of another type, and if two plugins have an order of the same name.
+        """
+        hook = "ltg_mdlm_unmasking_orders"
+        orders: dict[str, Callable[[Tensor], Tensor]] = {}
+        origin: dict[str, str] = {}
+        for name, plugin in self.selected.items():
+            given = self._call(name, hook)
+            if not isinstance(given, Mapping | None):
+                raise UserError(f"{plugin.provider}: {hook} returned {type(given).__name__}, not a mapping")
+            for order, certainty in (given or {}).items():
+                if not (isinstance(order, str) and order and callable(certainty)):
+                    raise UserError(
+                        f"{plugin.provider}: {hook} must map names to functions, not {order!r} to {certainty!r}"
+                    )
+                if order in orders:
+                    raise UserError(
+                        f"{origin[order]!r} and {name!r} both have an unmasking order {order!r}; select one of them"
+                    )
+                orders[order], origin[order] = _checked_order(plugin, order, certainty), name
+        return orders
+
     def _call(self, name: str, hook: str, **arguments: Any) -> Any:
         """The result of one plugin's hook; None if the plugin does not implement it."""
         context = arguments.get("ctx")
@@ -286,6 +310,22 @@ def register(plugin: Installed, instance: Plugin[Any]) -> pluggy.PluginManager:
             f"{plugin.provider}: {' '.join(str(error.__cause__).split())}\n  hooks of the host: {', '.join(hooks)}"
         ) from None
     return manager
+
+
+def _checked_order(plugin: Installed, name: str, order: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An unmasking order that raises UserError, with the plugin's name, for errors and for results of wrong shapes."""
+
+    def certainty(logits_NV: Tensor) -> Tensor:
+        with attributed_to(plugin, f"unmasking order {name!r}"):
+            certainty_N = order(logits_NV)
+        where = f"{plugin.provider}: unmasking order {name!r}"
+        require_tensor(where, certainty_N, "float", (len(logits_NV),))
+        # A position that is not finite could come after those that are not masked at all.
+        if not bool(torch.isfinite(certainty_N).all()):
+            raise UserError(f"{where} returned values that are not finite")
+        return certainty_N
+
+    return certainty
 
 
 @contextmanager

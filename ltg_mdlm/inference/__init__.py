@@ -6,7 +6,7 @@ samples = generate(open_model("runs/mine"), SamplingRule(sampler="confidence", s
 """
 
 from ltg_mdlm.inference.sampling import Sample, generate
-from ltg_mdlm.inference.sampling_rule import SamplingRule
+from ltg_mdlm.inference.sampling_rule import SamplingRule, plugin_orders
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.inference.texts import Text, TextScore
 from ltg_mdlm.inference.trained_model import TrainedModel, open_model
@@ -21,4 +21,5 @@ __all__ = [
     "TrainedModel",
     "generate",
     "open_model",
+    "plugin_orders",
 ]

@@ -83,7 +83,7 @@ def sample_ordered(canvas: Canvas, parts: Sequence[Part]) -> None:
         canvas: the rows to fill.
         parts: the parts of the row, with the mask rates of the steps that fill them.
     """
-    certainty = CERTAINTY[canvas.setting.rule.sampler]
+    certainty = canvas.setting.rule.order or CERTAINTY[canvas.setting.rule.sampler]
     step = 0
     for part in parts:
         assert part.rates_K is not None
@@ -129,7 +129,7 @@ CERTAINTY: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "block": top_probability,
     "entropy": negative_entropy,
 }
-"""What the ordered samplers sort positions by."""
+"""What the ordered samplers sort positions by; plugins add others (`SamplingRule.order`)."""
 
 
 def unmask_counts(columns: int, rates_K: Tensor) -> list[int]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.settings import stored_config
+from ltg_mdlm.core.settings import did_you_mean, load_settings, stored_config
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import run_context
 from ltg_mdlm.inference.trained_model import TrainedModel
 
 Sampler = Literal["ancestral", "confidence", "entropy", "block", "autoregressive"]
+"""The built-in samplers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,10 @@ class SamplingRule:
     Raises UserError for values out of range, and for settings that would have no effect.
     """
 
-    sampler: Sampler = "ancestral"
+    sampler: str = "ancestral"
+    """A built-in sampler, or the name of `order`."""
+    order: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    """The unmasking order of a plugin, see `plugin_orders`: certainty [N] of positions with the logits [N, V]."""
     steps: int | None = None
     """Number of steps from all masked to nothing masked; None unmasks one token per step."""
     schedule: Literal["linear", "trained"] | None = None
@@ -44,6 +49,15 @@ class SamplingRule:
     """Remask a token with this share of the largest possible probability (ReMDM-rescale)."""
 
     def __post_init__(self) -> None:
+        if self.order is None and self.sampler not in get_args(Sampler):
+            raise UserError(
+                f"--sampler {self.sampler}: no such sampler{did_you_mean(self.sampler, get_args(Sampler))}"
+                f"\n  samplers: {', '.join(get_args(Sampler))}, and the unmasking orders of plugins (--plugin)"
+            )
+        if self.order is not None and self.sampler in get_args(Sampler):
+            raise UserError(
+                f"--sampler {self.sampler} has an order of its own: give the order of a plugin its own name"
+            )
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"--temperature {self.temperature}: must be a finite number of at least 0")
         if not 0 < self.top_p <= 1:
@@ -78,8 +92,35 @@ class SamplingRule:
         return self.temperature == 0 and self.sampler != "ancestral"
 
     def to_json(self) -> dict[str, Any]:
-        """All settings, as a JSON object."""
-        return asdict(self)
+        """All settings, as a JSON object; an order of a plugin is known by its name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "order"}
+
+
+def plugin_orders(plugins: Sequence[str], sets: Sequence[str] = ()) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The unmasking orders of plugins by name, for `SamplingRule.order`.
+
+    Args:
+        plugins: names of installed plugins.
+        sets: options of the plugins, `plugins.NAME.OPTION=VALUE`.
+
+    Raises UserError for a plugin without orders, an order with the name of a built-in sampler, and other settings.
+    """
+    for text in sets:
+        if not text.startswith("plugins."):
+            raise UserError(f"--set {text}: only options of plugins (plugins.*) have an effect on an unmasking order")
+    settings = load_settings((), sets, plugins)
+    orders = orders_of_host(Host(settings.config, settings.sources))
+    if not orders:
+        raise UserError(f"--plugin {' --plugin '.join(plugins)}: no unmasking orders (ltg_mdlm_unmasking_orders)")
+    return orders
+
+
+def orders_of_host(host: Host) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The unmasking orders of the selected plugins.  Raises UserError for the name of a built-in sampler."""
+    orders = host.unmasking_orders()
+    if taken := orders.keys() & {"auto", *get_args(Sampler)}:
+        raise UserError(f"the unmasking order {min(taken)!r} of a plugin has the name of a built-in sampler")
+    return orders
 
 
 class RateSchedule(Protocol):

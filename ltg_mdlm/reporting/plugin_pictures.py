@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,9 @@ MEASURED_ROWS, ROWS_AT_A_TIME = 1024, 128
 
 RATES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Mask rates at which masking is measured."""
+
+ESTIMATE_STEPS = 8
+"""Steps whose masks estimate the probabilities of a strategy that states none."""
 
 INTERVALS = 24
 """Intervals of frequency ranks, equally wide on a logarithmic scale."""
@@ -140,7 +143,7 @@ class MaskingByRank:
     rank_I: Tensor
     """Geometric mean of the frequency ranks of the tokens; rank 1 is the most frequent type."""
     probability_GI: Tensor
-    """Mean of `mask_probability`."""
+    """Mean of `mask_probability`; that of the masks if the strategy draws them without stating probabilities."""
     masked_GI: Tensor
     """Fraction of tokens that were masked."""
 
@@ -175,11 +178,19 @@ def masking_by_rank(
 
 
 def mask_at(masking: MaskingStrategy, batch: Batch, rate: float, step: Step) -> tuple[Tensor, Tensor]:
-    """float[B, T] probabilities and bool[B, T] mask, with all rows at one mask rate."""
+    """float[B, T] probabilities and bool[B, T] mask, with all rows at one mask rate.
+
+    The probabilities of a strategy that states none are estimated from the masks of several steps.
+    """
     rate_B = torch.full(batch.row_B.shape, rate, dtype=torch.float64)
     noise = Noise(t_B=rate_B, rate_B=rate_B, slope_B=torch.ones_like(rate_B))
     causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
-    return masking.mask_probability(batch, noise, step), masking.corrupt(batch, causal_B, noise, step).masked_BT
+    masked_BT = masking.corrupt(batch, causal_B, noise, step).masked_BT
+    if type(masking).mask_probability is not MaskingStrategy.mask_probability:
+        return masking.mask_probability(batch, noise, step), masked_BT
+    others = [replace(step, step=step.step + number) for number in range(1, ESTIMATE_STEPS + 1)]
+    drawn = [masking.corrupt(batch, causal_B, noise, other).masked_BT.double() for other in others]
+    return torch.stack(drawn).mean(0), masked_BT
 
 
 def masking_panels(measured: MaskingByRank, when: str, rates: Sequence[float] = RATES) -> list[Panel]:

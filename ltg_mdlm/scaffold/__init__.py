@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Kind = Literal["masking", "schedule", "objective", "conditioning", "observer"]
+Kind = Literal["masking", "schedule", "objective", "conditioning", "observer", "order"]
 """What a new plugin provides."""

@@ -26,6 +26,7 @@ SUMMARIES: dict[Kind, str] = {
     "objective": "Limits the weights of the masked diffusion objective.",
     "conditioning": "Conditions the model on a power of the mask rate.",
     "observer": "Logs the accuracy on lightly and on heavily masked rows.",
+    "order": "Unmasks first where the most likely token is far ahead of others.",
 }
 """Description of the plugin in its README, pyproject.toml and docstrings."""
 
@@ -35,6 +36,7 @@ EXAMPLE_SETTINGS: dict[Kind, str] = {
     "objective": "cap=5",
     "conditioning": "exponent=0.25",
     "observer": "split=0.15",
+    "order": "rank=3",
 }
 """A value other than the default for an option of the plugin, used in the README."""
 
@@ -131,6 +133,7 @@ def write_distribution(name: str, kind: Kind, out: Path | None = None) -> tuple[
     )
     variables = {
         "names": names,
+        "kind": kind,
         "summary": SUMMARIES[kind],
         "setting": EXAMPLE_SETTINGS[kind],
         "version": __version__,

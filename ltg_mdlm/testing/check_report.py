@@ -11,29 +11,58 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import did_you_mean
 from ltg_mdlm.core.terminal import count_progress
 from ltg_mdlm.host.discovery import find
-from ltg_mdlm.testing.plugin_under_test import Examination, Outcome, PluginUnderTest, Verdict
+from ltg_mdlm.testing.plugin_under_test import Check, Examination, Outcome, PluginUnderTest, Verdict
 from ltg_mdlm.testing.training_checks import CHECKS
 
 STYLES: dict[Outcome, str] = {"passed": "green", "failed": "bold red", "not applicable": "dim"}
 
 
-def examine(name: str, sets: Sequence[str] = ()) -> list[Verdict]:
-    """Run all checks. Raises `UserError` for an unknown plugin, and for settings other than plugins.* and slots.*."""
+def examine(name: str, sets: Sequence[str] = (), only: Sequence[str] = ()) -> list[Verdict]:
+    """Run all checks, or those in `only` with the checks that they require.
+
+    With `only`, the verdicts are those on the named checks, and on required checks that failed. Raises `UserError` for
+    an unknown plugin or check, and for settings other than plugins.* and slots.*.
+    """
     find(name)
+    chosen = [check_named(text) for text in only] or list(CHECKS)
     for text in sets:
         if not text.startswith(("plugins.", "slots.")):
             raise UserError(
                 f"--set {text}: the checks use their own settings for training; set only plugins.* and slots.*"
             )
     examination = Examination(PluginUnderTest(name, sets=sets))
-    verdicts = []
-    with count_progress(f"checking {name}", len(CHECKS)) as advance:
-        for check in CHECKS:
-            verdicts.append(examination.verdict(check))
+    verdicts: dict[str, Verdict] = {}
+    with count_progress(f"checking {name}", len(chosen)) as advance:
+        for check in chosen:
+            verdict = examination.verdict(check)
+            if verdict.blocked_by is not None:
+                verdicts[verdict.blocked_by.name] = examination.verdict(verdict.blocked_by)
+            verdicts[check.name] = verdict
             advance(1)
-    return verdicts
+    return list(verdicts.values())
+
+
+def check_named(text: str) -> Check:
+    """The check with this name, written with underscores or spaces. Raises `UserError`."""
+    known = {check.name: check for check in CHECKS}
+    name = text.strip().replace(" ", "_").removeprefix("test_")
+    if name not in known:
+        raise UserError(
+            f"--only {text}: no such check{did_you_mean(name, known)}"
+            "\n  `ltg-mdlm plugins check --help` lists the checks"
+        )
+    return known[name]
+
+
+def check_table() -> Table:
+    """The names of all checks, and what they require."""
+    table = Table("check", "requirement", box=None, pad_edge=False)
+    for check in CHECKS:
+        table.add_row(check.name, escape((check.function.__doc__ or "").partition("\n\n")[0]))
+    return table
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ltg_mdlm.testing import bound_checks as bound
 from ltg_mdlm.testing import masking_checks as masking
 from ltg_mdlm.testing import objective_checks as objective
+from ltg_mdlm.testing import order_checks as order
 from ltg_mdlm.testing import registration_checks as registration
 from ltg_mdlm.testing import row_order_checks as row_order
 from ltg_mdlm.testing import schedule_checks as schedule
@@ -26,12 +27,16 @@ COMPONENT_CHECKS = (
     schedule.full_support_means_that_every_mask_rate_is_drawn,
     schedule.the_noise_of_a_row_belongs_to_the_row,
     masking.masking_returns_tensors_of_the_promised_types_and_shapes,
+    masking.some_tokens_are_masked,
     masking.control_tokens_and_padding_are_never_masked_or_predicted,
     masking.only_masked_tokens_of_masked_rows_are_changed,
     masking.labels_are_the_hidden_tokens_where_they_are_predicted,
     masking.the_realised_rate_is_masked_over_maskable,
     masking.the_mask_rate_is_kept_if_keeps_rate_says_so,
     masking.its_kind_is_what_the_probabilities_show,
+    masking.its_kind_is_what_choose_and_show_do,
+    masking.the_transition_is_what_choose_and_show_do,
+    masking.views_of_a_row_have_draws_of_their_own,
     masking.a_step_gives_the_same_masks_whenever_it_is_asked,
     masking.masks_belong_to_rows_of_the_global_batch,
     masking.hazards_are_finite_and_not_negative,
@@ -52,4 +57,7 @@ COMPONENT_CHECKS = (
     masking.masking_leaves_its_inputs_as_they_are,
     objective.the_objective_leaves_its_inputs_as_they_are,
     registration.conditioning_and_schedule_leave_their_inputs_as_they_are,
+    order.an_unmasking_order_has_a_finite_number_for_every_position,
+    order.an_unmasking_order_looks_at_one_position_at_a_time,
+    order.one_token_per_step_follows_the_joint_distribution,
 )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from ltg_mdlm.testing.plugin_under_test import Check, Examination, PluginUnderTest
+from ltg_mdlm.testing.rank_server import start_server
 from ltg_mdlm.testing.training_checks import CHECKS
 from ltg_mdlm.testing.training_steps import Steps, train_steps
 
@@ -34,6 +35,7 @@ class PluginConformance:
     def examination(cls) -> Examination:
         """The verdicts so far, so that checks that others require run only once."""
         if "_examination" not in cls.__dict__:
+            start_server()
             cls._examination = Examination(cls.subject())
         return cls._examination
 

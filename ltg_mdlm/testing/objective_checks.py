@@ -44,6 +44,8 @@ def the_objective_returns_tensors_of_the_promised_types_and_shapes(subject: Plug
         raise Violation(part.where("group"), f"0 .. {groups - 1}, one for each of group_names", f"{low} .. {high}")
     denominators = objective.denominators(batch, micro_batch.corrupted)
     require_tensor(denominators, part.where("denominators"), "denominators", torch.float32, (groups,), device)
+    constant = objective.constant(batch, micro_batch.corrupted)
+    require_tensor(constant, part.where("constant"), "constant", torch.float64, (), device)
     if objective.needs_logits:
         terms = objective.loss_terms(random_logits(supervised), supervised, step)
         require_tensor(terms, part.where("loss_terms"), "loss_terms", torch.float32, (groups,), device)
@@ -91,16 +93,17 @@ def loss_of(objective: Objective, logits_NV: Tensor, supervised: Supervised, ste
 
 @check(the_objective_returns_tensors_of_the_promised_types_and_shapes, masks_belong_to_rows_of_the_global_batch)
 def denominators_are_positive_and_add_up_over_micro_batches(subject: PluginUnderTest) -> None:
-    """Denominators of micro-batches sum to that of the whole batch, so that losses are no means of means."""
+    """Denominators of micro-batches and views sum to that of the whole batch, so that losses are no means of means."""
     components = subject.components()
     part, batch = subject.objective(components), sample_batch()
     step, where = sample_step(batch), part.where("denominators")
     whole = corrupted_at(components, batch, step)
-    whole_K = part.component.denominators(whole.batch, whole.corrupted)
-    used_K = part.component.group(supervised_of(components, whole)).bincount(minlength=len(whole_K)) > 0
+    whole_K = torch.stack([part.component.denominators(view.batch, view.corrupted) for view in whole]).sum(0)
+    group_N = torch.cat([part.component.group(supervised_of(components, view)) for view in whole])
+    used_K = group_N.bincount(minlength=len(whole_K)) > 0
     if not (whole_K[used_K] > 0).all():
         raise Violation(where, "more than 0 for every group with supervised positions", str(whole_K.tolist()))
-    parts = [corrupted_at(components, rows_of(batch, rows), step) for rows in SPLITS]
+    parts = [view for rows in SPLITS for view in corrupted_at(components, rows_of(batch, rows), step)]
     shares = [part.component.denominators(m.batch, m.corrupted) for m in parts]
     if not torch.allclose(torch.stack(shares).sum(0), whole_K, rtol=1e-5):
         raise Violation(
@@ -117,19 +120,20 @@ def the_loss_of_a_row_does_not_depend_on_other_rows(subject: PluginUnderTest) ->
     part, batch = subject.objective(components), sample_batch()
     step = sample_step(batch)
     micro_batches = [corrupted_at(components, rows_of(batch, rows), step) for rows in (slice(None), *SPLITS)]
-    whole, *parts = (supervised_of(components, micro_batch) for micro_batch in micro_batches)
-    if part.component.needs_logits:
-        require_terms_add_up(part, whole, step)
-        return
-    weight_N = torch.cat([part.component.weights(supervised, step)[0] for supervised in parts])
-    expected_N = part.component.weights(whole, step)[0]
-    wrong_N = ~torch.isclose(weight_N, expected_N, rtol=1e-5)
-    if wrong_N.any():
-        raise Violation(
-            part.where("weights"),
-            f"weight {float(expected_N[wrong_N][0]):.6g} in a micro-batch, as in the whole batch",
-            f"{float(weight_N[wrong_N][0]):.6g}; divide in denominators, which are summed over the global batch",
-        )
+    for view in zip(*micro_batches, strict=True):
+        whole, *parts = (supervised_of(components, micro_batch) for micro_batch in view)
+        if part.component.needs_logits:
+            require_terms_add_up(part, whole, step)
+            continue
+        weight_N = torch.cat([part.component.weights(supervised, step)[0] for supervised in parts])
+        expected_N = part.component.weights(whole, step)[0]
+        wrong_N = ~torch.isclose(weight_N, expected_N, rtol=1e-5)
+        if wrong_N.any():
+            raise Violation(
+                part.where("weights"),
+                f"weight {float(expected_N[wrong_N][0]):.6g} in a micro-batch, as in the whole batch",
+                f"{float(weight_N[wrong_N][0]):.6g}; divide in denominators, which are summed over the global batch",
+            )
 
 
 def require_terms_add_up(part: Part[Objective], supervised: Supervised, step: Step) -> None:
@@ -155,10 +159,11 @@ def the_objective_leaves_its_inputs_as_they_are(subject: PluginUnderTest) -> Non
     components = subject.components()
     part, batch = subject.objective(components), sample_batch()
     step = sample_step(batch)
-    micro_batch = corrupted_at(components, batch, step)
+    micro_batch = corrupted_at(components, batch, step)[0]
     supervised = supervised_of(components, micro_batch)
     with unchanged(part.where("denominators"), batch, micro_batch.corrupted):
         part.component.denominators(batch, micro_batch.corrupted)
+        part.component.constant(batch, micro_batch.corrupted)
     with unchanged(part.where("group"), supervised):
         part.component.group(supervised)
     if part.component.needs_logits:

@@ -35,7 +35,6 @@ from ltg_mdlm.testing import toy
 C = TypeVar("C")
 
 TINY = (
-    "data.builtin_words=4000",
     "model.hidden_size=32",
     "model.intermediate_size=64",
     "model.num_hidden_layers=1",
@@ -109,16 +108,24 @@ class PluginUnderTest:
         """Settings of a tiny run with this plugin selected."""
         own = Layer("the options under test", {"plugins": {self.name: dict(self.options)}})
         # The options are a layer below the settings of the command line.
-        return load_settings((), [*TINY, *self.sets, *sets], layers=[own])
+        corpus = f"data.corpus={toy.corpus_folder()}"
+        return load_settings((), [*TINY, corpus, *self.sets, *sets], layers=[own])
 
     def host(self, *sets: str) -> Host:
-        """The host of such a run. Raises `UserError` as in a run."""
+        """The host of such a run, whose settings its plugins have checked, as at the start of `train`.
+
+        Raises `UserError` as in a run.
+        """
         settings = self.settings(*sets)
-        return Host(settings.config, settings.sources)
+        host = Host(settings.config, settings.sources)
+        host.check_config()
+        return host
 
     def components(self, context: RunContext | None = None, statistics: CorpusStatistics | None = None) -> Components:
-        """The components of the recipe on the toy vocabulary, or in the given context."""
-        return self.host().build(context or toy.context(), statistics or toy.statistics(toy.zipfian_counts()))
+        """The components of the recipe on the toy vocabulary and the toy corpus, or in the given context."""
+        statistics = statistics or toy.statistics(toy.zipfian_counts())
+        context = context or toy.context(statistics=statistics, corpus=toy.corpus_view())
+        return self.host().build(context, statistics)
 
     def own(self, components: Components) -> list[Part[Component]]:
         """The distinct components that the plugin provides."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import multiprocessing
 import os
 import pickle
 import sys
@@ -12,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.testing.rank_server import start_server
 
 
 class RankFailed(AssertionError):
@@ -39,17 +38,7 @@ def run_on_ranks(
     # The parent process holds the store, as torchrun's agent does. The system assigns a free port, so no other process
     # can take it.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    context = multiprocessing.get_context("forkserver")
-    # Data parallelism imports torch._dynamo, which takes seconds, so it is imported once.
-    context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
-    # The server is started elsewhere, because it would import modules from the current folder, such as a `numpy.py`.
-    # The processes that it starts change to the folder of this process.
-    current = os.getcwd()
-    os.chdir(os.sep)
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.chdir(current)
+    context = start_server()
     task = pickle.dumps((function.__qualname__, args))
     connections, processes = [], []
     for rank in range(world_size):

@@ -40,7 +40,6 @@ def it_is_found_by_its_entry_point_and_fills_what_it_registers(subject: PluginUn
     """The metadata names the plugin, its class can be imported, its hooks exist and return components."""
     where = f"plugin {subject.name!r}, entry-point group ltg_mdlm"
     try:
-        subject.host().check_config()
         subject.components()
     except UserError as error:
         raise Violation(where, "a plugin that can be selected and built", str(error)) from error
@@ -170,7 +169,7 @@ def conditioning_and_schedule_leave_their_inputs_as_they_are(subject: PluginUnde
         with unchanged(schedule.where("sample"), batch, step):
             schedule.component.sample(batch, step)
     if "time_conditioning" in own:
-        part, micro_batch = subject.time_conditioning(components), corrupted_at(components, batch, step)
+        part, micro_batch = subject.time_conditioning(components), corrupted_at(components, batch, step)[0]
         rate_B = micro_batch.noise.rate_B.clone()
         with unchanged(part.where("value"), micro_batch.corrupted, micro_batch.noise):
             part.component.value(micro_batch.corrupted, micro_batch.noise)

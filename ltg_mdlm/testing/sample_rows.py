@@ -77,10 +77,11 @@ def all_masked(components: Components, batch: Batch, noise: Noise, step: Step) -
     return micro_batch_of(batch, corrupted, noise)
 
 
-def corrupted_at(components: Components, batch: Batch, step: Step, rate: float = 0.3) -> MicroBatch:
-    """The batch, corrupted as in training at one mask rate."""
+def corrupted_at(components: Components, batch: Batch, step: Step, rate: float = 0.3) -> list[MicroBatch]:
+    """The views of the batch, corrupted as in training at one mask rate."""
     noise = noise_at(rate, batch)
-    return micro_batch_of(batch, components.masking.corrupt(batch, causal_rows(batch, step), noise, step), noise)
+    views = components.masking.corrupt_views(batch, causal_rows(batch, step), noise, step)
+    return [micro_batch_of(batch, view, view.noise or noise) for view in views]
 
 
 def micro_batch_of(batch: Batch, corrupted: Corrupted, noise: Noise) -> MicroBatch:

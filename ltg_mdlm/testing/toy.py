@@ -1,35 +1,55 @@
-"""Inputs for tests of components: a small vocabulary, a corpus, rows of an epoch, batches, steps and mask rates.
+"""Inputs for tests of components: a small vocabulary, batches, steps and mask rates, a corpus and minimal pairs.
 
-Ids 0 to 15 are control tokens, as in real vocabularies. Ordinary token types follow.
+Ids 0 to 15 are control tokens, as in real vocabularies. Ordinary token types follow. All checks of the conformance kit,
+also those that train, use this one vocabulary, so that a file that a plugin needs can be made for it: from the corpus
+in `corpus_folder()`, whose tokenizer is `tokenizer()`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Noise, Step
 from ltg_mdlm.core.components import CorpusStatistics, CorpusView, RunContext
+from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.core.row_order import RowTable
-from ltg_mdlm.data.corpus_view import count_ngrams
-from ltg_mdlm.data.tokenizer import BOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS
+from ltg_mdlm.data.corpus import FORMAT, Corpus
+from ltg_mdlm.data.corpus_view import TrainingText
+from ltg_mdlm.data.prepare import prepare_corpus
+from ltg_mdlm.data.records import MinimalPair, write_minimal_pairs
+from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS, default_cache_dir
+from ltg_mdlm.data.tokenizer import BOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS, Tokenizer, untrained_tokenizer
 
 VOCAB = 48
 """Number of token types, with the control tokens."""
+
+LETTERS = "abcdefghijklmnop"
+"""The ordinary types are ` a`, which begins a word, `-a`, which continues one, ` b`, `-b`, and so on."""
+
+CORPUS_VERSION = 2
+"""Increases with every change of the toy corpus, so that an old one in the cache is not used."""
 
 POSITIONS = 65536
 """Number of tokens of the corpus from which the rows are taken."""
 
 
 def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
-    """The context of a run of 100 steps in one process on a `ToyCorpus`. Every second ordinary type begins a word."""
+    """The context of a run of 100 steps in one process. Every second ordinary type begins a word.
+
+    Another `vocab_size` than that of `tokenizer()` is for tests of single components.
+    """
     special_V = torch.arange(vocab_size) < NUM_SPECIAL
+    is_toy = vocab_size == VOCAB
     ordinary = [f"{' ' if i % 2 == 0 else ''}t{i}" for i in range(NUM_SPECIAL, vocab_size)]
     values = RunContext(
         seed=0,
@@ -39,41 +59,90 @@ def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
         hidden_size=8,
         mask_id=MASK,
         special_V=special_V,
-        tokens_V=(*SPECIAL_TOKENS, *ordinary),
+        tokens_V=tuple(tokenizer().tokens) if is_toy else (*SPECIAL_TOKENS, *ordinary),
         word_start_V=~special_V & (torch.arange(vocab_size) % 2 == 0),
         num_positions=POSITIONS,
         device=torch.device("cpu"),
         rank=0,
         world_size=1,
         sum_over_ranks=lambda x: x,
-        corpus=ToyCorpus(vocab_size),
+        corpus=corpus_view() if is_toy else None,
+        tokenizer_fingerprint=tokenizer().fingerprint if is_toy else "",
     )
     return dataclasses.replace(values, **changes)
 
 
-class ToyCorpus(CorpusView):
-    """A training split of `POSITIONS` Zipf-distributed tokens, in documents of 5 to 60 tokens from two sources."""
-
-    source_D: NDArray[np.int16]
-
-    def __init__(self, vocab_size: int = VOCAB) -> None:
-        generator = np.random.default_rng(0)
-        rank = generator.zipf(1.5, POSITIONS) - 1
-        self.tokens = (NUM_SPECIAL + rank % (vocab_size - NUM_SPECIAL)).astype(np.uint16)
-        bounds = np.cumsum(generator.integers(5, 61, POSITIONS // 5))
-        self.offset_D1 = np.concatenate([[0], bounds[bounds < POSITIONS - 5], [POSITIONS]])
-        self.source_D = (np.arange(len(self.offset_D1) - 1) % 3 == 0).astype(np.int16)
-        self.source_names = ("often", "rarely")
-
-    def ngram_counts(self, n: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
-        """(ids[K, n], count[K]): the different n-grams within documents, sorted by their ids, and their occurrences."""
-        ids, count = zip(*count_ngrams(self.tokens, self.offset_D1, n), strict=True)
-        return np.concatenate(ids), np.concatenate(count)
+@cache
+def tokenizer() -> Tokenizer:
+    """The tokenizer of the toy vocabulary; it encodes words such as `a-b-b` in a text without line breaks."""
+    words = [text for letter in LETTERS for text in (f"Ġ{letter}", f"-{letter}")]
+    definition = json.loads(untrained_tokenizer().to_str())
+    definition["model"] |= {"vocab": {token: i for i, token in enumerate([*SPECIAL_TOKENS, *words])}, "merges": []}
+    return Tokenizer(definition)
 
 
-def row_table(rows: int = 40, pieces: int = 3, corpus: ToyCorpus | None = None) -> RowTable:
+def corpus_folder() -> Path:
+    """The prepared toy corpus, with minimal pairs: written on first use, and kept in the user's cache.
+
+    Its documents have 5 to 60 tokens, drawn independently with Zipf frequencies.
+    """
+    key = hashlib.sha256(repr((CORPUS_VERSION, FORMAT)).encode()).hexdigest()[:12]
+    folder = default_cache_dir() / f"toy-{key}"
+    if not folder.exists():
+        with (
+            write_errors(folder, "; set XDG_CACHE_HOME to a folder that can be written"),
+            written_folder(folder) as aside,
+        ):
+            tokenizer().save(aside / "tokenizer.given.json")
+            for name, seed, documents in (("often", 1, 140), ("rarely", 3, 60), ("valid", 2, 20)):
+                text = "\n\n".join(tokenizer().decode(ids) for ids in _documents(documents, seed))
+                (aside / f"{name}.txt").write_text(text + "\n", "utf-8")
+            prepare_corpus(
+                [aside / "often.txt", aside / "rarely.txt"],
+                aside / "prepared",
+                valid=[aside / "valid.txt"],
+                tokenizer=aside / "tokenizer.given.json",
+                workers=1,
+                progress=False,
+            )
+            write_minimal_pairs(aside / MINIMAL_PAIRS, minimal_pairs())
+            for part in (aside / "prepared").iterdir():
+                part.rename(aside / part.name)
+            (aside / "prepared").rmdir()
+    return folder
+
+
+def _documents(count: int, seed: int) -> list[list[int]]:
+    """Documents that begin with the beginning of a word, as `Tokenizer.encode` of their text does."""
+    generator = np.random.default_rng(seed)
+    share_V = zipfian_counts().numpy() / zipfian_counts().sum().item()
+    documents = [generator.choice(VOCAB, generator.integers(5, 61), p=share_V).tolist() for _ in range(count)]
+    return [[first - first % 2, *others] for first, *others in documents]
+
+
+def minimal_pairs() -> list[MinimalPair]:
+    """Two phenomena with eight pairs each: a word is repeated or not, and a word has two parts or three."""
+    pairs = list(zip(LETTERS[:8], LETTERS[8:], strict=True))
+    repeated = [MinimalPair(f"{a} {b} {a}", f"{a} {b} {b}", "repeated_word") for a, b in pairs]
+    parts = [MinimalPair(f"{a}-{b} {b}", f"{a}-{b}-{b} {b}", "word_parts") for a, b in pairs]
+    return [*repeated, *parts]
+
+
+def minimal_pairs_file() -> Path:
+    """The minimal pairs in a file, for plugins with an option for one."""
+    return corpus_folder() / MINIMAL_PAIRS
+
+
+@cache
+def corpus_view() -> CorpusView:
+    """The training split of the toy corpus, as `RunContext.corpus`; its documents are from two sources."""
+    return TrainingText(Corpus.open(corpus_folder()))
+
+
+def row_table(rows: int = 40, pieces: int = 3) -> RowTable:
     """The rows of an epoch: whole documents of a toy corpus, one to `pieces` of them per row."""
-    corpus = corpus or ToyCorpus()
+    corpus = corpus_view()
+    assert corpus.source_D is not None
     bound_R1 = np.concatenate([[0], np.cumsum(np.arange(rows) % pieces + 1)])
     start_D, length_D = corpus.offset_D1[:-1], np.diff(corpus.offset_D1)
     word_N1 = np.concatenate([[0], np.cumsum(corpus.tokens % 2 == 0)])

@@ -174,6 +174,38 @@ class CountingRanks(Ranks):
 
 
 @check(trains)
+def validation_leaves_the_state_as_it_is(subject: PluginUnderTest) -> None:
+    """A validation between two steps changes neither the state of the components nor what is trained afterwards."""
+    with trainer_of(subject) as (plain, _), trainer_of(subject) as (validated, _):
+        parts = own_components(subject, validated)
+        for trainer in (plain, validated):
+            take_steps(trainer, 2)
+        before = {key: value.clone() for key, value in validated.recipe.state_dict().items()}
+        validator = validated.run.validator
+        assert validator is not None
+        with validated.run.ema.swap():
+            validator(0.5, 1.0)
+        where = parts[0].where("corrupt") if len(parts) == 1 else f"{subject.label}: its components"
+        advice = "count and adapt only if step.training"
+        for key, value in validated.recipe.state_dict().items():
+            if not torch.equal(value, before[key]):
+                raise Violation(where, f"state {key} unchanged by a validation; {advice}", "other values")
+        # What was counted in the corruption of a step may act on the state at its end, and on the step after it.
+        for trainer in (plain, validated):
+            take_steps(trainer, 2)
+        states = plain.recipe.state_dict()
+        for key, value in validated.recipe.state_dict().items():
+            if not torch.equal(value, states[key]):
+                found = "other values two steps later"
+                raise Violation(where, f"state {key} as without a validation; {advice}", found)
+        weights = plain.run.loss.model.state_dict()
+        for key, value in validated.run.loss.model.state_dict().items():
+            if not torch.equal(value, weights[key]):
+                found = f"other weights two steps later, for example {key}"
+                raise Violation(where, f"training as without a validation; {advice}", found)
+
+
+@check(trains)
 def saving_and_loading_do_not_communicate(subject: PluginUnderTest) -> None:
     """`state_dict` and `load_state_dict` work if only one rank calls them."""
     ranks = CountingRanks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
@@ -280,6 +312,7 @@ TRAINING_CHECKS = (
     two_micro_batches_train_what_one_does,
     two_processes_train_what_one_does,
     a_run_resumed_in_mid_epoch_takes_the_same_rows,
+    validation_leaves_the_state_as_it_is,
     saving_and_loading_do_not_communicate,
     a_refused_step_leaves_finite_state,
     steps_never_read_from_the_device,

@@ -194,3 +194,17 @@ def test_any_file_is_read_or_refused(data, tmp_path_factory):
     for read in (lambda: load_settings([str(path)]), lambda: open_sweep(str(path))):
         with suppress(UserError):
             read()
+
+
+def test_a_rule_about_several_options_says_where_each_of_them_was_set(tmp_path):
+    file = tmp_path / "exact.yaml"
+    file.write_text("plugins: {freq_mdlm: {weighting: exact}}\n")
+    loaded = load_settings([str(file)], ["plugins.freq_mdlm.statistics=maskable"])
+    with pytest.raises(UserError) as error:
+        Host(loaded.config, loaded.sources)
+    first, *places = str(error.value).splitlines()
+    assert first.startswith("plugins.freq_mdlm: weighting: exact needs statistics: corpus")
+    assert places == [
+        "  plugins.freq_mdlm.statistics is set on the command line: --set plugins.freq_mdlm.statistics=maskable",
+        f"  plugins.freq_mdlm.weighting is set in {file}, line 1",
+    ]

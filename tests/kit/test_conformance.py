@@ -13,6 +13,8 @@ import pytest
 from support.installed import BROKEN_PLUGINS, plugins_installed
 
 from ltg_mdlm.testing import PluginConformance, PluginUnderTest
+from ltg_mdlm.testing.bound_checks import a_claimed_bound_is_one, components_for_language, least_expected_loss
+from ltg_mdlm.testing.enumeration import ENTROPY
 from ltg_mdlm.testing.plugin_under_test import Examination
 from ltg_mdlm.testing.training_checks import CHECKS
 
@@ -102,11 +104,25 @@ MISTAKES = [
         r"realised_rate_B float32\[19\] on cpu\n  found: float64\[19\] on cpu",
     ),
     Mistake(
+        "no_views",
+        "a list without views",
+        "masking_returns_tensors_of_the_promised_types_and_shapes",
+        "NoViews.corrupt_views of ltg_mdlm_masking",
+        r"a list of at least one Corrupted\n  found: 0 views",
+    ),
+    Mistake(
         "rate_in_place",
         "clamps the batch's mask rates in place",
         "masking_leaves_its_inputs_as_they_are",
         "RateInPlace.mask_probability of ltg_mdlm_masking",
         "expected: Noise.rate_B unchanged",
+    ),
+    Mistake(
+        "masks_nothing",
+        "no token is masked at any mask rate",
+        "some_tokens_are_masked",
+        "MasksNothing.mask_probability of ltg_mdlm_masking",
+        r"some of 11629 tokens masked at mask rates .* vocabulary of ltg_mdlm.testing.toy\n  found: none",
     ),
     Mistake(
         "masks_control_tokens",
@@ -151,10 +167,52 @@ MISTAKES = [
         "probability 0.02000 at mask rate 0.02, since kind is 'uniform'\n  found: 0.01000 for a token of type",
     ),
     Mistake(
+        "uniform_bert",
+        "says uniform, shows random tokens and the tokens themselves (80/10/10)",
+        "its_kind_is_what_choose_and_show_do",
+        "UniformBERT.show of ltg_mdlm_masking",
+        r"<mask> in place of every masked token, since kind is 'uniform'.*\n  found: id \d+ for a token of type",
+    ),
+    Mistake(
+        "uniform_whole_words",
+        "says uniform, masks whole words",
+        "its_kind_is_what_choose_and_show_do",
+        "UniformWholeWords.choose of ltg_mdlm_masking",
+        r"correlation 0 .* of the masks of neighbouring tokens .*\n  found: 0.5",
+    ),
+    Mistake(
+        "uniform_exact_count",
+        "says uniform, masks a fixed number of tokens per row",
+        "its_kind_is_what_choose_and_show_do",
+        "UniformExactCount.choose of ltg_mdlm_masking",
+        "standard deviation .* of the masks per row",
+    ),
+    Mistake(
+        "every_step_alike",
+        "says uniform, masks the same tokens in every step",
+        "its_kind_is_what_choose_and_show_do",
+        "EveryStepAlike.choose of ltg_mdlm_masking",
+        "of 1824 tokens of type 47 masked at mask rate 0.02, since kind is 'uniform'",
+    ),
+    Mistake(
+        "wrong_transition",
+        "a transition with other shares of random tokens",
+        "the_transition_is_what_choose_and_show_do",
+        "WrongTransition.transition of ltg_mdlm_masking",
+        r"tokens of type \d+ shown as \d+ at mask rate 0.\d+, by transition",
+    ),
+    Mistake(
+        "equal_views",
+        "two views with the same draws",
+        "views_of_a_row_have_draws_of_their_own",
+        "EqualViews.corrupt_views of ltg_mdlm_masking",
+        r"step.branched.*\n  found: views 1 and 2 are equal in 12 of 12 rows",
+    ),
+    Mistake(
         "generator_with_state",
         "draws with torch.rand",
         "a_step_gives_the_same_masks_whenever_it_is_asked",
-        "GeneratorWithState.corrupt of ltg_mdlm_masking",
+        "GeneratorWithState.mask_probability of ltg_mdlm_masking",
         "asked twice: masked_BT = ",
     ),
     Mistake(
@@ -162,6 +220,13 @@ MISTAKES = [
         "numbers rows within the micro-batch",
         "masks_belong_to_rows_of_the_global_batch",
         "RowsOfTheMicroBatch.corrupt of ltg_mdlm_masking",
+        "rows 8 to 18 on their own: masked_BT = ",
+    ),
+    Mistake(
+        "second_view_of_the_micro_batch",
+        "a second view that numbers rows within the micro-batch",
+        "masks_belong_to_rows_of_the_global_batch",
+        "SecondViewOfTheMicroBatch.corrupt_views of .*, view 2",
         "rows 8 to 18 on their own: masked_BT = ",
     ),
     Mistake(
@@ -270,6 +335,20 @@ MISTAKES = [
         "at least 2.8829 nats per row, the entropy.*\n  found: 2.7200 for the denoiser that this loss prefers",
     ),
     Mistake(
+        "bert_bound",
+        "80/10/10 is called a bound, with its transition",
+        "a_claimed_bound_is_one",
+        "ClaimsBound.bound_for of ltg_mdlm_objective",
+        r"at least 2.8829 nats per row.*\n  found: 2.6249 .* with BERT and",
+    ),
+    Mistake(
+        "constant_below_zero",
+        "a constant that lowers the bound",
+        "a_claimed_bound_is_one",
+        "ConstantBelowZero.bound_for of ltg_mdlm_objective",
+        r"at least 2.8829 nats per row.*\n  found: 2.3829",
+    ),
+    Mistake(
         "tells_causal_rows",
         "causal rows are told a mask rate",
         "the_model_is_told_a_finite_value_and_zero_in_causal_rows",
@@ -312,6 +391,27 @@ MISTAKES = [
         "and no others: masked\n  found: 6400 causal rows of 12800",
     ),
     Mistake(
+        "infinite_order",
+        "an unmasking order that is infinite where the model is certain",
+        "an_unmasking_order_has_a_finite_number_for_every_position",
+        r"ltg_mdlm_unmasking_orders \(broken_plugins.py:\d+\), order 'broken'",
+        "unmasking order 'broken' returned values that are not finite",
+    ),
+    Mistake(
+        "relative_order",
+        "an unmasking order that divides by the sum over positions",
+        "an_unmasking_order_looks_at_one_position_at_a_time",
+        "ltg_mdlm_unmasking_orders .*, order 'broken'",
+        r"whatever other positions there are\n  found: 1 on its own",
+    ),
+    Mistake(
+        "sharpening_order",
+        "an unmasking order that sharpens the logits in place",
+        "one_token_per_step_follows_the_joint_distribution",
+        "ltg_mdlm_unmasking_orders .*, order 'broken'",
+        r"total variation distance of 0.24\d\d; an order must not change the logits",
+    ),
+    Mistake(
         "vector_metric",
         "a metric of three numbers",
         "a_step_is_observed_and_logged_as_scalars",
@@ -351,7 +451,7 @@ MISTAKES = [
         "state from the last micro-batch only",
         "two_micro_batches_train_what_one_does",
         "1 against 2 micro-batches",
-        "the state masking/scale as without a second micro-batch",
+        "(loss|state) .* as without a second micro-batch",
     ),
     Mistake(
         "each_rank_for_itself",
@@ -401,6 +501,20 @@ MISTAKES = [
         "a_run_resumed_in_mid_epoch_takes_the_same_rows",
         "OrderWithoutState.epoch of ltg_mdlm_row_order",
         r"the rows of an uninterrupted run in step \d, after a resume from step 3\n  found: other rows",
+    ),
+    Mistake(
+        "counts_validation",
+        "counts the tokens that validation masks",
+        "validation_leaves_the_state_as_it_is",
+        "CountsValidation.corrupt of ltg_mdlm_masking",
+        r"state masking/scale as without a validation; .*\n  found: other values two steps later",
+    ),
+    Mistake(
+        "counts_validation_in_its_state",
+        "state that validation changes",
+        "validation_leaves_the_state_as_it_is",
+        "CountsValidationInItsState.corrupt of ltg_mdlm_masking",
+        "state masking/total unchanged by a validation; count and adapt only if step.training",
     ),
     Mistake(
         "talkative_state",
@@ -478,10 +592,31 @@ def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, br
     assert re.search(mistake.message, failed[mistake.check]), failed[mistake.check]
 
 
-@pytest.mark.parametrize("plugin", ["adaptive", "momentum", "hard_rows_again"])
+@pytest.mark.parametrize(
+    "plugin", ["adaptive", "momentum", "hard_rows_again", "bert", "complementary", "states_its_transition"]
+)
 def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, broken_plugins):
     examination = Examination(PluginUnderTest(plugin))
     assert not [v for v in map(examination.verdict, CHECKS) if v.outcome == "failed"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "outcome", "reason"),
+    [
+        ("complementary", "passed", ""),
+        ("states_its_transition", "passed", ""),
+        ("unverified", "not applicable", "unverified: masking of kind 'other' defines no transition"),
+    ],
+)
+def test_bounds_of_views_and_of_other_kinds_are_enumerated_or_unverified(plugin, outcome, reason, broken_plugins):
+    verdict = Examination(PluginUnderTest(plugin)).verdict(a_claimed_bound_is_one)
+    assert (verdict.outcome, verdict.reason[: len(reason)]) == (outcome, reason)
+
+
+@pytest.mark.parametrize("plugin", ["complementary", "states_its_transition"])
+def test_the_best_denoiser_of_uniform_masking_reaches_the_entropy(plugin, broken_plugins):
+    least = least_expected_loss(components_for_language(PluginUnderTest(plugin)))
+    assert least == pytest.approx(ENTROPY, abs=1e-4)
 
 
 def test_every_check_that_needs_no_gpu_finds_some_mistake():

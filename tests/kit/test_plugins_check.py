@@ -54,9 +54,35 @@ def test_options_of_the_command_line_are_used(run):
     [
         (("freq_mdln",), "did you mean 'freq_mdlm'"),
         (("freq_mdlm", "--set", "training.max_steps=3"), "set only plugins.* and slots.*"),
+        (("freq_mdlm", "--only", "every_option_is_describd"), "did you mean 'every_option_is_described'"),
     ],
 )
 def test_user_errors_are_reported_before_any_check(run, arguments, message):
     code, out, err = run("plugins", "check", *arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_only_the_named_checks_are_reported(run):
+    names = ("every option is described", "the_mask_rate_is_kept_if_keeps_rate_says_so")
+    code, out, _ = run(
+        "plugins", "check", "freq_mdlm", *(part for name in names for part in ("--only", name)), "--json"
+    )
+    assert code == 0
+    assert [row["check"] for row in json.loads(out)] == [name.replace(" ", "_") for name in names]
+
+
+def test_a_named_check_that_requires_a_failed_one_reports_that_one_and_fails(run):
+    with plugins_installed(BROKEN_PLUGINS):
+        code, out, _ = run("plugins", "check", "masks_nothing", "--only", FEW[-1].name, "--json")
+    assert code == 2
+    assert {row["check"]: row["outcome"] for row in json.loads(out)} == {
+        "some_tokens_are_masked": "failed",
+        "the_mask_rate_is_kept_if_keeps_rate_says_so": "not applicable",
+    }
+
+
+def test_the_help_lists_the_checks_that_only_can_name(run):
+    code, out, _ = run("plugins", "check", "--help")
+    assert code == 0
+    assert [check.name for check in FEW if check.name not in out] == []

@@ -1,5 +1,6 @@
 """`ltg-mdlm plugins new`: what it writes installs, passes its tests, checks and trains without changes."""
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from hatchling.build import build_wheel
 from support.runs import TINY, rows
 from support.third_party import installed
+from support.trained import write_run
 
 from ltg_mdlm import __version__
 from ltg_mdlm.cli.plugin_help import describe_plugin
@@ -25,7 +27,7 @@ from ltg_mdlm.training.launch import launch
 ROOT = Path(__file__).parents[2]
 KINDS = get_args(Kind)
 SLOT = {"masking": "masking", "schedule": "noise_schedule", "objective": "objective"}
-SLOT |= {"conditioning": "time_conditioning", "observer": "observers"}
+SLOT |= {"conditioning": "time_conditioning", "observer": "observers", "order": "unmasking_orders"}
 QUICK = (*TINY, "data.builtin_words=2000", "training.max_steps=5", "validation.rows=2")
 
 
@@ -63,6 +65,11 @@ def test_a_new_plugin_is_found_checked_and_trained_without_changes(kind, fresh, 
     sets = [part for text in QUICK for part in ("--set", text)]
     code, out, err = run("check", "--plugin", name, *sets)
     assert code == 0, err
+    if kind == "order":
+        model = write_run(tmp_path / "model")
+        code, out, err = run("generate", str(model), "--plugin", name, "--sampler", name, "--length", "4", "--json")
+        assert (code, json.loads(out)["rule"]["sampler"]) == (0, name), err
+        return
     assert f"{SLOT[kind].replace('observers', 'observer0')}: {name}" in out
     assert launch(load_settings([], QUICK, [name], tmp_path / "run")) == 0
     losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]

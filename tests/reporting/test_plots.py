@@ -131,6 +131,25 @@ def test_masks_in_the_picture_are_those_of_the_strategy():
     assert torch.equal(masked_BT, expected)
 
 
+class EvenIdsAtOnce(MaskingStrategy):
+    """All tokens with an even id, or none of them, with the mask rate as probability."""
+
+    def __init__(self):
+        super().__init__(mask_id=4)
+
+    def choose(self, batch, noise, step):
+        return (step.uniform(batch, "even") < noise.rate_B.unsqueeze(1)) & (batch.ids_BT % 2 == 0)
+
+
+def test_probabilities_of_a_strategy_that_states_none_are_estimated_from_its_masks():
+    batch = text_batch(200, 64)
+    probability_BT, masked_BT = mask_at(EvenIdsAtOnce(), batch, 0.3, step_for(batch))
+    even_BT = batch.maskable_BT & (batch.ids_BT % 2 == 0)
+    assert float(probability_BT[even_BT].mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(probability_BT[~even_BT].max()) == 0
+    assert not masked_BT[~even_BT].any()
+
+
 def test_a_strategy_that_ignores_frequency_gets_no_panel_of_ratios():
     batch = text_batch(200, 128)
     rank_V = frequency_rank(torch.arange(48))

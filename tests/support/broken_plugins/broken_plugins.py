@@ -23,6 +23,7 @@ from ltg_mdlm.api import (
     RowOrder,
     block_visibility,
     hookimpl,
+    labels_for,
     realised_rate,
 )
 
@@ -157,6 +158,134 @@ class BlocksOfTheMicroBatch(SeesItsOwnCopy):
 class InfiniteHazard(Masking):
     def hazard(self, batch, noise, step):
         return (1 / (1 - noise.rate_B)).unsqueeze(1).expand(batch.ids_BT.shape), None
+
+
+class MasksNothing(Masking):
+    keeps_rate = False
+
+    def mask_probability(self, batch, noise, step):
+        return torch.zeros(batch.ids_BT.shape)
+
+
+class UniformBERT(Masking):
+    kind = "uniform"
+
+    def show(self, batch, masked_BT, noise, step):
+        """80 % `<mask>`, 10 % random tokens, 10 % the tokens themselves."""
+        columns = batch.ids_BT.shape[1]
+        random_BT = step.integers(batch, "random", columns, 32) + 16
+        u_BT = step.uniform(batch, "show", columns)
+        other_BT = torch.where(u_BT < 0.9, random_BT, batch.ids_BT)
+        return torch.where(masked_BT, torch.where(u_BT < 0.8, self.mask_id, other_BT), batch.ids_BT)
+
+
+class UniformWholeWords(Masking):
+    kind = "uniform"
+
+    def choose(self, batch, noise, step):
+        """One draw for every word, which begins with an even id."""
+        columns = batch.ids_BT.shape[1]
+        starts_BT = (batch.ids_BT % 2 == 0) | ~batch.maskable_BT
+        first_BT = torch.where(starts_BT, torch.arange(columns), 0).cummax(1).values
+        return step.uniform(batch, "mask", columns).gather(1, first_BT) < noise.rate_B.unsqueeze(1)
+
+
+class UniformExactCount(Masking):
+    kind = "uniform"
+
+    def choose(self, batch, noise, step):
+        """The same number of tokens in all rows with the same length and mask rate."""
+        u_BT = step.uniform(batch, "mask", batch.ids_BT.shape[1]).masked_fill(~batch.maskable_BT, 2)
+        tokens_B1 = batch.maskable_BT.sum(1, keepdim=True)
+        up_B1 = step.uniform(batch, "up")
+        return u_BT.argsort(1).argsort(1) < (tokens_B1 * noise.rate_B.unsqueeze(1) + up_B1).floor()
+
+
+class EveryStepAlike(Masking):
+    kind = "uniform"
+
+    def choose(self, batch, noise, step):
+        return super().choose(batch, noise, dataclasses.replace(step, step=0))
+
+
+class ClaimsBound(DiffusionObjective):
+    def bound_for(self, strategy, schedule):
+        return schedule.full_support and isinstance(strategy, Masking)
+
+
+class BERT(UniformBERT):
+    """80/10/10 that states its transition; no bound is known for it."""
+
+    kind = "other"
+
+    def transition(self, ids_BT, noise, random=0.1):
+        to_BTV = torch.zeros(*ids_BT.shape, 48, dtype=torch.float64)
+        to_BTV[..., 16:] = random / 32
+        to_BTV[..., self.mask_id] = 0.8
+        itself_BTV = torch.nn.functional.one_hot(ids_BT, 48).double()
+        to_BTV = to_BTV + (0.2 - random) * itself_BTV
+        rate_B11 = noise.rate_B[:, None, None]
+        return rate_B11 * to_BTV + (1 - rate_B11) * itself_BTV
+
+
+class WrongTransition(BERT):
+    def transition(self, ids_BT, noise):
+        return super().transition(ids_BT, noise, random=0.15)
+
+
+class StatesItsTransition(Masking):
+    """Correct: uniform masking as an unknown kind, whose bound is known from its transition."""
+
+    def transition(self, ids_BT, noise):
+        itself_BTV = torch.nn.functional.one_hot(ids_BT, 48).double()
+        hidden_V = torch.nn.functional.one_hot(torch.tensor(self.mask_id), 48).double()
+        rate_B11 = noise.rate_B[:, None, None]
+        return rate_B11 * hidden_V + (1 - rate_B11) * itself_BTV
+
+
+class ConstantBelowZero(DiffusionObjective):
+    """Uniform masking with a row's bound lowered by half a nat."""
+
+    def constant(self, batch, corrupted):
+        return -0.5 * torch.ones_like(batch.row_B).sum().double()
+
+
+class Complementary(Masking):
+    """Correct: two views of every row, each of which masks what the other shows."""
+
+    kind = "uniform"
+
+    def corrupt_views(self, batch, causal_B, noise, step):
+        first = self.corrupt(batch, causal_B, noise, step)
+        masked_BT = batch.maskable_BT & ~first.masked_BT & ~causal_B.unsqueeze(1)
+        second = dataclasses.replace(
+            first,
+            input_BT=batch.ids_BT.masked_fill(masked_BT, self.mask_id),
+            labels_BT=labels_for(batch, masked_BT, causal_B, self.predicts),
+            masked_BT=masked_BT,
+            realised_rate_B=realised_rate(batch, masked_BT),
+            noise=dataclasses.replace(noise, rate_B=1 - noise.rate_B),
+        )
+        return [first, second]
+
+
+class EqualViews(Masking):
+    def corrupt_views(self, batch, causal_B, noise, step):
+        return [self.corrupt(batch, causal_B, noise, step) for _ in range(2)]
+
+
+class NoViews(Masking):
+    def corrupt_views(self, batch, causal_B, noise, step):
+        return []
+
+
+class SecondViewOfTheMicroBatch(Complementary):
+    def corrupt_views(self, batch, causal_B, noise, step):
+        numbered = dataclasses.replace(batch, row_B=torch.arange(len(batch.row_B)))
+        return [
+            self.corrupt(batch, causal_B, noise, step),
+            self.corrupt(numbered, causal_B, noise, step.branched("second")),
+        ]
 
 
 class Falling(NoiseSchedule):
@@ -333,6 +462,43 @@ class Adaptive(Masking):
         self.scale = state["scale"].clone()
 
 
+class CountsValidation(Adaptive):
+    """Masks less the more tokens were masked in the step before, to which it adds those of validations."""
+
+    def __init__(self, ctx):
+        super().__init__(ctx)
+        self.masked = torch.zeros(())
+
+    def corrupt(self, batch, causal_B, noise, step):
+        result = super().corrupt(batch, causal_B, noise, step)
+        self.masked = self.masked + result.masked_BT.sum()
+        return result
+
+    def step_end(self, step):
+        self.scale = 1 / (1 + self.sum_over_ranks(self.masked) / 1000)
+        self.masked = torch.zeros(())
+
+
+class CountsValidationInItsState(CountsValidation):
+    """The same with a sum over all steps."""
+
+    def __init__(self, ctx):
+        super().__init__(ctx)
+        self.total = torch.zeros(())
+
+    def corrupt(self, batch, causal_B, noise, step):
+        result = super().corrupt(batch, causal_B, noise, step)
+        self.total = self.total + self.sum_over_ranks(result.masked_BT.sum())
+        return result
+
+    def state_dict(self):
+        return {"total": self.total, "scale": self.scale}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.total = state["total"].clone()
+
+
 class Forgetful(Adaptive):
     def state_dict(self):
         return {}
@@ -504,6 +670,48 @@ class OrderWithoutState(HardRowsAgain):
         pass
 
 
+def infinite_where_certain(logits_NV):
+    return 1 / (1 - logits_NV.softmax(1).amax(1))
+
+
+def relative_to_the_others(logits_NV):
+    probability_N = logits_NV.softmax(1).amax(1)
+    return probability_N / probability_N.sum()
+
+
+def sharpens_in_place(logits_NV):
+    return logits_NV.mul_(2).softmax(1).amax(1)
+
+
+class Orders(Plugin):
+    """Unmasking orders, of which subclasses have one each."""
+
+    order = None
+
+    @hookimpl
+    def ltg_mdlm_unmasking_orders(self):
+        return {"broken": type(self).order}
+
+
+def order_plugin(function):
+    return type(f"{function.__name__}_plugin", (Orders,), {"order": staticmethod(function), "__doc__": "An order."})
+
+
+def recipe(strategy, objective):
+    """A plugin with a masking strategy and an objective that calls its loss a bound."""
+
+    class Recipe(Plugin):
+        @hookimpl
+        def ltg_mdlm_masking(self, ctx):
+            return strategy(ctx.mask_id)
+
+        @hookimpl
+        def ltg_mdlm_objective(self):
+            return objective(1.0)
+
+    return Recipe
+
+
 def plugin_with(hook, make):
     """A plugin that registers `make(ctx)` with one hook."""
 
@@ -614,3 +822,23 @@ rows_as_floats = row_order(RowsAsFloats)
 another_order_every_time = row_order(AnotherOrderEveryTime)
 order_of_the_rank = row_order(OrderOfTheRank)
 order_without_state = row_order(OrderWithoutState)
+masks_nothing = masking(MasksNothing)
+uniform_bert = masking(UniformBERT)
+uniform_whole_words = masking(UniformWholeWords)
+uniform_exact_count = masking(UniformExactCount)
+every_step_alike = masking(EveryStepAlike)
+wrong_transition = masking(WrongTransition)
+bert = masking(BERT)
+bert_bound = recipe(BERT, ClaimsBound)
+states_its_transition = recipe(StatesItsTransition, ClaimsBound)
+unverified = recipe(Masking, ClaimsBound)
+constant_below_zero = recipe(Complementary, ConstantBelowZero)
+complementary = recipe(Complementary, DiffusionObjective)
+equal_views = masking(EqualViews)
+no_views = masking(NoViews)
+second_view_of_the_micro_batch = masking(SecondViewOfTheMicroBatch)
+counts_validation = masking(CountsValidation)
+counts_validation_in_its_state = masking(CountsValidationInItsState)
+infinite_order = order_plugin(infinite_where_certain)
+relative_order = order_plugin(relative_to_the_others)
+sharpening_order = order_plugin(sharpens_in_place)

@@ -1,0 +1,28 @@
+"""The server that starts the processes of `run_on_ranks`.
+
+It imports torch and the trainer once, which takes seconds, and every process is a copy of it. Started early, it does so
+while the calling process does something else; this module imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+
+def start_server() -> ForkServerContext:
+    """Start the server unless it is running, without waiting for it, and return its context."""
+    context = multiprocessing.get_context("forkserver")
+    # Data parallelism imports torch._dynamo, which takes seconds.
+    context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
+    # The server is started elsewhere, because it would import modules from the current folder, such as a `numpy.py`.
+    # The processes that it starts change to the folder of this process.
+    current = os.getcwd()
+    os.chdir(os.sep)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(current)
+    return context
