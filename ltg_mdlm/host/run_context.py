@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltg_mdlm.core.components import CorpusStatistics, RunContext, TimeConditioning
+from ltg_mdlm.core.components import CorpusStatistics, CorpusView, RunContext, TimeConditioning
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
@@ -134,9 +134,15 @@ def epoch_sampling(config: RunConfig, corpus: Corpus, schedule: BatchSchedule) -
 
 
 def run_context(
-    config: RunConfig, tokenizer: Tokenizer, ranks: Ranks, *, max_steps: int = 0, corpus: Corpus | None = None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    ranks: Ranks,
+    *,
+    max_steps: int = 0,
+    num_positions: int = 0,
+    corpus: CorpusView | None = None,
 ) -> RunContext:
-    """The context for components; without steps and corpus when a trained model is opened.
+    """The context for components; without steps, positions and corpus when a trained model is opened.
 
     `Host.build` adds the corpus statistics.
     """
@@ -150,19 +156,26 @@ def run_context(
         special_V=special_types(config, tokenizer.vocab_size).to(ranks.device),
         tokens_V=tuple(tokenizer.tokens),
         word_start_V=torch.from_numpy(tokenizer.token_text.opens_word_V).to(ranks.device),
-        num_positions=corpus.train.num_tokens if corpus is not None else 0,
+        num_positions=num_positions,
         device=ranks.device,
         rank=ranks.rank,
         world_size=ranks.world_size,
         sum_over_ranks=ranks.sum_over_ranks,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        corpus=TrainingText(corpus) if corpus is not None else None,
+        corpus=corpus,
     )
 
 
 def components_of(host: Host, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> Components:
     """The components of the plugins for a run on this corpus; completes `host.config`.  Raises UserError."""
-    context = run_context(host.config, corpus.tokenizer, ranks, max_steps=schedule.max_steps, corpus=corpus)
+    context = run_context(
+        host.config,
+        corpus.tokenizer,
+        ranks,
+        max_steps=schedule.max_steps,
+        num_positions=corpus.train.num_tokens,
+        corpus=TrainingText(corpus),
+    )
     return host.build(context, corpus_statistics(host.config, corpus))
 
 

@@ -2,9 +2,18 @@
 
 import pytest
 
+from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.data.tokenizer import EOS, NUM_SPECIAL
-from ltg_mdlm.host.run_context import corpus_statistics, open_corpus, special_types
+from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.run_context import (
+    batch_schedule,
+    components_of,
+    corpus_statistics,
+    open_corpus,
+    run_context,
+    special_types,
+)
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -18,3 +27,17 @@ def test_the_end_of_document_token_is_counted_and_maskable_only_if_documents_end
     assert int(special_V.sum()) == NUM_SPECIAL - ends
     assert statistics.num_tokens == corpus.train.num_tokens + (corpus.train.num_documents if ends else 0)
     assert statistics.num_words == corpus.train.num_words
+
+
+def test_components_get_the_corpus_in_training_and_none_when_a_model_is_opened():
+    host = Host(load_settings((), ["data.builtin_words=4000"]).config)
+    corpus = open_corpus(host.config)
+    seen = []
+    host.build = lambda context, statistics: seen.append(context)
+    components_of(host, corpus, batch_schedule(host.config, corpus), Ranks.alone())
+    (context,) = seen
+    assert context.corpus.tokens is corpus.train.tokens
+    assert context.num_positions == len(context.corpus.tokens)
+    assert context.corpus.source_names == ("book", "diary", "story", "talk")
+    opened = run_context(host.config, corpus.tokenizer, Ranks.alone())
+    assert (opened.corpus, opened.num_positions) == (None, 0)

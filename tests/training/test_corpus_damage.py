@@ -23,7 +23,7 @@ def test_a_valid_wrong_token_is_found_by_check_verify_and_by_the_first_start_of_
     names = (*TINY, f"data.corpus={corpus.path}", "training.max_steps=1")
     sets = [part for text in names for part in ("--set", text)]
     code, out, err = run("check", "--verify", "--json", *sets)
-    assert (code, json.loads(out)["corpus_verified"]) == (0, "11 files have the recorded SHA-256"), err
+    assert (code, json.loads(out)["corpus_verified"]) == (0, "13 files have the recorded SHA-256"), err
 
     tokens = np.memmap(corpus.path / "train" / "tokens.bin", np.uint16, "r+")
     tokens[3] ^= 1
