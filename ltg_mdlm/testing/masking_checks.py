@@ -311,6 +311,7 @@ def steps_of(step: Step) -> list[Step]:
     return [dataclasses.replace(step, step=number) for number in range(MANY_STEPS)]
 
 
+@torch.no_grad()
 def claimed_probability(
     strategy: MaskingStrategy, batch: Batch, noise: Noise, steps: Sequence[Step], masked_SBT: Tensor
 ) -> Tensor:

@@ -74,10 +74,10 @@ class Process:
         second order in p - q, which is computed without cancellation as kept (model - [x]).
         """
         s_N = s_N.clamp(1e-9, self.last)
-        q_NV = self.noise(s_N)
-        difference_NV = self.kept(s_N).unsqueeze(1) * probability_NV
+        dtype = probability_NV.dtype
+        q_NV, kept_N1 = self.noise(s_N).to(dtype), self.kept(s_N).to(dtype).unsqueeze(1)
+        difference_NV = kept_N1 * probability_NV
         column_N1 = label_N.unsqueeze(1)
-        kept_N1 = self.kept(s_N).unsqueeze(1)
         q_NV = q_NV.scatter_add(1, column_N1, kept_N1)
         difference_NV = difference_NV.scatter_add(1, column_N1, -kept_N1)
         # Control tokens have q = 0 and no logarithm; their part of the sum is p - q, and the sum of p - q is 0.
