@@ -358,6 +358,7 @@ def least_by_trying(
     return min(expected_terms(components.objective, supervised, probability_N, said, step) for said in denoisers)
 
 
+@torch.no_grad()
 def expected_terms(
     objective: Objective, supervised: Supervised, probability_N: Tensor, said_NV: Tensor, step: Step
 ) -> float:

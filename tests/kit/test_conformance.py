@@ -597,13 +597,13 @@ def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, br
     ("plugin", "checks"),
     [
         ("adaptive", CHECKS),
-        ("complementary", CHECKS),
+        ("both_halves", CHECKS),
         ("momentum", CHECKS),
         ("hard_rows_again", CHECKS),
         ("bert", COMPONENT_CHECKS),
         ("unverified", COMPONENT_CHECKS),
     ],
-    ids=["adaptive", "complementary", "momentum", "hard_rows_again", "bert", "unverified"],
+    ids=["adaptive", "both_halves", "momentum", "hard_rows_again", "bert", "unverified"],
 )
 def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, checks, broken_plugins):
     examination = Examination(PluginUnderTest(plugin))
@@ -613,7 +613,7 @@ def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, che
 @pytest.mark.parametrize(
     ("plugin", "outcome", "reason"),
     [
-        ("complementary", "passed", ""),
+        ("both_halves", "passed", ""),
         ("states_its_transition", "passed", ""),
         ("unverified", "not applicable", "unverified: masking of kind 'other' defines no transition"),
     ],
@@ -623,7 +623,7 @@ def test_bounds_of_views_and_of_other_kinds_are_enumerated_or_unverified(plugin,
     assert (verdict.outcome, verdict.reason[: len(reason)]) == (outcome, reason)
 
 
-@pytest.mark.parametrize("plugin", ["complementary", "states_its_transition"])
+@pytest.mark.parametrize("plugin", ["both_halves", "states_its_transition"])
 def test_the_best_denoiser_of_uniform_masking_reaches_the_entropy(plugin, broken_plugins):
     least = least_expected_loss(components_for_language(PluginUnderTest(plugin)))
     assert least == pytest.approx(ENTROPY, abs=1e-4)
