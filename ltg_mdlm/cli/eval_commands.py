@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ltg_mdlm.cli.options import AsJson, Csv, ModelPath, ResultsOut, Temperature, TokensPerBatch, TopP, Weights
+from ltg_mdlm.cli.options import (
+    AsJson,
+    Csv,
+    EvaluationProtocol,
+    ModelPath,
+    ResultsOut,
+    Temperature,
+    TokensPerBatch,
+    TopP,
+    Weights,
+)
 from ltg_mdlm.core.terminal import print_table
 
 if TYPE_CHECKING:
@@ -71,16 +81,17 @@ def pairs(
     weights: Weights = "ema",
     tokens_per_batch: TokensPerBatch = None,
     out: ResultsOut = Path("results"),
+    protocol: EvaluationProtocol = "2026",
     by_uid: Annotated[bool, typer.Option("--by-uid", help="Also show the accuracy of every paradigm.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score minimal pairs and multiple-choice tasks: BLiMP and its supplement, EWoK, entity tracking, COMPS.
+    """Score minimal pairs and multiple-choice tasks: BLiMP, its supplement, EWoK, entity tracking, COMPS, GlobalPIQA.
 
     Writes predictions in the official format, and all scores. For several processes:
     `torchrun --nproc-per-node 4 -m ltg_mdlm eval pairs ...`.
     """
     from ltg_mdlm.core.distributed import Ranks
-    from ltg_mdlm.evaluation.multiple_choice import TASKS
+    from ltg_mdlm.evaluation.multiple_choice import CHOICE_TASKS
     from ltg_mdlm.evaluation.suite import measure, require_success
     from ltg_mdlm.inference.scoring import scoring_rule
     from ltg_mdlm.inference.trained_model import open_model
@@ -89,7 +100,7 @@ def pairs(
     with Ranks.setup() as ranks:
         trained = open_model(model, ranks, weights=weights)
         rule = scoring_rule(trained, score, tokens_per_batch=tokens_per_batch, **settings)
-        outcomes = measure(trained, TASKS, data, rule, ranks, out)
+        outcomes = measure(trained, CHOICE_TASKS[protocol], data, rule, ranks, out, protocol)
         if ranks.is_main:
             _show([outcome for outcome in outcomes if outcome.status != "skipped"], as_json, by_uid)
     require_success(outcomes)
@@ -108,6 +119,7 @@ def suite(
     weights: Weights = "ema",
     tokens_per_batch: TokensPerBatch = None,
     out: ResultsOut = Path("results"),
+    protocol: EvaluationProtocol = "2026",
     with_finetuning: Annotated[
         bool, typer.Option("--finetune", help="Also fine-tune on the classification tasks; takes hours.")
     ] = False,
@@ -128,8 +140,11 @@ def suite(
     with Ranks.setup(timeout=FINETUNING_TIMEOUT if with_finetuning else TIMEOUT) as ranks:
         trained = open_model(model, ranks, weights=weights)
         rule = scoring_rule(trained, score, tokens_per_batch=tokens_per_batch, **settings)
-        finetune = partial(finetune_suite, trained, ranks=ranks, out=out) if with_finetuning else None
-        outcomes = measure(trained, all_tasks(trained, rule, ranks, finetune), data, rule, ranks, out, suite_file=True)
+        finetune = (
+            partial(finetune_suite, trained, ranks=ranks, out=out, protocol=protocol) if with_finetuning else None
+        )
+        tasks = all_tasks(trained, rule, ranks, protocol, finetune)
+        outcomes = measure(trained, tasks, data, rule, ranks, out, protocol, suite_file=True)
         if ranks.is_main:
             _show(outcomes, as_json)
     require_success(outcomes)
@@ -224,23 +239,31 @@ def compare(
         list[str] | None,
         typer.Option("--group", metavar="NAME=PATH,PATH", help="Average the results in these folders (repeatable)."),
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", metavar="NAME", help="Group or model that the others are compared with; default: the first."
+        ),
+    ] = None,
     by_uid: Annotated[bool, typer.Option("--by-uid", help="Also compare every paradigm (UID).")] = False,
     draws: Annotated[int, typer.Option("--draws", min=100, help="Bootstrap draws and permutations.")] = 10_000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of these draws.")] = 0,
     as_json: AsJson = False,
     csv: Csv = None,
 ) -> None:
-    """Compare models with the first one on the same questions: differences, confidence intervals, paired tests.
+    """Compare models with a baseline on the same questions: differences, confidence intervals, paired tests.
 
     Models whose names differ only in `-s<seed>` are averaged. With several comparisons, corrected p-values (Holm)
     are printed, too.
     """
     from ltg_mdlm.evaluation import comparison
-    from ltg_mdlm.evaluation.answers import collect_groups
+    from ltg_mdlm.evaluation.answers import baseline_first, collect_groups
     from ltg_mdlm.evaluation.comparison import comparison_table, explanation
     from ltg_mdlm.reporting.run_table import write_csv
 
     groups, others = collect_groups(results or (), group or ())
+    if baseline is not None:
+        groups = baseline_first(groups, baseline)
     rows = comparison.compare(groups, by_uid=by_uid, draws=draws, seed=seed)
     records = [row.record() for row in rows]
     _note("no right or wrong answers, not compared", others)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from ltg_mdlm.cli.options import AsJson, ResultsOut, Weights
+from ltg_mdlm.cli.options import AsJson, EvaluationProtocol, ResultsOut, Weights
 from ltg_mdlm.core.terminal import print_table
 
 
@@ -139,13 +139,18 @@ def finetune(
         typer.Option(
             "--task",
             metavar="NAME",
-            help="boolq, multirc, mnli, rte, mrpc, qqp or wsc (repeatable); default: all found.",
+            help="boolq, multirc, mnli, rte, mrpc, qqp, wsc, or of the multilingual track sib200_en, arc_nl, ..."
+            " (repeatable); default: all found.",
         ),
     ] = None,
     out: ResultsOut = Path("results"),
     seed: Annotated[
         list[int] | None,
-        typer.Option("--seed", min=0, help="Several seeds give mean and deviation (repeatable); default: 42."),
+        typer.Option(
+            "--seed",
+            min=0,
+            help="Several seeds give mean and deviation (repeatable); default: the published one, 42 or 12.",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -153,19 +158,20 @@ def finetune(
             "--set",
             metavar="KEY=VALUE",
             help="Change a published setting (repeatable): lr, batch_rows, epochs, seq_len, warmup, final_factor,"
-            " betas, eps, weight_decay, clip, dropout, head_dropout, precision.",
+            " betas, eps, weight_decay, clip, dropout, head_dropout, pooling, schedule, keep, patience, precision.",
         ),
     ] = None,
+    protocol: EvaluationProtocol = "2026",
     weights: Weights = "ema",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Repeat tasks that have results.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on (Super)GLUE tasks with the settings of the BabyLM evaluation suite, and write its files.
+    """Fine-tune on (Super)GLUE or multilingual tasks with the settings of the BabyLM evaluation, and write its files.
 
     For several processes, which share the tasks: `torchrun --nproc-per-node 4 -m ltg_mdlm finetune ...`.
     """
     from ltg_mdlm.core.distributed import Ranks
-    from ltg_mdlm.evaluation.finetune_suite import PUBLISHED_SEED, TIMEOUT, finetune_suite, finetuning_table
+    from ltg_mdlm.evaluation.finetune_suite import TIMEOUT, finetune_suite, finetuning_table
     from ltg_mdlm.inference.trained_model import open_model
 
     with Ranks.setup(timeout=TIMEOUT) as ranks:
@@ -175,8 +181,9 @@ def finetune(
             ranks,
             tasks=task or (),
             sets=set_ or (),
-            seeds=seed or (PUBLISHED_SEED,),
+            seeds=seed or (),
             out=out,
+            protocol=protocol,
             overwrite=overwrite,
             say=lambda text: typer.echo(text, err=True),
         )

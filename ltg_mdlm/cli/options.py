@@ -55,6 +55,15 @@ TokensPerBatch = Annotated[
     ),
 ]
 
+EvaluationProtocol = Annotated[
+    Literal["2026", "2025"],
+    typer.Option(
+        "--protocol",
+        help="Rules of the BabyLM evaluation. 2025, to reproduce older results: EWoK by targets, unfiltered entity"
+        " tracking, WUG, the first candidate in a tie, and fine-tuning on the first position.",
+    ),
+]
+
 ResultsOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of results.")]
 
 Temperature = Annotated[

@@ -1,19 +1,20 @@
 """Age of acquisition: does a model learn words in the same order as children (Chang and Bergen 2022, TACL 10)?
 
-The age of a word is the midpoint of a sigmoid. For children, the sigmoid is fitted to the share of children that use
-the word at each age in months. For a model, it is fitted to the negative surprisal of the word over log10 of the words
-seen in training.
+The formulas are those of the BabyLM pipeline of 2026. A sigmoid a / (1 + exp(-b (x - c))) + d is fitted to the
+learning curve of a word. For a model, this is the negative surprisal over log10 of the words seen; for children, the
+share that uses the word over the age in months. The age of a word is where its curve crosses a threshold.
 
-Shape suffixes: M checkpoints (milestones), A words in context, N points of a curve, P free parameters, G curves of a
-grid.
+Shape suffixes: M checkpoints (milestones), A words in context, N points of a curve.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,26 +24,26 @@ import numpy as np
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.json_files import parse_object, read_text
 from ltg_mdlm.data.records import only_file, read_table
-from ltg_mdlm.evaluation.statistics import Floats, pearson
+from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.evaluation.result_folders import to_json
+from ltg_mdlm.evaluation.statistics import Floats, correlation
 from ltg_mdlm.evaluation.tasks import Skip, Task, TaskResult, ask, data_name
 from ltg_mdlm.inference.texts import Scorer, Text
 
-MIN_CHECKPOINTS = 5
-"""A sigmoid has four parameters."""
-
-MIN_CONTEXTS = 20
-"""Words with fewer contexts are left out, as in the published evaluation."""
+MILLIONS = (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
+"""Words seen, in millions, by the checkpoints that the official pipeline evaluates; up to 100 in the track
+strict-small."""
 
 MONTHS = tuple(range(16, 31))
 """Ages at which the use of words by children is known."""
 
+_LEAST_POINTS = 3
+"""Smallest number of checkpoints, months or words from which anything is computed."""
+
+_SIGNIFICANCE = 0.1
+"""A correlation with a larger p counts as 0."""
+
 _CHECKPOINT_NAME = re.compile(r"chck_(\d+)M")
-
-_GRID = 81
-"""Number of midpoints, and of slopes, in the initial grid search."""
-
-_STEEPEST = 200.0
-"""Largest slope of the grid, times the range of x; a steeper curve is a step between two points."""
 
 
 class Milestone(NamedTuple):
@@ -59,13 +60,13 @@ class Milestone(NamedTuple):
 
 
 def words_seen_by(name: str) -> int:
-    """Words seen by the checkpoint with this name; 0 for names other than `chck_<millions>M`."""
+    """Words seen by the checkpoint with this name; 0 for names that the official pipeline does not evaluate."""
     match = _CHECKPOINT_NAME.fullmatch(name)
-    return int(match[1]) * 1_000_000 if match else 0
+    return int(match[1]) * 1_000_000 if match and int(match[1]) in MILLIONS else 0
 
 
 def milestones(folder: Path, open_scorer: Callable[[Path], Scorer]) -> list[Milestone]:
-    """The `chck_*` checkpoints in a folder, in the order of training."""
+    """The official `chck_*` checkpoints in a folder, in the order of training."""
     found = [path for path in folder.glob("chck_*") if words_seen_by(path.name)]
     found.sort(key=lambda path: words_seen_by(path.name))
     return [Milestone(path.name, partial(open_scorer, path)) for path in found]
@@ -81,8 +82,7 @@ class WordInContext(NamedTuple):
     @property
     def text(self) -> Text:
         """The word as the completion of its context."""
-        context = self.context.strip()
-        return Text(f"{context} " if context else "", self.word)
+        return Text(f"{self.context.strip()} ", self.word.strip())
 
 
 class Ages(NamedTuple):
@@ -94,108 +94,230 @@ class Ages(NamedTuple):
     """months"""
 
 
+@dataclass(frozen=True, kw_only=True)
 class AgeOfAcquisition(Task):
-    """Correlation between the ages at which a model and children learn words."""
+    """Correlation between the ages at which a model and children learn words.
 
-    name = "AoA_word"
-    prefixes = ("cdi_childes", "aoa", "AoA")
-    fields = frozenset({"word", *map(str, MONTHS)})
+    Attributes:
+        milestones: the checkpoints of the model.
+        model: name of the model in the written file.
+        tokenizer: tokenizer of the model, which determines the surprisal of chance.
+    """
 
-    def __init__(self, milestones: Sequence[Milestone], model_name: str) -> None:
-        self.milestones = milestones
-        self.model_name = model_name
+    name: str = "AoA_word"
+    prefixes: tuple[str, ...] = ("cdi_childes", "aoa", "AoA")
+    fields: frozenset[str] | None = frozenset({"word", *map(str, MONTHS)})
+    milestones: Sequence[Milestone]
+    model: str
+    tokenizer: Tokenizer
 
     def run(self, path: Path, scorer: Scorer) -> TaskResult:
         """Score all words with one checkpoint after the other; `scorer` is not used.
 
         The data are a JSON file {word: [{"context": text}, ...]} and a CSV file with the columns word, 16, ..., 30.
+        Without the CSV file, there are surprisals and no score, as in the official pipeline.
         """
-        if len(self.milestones) < MIN_CHECKPOINTS:
-            raise Skip(f"needs at least {MIN_CHECKPOINTS} chck_* checkpoints; found {len(self.milestones)}")
-        words, shares = read_contexts(only_file(path, ".json")), read_shares(only_file(path, ".csv"))
-        texts = [[word.text] for word in words]
-        surprisal_MA = np.array(
-            [[-score.log_likelihood for (score,) in ask(milestone.open(), texts)] for milestone in self.milestones]
-        )
-        log_words_M = np.log10([milestone.words for milestone in self.milestones])
-        columns: dict[str, list[int]] = defaultdict(list)
-        for column, entry in enumerate(words):
-            columns[entry.word].append(column)
-        ages = {
-            word: Ages(
-                model_age(log_words_M, surprisal_MA[:, own].mean(1)),
-                human_age(shares[word]) if word in shares else None,
-            )
-            for word, own in columns.items()
-        }
+        if len(self.milestones) < _LEAST_POINTS:
+            raise Skip(f"needs at least {_LEAST_POINTS} chck_* checkpoints; found {len(self.milestones)}")
+        folder = path if path.is_dir() else path.parent
+        words = read_contexts(_data_file(folder, "cdi_childes.json"))
+        shares = read_shares(_data_file(folder, "cdi_human.csv")) if any(folder.glob("*.csv")) else {}
+        surprisals = {milestone.name: surprisals_of(words, milestone.open()) for milestone in self.milestones}
+        return self.result(words, shares, surprisals, data_name(path))
+
+    def result(
+        self,
+        words: Sequence[WordInContext],
+        shares: Mapping[str, Floats],
+        surprisals: Mapping[str, Sequence[float]],
+        data: str,
+    ) -> TaskResult:
+        """The result from the surprisals of all words by the name of the checkpoint, in the order of training."""
+        ages = ages_of(words, shares, surprisals, self.tokenizer)
         both = [(age.model, age.human) for age in ages.values() if age.model is not None and age.human is not None]
+        pearson, p = correlation([model for model, _ in both], [human for _, human in both])
+        score = 0.0 if len(both) < _LEAST_POINTS or p > _SIGNIFICANCE else pearson
+        score = score if shares else math.nan
         return TaskResult(
             task=self.name,
-            data=data_name(path),
-            metric="pearson",
+            data=data,
+            metric="aoa",
             figures={
-                "pearson": pearson([model for model, _ in both], [human for _, human in both]),
+                "aoa": score,
+                "pearson": pearson,
+                "p": p,
                 "words": len(both),
                 "words_without_model_age": sum(age.model is None for age in ages.values()),
                 "words_without_human_age": sum(age.human is None for age in ages.values()),
             },
             questions=len(words),
             items=[{"id": word, "uid": self.name, **age._asdict()} for word, age in ages.items()],
-            predictions=self._official_predictions(words, surprisal_MA),
+            predictions=surprisal_file(self.model, words, surprisals),
             place=self.name,
             predictions_file="surprisal.json",
+            other_files={"aoa_score.json": to_json({"aoa": score})} if shares else {},
             validated=False,
         )
 
-    def _official_predictions(self, words: Sequence[WordInContext], surprisal_MA: Floats) -> dict[str, Any]:
-        steps = len(self.milestones)
-        return {
-            "metadata": {
-                "model_name": self.model_name,
-                "use_bos_only": False,
-                "total_steps": steps,
-                "completed_steps": steps,
-            },
-            "results": [
-                {
-                    "step": milestone.name,
-                    "word_count": milestone.words,
-                    "target_word": entry.word,
-                    "context_id": entry.context_id,
-                    "context": entry.context,
-                    "surprisal": surprisal,
-                }
-                for milestone, surprisal_A in zip(self.milestones, surprisal_MA.tolist(), strict=True)
-                for entry, surprisal in zip(words, surprisal_A, strict=True)
-            ],
-        }
+
+def surprisals_of(words: Sequence[WordInContext], scorer: Scorer) -> list[float]:
+    """Surprisal in nats of every word in its context, under one checkpoint. Raises UserError if one is NaN."""
+    return [-score.log_likelihood for (score,) in ask(scorer, [[word.text] for word in words])]
 
 
-def model_age(log_words_M: Floats, surprisal_M: Floats) -> float | None:
-    """log10 of words seen at the midpoint of the fitted sigmoid.
+def surprisal_file(
+    model: str, words: Sequence[WordInContext], surprisals: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Content of the official `surprisal.json`, for surprisals by the name of the checkpoint."""
+    return {
+        "metadata": {
+            "model_name": model,
+            "use_bos_only": False,
+            "total_steps": len(surprisals),
+            "completed_steps": len(surprisals),
+        },
+        "results": [
+            {
+                "step": checkpoint,
+                "word_count": words_seen_by(checkpoint),
+                "target_word": entry.word,
+                "context_id": entry.context_id,
+                "context": entry.context,
+                "surprisal": surprisal,
+            }
+            for checkpoint, of_checkpoint in surprisals.items()
+            for entry, surprisal in zip(words, of_checkpoint, strict=True)
+        ],
+    }
 
-    None if the negative surprisal does not rise, or the midpoint is outside the range of the checkpoints.
+
+def ages_of(
+    words: Sequence[WordInContext],
+    shares: Mapping[str, Floats],
+    surprisals: Mapping[str, Sequence[float]],
+    tokenizer: Tokenizer,
+) -> dict[str, Ages]:
+    """The ages of every word, from its mean surprisal over contexts under each checkpoint."""
+    words_seen_M = np.array([words_seen_by(checkpoint) for checkpoint in surprisals], np.float64)
+    surprisal_MA = np.array(list(surprisals.values()))
+    columns: dict[str, list[int]] = defaultdict(list)
+    for column, entry in enumerate(words):
+        columns[entry.word].append(column)
+    return {
+        word: Ages(
+            model_age(words_seen_M, surprisal_MA[:, own].mean(1), chance_surprisal(tokenizer, word)),
+            human_age(shares[word]) if word in shares else None,
+        )
+        for word, own in columns.items()
+    }
+
+
+def chance_surprisal(tokenizer: Tokenizer, word: str) -> float:
+    """Surprisal in nats of a word whose tokens are drawn uniformly from the vocabulary.
+
+    Tokens of the word are counted after another word. Tokens that the file only adds to its vocabulary do not count.
     """
-    curve = fit_sigmoid(log_words_M, -surprisal_M)
-    is_within = log_words_M.min() < curve.middle < log_words_M.max()
-    return curve.middle if curve.high > curve.low and is_within else None
+    tokens = max(1, len(tokenizer.encode(f"The {word}")) - len(tokenizer.encode("The")))
+    return tokens * math.log(len(tokenizer.definition["model"]["vocab"]))
+
+
+def model_age(words_seen_M: Floats, surprisal_M: Floats, chance: float) -> float | None:
+    """log10 of the words seen where the fitted surprisal is halfway between chance and the lowest surprisal.
+
+    None if the curve does not rise or does not cross the threshold, or if the age is outside the checkpoints.
+    """
+    x_M, y_M = np.log10(words_seen_M + 1), -surprisal_M
+    span = float(np.ptp(y_M))
+    curve = fit_sigmoid(
+        x_M,
+        y_M,
+        start=(span, 1.0, x_M.mean(), y_M.min()),
+        lower=(0.0, 0.0, x_M.min() - 1, y_M.min() - 2 * span - 1),
+        upper=(10 * span + 1, 100.0, x_M.max() + 1, y_M.max() + 1),
+        evaluations=20_000,
+    )
+    if curve is None or curve.rise <= 1e-6 or curve.slope <= 1e-6:
+        return None
+    age = curve.crossing(-(chance - 0.5 * (chance - float(surprisal_M.min()))))
+    if age is None:
+        return None
+    with np.errstate(over="ignore"):
+        words_seen = np.power(10.0, age) - 1
+    return age if words_seen_M[0] <= words_seen <= words_seen_M[-1] else None
 
 
 def human_age(shares: Floats) -> float | None:
-    """Age in months at which half of the children use a word, by a logistic curve; None if it is outside the months."""
+    """Age in months at which half of the children use a word; None without a crossing within the known months."""
     known = ~np.isnan(shares)
-    if known.sum() < 3:
+    if known.sum() < _LEAST_POINTS:
         return None
     months = np.array(MONTHS, np.float64)[known]
-    middle = fit_sigmoid(months, shares[known], asymptotes=(0.0, 1.0)).middle
-    return middle if months.min() < middle < months.max() else None
+    curve = fit_sigmoid(
+        months,
+        shares[known],
+        start=(1.0, 0.1, months.mean(), 0.0),
+        lower=(0.0, 0.0, months[0], -0.5),
+        upper=(2.0, 1.0, months[-1], 0.5),
+        evaluations=1000,
+    )
+    if curve is None or curve.rise <= 0 or curve.slope <= 0:
+        return None
+    age = curve.crossing(0.5)
+    return age if age is not None and months[0] <= age <= months[-1] else None
+
+
+class Sigmoid(NamedTuple):
+    """rise / (1 + exp(-slope (x - middle))) + low"""
+
+    rise: float
+    slope: float
+    middle: float
+    low: float
+
+    def crossing(self, y: float) -> float | None:
+        """x where the sigmoid has the value y; None if it never has it."""
+        if not self.low < y < self.low + self.rise:
+            return None
+        odds = self.rise / (y - self.low) - 1
+        return self.middle - math.log(odds) / self.slope if odds > 0 else None
+
+
+def fit_sigmoid(
+    x_N: Floats,
+    y_N: Floats,
+    *,
+    start: Sequence[float],
+    lower: Sequence[float],
+    upper: Sequence[float],
+    evaluations: int,
+) -> Sigmoid | None:
+    """The least-squares sigmoid within bounds, by `scipy.optimize.curve_fit`; None if the fit does not converge.
+
+    The error has several local minima, so the result depends on the start, which belongs to the official definition.
+    """
+    from scipy.optimize import curve_fit
+
+    def sigmoid(x: Floats, rise: float, slope: float, middle: float, low: float) -> Floats:
+        value: Floats = rise / (1 + np.exp(-slope * (x - middle))) + low
+        return value
+
+    with warnings.catch_warnings(), np.errstate(over="ignore"):
+        warnings.simplefilter("ignore")  # of the covariance, which is not used
+        try:
+            fitted, _ = curve_fit(sigmoid, x_N, y_N, p0=start, bounds=(lower, upper), maxfev=evaluations)
+        except (RuntimeError, ValueError):  # not converged, or bounds without an inside
+            return None
+    return Sigmoid(*fitted.tolist())
+
+
+def _data_file(folder: Path, name: str) -> Path:
+    """The file with the official name, or else the only one with its suffix."""
+    official = folder / name
+    return official if official.is_file() else only_file(folder, official.suffix)
 
 
 def read_contexts(file: Path) -> list[WordInContext]:
-    """All contexts of the words with at least two letters and `MIN_CONTEXTS` contexts.
-
-    Raises UserError for any other format.
-    """
+    """All contexts of the words with at least two letters. Raises UserError for any other format."""
     words: list[WordInContext] = []
     for word, entries in parse_object(read_text(file), file).items():
         if not isinstance(entries, list):
@@ -203,10 +325,10 @@ def read_contexts(file: Path) -> list[WordInContext]:
         for number, entry in enumerate(entries, 1):
             if not isinstance(entry, dict) or not isinstance(entry.get("context"), str):
                 raise UserError(f'{file}: {word!r}, number {number}: expected {{"context": text, ...}}')
-        if len(word) > 1 and len(entries) >= MIN_CONTEXTS:
+        if len(word) > 1:
             words += [WordInContext(word, i, entry["context"]) for i, entry in enumerate(entries)]
     if not words:
-        raise UserError(f"{file}: no word with {MIN_CONTEXTS} contexts or more")
+        raise UserError(f"{file}: no word of two letters or more with a context")
     return words
 
 
@@ -223,72 +345,3 @@ def read_shares(file: Path) -> dict[str, Floats]:
                 raise record.error(month, "a share in 0..1")
         shares.setdefault(record.text("word"), np.array(list(by_month.values())))
     return shares
-
-
-class Sigmoid(NamedTuple):
-    """low + (high - low) / (1 + exp(-slope (x - middle))), with a positive slope; it falls if high < low."""
-
-    low: float
-    high: float
-    middle: float
-    """x of the value halfway between the asymptotes"""
-    slope: float
-
-
-def fit_sigmoid(x_N: Floats, y_N: Floats, asymptotes: tuple[float, float] | None = None) -> Sigmoid:
-    """The least-squares sigmoid, with free or with given asymptotes.
-
-    The fit starts from the best curve of a grid over midpoints and slopes, because the error has several local minima.
-    It is refined by the Levenberg-Marquardt method.
-    """
-    from scipy.optimize import least_squares
-
-    start, span = float(x_N.min()), float(np.ptp(x_N))
-    assert span > 0, "all x are equal"
-    unit_N = (x_N - start) / span
-    initial_4 = _best_of_grid(unit_N, y_N, asymptotes)
-    fixed_F = initial_4[:0] if asymptotes is None else initial_4[:2]
-
-    def parts(free_P: Floats) -> tuple[Floats, float, float, Floats]:
-        """[low, high, middle, log slope], rise, slope, and the logistic curve."""
-        parameters_4 = np.concatenate([fixed_F, free_P])
-        low, high, middle, log_slope = parameters_4.tolist()
-        slope = math.exp(min(max(log_slope, -20), 20))
-        return parameters_4, high - low, slope, _logistic(slope * (unit_N - middle))
-
-    def error(free_P: Floats) -> Floats:
-        parameters_4, rise, _, shape_N = parts(free_P)
-        residual_N: Floats = parameters_4[0] + rise * shape_N - y_N
-        return residual_N
-
-    def jacobian(free_P: Floats) -> Floats:
-        parameters_4, rise, slope, shape_N = parts(free_P)
-        bend_N = rise * slope * shape_N * (1 - shape_N)
-        columns_N4 = np.stack([1 - shape_N, shape_N, -bend_N, bend_N * (unit_N - parameters_4[2])], axis=1)
-        return columns_N4[:, len(fixed_F) :]
-
-    tolerances = dict.fromkeys(("ftol", "xtol", "gtol"), 1e-15)
-    fitted = least_squares(error, initial_4[len(fixed_F) :], jacobian, method="lm", x_scale="jac", **tolerances)
-    low, high, middle, log_slope = np.concatenate([fixed_F, fitted.x]).tolist()
-    return Sigmoid(low, high, start + span * middle, math.exp(min(log_slope, 700)) / span)
-
-
-def _best_of_grid(x_N: Floats, y_N: Floats, asymptotes: tuple[float, float] | None) -> Floats:
-    """[low, high, middle, log slope] for x in 0..1; free asymptotes are a linear regression for every curve."""
-    middle_G = np.linspace(0, 1, _GRID).repeat(_GRID)
-    log_slope_G = np.tile(np.linspace(0, np.log(_STEEPEST), _GRID), _GRID)
-    shape_GN = _logistic(np.exp(log_slope_G)[:, None] * (x_N - middle_G[:, None]))
-    if asymptotes is None:
-        varying_GN = shape_GN - shape_GN.mean(1, keepdims=True)
-        rise_G = varying_GN @ y_N / np.maximum(np.square(varying_GN).sum(1), np.finfo(np.float64).tiny)
-        low_G = y_N.mean() - rise_G * shape_GN.mean(1)
-    else:
-        low_G, rise_G = np.full(_GRID**2, asymptotes[0]), np.full(_GRID**2, asymptotes[1] - asymptotes[0])
-    error_G = np.square(low_G[:, None] + rise_G[:, None] * shape_GN - y_N).sum(1)
-    best = int(error_G.argmin())
-    return np.array([low_G[best], low_G[best] + rise_G[best], middle_G[best], log_slope_G[best]])
-
-
-def _logistic(x: Floats) -> Floats:
-    value: Floats = 0.5 * (1 + np.tanh(x / 2))
-    return value

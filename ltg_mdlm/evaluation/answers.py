@@ -17,6 +17,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY
 from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.data.records import Record, read_records
+from ltg_mdlm.evaluation.multiple_choice import CHOICE_TASKS, Protocol, same_questions
 
 SETTINGS = ("weights", "score", "time", "rate", "normalise", "draws")
 """Keys of `summary.json` that say how a model was scored."""
@@ -44,6 +45,7 @@ class Answers:
     model: str
     revision: str
     name: TaskName
+    protocol: Protocol
     settings: Mapping[str, Any]
     ids: Sequence[str]
     uids: Sequence[str]
@@ -57,6 +59,11 @@ class Answers:
 
     def in_order_of(self, other: Answers) -> NDArray[np.float64]:
         """float64[I]: `correct_I` in the order of `other`. Raises UserError if the questions differ."""
+        if not same_questions(self.name.task, self.protocol, other.protocol):
+            raise UserError(
+                f"{self.name}: the protocols {self.protocol} and {other.protocol} ask different questions\n"
+                f"  {self.folder}\n  {other.folder}\n  evaluate both models with the same --protocol"
+            )
         if self.ids == other.ids and self.uids == other.uids:
             return self.correct_I
         own, theirs = (dict(zip(answers.ids, answers.uids, strict=True)) for answers in (self, other))
@@ -102,12 +109,17 @@ def find_results(path: Path) -> FoundResults:
 def _read_answers(folder: Path) -> Answers | None:
     """None if the questions have no right answer."""
     summary = Record(read_object(folder / _SUMMARY), folder / _SUMMARY, 1)
-    if summary.text("metric") != "accuracy":
+    if summary.text("metric") not in ("accuracy", "f1"):
         return None
+    protocol = summary.values.get("protocol", "2025")  # older results do not name it
+    if protocol not in CHOICE_TASKS:
+        raise summary.error("protocol", " or ".join(CHOICE_TASKS))
     settings = {key: summary.values[key] for key in SETTINGS if summary.values.get(key) is not None}
     for key, value in settings.items():
         if not isinstance(value, str | int | float):
             raise summary.error(key, "text or a number")
+    if settings.get("score") == "mntp":
+        settings["score"] = "pll"  # the pseudo-log-likelihood of a model that predicts one position earlier
     if settings.get("time") != "constant":
         settings.pop("rate", None)  # has no effect
     records = read_records(folder / _ITEMS)
@@ -125,6 +137,7 @@ def _read_answers(folder: Path) -> Answers | None:
         model=summary.text("model"),
         revision=summary.text("revision"),
         name=TaskName(summary.text("task"), Path(summary.text("data")).name),
+        protocol=protocol,
         settings=settings,
         ids=ids,
         uids=uids,
@@ -182,6 +195,19 @@ def collect_groups(paths: Iterable[Path], named: Iterable[str]) -> tuple[list[Mo
     groups = [ModelGroup(group.name + _distinguishing_settings(group, groups), group.members) for group in groups]
     require_distinct(groups)
     return groups, [folder for results in found for folder in results.others]
+
+
+def baseline_first(groups: Sequence[ModelGroup], name: str) -> list[ModelGroup]:
+    """The groups with the one of this name in front; a group is also found by the name of one of its models.
+
+    Raises UserError if there is none, or several.
+    """
+    found = [group for group in groups if group.name == name]
+    found = found or [group for group in groups if name in (group.name.split(" (")[0], *group.models)]
+    if len(found) != 1:
+        problem = "several groups have this name" if found else "no such group"
+        raise UserError(f"--baseline {name}: {problem}\n  groups: {', '.join(group.name for group in groups)}")
+    return [*found, *(group for group in groups if group is not found[0])]
 
 
 def group_by_recipe(results: Iterable[Answers]) -> list[ModelGroup]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.evaluation.answers import ModelGroup, TaskName
-from ltg_mdlm.evaluation.multiple_choice import TASKS
+from ltg_mdlm.evaluation.multiple_choice import macro_weights
 from ltg_mdlm.evaluation.statistics import Floats, PairedDifferences, holm, mcnemar_p, seeds_and_questions_p
 
 Cell = str | int | float | None
@@ -144,9 +144,7 @@ class _TaskScores:
 
     def rows(self, draws: int, seed: int) -> Iterator[ComparisonRow]:
         """One row per group."""
-        # Macro accuracy is linear in the accuracies of the uids: the weight of a uid is its value at a unit vector.
-        task = next((task for task in TASKS if task.name == self.task.task), TASKS[0])
-        weight_U = np.array([task.macro({name: float(name == one) for name in self.names_U}) for one in self.names_U])
+        weight_U = macro_weights(self.task.task, self.names_U)
         count_U = np.bincount(self.uid_I)
         accuracies = [
             [float(weight_U @ (np.bincount(self.uid_I, correct_I) / count_U)) for correct_I in correct_RI]

@@ -16,6 +16,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import write_text
 from ltg_mdlm.evaluation.answers import Answers, find_results
 from ltg_mdlm.evaluation.contamination import Contamination, Overlap
+from ltg_mdlm.evaluation.multiple_choice import ENTITY_TRACKING
 from ltg_mdlm.evaluation.task_texts import TaskText, TaskTexts
 
 ANY_FIELD = "(any)"
@@ -124,24 +125,33 @@ class Effect(NamedTuple):
 def results_on(found: TaskTexts, paths: Iterable[Path]) -> list[tuple[str, Answers]]:
     """(data set, answers to its questions): the results below some paths on the data that were searched.
 
-    Answers are in the order of the rows of the data. Raises UserError if their number differs.
+    Answers are in the order of the questions in the data. Raises UserError if their number differs.
     """
     by_name = {data.split("/")[-1]: data for data in found.questions}
     every = [answers for path in paths for answers in find_results(path).answers]
     some = [(by_name[answers.name.data], answers) for answers in every if answers.name.data in by_name]
     for data, answers in some:
-        if len(answers.ids) != found.questions[data]:
+        if len(answers.ids) != (expected := len(questions_asked(found, data, answers))):
             raise UserError(
-                f"{answers.folder}: {len(answers.ids)} questions, but {found.questions[data]} in the data {data};"
+                f"{answers.folder}: {len(answers.ids)} questions, but {expected} in the data {data};"
                 " give the data that the model was evaluated on"
             )
     return some
 
 
+def questions_asked(found: TaskTexts, data: str, answers: Answers) -> list[int]:
+    """Numbers of the questions of a data set that the protocol of the answers asks, in order."""
+    left_out: set[int] = set()
+    if answers.name.task == ENTITY_TRACKING.name and answers.protocol == "2026":
+        options = (text for text in found.texts if text.data == data and text.field == "options")
+        left_out = {text.question for text in options if "nothing" in text.text}
+    return [question for question in range(found.questions[data]) if question not in left_out]
+
+
 def effect_on(data: str, answers: Answers, contamination: Contamination) -> Effect:
     """Accuracy on the clean and on the contaminated questions of a data set."""
-    contaminated_I = np.zeros(len(answers.ids), bool)
-    contaminated_I[list(contamination.contaminated(data))] = True
+    contaminated = set(contamination.contaminated(data))
+    contaminated_I = np.array([q in contaminated for q in questions_asked(contamination.found, data, answers)])
     clean_I, correct_I = ~contaminated_I, answers.correct_I
     # The difference is the mean over the contaminated questions whose uid also has clean questions.
     _, uid_I = np.unique(np.array(answers.uids), return_inverse=True)

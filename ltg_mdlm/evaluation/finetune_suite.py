@@ -2,8 +2,11 @@
 
 results/<model>/<revision>/finetune/<task>/
     predictions.json   official: {task: {"predictions": [{"id": "rte_0", "pred": 1}, ...]}}, of the first seed
+    results.txt        official: a metric per line, of the first seed
     items.jsonl        {"id", "uid", "label", "predictions", "correct"} per validation row, over all seeds
     summary.json       metrics of every epoch and seed, settings, counts
+
+Tasks of the multilingual track have `predictions.txt` and `eval_results.json` in place of the first two files.
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ from ltg_mdlm.core.files import require_writable
 from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.core.settings import flatten
 from ltg_mdlm.core.terminal import count_progress
-from ltg_mdlm.evaluation.finetune_tasks import FinetuneSettings, TaskFiles, find_tasks, read_examples, settings_of
+from ltg_mdlm.evaluation.finetune_tasks import (
+    FinetuneSettings,
+    Label,
+    TaskFiles,
+    classes_of,
+    find_tasks,
+    read_examples,
+    settings_of,
+)
 from ltg_mdlm.evaluation.finetune_training import (
     EncodedExamples,
     EncodedTask,
@@ -34,10 +45,9 @@ from ltg_mdlm.evaluation.finetune_training import (
     finetune_once,
     steps_per_epoch,
 )
+from ltg_mdlm.evaluation.multiple_choice import Protocol
 from ltg_mdlm.evaluation.result_folders import model_facts, model_folder, write_folder
 from ltg_mdlm.inference.trained_model import TrainedModel
-
-PUBLISHED_SEED = 42
 
 TIMEOUT = timedelta(days=2)
 """Ranks wait for each other only at the end, and one task may take hours longer than another."""
@@ -82,8 +92,9 @@ def finetune_suite(
     *,
     tasks: Sequence[str] = (),
     sets: Sequence[str] = (),
-    seeds: Sequence[int] = (PUBLISHED_SEED,),
+    seeds: Sequence[int] = (),
     out: Path = Path("results"),
+    protocol: Protocol = "2026",
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Summary]:
@@ -94,14 +105,15 @@ def finetune_suite(
 
     Args:
         sets: `key=value` texts for `FinetuneSettings`, for all tasks.
+        seeds: by default the published seed of each task.
+        protocol: 2025 pools the first position, and counts accuracy for all tasks of GLUE.
         say: called with one line for every task that was finished before, and every task that this rank has finished.
 
     Raises:
         UserError: before training, for missing or malformed files, wrong settings, existing results with other
             settings, and folders that cannot be written; during training, for a loss that is not finite.
     """
-    unique_seeds = list(dict.fromkeys(seeds))
-    jobs = [prepare_job(trained, files, sets, unique_seeds, out) for files in find_tasks(data, tasks)]
+    jobs = [prepare_job(trained, files, sets, seeds, out, protocol) for files in find_tasks(data, tasks)]
     done = finished_results(jobs, overwrite=overwrite)
     for job in jobs:
         require_writable(job.folder)
@@ -121,31 +133,38 @@ def finetune_suite(
 
 
 def prepare_job(
-    trained: TrainedModel, files: TaskFiles, sets: Sequence[str], seeds: Sequence[int], out: Path
+    trained: TrainedModel, files: TaskFiles, sets: Sequence[str], seeds: Sequence[int], out: Path, protocol: Protocol
 ) -> FinetuneJob:
     """Read the files of a task and check the settings.
 
     Raises UserError for malformed files, wrong settings, and rows longer than the maximum of the model.
     """
-    task, settings = files.task, settings_of(files.task, sets)
+    task, settings = files.task, settings_of(files.task, sets, protocol)
     limit = trained.model.config.max_position_embeddings
     if settings.seq_len > limit:
         raise UserError(
             f"{trained.source}: the model takes at most {limit} tokens, fewer than seq_len {settings.seq_len};"
             f" add --set seq_len={limit}"
         )
+    classes = classes_of(files.train, task)
+    examples = read_examples(files.valid, task, classes)
+    evaluated = len(examples) - len(examples) % task.evaluation_batch or len(examples)
     train, valid = (
-        encode(read_examples(file, task), trained.tokenizer, settings.seq_len) for file in (files.train, files.valid)
+        encode(some, trained.tokenizer, settings.seq_len)
+        for some in (read_examples(files.train, task, classes), examples[:evaluated])
     )
+    seeds = list(dict.fromkeys(seeds or (task.seed,)))
     request = {
         "task": task.name,
         **model_facts(trained),
+        "protocol": protocol,
         "sha256": files.hashes,
-        "seeds": list(seeds),
+        "seeds": seeds,
         "settings": settings.model_dump(mode="json"),
     }
     folder = model_folder(out, trained) / "finetune" / task.name
-    return FinetuneJob(EncodedTask(task, train, valid), settings, seeds, request, files.valid.parent.name, folder)
+    data = EncodedTask(task, classes, train, valid)
+    return FinetuneJob(data, settings, seeds, request, files.valid.parent.name, folder)
 
 
 def finished_results(jobs: Sequence[FinetuneJob], *, overwrite: bool) -> dict[str, Summary]:
@@ -197,22 +216,21 @@ def write_finetuning(job: FinetuneJob, runs: Sequence[FinetuneRun]) -> Summary:
 
     Raises UserError if it cannot be written.
     """
-    name, labels = job.name, job.data.valid.labels
-    official = [{"id": f"{name}_{i}", "pred": pred} for i, pred in enumerate(runs[0].best_epoch.predictions)]
+    name, labels, classes = job.name, job.data.valid.labels, job.data.classes
     by_row = zip(*(run.best_epoch.predictions for run in runs), strict=True)
     items = [
         {
             "id": f"{name}_{i}",
             "uid": name,
-            "label": label,
-            "predictions": list(predictions),
+            "label": classes[label],
+            "predictions": [classes[prediction] for prediction in predictions],
             "correct": predictions.count(label) / len(predictions),
         }
         for i, (label, predictions) in enumerate(zip(labels, by_row, strict=True))
     ]
     summary = summarise(job, runs)
     files = {
-        "predictions.json": json.dumps({name: {"predictions": official}}),
+        **_official_files(job, runs[0]),
         "items.jsonl": "".join(json.dumps(item) + "\n" for item in items),
         "summary.json": json.dumps(summary, indent=1),
     }
@@ -220,23 +238,40 @@ def write_finetuning(job: FinetuneJob, runs: Sequence[FinetuneRun]) -> Summary:
     return summary
 
 
+def _official_files(job: FinetuneJob, run: FinetuneRun) -> dict[str, str]:
+    """The files of the official scripts, by name: of strict tracks, or of the multilingual track."""
+    predictions = [job.data.classes[prediction] for prediction in run.best_epoch.predictions]
+    if job.data.task.classes is None:
+        lines = ["index\tprediction", *(f"{i}\t{label}" for i, label in enumerate(predictions))]
+        results = {f"eval_{metric}": value for metric, value in run.best_epoch.metrics.items()}
+        return {
+            "predictions.txt": "".join(f"{line}\n" for line in lines),
+            "eval_results.json": json.dumps({**results, "eval_samples": len(predictions)}, indent=4),
+        }
+    rows = [{"id": f"{job.name}_{i}", "pred": prediction} for i, prediction in enumerate(predictions)]
+    return {
+        "predictions.json": json.dumps({job.name: {"predictions": rows}}),
+        "results.txt": "\n".join(f"{metric}: {value}" for metric, value in run.best_epoch.metrics.items()),
+    }
+
+
 def summarise(job: FinetuneJob, runs: Sequence[FinetuneRun]) -> Summary:
     """The content of summary.json."""
     task, valid = job.data.task, job.data.valid
-    values = {metric: [run.best_epoch.metrics[metric] for run in runs] for metric in task.metrics}
+    values = {metric: [run.best_epoch.metrics[metric] for run in runs] for metric in runs[0].best_epoch.metrics}
     return {
         **job.request,
         "data": job.source,
-        "metric": "accuracy",  # the metric of the official suite; epochs may be selected by another one
-        "selected_by": task.selects,
+        "metric": task.selects if job.request["protocol"] == "2026" else "accuracy",
+        "selected_by": job.data.selects,
         "mean": {metric: statistics.fmean(found) for metric, found in values.items()},
         "spread": {
             metric: statistics.stdev(found) if len(found) > 1 else None  # over the seeds
             for metric, found in values.items()
         },
         "majority_accuracy": max(Counter(valid.labels).values()) / len(valid),
-        "train": _counts(job.data.train),
-        "valid": _counts(valid),
+        "train": _counts(job.data.train, job.data.classes),
+        "valid": _counts(valid, job.data.classes),
         "runs": [
             {
                 "seed": run.seed,
@@ -252,16 +287,16 @@ def summarise(job: FinetuneJob, runs: Sequence[FinetuneRun]) -> Summary:
     }
 
 
-def _counts(examples: EncodedExamples) -> dict[str, Any]:
-    labels = {str(label): count for label, count in sorted(Counter(examples.labels).items())}
+def _counts(examples: EncodedExamples, classes: Sequence[Label]) -> dict[str, Any]:
+    labels = {str(classes[label]): count for label, count in sorted(Counter(examples.labels).items())}
     return {"rows": len(examples), "labels": labels, "truncated": examples.truncated}
 
 
 def finetuning_table(summaries: Sequence[Summary]) -> Table:
-    """One line per task, and the mean accuracy, which the official suite reports."""
+    """One line per task, and the mean score; the score is the metric that counts in the official suite."""
     table = Table(box=None, pad_edge=False)
     table.add_column("task")
-    for column in ("rows", "seeds", "epoch", "accuracy", "F1", "MCC", "majority", "truncated"):
+    for column in ("rows", "seeds", "epoch", "score", "accuracy", "F1", "MCC", "majority", "truncated"):
         table.add_column(column, justify="right")
 
     def percent(summary: Summary, metric: str) -> str:
@@ -278,11 +313,11 @@ def finetuning_table(summaries: Sequence[Summary]) -> Table:
             f"{train['rows']:,} + {valid['rows']:,}",
             str(len(summary["runs"])),
             "-".join(map(str, sorted({min(best_epochs), max(best_epochs)}))),
-            *(percent(summary, metric) for metric in ("accuracy", "f1", "mcc")),
+            *(percent(summary, metric) for metric in (summary["metric"], "accuracy", "f1", "mcc")),
             f"{100 * summary['majority_accuracy']:.1f}",
             str(train["truncated"] + valid["truncated"]),
         )
     if len(summaries) > 1:
-        mean = statistics.fmean(summary["mean"]["accuracy"] for summary in summaries)
+        mean = statistics.fmean(summary["mean"][summary["metric"]] for summary in summaries)
         table.add_row("mean", "", "", "", f"{100 * mean:.1f}")
     return table

@@ -1,7 +1,7 @@
-"""The classification tasks of the BabyLM evaluation suite of 2025: their files, metrics and published settings.
+"""The classification tasks of the BabyLM evaluation: their files, metrics and published settings.
 
-The tasks are the subset of GLUE (Wang et al. 2019, arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) in the suite.
-Every example is a pair of texts with a class. Files are JSON lines.
+The tasks are the subset of GLUE (Wang et al. 2019, arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) in the suite, and
+the tasks of the multilingual track. An example is a text or a pair of texts with a class. Files are JSON lines.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from ltg_mdlm.core.config import Fraction, Section
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import Layer, did_you_mean, merge, parse_set, validate
 from ltg_mdlm.data.records import Record, read_records
+from ltg_mdlm.evaluation.multiple_choice import Protocol
 
 MetricName = Literal["accuracy", "f1", "mcc"]
+
+Label = int | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,51 +32,77 @@ class FinetuneTask:
     """A classification task.
 
     Attributes:
-        first, second: templates of the two texts, with field names of a row in braces.
-        labels: number of classes; labels are 0 .. labels - 1.
-        selects: the validation metric that selects the best epoch.
+        first, second: templates of the two texts, with field names of a row in braces; None if there is no second text.
+        classes: the labels of the classes; None if they are the sorted labels in the training file.
+        selects: the validation metric that selects the best epoch, and that counts in the official suite.
         published: published settings that differ from the defaults of `FinetuneSettings`.
+        seed: published seed.
+        evaluation_batch: validation rows at the end that do not fill a batch of this size are left out, as in the
+            official script.
+        places: places of the files below a given folder of evaluation data.
     """
 
     name: str
     first: str
-    second: str
-    labels: int = 2
+    second: str | None
+    classes: tuple[Label, ...] | None = (0, 1)
     selects: MetricName = "accuracy"
     published: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 42
+    evaluation_batch: int = 1
 
-    @property
-    def metrics(self) -> tuple[MetricName, ...]:
-        """The reported metrics; F1 and MCC are defined for two classes."""
-        return ("accuracy", "f1", "mcc") if self.labels == 2 else ("accuracy",)
+    places: tuple[str, ...] = ("", "glue_filtered", "full_eval/glue_filtered")
 
 
-FINETUNE_TASKS: Mapping[str, FinetuneTask] = {
-    task.name: task
-    for task in (
-        FinetuneTask(name="boolq", first="{question}", second="{passage}", published={"batch_rows": 16}),
-        FinetuneTask(
-            name="multirc",
-            first="Question: {question} Answer: {answer}",
-            second="{paragraph}",
-            published={"batch_rows": 16},
-        ),
-        FinetuneTask(name="mnli", first="{premise}", second="{hypothesis}", labels=3),
-        FinetuneTask(name="rte", first="{sentence1}", second="{sentence2}"),
-        FinetuneTask(name="mrpc", first="{sentence1}", second="{sentence2}", selects="f1"),
-        FinetuneTask(name="qqp", first="{question1}", second="{question2}", selects="f1"),
-        FinetuneTask(
-            name="wsc",
-            first='Does "{span2_text}" refer to "{span1_text}" in this passage?',
-            second="{text}",
-            published={"epochs": 30},
-        ),
+_GLUE = (
+    FinetuneTask(name="boolq", first="{question}", second="{passage}", published={"batch_rows": 16}),
+    FinetuneTask(
+        name="multirc",
+        first="Question: {question} Answer: {answer}",
+        second="{paragraph}",
+        published={"batch_rows": 16},
+    ),
+    FinetuneTask(name="mnli", first="{premise}", second="{hypothesis}", classes=(0, 1, 2)),
+    FinetuneTask(name="rte", first="{sentence1}", second="{sentence2}"),
+    FinetuneTask(name="mrpc", first="{sentence1}", second="{sentence2}", selects="f1"),
+    FinetuneTask(name="qqp", first="{question1}", second="{question2}", selects="f1"),
+    FinetuneTask(
+        name="wsc",
+        first='Does "{span2_text}" refer to "{span1_text}" in this passage?',
+        second="{text}",
+        published={"epochs": 30},
+    ),
+)
+
+_MULTILINGUAL = tuple(
+    FinetuneTask(
+        name=f"{name}_{language}",
+        first="{premise}" if name in ("mnli", "xnli") else "{sentence}",
+        second="{hypothesis}" if name in ("mnli", "xnli") else None,
+        classes=None,
+        published={
+            "lr": 5e-5,
+            "batch_rows": 64,
+            "seq_len": 128,
+            "warmup": 0,
+            "schedule": "linear",
+            "weight_decay": 0,
+            "clip": 1,
+            "head_dropout": None,
+            "patience": 3,
+            "keep": "last",
+            "pooling": "first",
+        },
+        seed=12,
+        evaluation_batch=8,
+        places=("", name, f"{language}/{name}", f"classification/{language}/{name}", f"multilingual/{language}/{name}"),
     )
-}
-"""By name, in the order in which they are run and shown."""
+    for language in ("en", "nl", "zh")
+    for name in ("arc", "belebele", "bmlama", "include", "mnli", "sib200", "truthfulqa", "xnli")
+)
 
-_FOLDERS = ("", "glue_filtered", "full_eval/glue_filtered")
-"""Places of the files below a given folder: the folder itself, or the folders of the published evaluation data."""
+FINETUNE_TASKS: Mapping[str, FinetuneTask] = {task.name: task for task in (*_GLUE, *_MULTILINGUAL)}
+"""By name, in the order in which they are run and shown."""
 
 
 class FinetuneSettings(Section):
@@ -90,20 +119,35 @@ class FinetuneSettings(Section):
     weight_decay: float = Field(0.01, ge=0, description="of all parameters")
     clip: float | None = Field(None, gt=0, description="largest global gradient norm; null: no clipping, as published")
     dropout: float | None = Field(None, ge=0, lt=1, description="in the model; null: as it was trained")
-    head_dropout: float = Field(0.1, ge=0, lt=1, description="before the last layer of the classifier")
+    head_dropout: float | None = Field(
+        0.1, ge=0, lt=1, description="before the last layer of the classifier; null: that of the model's hidden states"
+    )
+    pooling: Literal["last", "first"] = Field(
+        "last", description="the hidden state that is classified; last: with padding on the left; first: protocol 2025"
+    )
+    schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="learning rate after the warm-up; linear falls to 0; multilingual track: linear"
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="the epoch that counts; multilingual track: the last, as the official script has it"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many epochs without an improvement by 0.001; null: never"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the device computes it natively"
     )
 
 
-def settings_of(task: FinetuneTask, sets: Sequence[str] = ()) -> FinetuneSettings:
-    """The published settings of a task, changed by `key=value` texts.
+def settings_of(task: FinetuneTask, sets: Sequence[str] = (), protocol: Protocol = "2026") -> FinetuneSettings:
+    """The settings of a task that a protocol prescribes, changed by `key=value` texts.
 
     Raises UserError for an unknown key or an invalid value.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for layer in (Layer(f"the published settings of {task.name}", task.published), *map(parse_set, sets)):
+    published = {**({"pooling": "first"} if protocol == "2025" else {}), **task.published}
+    for layer in (Layer(f"the published settings of {task.name}", published), *map(parse_set, sets)):
         merge(values, layer.values, layer.source, sources, "finetune.")
     settings: FinetuneSettings = validate(FinetuneSettings, values, sources, "finetune.")
     return settings
@@ -142,19 +186,17 @@ def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
     def files_of(folder: Path, name: str) -> list[Path]:
         return [folder / f"{name}.{split}.jsonl" for split in ("train", "valid")]
 
-    def tasks_in(folder: Path) -> list[str]:
-        return [name for name in FINETUNE_TASKS if any(file.is_file() for file in files_of(folder, name))]
+    def folder_of(task: FinetuneTask) -> Path | None:
+        places = (data / place for place in task.places) if data.is_dir() else (data.parent,)
+        present = (place for place in places if any(map(Path.is_file, files_of(place, task.name))))
+        found = next(present, None)
+        return found if data.is_dir() or (found and data in files_of(found, task.name)) else None
 
-    if data.is_file():
-        folder = data.parent
-        present = [name for name in tasks_in(folder) if data in files_of(folder, name)]
-    else:
-        folder = next((data / below for below in _FOLDERS if tasks_in(data / below)), data)
-        present = tasks_in(folder)
-    wanted = [name for name in FINETUNE_TASKS if name in names] or present
+    folders = {name: folder_of(task) for name, task in FINETUNE_TASKS.items()}
+    wanted = [name for name in FINETUNE_TASKS if name in names or (not names and folders[name])]
     if not wanted:
         raise UserError(f"{data}: no task here; expected files named like rte.train.jsonl and rte.valid.jsonl")
-    found = [TaskFiles(FINETUNE_TASKS[name], *files_of(folder, name)) for name in wanted]
+    found = [TaskFiles(FINETUNE_TASKS[name], *files_of(folders[name] or data, name)) for name in wanted]
     for task, train, valid in ((files.task, files.train, files.valid) for files in found):
         for file in (train, valid):
             if not file.is_file():
@@ -164,24 +206,41 @@ def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A pair of texts and its class."""
+    """A text or a pair of texts, and the index of its class."""
 
     first: str
-    second: str
+    second: str | None
     label: int
 
 
-def read_examples(file: Path, task: FinetuneTask) -> list[Example]:
-    """The rows of one file, in order.
+def classes_of(file: Path, task: FinetuneTask) -> tuple[Label, ...]:
+    """The labels of the classes of a task, whose training file is `file`.
 
-    Raises UserError with the line number for a row without one of its texts or with an invalid label.
+    Raises UserError with the line number for a label that is neither text nor an integer, and for a single class.
     """
+    if task.classes is not None:
+        return task.classes
+    labels = sorted({record.label("label", "") for record in read_records(file)})
+    if len(labels) < 2:
+        raise UserError(f"{file}: all rows have the label {labels[0]!r}; a classifier needs two classes")
+    return tuple(labels)
+
+
+def read_examples(file: Path, task: FinetuneTask, classes: Sequence[Label] | None = None) -> list[Example]:
+    """The rows of one file, in order; `classes` are the labels by index, by default those of the task.
+
+    Raises UserError with the line number for a row without one of its texts or with an unknown label.
+    """
+    classes = classes or task.classes
+    assert classes is not None, "the training file says which classes there are"
+    index = {label: i for i, label in enumerate(classes)}
     examples = []
     for record in read_records(file):
-        label = record.values.get("label")
-        if not isinstance(label, int) or not 0 <= label < task.labels:
-            raise record.error("label", f"{' or '.join(map(str, range(task.labels)))}, as {task.name} has them")
-        examples.append(Example(_fill(task.first, record), _fill(task.second, record), int(label)))
+        label = record.label("label", "") if task.classes is None else record.values.get("label")
+        if isinstance(label, bool) or not isinstance(label, int | str) or label not in index:
+            raise record.error("label", f"{' or '.join(map(str, classes))}, as {task.name} has them")
+        second = None if task.second is None else _fill(task.second, record)
+        examples.append(Example(_fill(task.first, record), second, index[label]))
     return examples
 
 
@@ -194,16 +253,16 @@ def _fill(template: str, record: Record) -> str:
     return template.format_map(texts)
 
 
-def scores(task: FinetuneTask, labels: Sequence[int], predictions: Sequence[int]) -> dict[MetricName, float]:
-    """The metrics of a task.
+def scores(labels: Sequence[int], predictions: Sequence[int], classes: int) -> dict[MetricName, float]:
+    """Accuracy, and for two classes F1 and MCC.
 
-    F1 is that of label 1, and 0 if label 1 neither occurs nor is predicted. MCC is the Matthews correlation of two
+    F1 is that of class 1, and 0 if class 1 neither occurs nor is predicted. MCC is the Matthews correlation of two
     classes, and 0 if labels or predictions are constant.
     """
     rows = len(labels)
     right = sum(label == prediction for label, prediction in zip(labels, predictions, strict=True))
     found: dict[MetricName, float] = {"accuracy": right / rows}
-    if "f1" in task.metrics:
+    if classes == 2:
         both = sum(label * prediction for label, prediction in zip(labels, predictions, strict=True))
         predicted, actual = sum(predictions), sum(labels)
         found["f1"] = 2 * both / (predicted + actual) if predicted + actual else 0.0

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ltg_mdlm.core.machine import bf16_for
 from ltg_mdlm.core.optimizer import ParameterGroup
 from ltg_mdlm.core.random import permutation, stream_key
 from ltg_mdlm.data.tokenizer import BOS, PAD, Tokenizer
-from ltg_mdlm.evaluation.finetune_tasks import Example, FinetuneSettings, FinetuneTask, MetricName, scores
+from ltg_mdlm.evaluation.finetune_tasks import Example, FinetuneSettings, FinetuneTask, Label, MetricName, scores
 from ltg_mdlm.inference.trained_model import TrainedModel
 from ltg_mdlm.model.transformer import Transformer
 from ltg_mdlm.training.assembly import TOKENS_PER_MICRO_BATCH
@@ -33,8 +33,8 @@ class EncodedExamples:
     """The examples of one file as token ids.
 
     Attributes:
-        ids: tokens of every row: `<s> first <s> second`.
-        labels: class of every row.
+        ids: tokens of every row: `<s> first <s> second`, or `<s> first`.
+        labels: index of the class of every row.
         truncated: number of rows that were cut to fit.
     """
 
@@ -48,11 +48,17 @@ class EncodedExamples:
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task and the examples of its two files."""
+    """A task, the labels of its classes, and the examples of its two files."""
 
     task: FinetuneTask
+    classes: Sequence[Label]
     train: EncodedExamples
     valid: EncodedExamples
+
+    @property
+    def selects(self) -> MetricName:
+        """The metric that selects the best epoch and ends training; F1 for two classes of the multilingual track."""
+        return "f1" if self.task.classes is None and len(self.classes) == 2 else self.task.selects
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class FinetuneRun:
     seed: int
     epochs: list[Epoch]
     best: int
-    """Index of the first epoch with the highest validation metric."""
+    """Index of the epoch that counts."""
     seconds: float
 
     @property
@@ -96,14 +102,24 @@ def finetune_once(
     """Fine-tune a copy of the model with one seed.
 
     As in the official suite, the best epoch is selected on the validation file, and its metrics on the same file are
-    reported. They are therefore slightly higher than the metrics on held-out text would be.
+    reported. They are therefore slightly higher than the metrics on held-out text would be. With `keep="last"`, the
+    last epoch counts, and `patience` decides which one is the last.
 
     Raises UserError if a loss or gradient is not finite.
     """
     start = time.monotonic()
     finetuning = Finetuning(trained, data, settings, seed)
-    epochs = [finetuning.epoch(number, step_done) for number in range(settings.epochs)]
-    best = max(range(len(epochs)), key=lambda number: epochs[number].metrics[data.task.selects])
+    epochs: list[Epoch] = []
+    highest, waited = -math.inf, 0
+    for number in range(settings.epochs):
+        epochs.append(finetuning.epoch(number, step_done))
+        value = epochs[-1].metrics[data.selects]
+        waited = 0 if value > highest + 0.001 else waited + 1
+        highest = max(highest, value)
+        if waited == settings.patience:
+            break
+    first_best = max(range(len(epochs)), key=lambda number: epochs[number].metrics[data.selects])
+    best = first_best if settings.keep == "best" else len(epochs) - 1
     return FinetuneRun(seed, epochs, best, time.monotonic() - start)
 
 
@@ -125,7 +141,9 @@ class Finetuning:
         # For the initial weights of the head and for dropout; the order of the rows has its own random stream.
         torch.manual_seed(stream_key(seed, "fine-tuning", data.task.name)[0])
         encoder = trainable_copy(trained.model, settings.dropout)
-        self._classifier = SequenceClassifier(encoder, data.task.labels, settings.head_dropout).to(self._device)
+        self._classifier = SequenceClassifier(
+            encoder, len(data.classes), settings.head_dropout, pooling=settings.pooling
+        ).to(self._device)
         trainable = {name: p for name, p in self._classifier.named_parameters() if p.requires_grad}
         self._optimizer = AdamW(
             [ParameterGroup(trainable, settings.weight_decay)],
@@ -145,14 +163,16 @@ class Finetuning:
             total += self._step(chosen)
             trained_rows += len(chosen)
             step_done()
-        task, valid = self._data.task, self._data.valid
+        valid = self._data.valid
         if refused := int(self._optimizer.refused_total):
             raise UserError(
-                f"{task.name}, seed {self._seed}: {refused} updates of epoch {number + 1} were not finite;"
+                f"{self._data.task.name}, seed {self._seed}: {refused} updates of epoch {number + 1} were not finite;"
                 f" try a lower lr than {self._settings.lr:g}, or --set clip=1"
             )
         predictions = self._predict(valid)
-        return Epoch(float(total) / trained_rows, scores(task, valid.labels, predictions), predictions)
+        return Epoch(
+            float(total) / trained_rows, scores(valid.labels, predictions, len(self._data.classes)), predictions
+        )
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
         """The training rows of every step."""
@@ -165,14 +185,17 @@ class Finetuning:
     def _step(self, chosen: list[int]) -> Tensor:
         """Update on the mean loss of the chosen rows; returns their summed loss, on the device."""
         total = torch.zeros((), device=self._device)
-        for batch in micro_batches(self._data.train, chosen, self._budget, self._device):
+        for batch in micro_batches(self._data.train, chosen, self._budget, self._device, self._settings.pooling):
             loss = cross_entropy(self._logits(batch), batch.label_B, reduction="sum")
             (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         settings, max_steps = self._settings, self._steps_per_epoch * self._settings.epochs
-        factor = learning_rate_factor(
-            self._next_step, max_steps, warmup=settings.warmup, cooldown=0, final=settings.final_factor
-        )
+        if settings.schedule == "cosine":
+            factor = learning_rate_factor(
+                self._next_step, max_steps, warmup=settings.warmup, cooldown=0, final=settings.final_factor
+            )
+        else:
+            factor = linear_factor(self._next_step, max_steps, settings.warmup)
         self._optimizer.step(settings.lr * factor, ok=total.isfinite())
         self._optimizer.zero_grad()
         self._next_step += 1
@@ -183,7 +206,7 @@ class Finetuning:
         """The most likely class of every row."""
         self._classifier.eval()
         predictions = torch.zeros(len(examples), dtype=torch.int64, device=self._device)
-        for batch in micro_batches(examples, range(len(examples)), self._budget, self._device):
+        for batch in micro_batches(examples, range(len(examples)), self._budget, self._device, self._settings.pooling):
             predictions[batch.row_B] = self._logits(batch).argmax(-1)
         return [int(label) for label in predictions.tolist()]
 
@@ -195,14 +218,26 @@ class Finetuning:
         return logits_BL
 
 
-class SequenceClassifier(nn.Module):
-    """The classifier of the BabyLM evaluation suite, on the hidden state of the first position.
+def linear_factor(step: int, max_steps: int, warmup: float) -> float:
+    """Learning-rate factor that rises linearly during the first share `warmup` of the steps, and then falls to 0."""
+    rising = int(warmup * max_steps)
+    return (step + 1) / rising if step < rising else (max_steps - step) / (max_steps - rising)
 
-    LayerNorm, Linear, GELU, LayerNorm (both without affine parameters), dropout, Linear; default initialisation.
+
+class SequenceClassifier(nn.Module):
+    """The classifier of the BabyLM evaluation suite, on the hidden state of the last or of the first position.
+
+    LayerNorm, Linear, GELU, LayerNorm (both without affine parameters), dropout, Linear; default initialisation. A
+    dropout of None is that of the hidden states of the encoder.
     """
 
-    def __init__(self, encoder: Transformer, labels: int, dropout: float) -> None:
+    def __init__(
+        self, encoder: Transformer, labels: int, dropout: float | None, *, pooling: Literal["last", "first"]
+    ) -> None:
         super().__init__()
+        self._position = -1 if pooling == "last" else 0
+        if dropout is None:
+            dropout = encoder.config.hidden_dropout_prob
         width, eps = encoder.config.hidden_size, encoder.config.layer_norm_eps
         self.encoder = encoder
         self.head = nn.Sequential(
@@ -217,7 +252,7 @@ class SequenceClassifier(nn.Module):
     def forward(self, ids_BT: Tensor, document_BT: Tensor, value_B: Tensor | None) -> Tensor:
         """Logits, float32 [B, L]; the arguments are those of `Transformer`, without a causal mask."""
         hidden_BTD = self.encoder(ids_BT, document_BT, value_B=value_B)
-        return cast(Tensor, self.head(hidden_BTD[:, 0])).float()
+        return cast(Tensor, self.head(hidden_BTD[:, self._position])).float()
 
 
 def trainable_copy(model: Transformer, dropout: float | None) -> Transformer:
@@ -236,16 +271,19 @@ def trainable_copy(model: Transformer, dropout: float | None) -> Transformer:
 
 
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, seq_len: int) -> EncodedExamples:
-    """Token ids of pairs of texts, cut to `seq_len` by `truncate`."""
+    """Token ids of texts or pairs of texts, cut to `seq_len`; in a pair, the longer text is cut first."""
     firsts, seconds = (
         [code.ids for code in tokenizer.backend.encode_batch(texts, add_special_tokens=False)]
-        for texts in ([e.first for e in examples], [e.second for e in examples])
+        for texts in ([e.first for e in examples], [e.second or "" for e in examples])
     )
-    room = seq_len - 2  # `<s>` before each text
     ids, truncated = [], 0
-    for first, second in zip(firsts, seconds, strict=True):
-        kept_first, kept_second = truncate(len(first), len(second), room)
-        ids.append([BOS, *first[:kept_first], BOS, *second[:kept_second]])
+    for example, first, second in zip(examples, firsts, seconds, strict=True):
+        if example.second is None:
+            kept_first, kept_second = min(len(first), seq_len - 1), 0
+            ids.append([BOS, *first[:kept_first]])
+        else:
+            kept_first, kept_second = truncate(len(first), len(second), seq_len - 2)
+            ids.append([BOS, *first[:kept_first], BOS, *second[:kept_second]])
         truncated += kept_first + kept_second < len(first) + len(second)
     return EncodedExamples(ids, [example.label for example in examples], truncated)
 
@@ -259,7 +297,7 @@ def truncate(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 class LabelledBatch(NamedTuple):
-    """Rows of one forward pass, padded to the longest of them."""
+    """Rows of one forward pass, padded to the longest of them: on the left to pool the last position."""
 
     ids_BT: Tensor
     document_BT: Tensor
@@ -270,7 +308,11 @@ class LabelledBatch(NamedTuple):
 
 
 def micro_batches(
-    examples: EncodedExamples, chosen: Iterable[int], token_budget: int, device: torch.device
+    examples: EncodedExamples,
+    chosen: Iterable[int],
+    token_budget: int,
+    device: torch.device,
+    pooling: Literal["last", "first"],
 ) -> Iterator[LabelledBatch]:
     """The chosen rows by length, in batches of at most `token_budget` tokens with padding, and at least one row."""
     parts: list[list[int]] = []
@@ -280,10 +322,15 @@ def micro_batches(
         parts[-1].append(row)
     for part in parts:
         longest = len(examples.ids[part[-1]])
-        length_B = torch.tensor([len(examples.ids[row]) for row in part])
+        ids_BT = torch.full((len(part), longest), PAD)
+        document_BT = torch.full((len(part), longest), -1, dtype=torch.int32)
+        for ids_T, document_T, ids in zip(ids_BT, document_BT, (examples.ids[row] for row in part), strict=True):
+            start = longest - len(ids) if pooling == "last" else 0
+            ids_T[start : start + len(ids)] = torch.tensor(ids)
+            document_T[start : start + len(ids)] = 0
         columns = (
-            torch.tensor([examples.ids[row] + [PAD] * (longest - len(examples.ids[row])) for row in part]),
-            -(torch.arange(longest) >= length_B[:, None]).int(),
+            ids_BT,
+            document_BT,
             torch.tensor([examples.labels[row] for row in part]),
             torch.tensor(part),
         )

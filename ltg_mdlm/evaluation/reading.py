@@ -9,6 +9,7 @@ Shape suffixes: N words, P predictors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -44,12 +45,13 @@ class ReadWord(NamedTuple):
     """Reading times and predictors; NaN where the file has none."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Reading(Task):
     """Gain in explained variance by surprisal, in per cent, for eye tracking (mean of four) and self-paced reading."""
 
-    name = "reading"
-    prefixes = ("reading",)
-    fields = frozenset({"item", "word", "RTfirstfix", SELF_PACED})
+    name: str = "reading"
+    prefixes: tuple[str, ...] = ("reading",)
+    fields: frozenset[str] | None = frozenset({"item", "word", "RTfirstfix", SELF_PACED})
 
     def read(self, path: Path) -> list[ReadWord]:
         """The words of the CSV file in a folder. Raises UserError for data that cannot be read."""
@@ -73,14 +75,12 @@ class Reading(Task):
         surprisals = [surprisal_of[word.own] for word in words]
         previous = [surprisal_of[word.previous] if word.previous else float("nan") for word in words]
         gains = _gains(words, surprisals, previous, path)
+        eye_tracking, self_paced = fmean(gains[measure] for measure in EYE_TRACKING), gains[SELF_PACED]
         return TaskResult(
             task=self.name,
             data=data_name(path),
             metric="eye_tracking_gain_percent",
-            figures={
-                "eye_tracking_gain_percent": fmean(gains[measure] for measure in EYE_TRACKING),
-                "self_paced_reading_gain_percent": gains[SELF_PACED],
-            },
+            figures={"eye_tracking_gain_percent": eye_tracking, "self_paced_reading_gain_percent": self_paced},
             questions=len(words),
             breakdown={"measure": gains},
             items=[
@@ -101,6 +101,9 @@ class Reading(Task):
                 }
             },
             place=self.name,
+            other_files={
+                "report.txt": f"EYE TRACKING SCORE: {eye_tracking:.2f}\nSELF-PACED READING SCORE: {self_paced:.2f}\n"
+            },
         )
 
 

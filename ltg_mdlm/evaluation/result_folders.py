@@ -43,11 +43,11 @@ def model_facts(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def scoring_facts(trained: TrainedModel, rule: ScoringRule) -> dict[str, Any]:
-    """The model that was evaluated, and how it was scored."""
+def scoring_facts(trained: TrainedModel, rule: ScoringRule, protocol: str) -> dict[str, Any]:
+    """The model that was evaluated, how it was scored, and the protocol of the tasks."""
     settings = asdict(rule)
     del settings["tokens_per_batch"]  # affects only speed
-    return model_facts(trained) | settings
+    return model_facts(trained) | settings | {"protocol": protocol}
 
 
 def write_folder(folder: Path, files: Mapping[str, str]) -> None:
@@ -79,6 +79,7 @@ def write_task_result(folder: Path, result: TaskResult, facts: Mapping[str, Any]
         "best_temperature_report.txt": temperature_report(result),
         "items.jsonl": "".join(map(to_json, result.items)),
         "summary.json": to_json(summary, indent=2),
+        **result.other_files,
     }
     write_folder(folder, files)
 
@@ -90,7 +91,7 @@ def temperature_report(result: TaskResult) -> str:
         shown = [f"{group}: {100 * value:.2f}" for group, value in groups.items()]
         lines += [f"### {division.upper()} {result.metric.upper()}", *shown, ""]
     value = result.value if result.metric.endswith("_percent") else 100 * result.value
-    lines += [f"### AVERAGE {result.metric.upper()}", f"{value:.2f}", ""]
+    lines += [f"### AVERAGE {result.metric.upper()}", f"{value:.2f}", "", ""]
     return "\n".join(lines)
 
 

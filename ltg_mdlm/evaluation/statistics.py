@@ -121,11 +121,14 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def pearson(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:
-    """Linear correlation; NaN if one of the two is constant, or there are fewer than two points."""
+def correlation(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> tuple[float, float]:
+    """Linear correlation (Pearson) and its two-sided p; NaN for constant values or fewer than two points."""
     from scipy.stats import pearsonr
 
-    return float(pearsonr(x, y).statistic) if _both_vary(x, y) else math.nan
+    if not _both_vary(x, y):
+        return math.nan, math.nan
+    found = pearsonr(x, y)
+    return float(found.statistic), float(found.pvalue)
 
 
 def spearman(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:

@@ -17,8 +17,8 @@ from rich.table import Table
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_writable, write_text
-from ltg_mdlm.evaluation.age_of_acquisition import AgeOfAcquisition, Milestone, milestones
-from ltg_mdlm.evaluation.multiple_choice import TASKS, WugAdjectives, WugPastTenses
+from ltg_mdlm.evaluation.age_of_acquisition import AgeOfAcquisition, milestones
+from ltg_mdlm.evaluation.multiple_choice import CHOICE_TASKS, WUG_ADJECTIVES, WUG_PAST_TENSES, Protocol
 from ltg_mdlm.evaluation.reading import Reading
 from ltg_mdlm.evaluation.result_folders import BACKENDS, model_folder, scoring_facts, write_task_result
 from ltg_mdlm.evaluation.tasks import Skip, Task, TaskResult, data_name, find_data
@@ -32,30 +32,47 @@ Finetune = Callable[[Path], Sequence[Mapping[str, Any]]]
 """Fine-tunes a copy of the model on every classification task in a folder, and returns their summaries."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class FineTuning(Task):
-    """Mean accuracy over the classification tasks of (Super)GLUE, after fine-tuning a copy of the model."""
+    """Mean score over the classification tasks of (Super)GLUE, after fine-tuning a copy of the model."""
 
-    name = "glue"
-    prefixes = ("glue",)
-    fields = frozenset({"label"})
-
-    def __init__(self, finetune: Finetune | None) -> None:
-        self.finetune = finetune
+    name: str = "glue"
+    prefixes: tuple[str, ...] = ("glue",)
+    fields: frozenset[str] | None = frozenset({"label"})
+    finetune: Finetune | None
 
     def run(self, path: Path, scorer: Scorer) -> TaskResult:
-        """Fine-tune, which writes its own results; `scorer` is not used."""
+        """Fine-tune, which writes its own results; `scorer` is not used.
+
+        The score of a task is the metric that counts in the official suite: F1 for mrpc and qqp, else accuracy.
+        """
         if self.finetune is None:
             raise Skip("needs training; add --finetune")
         summaries = self.finetune(path)
-        accuracies = {summary["task"]: summary["mean"]["accuracy"] for summary in summaries}
+        scores = {summary["task"]: summary["mean"][summary["metric"]] for summary in summaries}
         return TaskResult(
             task=self.name,
             data=data_name(path),
-            metric="accuracy",
-            figures={"accuracy": fmean(accuracies.values())},
-            breakdown={"UID": accuracies},
+            metric="score",
+            figures={
+                "score": fmean(scores.values()),
+                "accuracy": fmean(summary["mean"]["accuracy"] for summary in summaries),
+            },
+            breakdown={"UID": scores},
             questions=sum(summary["valid"]["rows"] for summary in summaries),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfOtherProtocol(Task):
+    """A task that the protocol of this evaluation does not have; its data are recognised, but not scored."""
+
+    protocol: Protocol
+    """The protocol that has it."""
+
+    def run(self, path: Path, scorer: Scorer) -> TaskResult:
+        """Raises Skip."""
+        raise Skip(f"not in this protocol; add --protocol {self.protocol}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +85,8 @@ class Outcome:
     reason: str = ""
     """Why the task was skipped or failed."""
     result: TaskResult | None = None
+    missing: str = ""
+    """Pattern of the folders that would hold the data of the task; empty if there are data."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything except items and predictions; undefined figures are null."""
@@ -89,25 +108,35 @@ class Outcome:
         }
 
 
-def suite_tasks(milestones: Sequence[Milestone], model_name: str, finetune: Finetune | None = None) -> list[Task]:
-    """All tasks, for a model with these milestones; `finetune` evaluates it on a GLUE folder."""
-    return [
-        *TASKS,
-        WugAdjectives(),
-        WugPastTenses(),
-        Reading(),
-        AgeOfAcquisition(milestones, model_name),
-        FineTuning(finetune),
+def suite_tasks(protocol: Protocol, ages: AgeOfAcquisition, finetune: Finetune | None = None) -> list[Task]:
+    """All tasks of a protocol; `finetune` evaluates the model on a GLUE folder."""
+    of_protocol: dict[Protocol, list[Task]] = {
+        "2026": [*CHOICE_TASKS["2026"], Reading(), ages],
+        "2025": [*CHOICE_TASKS["2025"], WUG_ADJECTIVES, WUG_PAST_TENSES, Reading()],
+    }
+    tasks = of_protocol.pop(protocol)
+    names = {task.name for task in tasks}
+    others = [
+        OfOtherProtocol(name=task.name, prefixes=task.prefixes, fields=task.fields, protocol=other)
+        for other, of_other in of_protocol.items()
+        for task in of_other
+        if task.name not in names
     ]
+    return [*tasks, *others, FineTuning(finetune=finetune)]
 
 
-def all_tasks(trained: TrainedModel, rule: ScoringRule, ranks: Ranks, finetune: Finetune | None) -> list[Task]:
-    """All tasks; the milestones are the `chck_*` checkpoints beside the model, each opened when it is needed."""
+def all_tasks(
+    trained: TrainedModel, rule: ScoringRule, ranks: Ranks, protocol: Protocol, finetune: Finetune | None
+) -> list[Task]:
+    """All tasks of a protocol; the milestones are the `chck_*` checkpoints beside the model, opened when needed."""
 
     def open_scorer(path: Path) -> Scorer:
         return LikelihoodScorer(open_model(path, ranks, weights=trained.weights), rule, ranks)
 
-    return suite_tasks(milestones(trained.source.parent, open_scorer), trained.name, finetune)
+    ages = AgeOfAcquisition(
+        milestones=milestones(trained.source.parent, open_scorer), model=trained.name, tokenizer=trained.tokenizer
+    )
+    return suite_tasks(protocol, ages, finetune)
 
 
 def measure(
@@ -117,6 +146,7 @@ def measure(
     rule: ScoringRule,
     ranks: Ranks,
     out: Path,
+    protocol: Protocol,
     *,
     suite_file: bool = False,
 ) -> list[Outcome]:
@@ -129,7 +159,7 @@ def measure(
     """
     scorer = LikelihoodScorer(trained, rule, ranks, show_progress=True)
     require_writable(out)  # before hours of scoring
-    facts, folder = scoring_facts(trained, rule), model_folder(out, trained)
+    facts, folder = scoring_facts(trained, rule, protocol), model_folder(out, trained)
     outcomes = []
     started = time.monotonic()
     for outcome in run_suite(tasks, scorer, data):
@@ -174,8 +204,16 @@ def run_suite(tasks: Sequence[Task], scorer: Scorer, data: Path) -> Iterator[Out
         else:
             yield Outcome(task=task.name, data=result.data, status="done", result=result)
     for task in tasks:
-        if not any(task is present for _, present in found):
-            yield Outcome(task=task.name, data="-", status="skipped", reason=f"no folder {task.prefixes[0]}* in {data}")
+        if not (isinstance(task, OfOtherProtocol) or any(task is present for _, present in found)):
+            missing = f"{task.prefixes[0]}*"
+            shared = sum(other.name == task.name for other in tasks) > 1  # the name of BLiMP and its supplement
+            yield Outcome(
+                task=task.prefixes[0] if shared else task.name,
+                data="-",
+                status="skipped",
+                reason=f"no folder {missing} in {data}",
+                missing=missing,
+            )
 
 
 def require_success(outcomes: Sequence[Outcome]) -> None:
@@ -196,15 +234,18 @@ def write_suite(file: Path, facts: Mapping[str, Any], outcomes: Sequence[Outcome
 
 
 def suite_table(outcomes: Sequence[Outcome]) -> Table:
-    """One row per outcome."""
+    """One row per task or folder with data, and one row for all tasks without data."""
     table = Table("task", "data", "questions", "result", "remark", box=None, pad_edge=False)
     for outcome in outcomes:
         questions, figures, remark = "-", "-", f"{outcome.status}: {outcome.reason}"
+        if outcome.missing:
+            continue
         if (result := outcome.result) is not None:
-            questions = str(result.questions)
-            figures = ", ".join(_figure(name, value) for name, value in result.figures.items())
+            questions, figures = str(result.questions), _figures(result.figures)
             remark = "" if result.validated else "unvalidated: not checked on the published data"
         table.add_row(*map(escape, (outcome.task, outcome.data, questions, figures, remark)))
+    if missing := [outcome.missing for outcome in outcomes if outcome.missing]:
+        table.add_row("-", "-", "-", "-", escape(f"no data: {', '.join(missing)}"))
     return table
 
 
@@ -218,10 +259,22 @@ def breakdown_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
+def _figures(figures: Mapping[str, float]) -> str:
+    """All figures; a standard error and the level of chance stand beside the accuracy."""
+    shown = {name: _figure(name, value) for name, value in figures.items()}
+    error, chance = figures.get("standard_error", math.nan), figures.get("chance")
+    if not math.isnan(error):
+        shown["accuracy"] += f" ± {error:.1%}"
+    if chance is not None:
+        shown["accuracy"] += f" (chance {chance:.1%})"
+    return ", ".join(text for name, text in shown.items() if name not in ("standard_error", "chance"))
+
+
 def _figure(name: str, value: float) -> str:
-    label = name.removesuffix("_percent").replace("_", " ")
+    label = name.removesuffix("_percent").replace("_", " ").replace("nan ", "NaN ")
     if isinstance(value, int):
         return f"{label} {value}"
     if name.endswith("_percent"):
         return f"{label} {value:.2f} %"
-    return f"{label} {value:.1%}" if name in ("accuracy", "tie_rate", "undecided_rate") else f"{label} {value:.3f}"
+    is_share = name in ("accuracy", "score") or name.endswith("_rate")
+    return f"{label} {value:.1%}" if is_share else f"{label} {value:.3f}"

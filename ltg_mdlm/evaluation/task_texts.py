@@ -17,6 +17,7 @@ FIELDS = (
     *("Context1", "Context2", "Target1", "Target2"),  # EWoK
     *("input_prefix", "options"),  # entity tracking
     *("prefix_acceptable+property_phrase", "prefix_unacceptable+property_phrase"),  # COMPS
+    *("prompt", "solution0", "solution1", "solution2", "solution3"),  # GlobalPIQA
     *("sentences", "sentence", "context"),  # WUG, reading, age of acquisition
     *("question", "passage", "paragraph", "answer", "premise", "hypothesis"),  # GLUE
     *("sentence1", "sentence2", "question1", "question2", "text"),  # GLUE

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.records import read_records, read_table
@@ -43,6 +43,8 @@ class TaskResult:
     place: str | None = None
     """Folder of the official predictions below `zero_shot/<backend>`; None for a task that writes its own results."""
     predictions_file: str = "predictions.json"
+    other_files: Mapping[str, str] = field(default_factory=dict)
+    """Contents of other files that the official pipeline writes beside the predictions, by name."""
     validated: bool = True
     """Whether the figures were checked on the published data; otherwise only on small files of the same format."""
 
@@ -52,15 +54,19 @@ class TaskResult:
         return self.figures[self.metric]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A kind of evaluation data, and how a model is evaluated on it."""
+    """A kind of evaluation data, and how a model is evaluated on it.
 
-    name: ClassVar[str]
-    """Name in the official pipeline."""
-    prefixes: ClassVar[tuple[str, ...]]
-    """Prefixes of the names of its data folders."""
-    fields: ClassVar[frozenset[str]]
-    """Fields of its rows; data in a folder with any other name are recognised by them."""
+    Attributes:
+        name: name in the official pipeline.
+        prefixes: prefixes of the names of its data folders.
+        fields: fields of its rows, by which data in a folder with any other name are recognised; None if they are not.
+    """
+
+    name: str
+    prefixes: tuple[str, ...]
+    fields: frozenset[str] | None
 
     @abstractmethod
     def run(self, path: Path, scorer: Scorer) -> TaskResult:

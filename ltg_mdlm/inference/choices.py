@@ -15,34 +15,36 @@ from ltg_mdlm.inference.texts import Question, Text, TextScore, standard_error
 class Answer(NamedTuple):
     """The candidate that a model finds the most likely."""
 
-    chosen: int
-    """Index of the candidate; the first one in a tie, as in the official pipelines."""
+    best: tuple[int, ...]
+    """Indices of the candidates with the highest score; several in a tie."""
     correct: float
     """1 or 0; in a tie of n candidates that includes the right one, 1 / n."""
-    tied: bool
-    """Whether several candidates have the highest score."""
     margin: float
     """Log-likelihood of the right candidate minus that of the most likely wrong one, in nats."""
     margin_error: float
     """Standard error of the margin; 0 for exact scores.  It is smaller than the errors of the two scores suggest,
     because these use the same random numbers."""
 
+    @property
+    def tied(self) -> bool:
+        """Whether several candidates have the highest score."""
+        return len(self.best) > 1
+
 
 def answer(question: Question, scores: Sequence[TextScore]) -> Answer:
     """The candidate with the highest score; NaN (from broken weights) is lower than all other scores."""
     values = [-math.inf if math.isnan(score.log_likelihood) else score.log_likelihood for score in scores]
-    best = [i for i, value in enumerate(values) if value == max(values)]
+    best = tuple(i for i, value in enumerate(values) if value == max(values))
     right = scores[question.right]
-    wrong = max((score for i, score in enumerate(scores) if i != question.right), key=lambda s: s.log_likelihood)
+    wrong = scores[max((i for i in range(len(scores)) if i != question.right), key=values.__getitem__)]
     if len(right.samples) == len(wrong.samples):
         differences = [x - y for x, y in zip(right.samples, wrong.samples, strict=True)]
         margin_error = standard_error(differences)
     else:  # one of them has a single token, so its score is exact
         margin_error = math.hypot(right.standard_error, wrong.standard_error)
     return Answer(
-        chosen=best[0],
+        best=best,
         correct=(question.right in best) / len(best),
-        tied=len(best) > 1,
         margin=right.log_likelihood - wrong.log_likelihood,
         margin_error=margin_error,
     )

@@ -136,7 +136,7 @@ class LikelihoodScorer:
         self._ranks, self._show_progress = ranks, show_progress and ranks.is_main
         self._limit = denoiser.model.config.max_position_embeddings
 
-    def __call__(self, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
+    def __call__(self, groups: Sequence[Sequence[Text]], *, per_token: bool = False) -> list[list[TextScore]]:
         """One score per text; every rank must call it.  Raises UserError for a text that does not fit the model."""
         encoded = encode_texts(self.denoiser.tokenizer, [text for group in groups for text in group], self._limit)
         if self.rule.score == "bound":
@@ -145,7 +145,7 @@ class LikelihoodScorer:
         else:
             totals = self._log_likelihoods(encoded, causal_rows if self.rule.causal else rows_masked_in_turn)
             scores = [TextScore(total, text.scored) for total, text in zip(totals, encoded, strict=True)]
-        if self.rule.normalise == "tokens":
+        if per_token or self.rule.normalise == "tokens":
             scores = [
                 TextScore(s.log_likelihood / s.tokens, s.tokens, tuple(x / s.tokens for x in s.samples)) for s in scores
             ]

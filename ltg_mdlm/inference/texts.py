@@ -58,10 +58,10 @@ class Question:
 
     Attributes:
         candidates: at least two texts.
-        uid: what the question tests; accuracy is reported per uid.
+        uid: what the question tests; questions with one uid are a sample of the same kind.
         right: index of the right candidate.
-        groups: (division, group) for every division in the official reports, such as ("field", "syntax"), including the
-            uid; empty if the uid is the only division.
+        groups: (division, group) for every division in the official reports, such as ("field", "syntax"). They include
+            the division "UID", over which accuracy is averaged; empty if the uid is the only division.
     """
 
     candidates: tuple[Text, ...]
@@ -76,8 +76,8 @@ class Scorer(Protocol):
     Under torchrun, every rank must call it with the same groups, and gets all scores.
     """
 
-    def __call__(self, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
-        """One score per text, in the given order."""
+    def __call__(self, groups: Sequence[Sequence[Text]], *, per_token: bool = False) -> list[list[TextScore]]:
+        """One score per text, in the given order; with `per_token`, divided by the number of scored tokens."""
 
     def surprisals(self, words: Sequence[NextWord]) -> list[float]:
         """Surprisal in nats of each word given its context, whatever may follow the word.

@@ -86,11 +86,13 @@ def test_averaged_and_last_weights_are_different_models(run, data, models, tmp_p
 
 def test_the_suite_runs_tasks_with_data_and_lists_skipped_ones(run, data, models, tmp_path):
     code, out, err = run(
-        "eval", "suite", str(models["freq_mdlm"]), "--data", str(data), "--out", str(tmp_path), "--json"
+        *("eval", "suite", str(models["freq_mdlm"]), "--data", str(data), "--out", str(tmp_path), "--json"),
+        *("--protocol", "2025"),
     )
     assert code == 0, err
     by_task = {row["task"]: row for row in json.loads(out)}
     assert by_task["blimp"]["status"] == by_task["wug_past"]["status"] == "done"
+    assert json.loads((tmp_path / "freq_mdlm" / "main" / "suite.json").read_text())["protocol"] == "2025"
     assert by_task["ewok"]["status"] == "skipped"
     assert by_task["ewok"]["reason"]
     kept = json.loads((tmp_path / "freq_mdlm" / "main" / "suite.json").read_text())
@@ -102,7 +104,8 @@ def test_a_malformed_row_fails_its_task_alone_and_leaves_nothing_behind(run, mod
     write_rows(tmp_path / "data" / "blimp_fast" / "pairs.jsonl", [PAIRS[0], {"sentence_good": "A dog."}])
     write_rows(tmp_path / "data" / "wug_past_tense" / "wug.jsonl", WUG)
     code, _, err = run(
-        "eval", "suite", str(models["freq_mdlm"]), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")
+        *("eval", "suite", str(models["freq_mdlm"]), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")),
+        *("--protocol", "2025"),
     )
     assert code == 2
     assert "pairs.jsonl:2: sentence_bad" in err
@@ -160,3 +163,19 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_scoring(run, 
     arguments = ("--data", str(data), "--out", str(tmp_path / "file" / "results"))
     code, _, err = run("eval", "pairs", str(models["freq_mdlm"]), *arguments)
     assert (code, str(tmp_path / "file") in err) == (2, True), err
+
+
+def test_the_protocol_decides_what_ewok_asks(run, models, tmp_path):
+    row = {"Context1": "The dog runs.", "Context2": "The cat runs.", "Target1": "It is big.", "Target2": "It is old."}
+    write_rows(tmp_path / "ewok_fast" / "a.jsonl", [row | {"Domain": "d"}])
+    written = {}
+    for protocol in ("2026", "2025"):
+        arguments = ("--data", str(tmp_path), "--out", str(tmp_path / protocol), "--protocol", protocol)
+        code, _, err = run("eval", "pairs", str(models["freq_mdlm"]), *arguments)
+        assert code == 0, err
+        folder = tmp_path / protocol / "freq_mdlm" / "main" / "zero_shot" / "mlm" / "ewok" / "ewok_fast"
+        (prediction,) = json.loads((folder / "predictions.json").read_text())["d"]["predictions"]
+        written[protocol] = prediction["pred"]
+        assert json.loads((folder / "summary.json").read_text())["protocol"] == protocol
+    assert written["2026"] in ("The dog runs. It is big.", "The cat runs. It is big.")
+    assert written["2025"] in (" It is big.", " It is old.")

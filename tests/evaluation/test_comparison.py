@@ -8,9 +8,9 @@ import pytest
 from support.results import write_result
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.evaluation.answers import TaskName, collect_groups, find_results
+from ltg_mdlm.evaluation.answers import TaskName, baseline_first, collect_groups, find_results
 from ltg_mdlm.evaluation.comparison import compare, comparison_table, explanation, left_out
-from ltg_mdlm.evaluation.multiple_choice import EntityTracking
+from ltg_mdlm.evaluation.multiple_choice import ENTITY_TRACKING
 
 FIRST = {"agreement": [1, 1, 0, 0], "island": [1, 0.5]}
 SECOND = {"agreement": [1, 1, 1, 1], "island": [0, 0.5]}
@@ -88,16 +88,16 @@ def test_one_model_scored_in_two_ways_is_two_groups(tmp_path):
 
 
 def test_fine_tuned_results_belong_to_the_model_however_it_was_scored(tmp_path):
-    for model, score in (("a", "pll"), ("b", "mntp")):
+    for model, score in (("a", "pll"), ("b", "causal")):
         write_result(tmp_path, model, FIRST, score=score)
         fine_tuned = write_result(tmp_path, model, FIRST, task="rte", data="glue")
         summary = json.loads((fine_tuned / "summary.json").read_text())
         (fine_tuned / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "score"}))
     assert [(r["model"], r["task"]) for r in compared([tmp_path])] == [
         ("a (score=pll)", "blimp"),
-        ("b (score=mntp)", "blimp"),
+        ("b (score=causal)", "blimp"),
         ("a (score=pll)", "rte"),
-        ("b (score=mntp)", "rte"),
+        ("b (score=causal)", "rte"),
     ]
 
 
@@ -110,6 +110,50 @@ def test_models_scored_in_different_ways_say_so(tmp_path):
         "b (time=constant, rate=0.3)",
         "c (time=zero)",
     ]
+
+
+def test_pseudo_log_likelihoods_are_one_score_wherever_a_model_predicts(tmp_path):
+    for model, score in (("a", "pll"), ("b", "mntp"), ("c", "causal")):
+        write_result(tmp_path, model, FIRST, score=score)
+    names = [record["model"] for record in compared([tmp_path])]
+    assert names == ["a (score=pll)", "b (score=pll)", "c (score=causal)"]
+    assert [record["model"] for record in compared([tmp_path / "a", tmp_path / "b"])] == ["a", "b"]
+    group = f"both={tmp_path / 'a'},{tmp_path / 'b'}"
+    assert compared([], [group])[0]["seeds"] == 2
+
+
+@pytest.mark.parametrize(("task", "differs"), [("blimp", False), ("ewok", True), ("entity_tracking", True)])
+def test_results_of_two_protocols_are_compared_where_the_questions_are_the_same(tmp_path, task, differs):
+    write_result(tmp_path, "a", FIRST, task=task)  # an older result, without a protocol
+    write_result(tmp_path, "b", FIRST, task=task, protocol="2025")
+    assert len(compared([tmp_path])) == 2
+    write_result(tmp_path, "c", FIRST, task=task, protocol="2026")
+    if differs:
+        with pytest.raises(UserError, match=rf"{task}/.*: the protocols 2026 and 2025 ask different questions"):
+            compared([tmp_path])
+    else:
+        assert len(compared([tmp_path])) == 3
+    write_result(tmp_path, "d", FIRST, task=task, protocol="1999")
+    with pytest.raises(UserError, match=r"summary\.json:1: protocol must be 2026 or 2025, not '1999'"):
+        compared([tmp_path])
+
+
+def test_a_metric_other_than_accuracy_may_count_for_a_fine_tuned_task(tmp_path):
+    write_result(tmp_path, "a", FIRST, task="mrpc", data="glue", metric="f1")
+    assert compared([tmp_path])[0]["accuracy"] == 0.625
+
+
+def test_the_baseline_can_be_chosen_by_the_name_of_its_group_or_of_a_run(tmp_path):
+    for model, score in (("a-s0", "pll"), ("b-s0", "pll"), ("b-s1", "pll"), ("c-s0", "causal"), ("c-s0", "pll")):
+        write_result(tmp_path, model, FIRST, score=score)
+    groups, _ = collect_groups([tmp_path], [])
+    assert [group.name for group in groups] == ["a (score=pll)", "b (score=pll)", "c (score=causal)", "c (score=pll)"]
+    for name in ("b (score=pll)", "b", "b-s1"):
+        assert [group.name[0] for group in baseline_first(groups, name)] == ["b", "a", "c", "c"]
+    with pytest.raises(UserError, match=r"--baseline c: several groups have this name\n  groups: a \(score=pll\), b"):
+        baseline_first(groups, "c")
+    with pytest.raises(UserError, match="--baseline d: no such group"):
+        baseline_first(groups, "d")
 
 
 def test_another_checkpoint_of_a_model_is_another_group(tmp_path):
@@ -147,7 +191,7 @@ def test_tasks_without_right_answers_are_not_compared(tmp_path):
 def test_entity_tracking_is_averaged_as_the_task_averages_it(tmp_path):
     correct = {"regular_0_ops": [1, 1], "regular_1_ops": [1, 0], "ambiref_0_ops": [0, 0, 1]}
     write_result(tmp_path, "a", correct, task="entity_tracking", data="entity_tracking")
-    expected = EntityTracking().macro({uid: float(np.mean(values)) for uid, values in correct.items()})
+    expected = ENTITY_TRACKING.macro({uid: float(np.mean(values)) for uid, values in correct.items()})
     assert compared([tmp_path])[0]["accuracy"] == pytest.approx(expected)
     assert expected != pytest.approx(np.mean([1, 0.5, 1 / 3]))
 

@@ -19,7 +19,7 @@ from ltg_mdlm.data.sources import Piece, find_sources, read_pieces
 from ltg_mdlm.evaluation import contamination as decoded
 from ltg_mdlm.evaluation import contamination as word_sequences
 from ltg_mdlm.evaluation.contamination import WordSequences, decoded_pieces, find_contamination, words_of
-from ltg_mdlm.evaluation.contamination_report import effect_on, results_on, summary, worst
+from ltg_mdlm.evaluation.contamination_report import effect_on, questions_asked, results_on, summary, worst
 from ltg_mdlm.evaluation.task_texts import read_task_texts
 
 WORDS = st.sampled_from("abcd")
@@ -122,6 +122,7 @@ TASKS = {
     "ewok/x.jsonl": {"Context1": "c", "Context2": "d", "Target1": "t", "Target2": "u", "Domain": "n"},
     "entity/x.jsonl": {"input_prefix": "p", "options": ["o", "q"], "numops": 1, "sample_id": "s"},
     "comps/x.jsonl": {"prefix_acceptable": "a", "prefix_unacceptable": "b", "property_phrase": "can fly"},
+    "piqa/x.jsonl": {"prompt": "p", "solution0": "s", "solution1": "t", "label": 0, "example_id": "e"},
     "wug/x.jsonl": {"sentences": "s\tt", "ratio": 0.5},
     "rte/x.jsonl": {"sentence1": "s", "sentence2": "t", "label": 1, "idx": 0},
     "multirc/x.jsonl": {"paragraph": "p", "question": "q", "answer": "a", "label": 0},
@@ -166,6 +167,9 @@ def test_texts_of_all_tasks_are_found(tmp_path):
         ("multirc", "question"): ["q"],
         ("multirc", "paragraph"): ["p"],
         ("multirc", "answer"): ["a"],
+        ("piqa", "prompt"): ["p"],
+        ("piqa", "solution0"): ["s"],
+        ("piqa", "solution1"): ["t"],
         (tmp_path.name, "sentence"): ["She saw it.", "She saw it."],
         ("rte", "sentence1"): ["s"],
         ("rte", "sentence2"): ["t"],
@@ -267,6 +271,22 @@ def test_accuracy_is_compared_within_uids(tmp_path):
     effect = effect_on(data, answers, contamination)
     assert (effect.clean, effect.contaminated) == (1, 2)
     assert (effect.clean_accuracy, effect.contaminated_accuracy, effect.difference) == (0, 0.5, 1)
+
+
+@pytest.mark.parametrize(("protocol", "asked"), [("2026", [0, 2]), ("2025", [0, 1, 2])])
+def test_rows_that_a_protocol_leaves_out_are_no_questions(tmp_path, protocol, asked):
+    rows = [{"input_prefix": f"Box {p}", "options": ["a", "nothing" if p == "q" else "b"]} for p in "pqr"]
+    (tmp_path / "entity_tracking").mkdir()
+    file = tmp_path / "entity_tracking" / "regular.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    contamination = found_in(tmp_path, "So Box r is full.", n=2)
+    settings = {"task": "entity_tracking", "data": "entity_tracking", "protocol": protocol}
+    write_result(tmp_path / "results", "m", {"u": [1, 0, 0.5][: len(asked)]}, **settings)
+    ((data, answers),) = results_on(contamination.found, [tmp_path / "results"])
+    assert questions_asked(contamination.found, data, answers) == asked
+    effect = effect_on(data, answers, contamination)
+    assert (effect.clean, effect.contaminated) == (len(asked) - 1, 1)
+    assert effect.contaminated_accuracy == [1, 0, 0.5][len(asked) - 1]
 
 
 def test_results_of_other_data_say_nothing_and_of_other_rows_are_refused(tmp_path):

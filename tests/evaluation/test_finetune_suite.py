@@ -42,7 +42,10 @@ def test_the_official_file_our_items_and_the_summary_agree(suite, tmp_path):
     data = write_task(tmp_path / "data", "rte", valid=12)
     ((summary,), _) = suite(data, seeds=[42, 7, 42])
     folder = tmp_path / "results" / "tiny" / "main" / "finetune" / "rte"
-    assert sorted(path.name for path in folder.iterdir()) == ["items.jsonl", "predictions.json", "summary.json"]
+    files = ["items.jsonl", "predictions.json", "results.txt", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    results = dict(line.split(": ") for line in (folder / "results.txt").read_text().split("\n"))
+    assert {name: float(value) for name, value in results.items()} == summary["runs"][0]["metrics"]
     official = json.loads((folder / "predictions.json").read_text())
     rows = official["rte"]["predictions"]
     assert [row["id"] for row in rows] == [f"rte_{i}" for i in range(12)]
@@ -64,7 +67,7 @@ def test_the_summary_says_what_was_asked_for_and_counts(suite, tmp_path):
     write_rows(data / "mrpc.valid.jsonl", [{"sentence1": "a dog", "sentence2": "the " * 200, "label": 1}] * 3)
     ((summary,), _) = suite(data)
     assert (summary["task"], summary["model"], summary["revision"], summary["step"]) == ("mrpc", "tiny", "main", 12)
-    assert (summary["metric"], summary["selected_by"], summary["data"]) == ("accuracy", "f1", "data")
+    assert (summary["metric"], summary["selected_by"], summary["data"]) == ("f1", "f1", "data")
     assert summary["seeds"] == [42]
     assert summary["settings"]["epochs"] == 2
     assert summary["settings"].keys() == FinetuneSettings.model_fields.keys()
@@ -160,7 +163,7 @@ def test_rows_longer_than_the_model_takes_are_refused_with_the_setting_that_help
         suite(write_task(tmp_path / "data"), sets=["seq_len=1024"])
 
 
-def test_the_table_has_a_line_per_task_and_the_mean_accuracy(suite, tmp_path):
+def test_the_table_has_a_line_per_task_and_the_mean_score(suite, tmp_path):
     data = write_task(write_task(tmp_path / "data", "rte"), "mnli", labels=3)
     summaries, _ = suite(data, seeds=[0, 1], sets=[*QUICK, "epochs=1"])
     table = finetuning_table(summaries)
@@ -169,7 +172,7 @@ def test_the_table_has_a_line_per_task_and_the_mean_accuracy(suite, tmp_path):
     assert cells["F1"][0] == "-"
     assert "±" in cells["accuracy"][0]
     means = [summary["mean"]["accuracy"] for summary in summaries]
-    assert cells["accuracy"][2] == f"{50 * sum(means):.1f}"
+    assert cells["score"][2] == f"{50 * sum(means):.1f}"
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ def test_the_command_trains_prints_a_table_and_later_says_that_it_is_done(run, t
         "rows",
         "seeds",
         "epoch",
+        "score",
         "accuracy",
         "F1",
         "MCC",
@@ -263,3 +267,39 @@ def test_two_ranks_get_the_results_of_one(tmp_path):
     alone_files, together = everything(tmp_path / "alone"), everything(tmp_path / "together")
     assert alone_files.keys() == together.keys()
     assert all(together[name] == content for name, content in alone_files.items() if name.endswith(kept))
+
+
+def test_a_multilingual_task_writes_the_files_of_its_official_script(suite, tmp_path):
+    """Of 13 validation rows, 5 do not fill a batch of 8."""
+    for split, count in (("train", 40), ("valid", 13)):
+        rows = [{"sentence": f"a {word}", "label": word} for word in (["dog", "tree"] * count)[:count]]
+        write_rows(tmp_path / f"sib200_en.{split}.jsonl", rows)
+    ((summary,), _) = suite(tmp_path)
+    folder = tmp_path / "results" / "tiny" / "main" / "finetune" / "sib200_en"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "eval_results.json",
+        "items.jsonl",
+        "predictions.txt",
+        "summary.json",
+    ]
+    header, *lines = (folder / "predictions.txt").read_text().splitlines()
+    items = json_lines(folder / "items.jsonl")
+    assert header == "index\tprediction"
+    assert lines == [f"{i}\t{item['predictions'][0]}" for i, item in enumerate(items)]
+    assert [item["label"] for item in items] == ["dog", "tree"] * 4
+    results = json.loads((folder / "eval_results.json").read_text())
+    assert results["eval_accuracy"] == np.mean([item["correct"] for item in items])
+    assert results["eval_samples"] == 8
+    assert (summary["seeds"], summary["selected_by"], summary["protocol"]) == ([12], "f1", "2026")
+    assert summary["train"]["labels"] == {"dog": 20, "tree": 20}
+
+
+def test_the_protocol_of_2025_pools_the_first_position_and_counts_accuracy(suite, tmp_path):
+    data = write_task(tmp_path / "data", "mrpc")
+    ((new,), _) = suite(data)
+    ((old,), _) = suite(data, out=tmp_path / "old", protocol="2025")
+    assert (new["settings"]["pooling"], new["metric"], new["protocol"]) == ("last", "f1", "2026")
+    assert (old["settings"]["pooling"], old["metric"], old["protocol"]) == ("first", "accuracy", "2025")
+    assert new["runs"][0]["epochs"][0]["loss"] != old["runs"][0]["epochs"][0]["loss"]
+    with pytest.raises(UserError, match=r"holds a result with other protocol, settings\.pooling"):
+        suite(data, protocol="2025")

@@ -10,7 +10,15 @@ from support.corpora import real_data, small_tokenizer
 from support.finetuning import separable_rows, write_rows, write_task
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.evaluation.finetune_tasks import FINETUNE_TASKS, Example, find_tasks, read_examples, scores, settings_of
+from ltg_mdlm.evaluation.finetune_tasks import (
+    FINETUNE_TASKS,
+    Example,
+    classes_of,
+    find_tasks,
+    read_examples,
+    scores,
+    settings_of,
+)
 from ltg_mdlm.evaluation.finetune_training import encode
 
 ROWS = {
@@ -28,7 +36,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", FINETUNE_TASKS)
+@pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_put_to_the_model_as_the_official_suite_does(tmp_path, name):
     fields, first, second = ROWS[name]
     file = write_rows(tmp_path / "file.jsonl", [{**fields, "label": 1, "idx": 7}])
@@ -121,7 +129,7 @@ def test_what_is_not_there_is_said(tmp_path, data, tasks, complaint):
 
 def test_the_published_settings_of_every_task():
     """Learning rate 3e-5; 32 rows, but 16 for boolq and multirc; 10 epochs, but 30 for wsc; 512 tokens."""
-    found = {name: settings_of(task) for name, task in FINETUNE_TASKS.items()}
+    found = {name: settings_of(FINETUNE_TASKS[name]) for name in ROWS}
     assert {(s.lr, s.seq_len, s.weight_decay, s.warmup, s.final_factor) for s in found.values()} == {
         (3e-5, 512, 0.01, 0.06, 0.1)
     }
@@ -130,6 +138,8 @@ def test_the_published_settings_of_every_task():
     epochs = {name: settings.epochs for name, settings in found.items()}
     assert epochs == {"wsc": 30} | dict.fromkeys(["boolq", "multirc", "mnli", "rte", "mrpc", "qqp"], 10)
     assert {name for name, task in FINETUNE_TASKS.items() if task.selects == "f1"} == {"mrpc", "qqp"}
+    assert {settings.pooling for settings in found.values()} == {"last"}
+    assert {settings_of(FINETUNE_TASKS[name], protocol="2025").pooling for name in ROWS} == {"first"}
 
 
 def test_a_given_setting_wins_over_the_published_one_of_the_task():
@@ -174,7 +184,7 @@ def test_a_table_worked_by_hand():
     """3 true positives, 1 false positive, 2 false negatives, 4 true negatives."""
     labels = [1, 1, 1, 0, 1, 1, 0, 0, 0, 0]
     predictions = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
-    found = scores(FINETUNE_TASKS["mrpc"], labels, predictions)
+    found = scores(labels, predictions, 2)
     assert found == pytest.approx(
         {"accuracy": 0.7, "f1": 2 * 0.75 * 0.6 / 1.35, "mcc": (12 - 2) / (4 * 5 * 5 * 6) ** 0.5}
     )
@@ -183,7 +193,7 @@ def test_a_table_worked_by_hand():
 @given(pairs)
 def test_mcc_is_pearsons_correlation_and_f1_the_harmonic_mean(pairs):
     labels, predictions = (list(column) for column in zip(*pairs, strict=True))
-    found = scores(FINETUNE_TASKS["rte"], labels, predictions)
+    found = scores(labels, predictions, 2)
     label_N, predicted_N = np.array(labels), np.array(predictions)
     assert found["accuracy"] == np.mean(label_N == predicted_N)
     if label_N.std() and predicted_N.std():
@@ -199,4 +209,71 @@ def test_mcc_is_pearsons_correlation_and_f1_the_harmonic_mean(pairs):
 
 
 def test_three_classes_have_an_accuracy_only():
-    assert scores(FINETUNE_TASKS["mnli"], [0, 1, 2, 2], [0, 2, 2, 2]) == {"accuracy": 0.75}
+    assert scores([0, 1, 2, 2], [0, 2, 2, 2], 3) == {"accuracy": 0.75}
+
+
+# The multilingual track.
+
+
+def test_the_published_settings_of_the_multilingual_track():
+    settings = settings_of(FINETUNE_TASKS["arc_nl"])
+    assert (settings.lr, settings.batch_rows, settings.epochs, settings.seq_len) == (5e-5, 64, 10, 128)
+    assert (settings.schedule, settings.warmup, settings.weight_decay, settings.clip) == ("linear", 0, 0, 1)
+    assert (settings.patience, settings.keep, settings.pooling) == (3, "last", "first")
+    assert FINETUNE_TASKS["arc_nl"].seed == 12
+
+
+@pytest.mark.parametrize("below", ["", "classification", "multilingual"])
+def test_multilingual_tasks_are_found_in_folders_of_languages(tmp_path, below):
+    for language, task in (("nl", "sib200"), ("en", "mnli")):
+        folder = tmp_path / below / language / task
+        folder.mkdir(parents=True)
+        for split in ("train", "valid"):
+            write_rows(folder / f"{task}_{language}.{split}.jsonl", [{"sentence": "A.", "label": "x"}])
+    assert names(find_tasks(tmp_path)) == ["mnli_en", "sib200_nl"]
+    assert names(find_tasks(tmp_path, ["sib200_nl"])) == ["sib200_nl"]
+    assert names(find_tasks(tmp_path / below / "nl")) == ["sib200_nl"]
+    assert names(find_tasks(tmp_path / below / "nl" / "sib200")) == ["sib200_nl"]
+    assert names(find_tasks(tmp_path / below / "nl" / "sib200" / "sib200_nl.valid.jsonl")) == ["sib200_nl"]
+
+
+def test_classes_are_the_sorted_labels_of_the_training_file(tmp_path):
+    task = FINETUNE_TASKS["sib200_zh"]
+    train = write_rows(
+        tmp_path / "sib200_zh.train.jsonl",
+        [{"sentence": f"{i}", "label": label} for i, label in enumerate(["travel", "health", "travel", "sports"])],
+    )
+    classes = classes_of(train, task)
+    assert classes == ("health", "sports", "travel")
+    assert read_examples(train, task, classes) == [
+        Example("0", None, 2),
+        Example("1", None, 0),
+        Example("2", None, 2),
+        Example("3", None, 1),
+    ]
+    valid = write_rows(tmp_path / "sib200_zh.valid.jsonl", [{"sentence": "a", "label": "politics"}])
+    with pytest.raises(UserError, match=r"valid\.jsonl:1: label must be health or sports or travel, .* not 'politics'"):
+        read_examples(valid, task, classes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([{"sentence": "a", "label": "x"}, {"sentence": "b"}], r"jsonl:2: label must be text, not None"),
+        ([{"sentence": "a", "label": "x"}] * 2, "all rows have the label 'x'; a classifier needs two classes"),
+        ([{"sentence": "a", "label": True}], "jsonl:1: label must be text"),
+    ],
+)
+def test_labels_that_are_no_classes_are_the_users_error(tmp_path, rows, complaint):
+    with pytest.raises(UserError, match=complaint):
+        classes_of(write_rows(tmp_path / "arc_en.train.jsonl", rows), FINETUNE_TASKS["arc_en"])
+
+
+@pytest.mark.parametrize(("task", "train", "valid", "classes"), [("sib200", 803, 201, 7), ("arc", 1927, 482, 5)])
+@pytest.mark.parametrize("language", ["en", "nl", "zh"])
+def test_the_multilingual_files_are_read_whole(task, language, train, valid, classes):
+    (files,) = find_tasks(real_data(), [f"{task}_{language}"])
+    labels = classes_of(files.train, files.task)
+    examples = [read_examples(file, files.task, labels) for file in (files.train, files.valid)]
+    assert [len(split) for split in examples] == [train, valid]
+    assert len(labels) == classes

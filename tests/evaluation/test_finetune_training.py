@@ -67,22 +67,25 @@ def rows_of_lengths(row_lengths: list[int]) -> EncodedExamples:
 def test_micro_batches_hold_every_chosen_row_once_within_the_budget(row_lengths, budget, data):
     rows = rows_of_lengths(row_lengths)
     chosen = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True))
-    batches = list(micro_batches(rows, chosen, budget, CPU))
+    pooling = data.draw(st.sampled_from(["last", "first"]))
+    batches = list(micro_batches(rows, chosen, budget, CPU, pooling))
     seen = [int(row) for batch in batches for row in batch.row_B]
     assert sorted(seen) == sorted(chosen)
     for batch in batches:
         assert batch.ids_BT.numel() <= budget or len(batch.row_B) == 1
         for ids_T, document_T, label, row in zip(*batch, strict=True):
             length = len(rows.ids[row])
-            assert ids_T.tolist() == rows.ids[row] + [PAD] * (len(ids_T) - length)
-            assert document_T.tolist() == [0] * length + [-1] * (len(ids_T) - length)
+            padding = len(ids_T) - length
+            left, right = (padding, 0) if pooling == "last" else (0, padding)
+            assert ids_T.tolist() == [PAD] * left + rows.ids[row] + [PAD] * right
+            assert document_T.tolist() == [-1] * left + [0] * length + [-1] * right
             assert label == rows.labels[row]
 
 
 @pytest.mark.parametrize("budget", [1, 24, 1000])
 def test_a_micro_batch_is_padded_to_its_own_longest_row_only(budget):
     rows = rows_of_lengths([3, 12, 4, 11])
-    for batch in micro_batches(rows, range(4), budget, CPU):
+    for batch in micro_batches(rows, range(4), budget, CPU, "last"):
         assert (batch.document_BT >= 0).sum(1).max() == batch.ids_BT.shape[1]
 
 
@@ -99,14 +102,15 @@ def rows_of(tmp_path, trained):
     """The rows of a separable task."""
 
     def read(train: int, valid: int, task: str = "rte") -> EncodedTask:
+        classes = FINETUNE_TASKS[task].classes
         splits = [
             encode(read_examples(file, FINETUNE_TASKS[task]), trained.tokenizer, 64)
             for file in (
-                write_rows(tmp_path / f"{seed}.jsonl", separable_rows(count, task, FINETUNE_TASKS[task].labels, seed))
+                write_rows(tmp_path / f"{seed}.jsonl", separable_rows(count, task, len(classes), seed))
                 for seed, count in enumerate((train, valid))
             )
         ]
-        return EncodedTask(FINETUNE_TASKS[task], *splits)
+        return EncodedTask(FINETUNE_TASKS[task], classes, *splits)
 
     return read
 
@@ -116,9 +120,10 @@ def settings(*sets: str, task: str = "rte"):
 
 
 @pytest.mark.parametrize("task", ["rte", "mnli"])
-@pytest.mark.parametrize("cond_dim", [None, 16])
-def test_a_separable_task_is_learnt(rows_of, task, cond_dim):
-    run = finetune_once(trained_model(cond_dim=cond_dim), rows_of(64, 32, task), settings("epochs=5"), seed=42)
+@pytest.mark.parametrize(("cond_dim", "pooling"), [(None, "last"), (16, "last"), (None, "first")])
+def test_a_separable_task_is_learnt(rows_of, task, cond_dim, pooling):
+    wanted = settings("epochs=5", f"pooling={pooling}")
+    run = finetune_once(trained_model(cond_dim=cond_dim), rows_of(64, 32, task), wanted, seed=42)
     assert run.best_epoch.metrics["accuracy"] > 0.9
     assert run.epochs[-1].loss < 0.5 * run.epochs[0].loss
 
@@ -161,7 +166,7 @@ def test_the_first_update_is_that_of_torchs_adamw_on_the_mean_loss_of_the_batch(
     literal = Finetuning(trained, rows, wanted, seed=3)._classifier
     vocabulary_head = [p for name, p in literal.named_parameters() if name.startswith("encoder.classifier.")]
     trainable = [p for p in literal.parameters() if all(p is not head for head in vocabulary_head)]
-    (whole,) = micro_batches(rows.train, range(8), 10_000, CPU)
+    (whole,) = micro_batches(rows.train, range(8), 10_000, CPU, "last")
     optimizer = torch.optim.AdamW(trainable, lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.3)
     literal.head.eval()  # its dropout would differ between batches
     ours._classifier.head.eval()
@@ -211,13 +216,14 @@ def test_predictions_are_those_of_each_row_alone_with_dropout_off(trained, rows_
     assert len(set(predicted)) == 2, "all of one class: nothing was compared"
 
 
-def test_the_head_is_that_of_the_official_suite_on_the_first_position():
+@pytest.mark.parametrize(("pooling", "position"), [("last", 6), ("first", 0)])
+def test_the_head_is_that_of_the_official_suite_on_the_last_or_first_position(pooling, position):
     model = trained_model(cond_dim=None).model
     torch.manual_seed(0)
-    classifier = SequenceClassifier(model, 3, 0.0).eval()
+    classifier = SequenceClassifier(model, 3, 0.0, pooling=pooling).eval()
     ids_BT = torch.randint(16, 100, (2, 7))
     document_BT = torch.zeros(2, 7)
-    first_BD = model(ids_BT)[:, 0]
+    first_BD = model(ids_BT)[:, position]
     _, inner, _, _, _, outer = classifier.head
     normal = (first_BD - first_BD.mean(-1, keepdim=True)) / (
         first_BD.var(-1, unbiased=False, keepdim=True) + 1e-5
@@ -227,6 +233,56 @@ def test_the_head_is_that_of_the_official_suite_on_the_first_position():
         features.var(-1, unbiased=False, keepdim=True) + 1e-5
     ).sqrt()
     torch.testing.assert_close(classifier(ids_BT, document_BT, None), features @ outer.weight.T + outer.bias)
+
+
+def test_padding_on_the_left_is_that_of_the_official_case():
+    """A batch of two pairs; the second one is shorter, and the token before the end of its row is pooled."""
+    tokenizer = small_tokenizer()
+    pairs = [("The dog runs.", "It is a very big dog that runs in the park."), ("A cat.", "No.")]
+    rows = encode([Example(*pair, 0) for pair in pairs], tokenizer, 512)
+    (batch,) = micro_batches(rows, range(2), 10_000, CPU, "last")
+    shorter = batch.row_B.tolist().index(1)
+    ids = [BOS, *tokenizer.encode("A cat."), BOS, *tokenizer.encode("No.")]
+    assert batch.ids_BT[shorter].tolist() == [PAD] * (batch.ids_BT.shape[1] - len(ids)) + ids
+    assert batch.ids_BT[shorter, -1] == tokenizer.encode("No.")[-1]
+
+
+def test_the_rate_of_the_multilingual_track_falls_on_a_line_to_zero(trained, rows_of, monkeypatch):
+    run = Finetuning(trained, rows_of(16, 4), settings("epochs=5", "lr=1", "warmup=0", "schedule=linear"), seed=0)
+    rates = []
+    monkeypatch.setattr(run._optimizer, "step", lambda lr, ok: rates.append(lr))
+    for epoch in range(5):
+        run.epoch(epoch, lambda: None)
+    assert rates == pytest.approx([1 - step / 10 for step in range(10)])
+    assert [training.linear_factor(step, 10, 0.2) for step in range(10)] == pytest.approx(
+        [0.5, 1, *(1 - step / 8 for step in range(8))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "last"),
+    [
+        ([0.5, 0.6, 0.6, 0.6, 0.6, 0.9], 4),  # three epochs without an improvement
+        ([0.5, 0.5005, 0.501, 0.5015, 0.9], 3),  # improvements by 0.0005 do not count, but raise the mark
+        ([0.5, 0.4, 0.6, 0.5, 0.5, 0.7], 5),
+    ],
+)
+def test_training_ends_after_epochs_without_improvement_and_the_last_epoch_counts(
+    trained, rows_of, monkeypatch, accuracies, last
+):
+    told = iter([{"accuracy": accuracy} for accuracy in accuracies])
+    monkeypatch.setattr(training, "scores", lambda *_: next(told))
+    wanted = settings(f"epochs={len(accuracies)}", "patience=3", "keep=last")
+    run = finetune_once(trained, rows_of(8, 4), wanted, seed=0)
+    assert (run.best, len(run.epochs)) == (last, last + 1)
+
+
+def test_a_single_text_is_cut_at_its_end():
+    tokenizer = small_tokenizer()
+    long = " ".join(sentences(10))
+    rows = encode([Example("a dog ran", None, 0), Example(long, None, 1)], tokenizer, 16)
+    assert rows.ids == [[BOS, *tokenizer.encode("a dog ran")], [BOS, *tokenizer.encode(long)[:15]]]
+    assert rows.truncated == 1
 
 
 class DoubledTime(TimeEmbedding):

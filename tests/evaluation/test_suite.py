@@ -6,16 +6,18 @@ import math
 
 import pytest
 from rich.console import Console
-from support.corpora import real_data
+from support.corpora import real_data, small_tokenizer
 from support.scorers import TableScorer
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.evaluation.age_of_acquisition import AgeOfAcquisition
 from ltg_mdlm.evaluation.suite import Outcome, require_success, run_suite, suite_table, suite_tasks, write_suite
 from ltg_mdlm.evaluation.tasks import find_data, task_of
 
 PAIR = {"sentence_good": "A dog runs.", "sentence_bad": "A dog run."}
 EWOK = {"Context1": "Hot.", "Context2": "Cold.", "Target1": "A.", "Target2": "B.", "Domain": "d"}
 TRACKING = {"input_prefix": "Box", "options": [" a", " bc"], "numops": 0}
+PIQA = {"prompt": "Cake", "solution0": "a", "solution1": "b", "label": 1, "example_id": "x"}
 COMPS = {"prefix_acceptable": "A wren", "prefix_unacceptable": "A big trout", "property_phrase": "flies."}
 WUG = {"sentences": "a\tb", "ratio": 0.5}
 
@@ -32,7 +34,9 @@ def printed(outcomes):
     return console.file.getvalue().splitlines()
 
 
-TASKS = suite_tasks([], "my_model")
+AGES = AgeOfAcquisition(milestones=[], model="my_model", tokenizer=small_tokenizer())
+TASKS = suite_tasks("2026", AGES)
+OLD_TASKS = suite_tasks("2025", AGES)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,10 @@ TASKS = suite_tasks([], "my_model")
         ("wug_adj_nominalization", WUG, "wug_adj"),
         ("wug_past_tense", WUG, "wug_past"),
         ("glue_filtered", {"sentence1": "a", "label": 1}, "glue"),
+        ("global_piqa_parallel", PIQA, "global_piqa_parallel"),
+        ("global_piqa_nonparallel", PIQA, "global_piqa_nonparallel"),
+        ("cakes", PIQA | {"solution2": "c", "solution3": "d"}, "global_piqa_parallel"),
+        ("cakes", PIQA, "global_piqa_nonparallel"),
         ("my_pairs", PAIR, "blimp"),
         ("world", EWOK, "ewok"),
         ("boxes", TRACKING, "entity_tracking"),
@@ -56,13 +64,14 @@ TASKS = suite_tasks([], "my_model")
     ],
 )
 def test_data_are_recognised_by_their_folders_name_and_else_by_their_fields(tmp_path, folder, row, expected):
-    found = task_of(write(tmp_path / folder / "rows.jsonl", row), TASKS)
-    assert (found.name if found else None) == expected
+    for tasks in (TASKS, OLD_TASKS):
+        found = task_of(write(tmp_path / folder / "rows.jsonl", row), tasks)
+        assert (found.name if found else None) == expected
 
 
 def test_a_task_is_found_by_the_name_of_a_file_as_well(tmp_path):
     write(tmp_path / "wug_past_tense.jsonl", WUG)
-    task = task_of(tmp_path / "wug_past_tense.jsonl", TASKS)
+    task = task_of(tmp_path / "wug_past_tense.jsonl", OLD_TASKS)
     assert task is not None
     assert task.name == "wug_past"
 
@@ -89,16 +98,17 @@ def test_all_that_is_found_is_run_and_the_rest_is_skipped_with_a_reason(tmp_path
         ("entity_tracking", "entity_tracking", "done"),
         ("glue", "glue_filtered", "skipped"),
         ("-", "other", "skipped"),
+        ("supplement", "-", "skipped"),
         ("ewok", "-", "skipped"),
         ("comps", "-", "skipped"),
-        ("wug_adj", "-", "skipped"),
-        ("wug_past", "-", "skipped"),
+        ("global_piqa_parallel", "-", "skipped"),
+        ("global_piqa_nonparallel", "-", "skipped"),
         ("reading", "-", "skipped"),
     ]
     require_success(outcomes)
     lines = printed(outcomes)
-    assert len(lines) == 1 + len(outcomes)
-    assert "accuracy 0.0%, tie rate 0.0%" in lines[1]
+    assert len(lines) == 1 + 5 + 1
+    assert "accuracy 0.0% (chance 50.0%), tie rate 0.0%" in lines[1]
     assert "unvalidated" not in lines[1]
     assert "accuracy 100.0%" in lines[3]
     assert "unvalidated" in lines[3]
@@ -106,9 +116,34 @@ def test_all_that_is_found_is_run_and_the_rest_is_skipped_with_a_reason(tmp_path
         (2, "chck_*"),
         (4, "add --finetune"),
         (5, "not the data of a known task"),
-        (6, "no folder ewok*"),
+        (6, "no data: supplement*, ewok*, comps*, global_piqa_parallel*, global_piqa_nonparallel*, reading*"),
     ):
         assert reason in lines[line]
+
+
+def test_data_of_another_protocol_are_named_and_not_scored(tmp_path):
+    write(tmp_path / "blimp_fast" / "a.jsonl", PAIR)
+    write(tmp_path / "wug_past_tense" / "rows.jsonl", WUG)
+    write(tmp_path / "global_piqa_parallel" / "eng_latn.jsonl", PIQA | {"solution2": "c", "solution3": "d"})
+    write(tmp_path / "cakes" / "eng_latn.jsonl", PIQA)
+
+    def reasons(tasks):
+        return {o.data: o.reason for o in run_suite(tasks, TableScorer(), tmp_path) if o.status == "skipped"}
+
+    assert reasons(TASKS)["wug_past_tense"] == "not in this protocol; add --protocol 2025"
+    for name in ("global_piqa_parallel", "cakes"):
+        assert reasons(OLD_TASKS)[name] == "not in this protocol; add --protocol 2026"
+        assert name not in reasons(TASKS)
+
+
+def test_a_standard_error_stands_beside_the_accuracy(tmp_path):
+    rows = ({"sentence_good": f"good {i}", "sentence_bad": f"bad {i}"} for i in range(8))
+    write(tmp_path / "blimp_fast" / "a.jsonl", *rows)
+    outcomes = list(
+        run_suite(TASKS, TableScorer(lambda text: float("bad" in text.completion and "5" in text.completion)), tmp_path)
+    )
+    # seven ties and a wrong answer: mean 7/16, standard deviation 0.5 / sqrt(8)
+    assert "accuracy 43.8% ± 6.2% (chance 50.0%), tie rate 87.5%" in printed(outcomes)[1]
 
 
 def test_a_malformed_file_fails_its_own_task_alone(tmp_path):
@@ -141,21 +176,22 @@ def test_a_folder_without_data_of_any_task_is_the_users_error(tmp_path, folder):
 def test_fine_tuning_runs_where_it_is_asked_for_and_counts_its_tasks_alike(tmp_path):
     folder = write(tmp_path / "glue_filtered" / "rte.train.jsonl", {"label": 0})
     summaries = [
-        {"task": "rte", "mean": {"accuracy": 0.5, "f1": 0.1}, "valid": {"rows": 139}},
-        {"task": "mnli", "mean": {"accuracy": 0.7}, "valid": {"rows": 4908}},
+        {"task": "rte", "metric": "accuracy", "mean": {"accuracy": 0.5, "f1": 0.1}, "valid": {"rows": 139}},
+        {"task": "mrpc", "metric": "f1", "mean": {"accuracy": 0.1, "f1": 0.7}, "valid": {"rows": 204}},
     ]
     asked = []
-    tasks = suite_tasks([], "my_model", finetune=lambda path: asked.append(path) or summaries)
+    tasks = suite_tasks("2026", AGES, finetune=lambda path: asked.append(path) or summaries)
     result = next(run_suite(tasks, TableScorer(), tmp_path)).result
     assert asked == [folder]
-    assert (result.task, result.value, result.questions) == ("glue", pytest.approx(0.6), 139 + 4908)
-    assert result.breakdown == {"UID": {"rte": 0.5, "mnli": 0.7}}
+    assert (result.task, result.value, result.questions) == ("glue", pytest.approx(0.6), 139 + 204)
+    assert result.figures["accuracy"] == pytest.approx(0.3)
+    assert result.breakdown == {"UID": {"rte": 0.5, "mrpc": 0.7}}
     assert result.place is None
 
 
 def test_the_json_file_holds_all_figures_and_null_for_undefined_ones(tmp_path):
     write(tmp_path / "wug_past_tense" / "rows.jsonl", WUG, WUG)
-    outcomes = [*run_suite(TASKS, TableScorer(), tmp_path)][:2]
+    outcomes = [*run_suite(OLD_TASKS, TableScorer(), tmp_path)][:2]
     assert math.isnan(outcomes[0].result.value)
     write_suite(tmp_path / "suite.json", {"model": "my_model", "score": "pll"}, outcomes)
     assert json.loads((tmp_path / "suite.json").read_text()) == {
@@ -186,7 +222,7 @@ def test_reasons_are_shown_as_they_are():
 
 def test_the_published_fast_evaluation_is_run_as_far_as_it_is_there():
     scorer = TableScorer(surprisal=lambda word: len(word.word) ** 0.5)
-    outcomes = list(run_suite(TASKS, scorer, real_data("babylm_eval_2025")))
+    outcomes = list(run_suite(OLD_TASKS, scorer, real_data("babylm_eval_2025")))
     assert {(o.task, o.data): o.result.questions for o in outcomes if o.result} == {
         ("blimp", "blimp_fast"): 13_400,
         ("blimp", "supplement_fast"): 250,
@@ -199,5 +235,4 @@ def test_the_published_fast_evaluation_is_run_as_far_as_it_is_there():
         "ewok",
         "entity_tracking",
         "comps",
-        "AoA_word",
     }

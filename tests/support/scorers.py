@@ -18,9 +18,13 @@ class TableScorer:
         self.asked: list[Text] = []
         self.words: list[NextWord] = []
 
-    def __call__(self, groups: Sequence[Sequence[Text]]) -> list[list[TextScore]]:
+    def __call__(self, groups: Sequence[Sequence[Text]], *, per_token: bool = False) -> list[list[TextScore]]:
         self.asked.extend(text for group in groups for text in group)
-        return [[TextScore(self.log_likelihood(text), len(text.completion.split())) for text in g] for g in groups]
+        return [[self._score(text, per_token) for text in group] for group in groups]
+
+    def _score(self, text: Text, per_token: bool) -> TextScore:
+        words = len(text.completion.split())
+        return TextScore(self.log_likelihood(text) / (words if per_token else 1), words)
 
     def surprisals(self, words: Sequence[NextWord]) -> list[float]:
         self.words.extend(words)

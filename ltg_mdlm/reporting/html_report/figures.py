@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +71,8 @@ class Figure:
     """None: no group is marked."""
     remarks: Mapping[str, str] | None = None
     """By the code of the group. A group with a remark is not compared."""
+    errors: Mapping[str, float | None] | None = None
+    """Standard error of the value of a group with one run, by its code."""
 
 
 def figure_tables(groups: Sequence[Group], figures: Sequence[Figure], corner: str = "figure") -> list[Table]:
@@ -109,11 +111,28 @@ def _cells(figure: Figure, codes: Sequence[str]) -> list[Cell]:
 
 
 def _best(figure: Figure, comparable: Mapping[str, float]) -> set[str]:
-    """Codes of the best groups: none among fewer than two, and none if all are equal."""
+    """Codes of the best groups: none among fewer than two, none if all are equal, and none within the noise.
+
+    A difference of less than two standard errors is noise. Over several seeds, the standard error is that of their
+    mean; for a single run, it is that of the figure, if known.
+    """
     if figure.lower_is_better is None or len(set(comparable.values())) < 2:
         return set()
+
+    def error(code: str) -> float:
+        found = figure.values[code]
+        assert found is not None, "only groups with a value are compared"
+        if found.deviation is not None:
+            return found.deviation / math.sqrt(found.n)
+        return (figure.errors or {}).get(code) or 0.0
+
     best = (min if figure.lower_is_better else max)(comparable.values())
-    return {code for code, value in comparable.items() if value == best}
+    leaders = {code for code, value in comparable.items() if value == best}
+    for code, value in comparable.items():
+        noise = 2 * math.hypot(error(code), max(map(error, leaders)))
+        if code not in leaders and abs(value - best) < noise:
+            return set()
+    return leaders
 
 
 def _cell(figure: Figure, found: Spread | None, remark: str, *, best: bool) -> Cell:
@@ -200,8 +219,15 @@ def held_out_figures(groups: Sequence[Group]) -> list[Figure]:
         if any(values.values()):
             unjudged = name in _UNJUDGED and not (name == "loss" and same_plugins)
             better = None if unjudged else name not in _HIGHER
-            figures.append(Figure(_label(label, topic), values, _writer(form), better, _remarks(groups)))
+            errors = {g.code: _only(r.row.figures.get(f"{name}_standard_error") for r in g.measured[0]) for g in groups}
+            figures.append(Figure(_label(label, topic), values, _writer(form), better, _remarks(groups), errors))
     return figures
+
+
+def _only(values: Iterable[float | None]) -> float | None:
+    """The value of a group with one run."""
+    known = list(values)
+    return known[0] if len(known) == 1 else None
 
 
 def _label(label: str, topic: str) -> str:
@@ -243,6 +269,8 @@ class Result:
     value: float | None
     percent: bool
     validated: bool
+    error: float | None
+    """Standard error of the value."""
 
 
 def results_of(run: RunRecord, folder: Path) -> list[Result]:
@@ -263,15 +291,18 @@ def _read(file: Path) -> Result | None:
         label += _told(summary)
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    is_share = metric == "accuracy"
-    known = float(value) * (100 if is_share else 1) if isinstance(value, int | float) else None
-    return Result(label, known, is_share, validated)
+    is_share = metric in ("accuracy", "f1")
+    known, error = (
+        float(number) * (100 if is_share else 1) if isinstance(number, int | float) else None
+        for number in (value, summary.get("standard_error"))
+    )
+    return Result(label, known, is_share, validated, error)
 
 
 def _told(summary: Mapping[str, Any]) -> str:
-    """Scoring settings other than the defaults."""
+    """Scoring settings other than the defaults. Models that predict one position earlier stand with the others."""
     silent = {None, *_USUAL, summary.get("rate") if summary.get("time") != "constant" else None}
-    told = [str(summary[key]) for key in SETTINGS if summary.get(key) not in silent]
+    told = [str(summary[key]).replace("mntp", "pll") for key in SETTINGS if summary.get(key) not in silent]
     return f" ({', '.join(told)})" if told else ""
 
 
@@ -298,7 +329,9 @@ def _figure(task: str, groups: Sequence[Group], by_run: Mapping[int, Mapping[str
     values: dict[str, Spread | None] = {code: spread(r.value for r in some) for code, some in found.items()}
     first = next(result for some in found.values() for result in some)
     label = f"{task}{', %' if first.percent else ''}{'' if first.validated else ' — unvalidated'}"
-    return Figure(label, values, (("{:.1f}" if first.percent else "{:.3f}").format), lower_is_better=False)
+    errors = {code: _only(result.error for result in some) for code, some in found.items()}
+    write = ("{:.1f}" if first.percent else "{:.3f}").format
+    return Figure(label, values, write, lower_is_better=False, errors=errors)
 
 
 def _found(group: Group, task: str, by_run: Mapping[int, Mapping[str, Any]]) -> Iterator[Result]:
