@@ -102,7 +102,7 @@ def download(
                 if dataset.name == "strict":
                     _download_strict(dataset, out)
                 elif dataset.name == "ewok":
-                    _write_ewok(_fetch(dataset), vocabulary, out / dataset.folders[0])
+                    write_ewok(_fetch(dataset), vocabulary, out / dataset.folders[0])
                 else:
                     _write_global_piqa(_fetch(dataset), [out / folder for folder in dataset.folders])
                 _require_folders(dataset, out)
@@ -153,7 +153,7 @@ def _write_global_piqa(table: Path, folders: Sequence[Path]) -> None:
         write_text(folder / "eng_latn.jsonl", "".join(f"{line}\n" for line in lines))
 
 
-def _write_ewok(table: Path, vocabulary: frozenset[str], folder: Path) -> None:
+def write_ewok(table: Path, vocabulary: frozenset[str], folder: Path) -> None:
     """Items without words outside the vocabulary, one file per domain; after each item, the same with everything
     swapped, so that both contexts are asked for."""
     try:
