@@ -47,6 +47,12 @@ _NO_OUTPUT = "results"
 def harness(
     ctx: typer.Context,
     model: ModelPath,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks", metavar="NAMES...", help="Tasks, groups or YAML files; `lm-eval ls tasks` lists the names."
+        ),
+    ] = None,
     score: Score = "auto",
     time: Time = "fraction",
     rate: Rate = None,
@@ -57,16 +63,16 @@ def harness(
     out: ResultsOut = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate on tasks of lm-eval, the LM Evaluation Harness. MODEL comes first, then `--tasks NAME ...`.
+    """Evaluate on tasks of lm-eval, the LM Evaluation Harness. MODEL comes first.
 
-    All options that are not listed here are those of `lm-eval run`, such as `--tasks`,
-    `--include_path`, `--num_fewshot`, `--limit`, `--log_samples` and `--use_cache`; see `lm-eval run --help`.
-    Texts have one `<s>` in front, as in the multilingual track of BabyLM.
+    All options that are not listed here are those of `lm-eval run`, such as `--include_path`, `--num_fewshot`,
+    `--limit`, `--log_samples` and `--use_cache`; see `lm-eval run --help`. Texts have one `<s>` in front, as in the
+    multilingual track of BabyLM.
 
     For several processes: `torchrun --nproc-per-node 4 -m ltg_mdlm eval harness ...`.
     """
     if str(model).startswith("-"):
-        raise UserError(f"{model}: MODEL must be the first argument\n  ltg-mdlm eval harness MODEL --tasks NAME ...")
+        raise UserError(f"{model}: MODEL must be the first argument\n  ltg-mdlm eval harness MODEL --tasks NAMES...")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from lm_eval.utils import handle_non_serializable, setup_logging
@@ -89,7 +95,7 @@ def harness(
     from ltg_mdlm.inference.scoring import require_fit, scoring_rule
     from ltg_mdlm.inference.trained_model import open_model
 
-    settings = lm_eval_settings(ctx.args)
+    settings = lm_eval_settings([*(["--tasks", *tasks] if tasks else []), *ctx.args])
     with Ranks.setup() as ranks:
         if settings.use_cache and ranks.world_size > 1:
             raise UserError("--use_cache: works in one process only; leave it out or start without torchrun")
@@ -105,9 +111,12 @@ def harness(
         inner = set(chain.from_iterable(loaded["group_map"].values()))
         outermost = [item for kind in ("groups", "tasks") for name, item in loaded[kind].items() if name not in inner]
         cache, seeds = settings.cache_requests, settings.seed or [None] * 4
+        scored = HarnessModel(trained, rule, ranks, greedy_tasks=greedy_tasks)
+        if settings.use_cache:  # lm-eval finds answers by the texts only, whatever model and score they come from
+            settings.use_cache += f"_{scored.fingerprint()}"
         with redirect_stdout(sys.stderr):  # standard output is for the results
             results = simple_evaluate(
-                HarnessModel(trained, rule, ranks, greedy_tasks=greedy_tasks),
+                scored,
                 tasks=outermost,
                 num_fewshot=settings.num_fewshot,
                 use_cache=settings.use_cache,
@@ -168,7 +177,7 @@ def lm_eval_settings(options: Sequence[str]) -> Any:
         if getattr(settings, name) != getattr(default, name):
             raise UserError(f"--{name}: has no effect in eval harness; {advice}")
     if not settings.tasks:
-        raise UserError("no tasks\n  add --tasks NAME ...; `lm-eval ls tasks` lists the names")
+        raise UserError("no tasks\n  add --tasks NAMES...; `lm-eval ls tasks` lists the names")
     return settings
 
 

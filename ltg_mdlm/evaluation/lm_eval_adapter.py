@@ -5,6 +5,7 @@ Needs lm-eval (`pip install "ltg-mdlm[harness]"`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -32,9 +33,7 @@ from ltg_mdlm.inference.trained_model import TrainedModel
 
 to_json = partial(json.dumps, default=handle_non_serializable, ensure_ascii=False)
 
-_NO_TEXT = (
-    "generates text; eval harness only scores given text\n  leave these tasks out; to sample, use ltg-mdlm generate"
-)
+_NO_TEXT = "generates text, but eval harness only scores given text\n  leave it out; ltg-mdlm generate draws samples"
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
@@ -80,6 +79,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         rule = self.rule
         facts = {"score": rule.score, "time": rule.time, "rate": rule.rate, "draws": rule.draws, "mask_seed": rule.seed}
         return {"model_source": "ltg_mdlm", **model_facts(self.trained), **facts}
+
+    def fingerprint(self) -> str:
+        """A hash of the checkpoint and the rule, by which scores of different models can be told apart."""
+        facts = {"source": str(self.trained.source.resolve()), **self.get_model_info()}
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score of each continuation given its context, and whether greedy decoding gives it (False if not asked).
@@ -151,7 +155,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Not supported: raises UserError."""
-        raise UserError(f"{requests[0].task_name} {_NO_TEXT}")
+        raise UserError(f"{requests[0].task_name}: {_NO_TEXT}")
 
 
 def require_supported(tasks: Mapping[str, Any], rule: ScoringRule) -> set[str]:

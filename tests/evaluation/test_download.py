@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from support.dataset_server import DatasetServer
@@ -172,7 +173,6 @@ def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path):
 
 
 def test_ewok_keeps_items_of_known_words_and_asks_both_directions(lm_eval_installed, monkeypatch, tmp_path):
-    pytest.importorskip("nltk")
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -182,7 +182,8 @@ def test_ewok_keeps_items_of_known_words_and_asks_both_directions(lm_eval_instal
     items = [item("social", "The A.", "The B.", "x", "y"), item("social", "The Q.", "The B.", "x", "y")]
     items.append(item("spatial", "a", "b", "the x", "the y"))
     parquet.write_table(pyarrow.Table.from_pylist(items), tmp_path / "items.parquet")
-    monkeypatch.setattr("nltk.word_tokenize", lambda text: text.replace(".", " .").split())
+    tokenizer = SimpleNamespace(word_tokenize=lambda text: text.replace(".", " .").split())
+    monkeypatch.setitem(sys.modules, "nltk", tokenizer)
     write_ewok(tmp_path / "items.parquet", frozenset(["the", "a", "b", "x", "y", "."]), tmp_path / "ewok_filtered")
     files = (tmp_path / "ewok_filtered").iterdir()
     found = {file.name: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
