@@ -111,8 +111,9 @@ def harness(
         inner = set(chain.from_iterable(loaded["group_map"].values()))
         outermost = [item for kind in ("groups", "tasks") for name, item in loaded[kind].items() if name not in inner]
         cache, seeds = settings.cache_requests, settings.seed or [None] * 4
-        scored = HarnessModel(trained, rule, ranks, greedy_tasks=greedy_tasks)
-        if settings.use_cache:  # lm-eval finds answers by the texts only, whatever model and score they come from
+        # lm-eval's cache finds answers by the texts only, whatever task, model and score they come from.
+        scored = HarnessModel(trained, rule, ranks, greedy_tasks=None if settings.use_cache else greedy_tasks)
+        if settings.use_cache:
             settings.use_cache += f"_{scored.fingerprint()}"
         with redirect_stdout(sys.stderr):  # standard output is for the results
             results = simple_evaluate(
