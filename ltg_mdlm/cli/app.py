@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from ltg_mdlm import __version__
 from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.cli.eval_commands import eval_app
+from ltg_mdlm.cli.eval_harness import download, harness
 from ltg_mdlm.cli.generate_command import generate
 from ltg_mdlm.cli.look_commands import report, watch
 from ltg_mdlm.cli.model_commands import export, finetune, import_, push
@@ -110,6 +111,14 @@ def bench(
         print_report(report, Console())
 
 
+class ManyTasks(TyperCommand):
+    """A command whose `--tasks` takes all names up to the next option, as that of lm-eval does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `--tasks a b` as `--tasks a --tasks b`."""
+        return super().parse_args(ctx, list(repeat_option(args, "--tasks")))
+
+
 class ManyValid(TyperCommand):
     """A command whose `--valid` takes all paths up to the next option.
 
@@ -182,6 +191,8 @@ for command in (finetune, generate, report, watch, export, push):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(sweep_app, name="sweep")
+eval_app.command(cls=ManyTasks, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(harness)
+eval_app.command()(download)
 app.add_typer(eval_app, name="eval")
 app.add_typer(plugins_app, name="plugins")
 

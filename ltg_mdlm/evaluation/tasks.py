@@ -81,7 +81,7 @@ def ask(scorer: Scorer, groups: Sequence[Sequence[Text]]) -> list[list[TextScore
     scores = scorer(groups)
     for group, scored in zip(groups, scores, strict=True):
         for text, score in zip(group, scored, strict=True):
-            _require_number(score.log_likelihood, text.completion)
+            require_number(score.log_likelihood, text.completion)
     return scores
 
 
@@ -90,11 +90,12 @@ def ask_surprisals(scorer: Scorer, words: Iterable[NextWord]) -> dict[NextWord, 
     distinct = list(dict.fromkeys(words))
     surprisals = dict(zip(distinct, scorer.surprisals(distinct), strict=True))
     for word, surprisal in surprisals.items():
-        _require_number(surprisal, word.word)
+        require_number(surprisal, word.word)
     return surprisals
 
 
-def _require_number(value: float, text: str) -> None:
+def require_number(value: float, text: str) -> None:
+    """Raises UserError if the score of a text is NaN."""
     if math.isnan(value):
         raise UserError(f"the likelihood of {text[:80]!r} is not a number; the weights of the model may be broken")
 

@@ -121,6 +121,20 @@ def require_fit(denoiser: Denoiser, rule: ScoringRule) -> None:
         )
 
 
+TokenMeasure = Callable[[Tensor, Tensor], Tensor]
+"""(logits float32[N, V], token ids int64[N]) -> [N]."""
+
+
+def log_likelihood(logits_NV: Tensor, label_N: Tensor) -> Tensor:
+    """float32[N] log-probabilities of the tokens."""
+    return -cross_entropy(logits_NV, label_N, reduction="none")
+
+
+def is_not_likeliest(logits_NV: Tensor, label_N: Tensor) -> Tensor:
+    """bool[N]: whether another token has a higher probability."""
+    return logits_NV.argmax(dim=1) != label_N
+
+
 class LikelihoodScorer:
     """Scores groups of texts with a model; see `ltg_mdlm.inference.texts.Scorer`.
 
@@ -139,9 +153,14 @@ class LikelihoodScorer:
     def __call__(self, groups: Sequence[Sequence[Text]], *, per_token: bool = False) -> list[list[TextScore]]:
         """One score per text; every rank must call it.  Raises UserError for a text that does not fit the model."""
         encoded = encode_texts(self.denoiser.tokenizer, [text for group in groups for text in group], self._limit)
+        ends = accumulate(map(len, groups))
+        return self.score_encoded([encoded[end - len(group) : end] for group, end in zip(groups, ends, strict=True)])
+
+    def score_encoded(self, groups: Sequence[Sequence[Encoded]]) -> list[list[TextScore]]:
+        """One score per tokenised text that fits the model; every rank must call it."""
+        encoded = [text for group in groups for text in group]
         if self.rule.score == "bound":
-            ends = accumulate(map(len, groups))
-            scores = self._bounds([encoded[end - len(group) : end] for group, end in zip(groups, ends, strict=True)])
+            scores = self._bounds(groups)
         else:
             totals = self._log_likelihoods(encoded, causal_rows if self.rule.causal else rows_masked_in_turn)
             scores = [TextScore(total, text.scored) for total, text in zip(totals, encoded, strict=True)]
@@ -164,10 +183,17 @@ class LikelihoodScorer:
         values = iter(self._log_likelihoods(encoded, causal_rows if self.rule.causal else rows_masked_to_the_end))
         return [-sum(next(values) for _ in parts) for parts in parts_of_word]
 
-    def _log_likelihoods(self, encoded: Sequence[Encoded], build: RowBuilder) -> list[float]:
-        """Log-likelihood of every text in the rows that `build` makes; equal texts are computed once."""
+    def greedy(self, encoded: Sequence[Encoded]) -> list[bool]:
+        """Whether greedy decoding of a causal model gives each completion; every rank must call it."""
+        assert self.rule.causal
+        return [count == 0 for count in self._log_likelihoods(encoded, causal_rows, is_not_likeliest)]
+
+    def _log_likelihoods(
+        self, encoded: Sequence[Encoded], build: RowBuilder, of_token: TokenMeasure = log_likelihood
+    ) -> list[float]:
+        """Sum of `of_token` over every text in the rows that `build` makes; equal texts are computed once."""
         index = {text: i for i, text in enumerate(dict.fromkeys(encoded))}
-        totals = self._sums([_Request(text, i) for text, i in index.items()], build)
+        totals = self._sums([_Request(text, i) for text, i in index.items()], build, of_token)
         return [totals[index[text]] for text in encoded]
 
     def _bounds(self, groups: Sequence[Sequence[Encoded]]) -> list[TextScore]:
@@ -191,8 +217,10 @@ class LikelihoodScorer:
         return scores
 
     @torch.no_grad()
-    def _sums(self, requests: Sequence[_Request], build: RowBuilder) -> list[float]:
-        """All sums of log-likelihoods that are requested; the ranks share the work."""
+    def _sums(
+        self, requests: Sequence[_Request], build: RowBuilder, of_token: TokenMeasure = log_likelihood
+    ) -> list[float]:
+        """All sums of log-likelihoods, or of another measure, that are requested; the ranks share the work."""
         by_shape: dict[tuple[int, int], list[_Request]] = defaultdict(list)
         for request in requests:
             by_shape[request.shape].append(request)
@@ -205,13 +233,13 @@ class LikelihoodScorer:
         with count_progress("scoring texts", sum(map(len, shares)), show=self._show_progress) as advance:
             for share in filter(None, shares):
                 for batch in build(share).batches(tokens):
-                    log_likelihood_N = self._forward(batch)
-                    total.index_add_(0, batch.sum_N.to(device), log_likelihood_N * batch.weight_N.to(device))
+                    value_N = self._forward(batch, of_token)
+                    total.index_add_(0, batch.sum_N.to(device), value_N * batch.weight_N.to(device))
                 advance(len(share))
         return cast(list[float], self._ranks.sum_over_ranks(total).tolist())
 
-    def _forward(self, rows: Rows) -> Tensor:
-        """float64[N] log-likelihoods: of masked tokens, or in causal rows of each token given those before it."""
+    def _forward(self, rows: Rows, of_token: TokenMeasure) -> Tensor:
+        """float64[N] values of masked tokens, or in causal rows of each token given those before it."""
         denoiser, rule, device = self.denoiser, self.rule, self.denoiser.device
         model = denoiser.model
         causal_B = torch.ones(len(rows.ids_RT), dtype=torch.bool, device=device) if rule.causal else None
@@ -230,8 +258,7 @@ class LikelihoodScorer:
             torch.split(rows.label_N.to(device), _POSITIONS_AT_ONCE),
             strict=True,
         )
-        nll = [cross_entropy(model.logits(model.head(h)).float(), label, reduction="none") for h, label in chunks]
-        return -torch.cat(nll).double()
+        return torch.cat([of_token(model.logits(model.head(h)).float(), label) for h, label in chunks]).double()
 
 
 class _Request(NamedTuple):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.json_files import read_object
+from ltg_mdlm.core.network_errors import is_network_error
 from ltg_mdlm.inference.exported_folder import CONFIG_FILE, MAIN, TOKENIZER_FILE, WEIGHTS_FILE
 
 REQUIRED_FILES = (
@@ -34,9 +35,6 @@ _HIDDEN = [".*", "*/.*"]
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 
 _MAX_NAME = 96
-
-_NETWORK = ("requests", "urllib3", "httpx", "httpx2", "httpcore")
-"""Packages through which the versions of huggingface_hub access the network."""
 
 
 class Hub(Protocol):
@@ -243,7 +241,7 @@ def _explanation(error: Exception, repo: str) -> str | None:
         return "HF_HUB_OFFLINE disables access to the Hugging Face Hub\n  unset it to upload"
     if "HfHubHTTPError" in names:
         return f"the Hugging Face Hub refused the request: {error}"
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in _NETWORK:
+    if is_network_error(error):
         return (
             f"the Hugging Face Hub cannot be reached: {error}"
             "\n  run the same command again: branches that are already uploaded stay unchanged"
