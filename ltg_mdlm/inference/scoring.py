@@ -154,9 +154,10 @@ class LikelihoodScorer:
         """One score per text; every rank must call it.  Raises UserError for a text that does not fit the model."""
         encoded = encode_texts(self.denoiser.tokenizer, [text for group in groups for text in group], self._limit)
         ends = accumulate(map(len, groups))
-        return self.score_encoded([encoded[end - len(group) : end] for group, end in zip(groups, ends, strict=True)])
+        rows = [encoded[end - len(group) : end] for group, end in zip(groups, ends, strict=True)]
+        return self.score_encoded(rows, per_token=per_token)
 
-    def score_encoded(self, groups: Sequence[Sequence[Encoded]]) -> list[list[TextScore]]:
+    def score_encoded(self, groups: Sequence[Sequence[Encoded]], *, per_token: bool = False) -> list[list[TextScore]]:
         """One score per tokenised text that fits the model; every rank must call it."""
         encoded = [text for group in groups for text in group]
         if self.rule.score == "bound":
