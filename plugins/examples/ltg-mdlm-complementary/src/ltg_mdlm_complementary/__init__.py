@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ltg_mdlm.api import Batch, Corrupted, MaskingStrategy, Noise, Plugin, RunContext, Step, hookimpl
+from ltg_mdlm.api import Batch, Corrupted, MaskingStrategy, Noise, Plugin, PluginOptions, RunContext, Step, hookimpl
 
 
 class ComplementaryMasking(MaskingStrategy):
@@ -29,7 +29,7 @@ class ComplementaryMasking(MaskingStrategy):
         return [first, replace(second, noise=opposite)]
 
 
-class Complementary(Plugin):
+class Complementary(Plugin[PluginOptions]):
     """Every token is predicted in one of two views; the other slots are those of `uniform_mdlm` or other plugins."""
 
     api_version = 2

@@ -25,6 +25,7 @@ from ltg_mdlm.api import (
     Objective,
     Observation,
     Plugin,
+    PluginOptions,
     RunContext,
     Step,
     Supervised,
@@ -43,6 +44,9 @@ class Exponents(nn.Module):
     tokens of the corpus is therefore kept at 0.
     """
 
+    share_V: Tensor
+    """float32[V]: share of every type among the tokens of the corpus"""
+
     def __init__(self, statistics: CorpusStatistics | None, vocab_size: int) -> None:
         super().__init__()
         self.log_exponent_V = nn.Parameter(torch.zeros(vocab_size))
@@ -51,7 +55,8 @@ class Exponents(nn.Module):
 
     def forward(self) -> Tensor:
         """float32[V]."""
-        return (self.log_exponent_V - (self.share_V * self.log_exponent_V).sum()).exp()
+        exponent_V: Tensor = (self.log_exponent_V - (self.share_V * self.log_exponent_V).sum()).exp()
+        return exponent_V
 
 
 def bound_terms(log_probability_NV: Tensor, supervised: Supervised, exponent_V: Tensor) -> Tensor:
@@ -84,7 +89,8 @@ class LearnedMasking(MaskingStrategy):
 
     def log_probability(self, batch: Batch, noise: Noise) -> Tensor:
         """float32[B, T]: log of the probability that a token is masked, w(v) log gamma."""
-        return self.exponents()[batch.ids_BT] * noise.rate_B.log().float().unsqueeze(1)
+        exponent_V: Tensor = self.exponents()
+        return exponent_V[batch.ids_BT] * noise.rate_B.log().float().unsqueeze(1)
 
     def mask_probability(self, batch: Batch, noise: Noise, step: Step) -> Tensor:
         return self.log_probability(batch, noise).exp()
@@ -171,7 +177,7 @@ class Unconditioned(TimeConditioning):
         return None
 
 
-class LearnedSchedule(Plugin):
+class LearnedSchedule(Plugin[PluginOptions]):
     """Masked diffusion whose masking schedule is learned for every token type (arXiv 2406.04329)."""
 
     api_version = 2
