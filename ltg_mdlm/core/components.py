@@ -142,9 +142,6 @@ class Component:
     reduces with `RunContext.sum_over_ranks` in `step_end` before it uses the result.
     """
 
-    exact: bool = True
-    """False if its results depend on ranks and micro-batches through rounding, as sums of gradients do"""
-
     def modules(self) -> Mapping[str, nn.Module]:
         """Learned parts of the component, by name; asked once, before the optimiser is built.
 

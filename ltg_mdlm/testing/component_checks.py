@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ltg_mdlm.testing import bound_checks as bound
+from ltg_mdlm.testing import learned_part_checks as learned
 from ltg_mdlm.testing import masking_checks as masking
 from ltg_mdlm.testing import objective_checks as objective
 from ltg_mdlm.testing import order_checks as order
@@ -54,6 +55,7 @@ COMPONENT_CHECKS = (
     row_order.a_row_order_names_rows_that_exist,
     row_order.a_row_order_is_a_function_of_its_arguments,
     row_order.a_row_order_is_the_same_on_every_rank,
+    learned.learned_parts_begin_with_the_weights_of_the_seed,
     masking.masking_leaves_its_inputs_as_they_are,
     objective.the_objective_leaves_its_inputs_as_they_are,
     registration.conditioning_and_schedule_leave_their_inputs_as_they_are,

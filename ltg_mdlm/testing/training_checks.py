@@ -18,6 +18,7 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.storage.checkpoint import newest_checkpoint
 from ltg_mdlm.testing.component_checks import COMPONENT_CHECKS, REGISTRATION_CHECKS
 from ltg_mdlm.testing.host_reads import HostRead, cuda_waits_are_errors, no_host_reads_in_a_step
+from ltg_mdlm.testing.learned_part_checks import every_learned_part_learns_from_its_own_loss
 from ltg_mdlm.testing.optimizer_checks import OPTIMIZER_CHECKS
 from ltg_mdlm.testing.plugin_under_test import (
     Check,
@@ -308,6 +309,7 @@ def steps_on_a_rank(
 TRAINING_CHECKS = (
     a_step_is_observed_and_logged_as_scalars,
     five_steps_of_training_have_finite_losses,
+    every_learned_part_learns_from_its_own_loss,
     a_resumed_run_goes_on_bitwise,
     two_micro_batches_train_what_one_does,
     two_processes_train_what_one_does,

@@ -26,6 +26,9 @@ from dataclasses import replace
 
 class Options(PluginOptions):
     share: float = 0.5
+
+class Parts(Component):
+    def __init__(self, modules): self.modules = modules
 """
 QUICK = (*TINY, "data.builtin_words=2000", "training.max_steps=3", "checkpoint.every=2", "validation.rows=2")
 NO_HOOK = "def ltg_mdlm_masking(self): pass"
@@ -86,6 +89,18 @@ AT_START = {
     "failing statistics": (
         plugin_with("def ltg_mdlm_corpus_statistics(self, stats): stats.nothing"),
         "ltg_mdlm_corpus_statistics raised AttributeError: .*'nothing'",
+    ),
+    "learned parts that are no modules": (
+        plugin_with("def ltg_mdlm_observers(self): return [Parts(lambda: {'weight': 1})]"),
+        r"Parts.modules returned dict, not a mapping of names to torch.nn.Module",
+    ),
+    "a learned part without a parameter": (
+        plugin_with("def ltg_mdlm_observers(self): return [Parts(lambda: {'gate': torch.nn.ReLU()})]"),
+        "Parts.modules: 'gate' has no parameter that requires a gradient, so it cannot learn",
+    ),
+    "learned parts without a loss": (
+        plugin_with("def ltg_mdlm_observers(self): return [Parts(lambda: {'gate': torch.nn.Linear(1, 1)})]"),
+        "Parts.modules returned learned parts, but Parts defines no own_loss",
     ),
     "a failing slot": (
         plugin_with("def ltg_mdlm_masking(self): raise KeyError"),

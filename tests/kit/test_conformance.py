@@ -462,6 +462,20 @@ MISTAKES = [
         "state masking/scale equal on every rank\n.*sum with RunContext.sum_over_ranks in step_end",
     ),
     Mistake(
+        "unseeded_parts",
+        "initial weights of learned parts that the seed does not determine",
+        "learned_parts_begin_with_the_weights_of_the_seed",
+        "modules of its components",
+        r"the same initial observer0/loss_by_type.weight whenever .*\n  found: other values",
+    ),
+    Mistake(
+        "idle_part",
+        "a learned part that no loss reaches",
+        "every_learned_part_learns_from_its_own_loss",
+        "own_loss of its components",
+        r"a gradient of observer0/scale.bias, which `modules` returns\n  found: 0 in the first 3 steps",
+    ),
+    Mistake(
         "rows_from_one",
         "an order that counts rows from 1",
         "a_row_order_names_rows_that_exist",
@@ -600,10 +614,11 @@ def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, br
         ("both_halves", CHECKS),
         ("momentum", CHECKS),
         ("hard_rows_again", CHECKS),
+        ("error_predictor", CHECKS),
         ("bert", COMPONENT_CHECKS),
         ("unverified", COMPONENT_CHECKS),
     ],
-    ids=["adaptive", "both_halves", "momentum", "hard_rows_again", "bert", "unverified"],
+    ids=["adaptive", "both_halves", "momentum", "hard_rows_again", "error_predictor", "bert", "unverified"],
 )
 def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, checks, broken_plugins):
     examination = Examination(PluginUnderTest(plugin))

@@ -462,6 +462,33 @@ class Adaptive(Masking):
         self.scale = state["scale"].clone()
 
 
+class ErrorPredictor(Component):
+    """A correct component with learned parts, which predicts the loss of every token type."""
+
+    def __init__(self, vocab_size):
+        self.loss_V = nn.Embedding(vocab_size, 1)
+
+    def modules(self):
+        return {"loss_by_type": self.loss_V}
+
+    def own_loss(self, observations, corrupteds, logits):
+        [seen] = observations
+        predicted_N = self.loss_V(seen.supervised.label_N).squeeze(1)
+        return (predicted_N - seen.nll_N).square().sum().reshape(1)
+
+
+class UnseededParts(ErrorPredictor):
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+        values = np.random.default_rng().normal(size=(vocab_size, 1))
+        self.loss_V = nn.Embedding.from_pretrained(torch.from_numpy(values).float(), freeze=False)
+
+
+class IdlePart(ErrorPredictor):
+    def modules(self):
+        return {**super().modules(), "scale": nn.Linear(1, 1)}
+
+
 class CountsValidation(Adaptive):
     """Masks less the more tokens were masked in the step before, to which it adds those of validations."""
 
@@ -756,6 +783,10 @@ def observer(kind):
     return plugin_with("ltg_mdlm_observers", lambda ctx: [kind()])
 
 
+def learning_observer(kind):
+    return plugin_with("ltg_mdlm_observers", lambda ctx: [kind(ctx.vocab_size)])
+
+
 def optimizer(kind):
     """A plugin that provides an optimiser."""
 
@@ -766,6 +797,9 @@ def optimizer(kind):
     return type(kind.__name__, (Plugin,), {"ltg_mdlm_optimizer": register, "__module__": __name__})
 
 
+error_predictor = learning_observer(ErrorPredictor)
+unseeded_parts = learning_observer(UnseededParts)
+idle_part = learning_observer(IdlePart)
 double_realised_rate = masking(DoubleRealisedRate)
 rate_in_place = masking(RateInPlace)
 realised_over_all_positions = masking(RealisedOverAllPositions)

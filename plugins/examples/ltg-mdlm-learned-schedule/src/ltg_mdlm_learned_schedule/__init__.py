@@ -78,7 +78,6 @@ class LearnedMasking(MaskingStrategy):
 
     kind = "by_type"
     keeps_rate = False
-    exact = False
 
     def __init__(self, ctx: RunContext) -> None:
         super().__init__(ctx.mask_id)
