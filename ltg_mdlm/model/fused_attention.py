@@ -193,19 +193,22 @@ def _kept(row_key, column, drop_below):
 
 @triton.jit
 def _lookup(
-    row_products, column_products, bucket_D, row, column, row_place, column_place, length,
+    row_product, column_product, bucket_D, row_tile, column_tile, length,
     SIGN: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """row_products[row, bucket] + column_products[column, bucket], where SIGN * (row - column) is query - key.
-
-    Both are loaded with the other side's places in the fast dimension, which reads one row of a product at a time.
-    """
-    zero_offset = bucket_D + length + TILE
-    bucket = tl.load(zero_offset + SIGN * (row_place[:, None] - column_place[None, :]))
-    by_row = tl.load(row_products + row[:, None] * R + bucket)
-    bucket = tl.load(zero_offset + SIGN * (row_place[None, :] - column_place[:, None]))
-    by_column = tl.load(column_products + column[:, None] * R + bucket)
-    return by_row.to(tl.float32) + tl.trans(by_column).to(tl.float32)
+    """row_product[row, bucket] + column_product[column, bucket], where SIGN * (row - column) is query - key."""
+    # The tile is loaded as a vector, in which neighbouring threads have neighbouring offsets: they read one row of a
+    # product.  Loads of a matrix would get a layout in which every thread reads a row of its own.
+    tiles = tl.cdiv(length, TILE)
+    zero_offset = bucket_D + length + TILE + SIGN * TILE * (row_tile % tiles - column_tile % tiles)
+    slow, fast = tl.arange(0, TILE * TILE) // TILE, tl.arange(0, TILE * TILE) % TILE
+    bucket = tl.load(zero_offset + SIGN * (slow - fast))
+    by_row = tl.load(row_product + row_tile * TILE * R + (slow * R + bucket))
+    bucket = tl.load(zero_offset + SIGN * (fast - slow))
+    by_column = tl.load(column_product + column_tile * TILE * R + (slow * R + bucket))
+    by_row = tl.reshape(by_row, (TILE, TILE))
+    by_column = tl.trans(tl.reshape(by_column, (TILE, TILE)))
+    return by_row.to(tl.float32) + by_column.to(tl.float32)
 
 
 # ---- kernels: one program per (row of the batch, head, tile) ----
@@ -215,28 +218,26 @@ def _lookup(
 def _product_kernel(
     query, key, query_pos, key_pos, query_product, key_product,
     query_stride_b, query_stride_h, query_stride_x, key_stride_b, key_stride_h, key_stride_x,
-    columns, heads,
+    length, tiles, heads,
     NUM_BUCKETS: tl.constexpr, R: tl.constexpr, E: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """query . key_pos and key . query_pos, [B, H, X, R] each."""
-    tiles = tl.cdiv(columns, TILE)
+    """query . key_pos and key . query_pos, [B, H, N * TILE, R] each."""
     tile, bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     b, h = (bh // heads).to(tl.int64), bh % heads
     e, r = tl.arange(0, E), tl.arange(0, R)
-    x = tile * TILE + tl.arange(0, TILE)
-    exists = x[:, None] < columns
+    x, _, _ = _tile_columns(tile, length, TILE)
     table = h * NUM_BUCKETS * E + r[:, None] * E + e[None, :]
-    product = bh.to(tl.int64) * columns * R + x[:, None] * R + r[None, :]
+    product = tl.program_id(0).to(tl.int64) * TILE * R + tl.arange(0, TILE)[:, None] * R + r[None, :]
 
-    q = tl.load(query + b * query_stride_b + h * query_stride_h + x[:, None] * query_stride_x + e[None, :], exists, 0.0)
+    q = tl.load(query + b * query_stride_b + h * query_stride_h + x[:, None] * query_stride_x + e[None, :])
     kp = tl.load(key_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-    qp = tl.dot(q, tl.trans(kp), input_precision=PRECISION)
-    tl.store(query_product + product, qp.to(query_product.dtype.element_ty), exists)
+    by_query = tl.dot(q, tl.trans(kp), input_precision=PRECISION)
+    tl.store(query_product + product, by_query.to(query_product.dtype.element_ty))
 
-    k = tl.load(key + b * key_stride_b + h * key_stride_h + x[:, None] * key_stride_x + e[None, :], exists, 0.0)
-    qp_table = tl.load(query_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-    kq = tl.dot(k, tl.trans(qp_table), input_precision=PRECISION)
-    tl.store(key_product + product, kq.to(key_product.dtype.element_ty), exists)
+    k = tl.load(key + b * key_stride_b + h * key_stride_h + x[:, None] * key_stride_x + e[None, :])
+    qp = tl.load(query_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
+    by_key = tl.dot(k, tl.trans(qp), input_precision=PRECISION)
+    tl.store(key_product + product, by_key.to(key_product.dtype.element_ty))
 
 
 @triton.jit
@@ -257,8 +258,8 @@ def _forward_kernel(
     value += b * value_stride_b + h * value_stride_h
     out += b * out_stride_b + h * out_stride_h
     head_rows = bh.to(tl.int64) * columns
-    query_product += head_rows * R
-    key_product += head_rows * R
+    query_product += bh.to(tl.int64) * tiles * TILE * R
+    key_product += bh.to(tl.int64) * tiles * TILE * R
 
     i, place_i, exists_i = _tile_columns(tile, length, TILE)
     document_i = tl.where(exists_i, tl.load(document_BX + b * columns + i), -2)
@@ -279,7 +280,7 @@ def _forward_kernel(
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
         v = tl.load(value + j[:, None] * value_stride_x + e[None, :])
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        score += _lookup(query_product, key_product, bucket_D, i, j, place_i, place_j, length, 1, R, TILE)
+        score += _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
         score *= LOG2_E
         document_j = tl.where(exists_j, tl.load(document_BX + b * columns + j), -3)
         visible = document_i[:, None] == document_j[None, :]
@@ -331,8 +332,8 @@ def _query_gradient_kernel(
     grad_out += b * grad_out_stride_b + h * grad_out_stride_h
     grad_query += b * grad_query_stride_b + h * grad_query_stride_h
     head_rows = bh.to(tl.int64) * columns
-    query_product += head_rows * R
-    key_product += head_rows * R
+    query_product += bh.to(tl.int64) * tiles * TILE * R
+    key_product += bh.to(tl.int64) * tiles * TILE * R
 
     i, place_i, exists_i = _tile_columns(tile, length, TILE)
     document_i = tl.where(exists_i, tl.load(document_BX + b * columns + i), -2)
@@ -358,7 +359,7 @@ def _query_gradient_kernel(
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
         v = tl.load(value + j[:, None] * value_stride_x + e[None, :])
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        score += _lookup(query_product, key_product, bucket_D, i, j, place_i, place_j, length, 1, R, TILE)
+        score += _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
         document_j = tl.where(exists_j, tl.load(document_BX + b * columns + j), -3)
         visible = document_i[:, None] == document_j[None, :]
         if group_BX is not None:
@@ -389,7 +390,8 @@ def _query_gradient_kernel(
         grad_q.to(grad_query.dtype.element_ty),
         exists_i[:, None],
     )
-    tl.store(grad_product + (head_rows + i)[:, None] * R + r[None, :], grad_p, exists_i[:, None])
+    product = tl.program_id(0).to(tl.int64) * TILE * R + c[:, None] * R + r[None, :]
+    tl.store(grad_product + product, grad_p)
 
 
 @triton.jit
@@ -417,8 +419,8 @@ def _key_gradient_kernel(
     grad_key += b * grad_key_stride_b + h * grad_key_stride_h
     grad_value += b * grad_value_stride_b + h * grad_value_stride_h
     head_rows = bh.to(tl.int64) * columns
-    query_product += head_rows * R
-    key_product += head_rows * R
+    query_product += bh.to(tl.int64) * tiles * TILE * R
+    key_product += bh.to(tl.int64) * tiles * TILE * R
 
     j, place_j, exists_j = _tile_columns(tile, length, TILE)
     document_j = tl.where(exists_j, tl.load(document_BX + b * columns + j), -3)
@@ -439,7 +441,7 @@ def _key_gradient_kernel(
         q = tl.load(query + i[:, None] * query_stride_x + e[None, :])
         go = tl.load(grad_out + i[:, None] * grad_out_stride_x + e[None, :])
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-        score += _lookup(key_product, query_product, bucket_D, j, i, place_j, place_i, length, -1, R, TILE)
+        score += _lookup(key_product, query_product, bucket_D, tile, query_tile, length, -1, R, TILE)
         document_i = tl.where(exists_i, tl.load(document_BX + b * columns + i), -2)
         visible = document_j[:, None] == document_i[None, :]
         if group_BX is not None:
@@ -478,24 +480,25 @@ def _key_gradient_kernel(
         (grad_v * keep_scale).to(grad_value.dtype.element_ty),
         exists_j[:, None],
     )
-    tl.store(grad_product + (head_rows + j)[:, None] * R + r[None, :], grad_p, exists_j[:, None])
+    product = tl.program_id(0).to(tl.int64) * TILE * R + c[:, None] * R + r[None, :]
+    tl.store(grad_product + product, grad_p)
 
 
 @triton.jit
 def _table_gradient_kernel(
-    source, grad_product, partial, stride_b, stride_h, stride_x, rows, columns, heads, rows_per_program,
+    source, grad_product, partial, stride_b, stride_h, stride_x, length, tiles, rows, heads, tiles_per_program,
     NUM_BUCKETS: tl.constexpr, R: tl.constexpr, E: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_product^T . source over one share of the rows of a head: [programs, H, R, E]."""
+    """grad_product^T . source over one share of the tiles of a head: [programs, H, R, E]."""
     h, share = tl.program_id(0) % heads, tl.program_id(0) // heads
-    e, r = tl.arange(0, E), tl.arange(0, R)
+    e, r, c = tl.arange(0, E), tl.arange(0, R), tl.arange(0, TILE)
     table = tl.zeros((R, E), tl.float32)
-    for start in range(share * rows_per_program, tl.minimum((share + 1) * rows_per_program, rows), TILE):
-        row = start + tl.arange(0, TILE)
-        exists = row[:, None] < rows
-        b, x = (row // columns).to(tl.int64), row % columns
-        s = tl.load(source + (b * stride_b + h * stride_h + x * stride_x)[:, None] + e[None, :], exists, 0.0)
-        g = tl.load(grad_product + ((b * heads + h) * columns + x)[:, None] * R + r[None, :], exists, 0.0)
+    for n in range(share * tiles_per_program, tl.minimum((share + 1) * tiles_per_program, rows * tiles)):
+        b, tile = (n // tiles).to(tl.int64), n % tiles
+        x, _, _ = _tile_columns(tile, length, TILE)
+        s = tl.load(source + b * stride_b + h * stride_h + x[:, None] * stride_x + e[None, :])
+        # Rows beyond the last place have gradients of zero.
+        g = tl.load(grad_product + ((b * heads + h) * tiles + tile) * TILE * R + c[:, None] * R + r[None, :])
         table = tl.dot(tl.trans(g), s, table, input_precision=PRECISION)
     to = ((share * heads + h) * NUM_BUCKETS + r[:, None]) * E + e[None, :]
     tl.store(partial + to, table, r[:, None] < NUM_BUCKETS)
@@ -524,14 +527,14 @@ def _dropout_threshold(rate: float) -> tuple[int, float]:
 
 
 def _products(
-    query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor, shape: dict[str, Any]
+    query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor, length: int, tiles: int, shape: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """query . key_pos and key . query_pos, [B, H, X, R] each."""
-    rows, heads, columns, _ = query.shape
-    query_product, key_product = (query.new_empty(rows, heads, columns, shape["R"]) for _ in range(2))
-    _product_kernel[(triton.cdiv(columns, TILE) * rows * heads,)](
+    """query . key_pos and key . query_pos, [B, H, N * TILE, R] each."""
+    rows, heads = query.shape[:2]
+    query_product, key_product = (query.new_empty(rows, heads, tiles * TILE, shape["R"]) for _ in range(2))
+    _product_kernel[(rows * heads * tiles,)](
         query, key, query_pos, key_pos, query_product, key_product, *query.stride()[:3], *key.stride()[:3],
-        columns, heads, NUM_BUCKETS=query_pos.shape[1], **shape,
+        length, tiles, heads, NUM_BUCKETS=query_pos.shape[1], **shape,
     )  # fmt: skip
     return query_product, key_product
 
@@ -565,7 +568,7 @@ def _attention(
     out, log_sum, row_keys = _empty_results(query, dropout_rate)
     tiles = key_tiles_BN.shape[1]
     _forward_kernel[(rows * heads * tiles,)](
-        query, key, value, *_products(query, key, query_pos, key_pos, shape), out, log_sum, row_keys,
+        query, key, value, *_products(query, key, query_pos, key_pos, length, tiles, shape), out, log_sum, row_keys,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
         bucket_D, document_BX, group_BX, order_BX, limit_BX, key_tiles_BNN, key_tiles_BN,
         length, columns, tiles, heads, scale, seed, *_dropout_threshold(dropout_rate),
@@ -617,7 +620,7 @@ def _attention_backward(
     rows, heads, columns, width = query.shape
     tiles = key_tiles_BN.shape[1]
     # The products are computed again, since keeping them would double what attention keeps.
-    query_product, key_product = _products(query, key, query_pos, key_pos, shape)
+    query_product, key_product = _products(query, key, query_pos, key_pos, length, tiles, shape)
     grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
     grad_query_product, grad_key_product = torch.empty_like(query_product), torch.empty_like(key_product)
     delta = torch.empty_like(log_sum)
@@ -640,14 +643,13 @@ def _attention_backward(
         DROPOUT=dropout_rate > 0, NUM_BUCKETS=num_buckets, **shape,
     )  # fmt: skip
 
-    total = rows * columns
-    rows_per_program = triton.cdiv(triton.cdiv(total, TILE), TABLE_PROGRAMS) * TILE
-    programs = triton.cdiv(total, rows_per_program)
+    tiles_per_program = triton.cdiv(rows * tiles, TABLE_PROGRAMS)
+    programs = triton.cdiv(rows * tiles, tiles_per_program)
     grad_tables = []
     for source, grad_product in ((key, grad_key_product), (query, grad_query_product)):
         partial = log_sum.new_empty(programs, heads, num_buckets, width)
         _table_gradient_kernel[(programs * heads,)](
-            source, grad_product, partial, *source.stride()[:3], total, columns, heads, rows_per_program,
+            source, grad_product, partial, *source.stride()[:3], length, tiles, rows, heads, tiles_per_program,
             NUM_BUCKETS=num_buckets, **shape,
         )  # fmt: skip
         grad_tables.append(partial.sum(0).to(query.dtype))
