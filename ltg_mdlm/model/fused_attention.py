@@ -218,10 +218,10 @@ def _lookup(
 def _product_kernel(
     query, key, query_pos, key_pos, query_product, key_product,
     query_stride_b, query_stride_h, query_stride_x, key_stride_b, key_stride_h, key_stride_x,
-    length, tiles, heads,
+    length, tiles, heads, scale,
     NUM_BUCKETS: tl.constexpr, R: tl.constexpr, E: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """query . key_pos and key . query_pos, [B, H, N * TILE, R] each."""
+    """query . key_pos / scale and key . query_pos / scale, [B, H, N * TILE, R] each."""
     tile, bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     b, h = (bh // heads).to(tl.int64), bh % heads
     e, r = tl.arange(0, E), tl.arange(0, R)
@@ -231,12 +231,12 @@ def _product_kernel(
 
     q = tl.load(query + b * query_stride_b + h * query_stride_h + x[:, None] * query_stride_x + e[None, :])
     kp = tl.load(key_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-    by_query = tl.dot(q, tl.trans(kp), input_precision=PRECISION)
+    by_query = tl.dot(q, tl.trans(kp), input_precision=PRECISION) / scale
     tl.store(query_product + product, by_query.to(query_product.dtype.element_ty))
 
     k = tl.load(key + b * key_stride_b + h * key_stride_h + x[:, None] * key_stride_x + e[None, :])
     qp = tl.load(query_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-    by_key = tl.dot(k, tl.trans(qp), input_precision=PRECISION)
+    by_key = tl.dot(k, tl.trans(qp), input_precision=PRECISION) / scale
     tl.store(key_product + product, by_key.to(key_product.dtype.element_ty))
 
 
@@ -279,9 +279,9 @@ def _forward_kernel(
         j, place_j, exists_j = _tile_columns(key_tile, length, TILE)
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
         v = tl.load(value + j[:, None] * value_stride_x + e[None, :])
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        score += _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
-        score *= LOG2_E
+        score = _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
+        score = tl.dot(q, tl.trans(k), score, input_precision=PRECISION)
+        score *= scale * LOG2_E
         document_j = tl.where(exists_j, tl.load(document_BX + b * columns + j), -3)
         visible = document_i[:, None] == document_j[None, :]
         if group_BX is not None:
@@ -358,15 +358,15 @@ def _query_gradient_kernel(
         j, place_j, exists_j = _tile_columns(key_tile, length, TILE)
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
         v = tl.load(value + j[:, None] * value_stride_x + e[None, :])
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        score += _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
+        score = _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
+        score = tl.dot(q, tl.trans(k), score, input_precision=PRECISION)
         document_j = tl.where(exists_j, tl.load(document_BX + b * columns + j), -3)
         visible = document_i[:, None] == document_j[None, :]
         if group_BX is not None:
             group_j = tl.load(group_BX + b * columns + j)
             order_j = tl.load(order_BX + b * columns + j)
             visible &= (group_i[:, None] == group_j[None, :]) | (order_j[None, :] < limit_i[:, None])
-        probability = tl.exp2(tl.where(visible, score * LOG2_E - log_sum_i[:, None], float("-inf")))
+        probability = tl.exp2(tl.where(visible, score * (scale * LOG2_E) - log_sum_i[:, None], float("-inf")))
         grad_probability = tl.dot(go, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             kept = _kept(row_key[:, None], j[None, :], drop_below)
@@ -440,8 +440,8 @@ def _key_gradient_kernel(
         i, place_i, exists_i = _tile_columns(query_tile, length, TILE)
         q = tl.load(query + i[:, None] * query_stride_x + e[None, :])
         go = tl.load(grad_out + i[:, None] * grad_out_stride_x + e[None, :])
-        score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-        score += _lookup(key_product, query_product, bucket_D, tile, query_tile, length, -1, R, TILE)
+        score = _lookup(key_product, query_product, bucket_D, tile, query_tile, length, -1, R, TILE)
+        score = tl.dot(k, tl.trans(q), score, input_precision=PRECISION)
         document_i = tl.where(exists_i, tl.load(document_BX + b * columns + i), -2)
         visible = document_j[:, None] == document_i[None, :]
         if group_BX is not None:
@@ -449,7 +449,7 @@ def _key_gradient_kernel(
             limit_i = tl.load(limit_BX + b * columns + i)
             visible &= (group_j[:, None] == group_i[None, :]) | (order_j[:, None] < limit_i[None, :])
         log_sum_i = tl.load(log_sum + head_rows + i)
-        probability = tl.exp2(tl.where(visible, score * LOG2_E - log_sum_i[None, :], float("-inf")))
+        probability = tl.exp2(tl.where(visible, score * (scale * LOG2_E) - log_sum_i[None, :], float("-inf")))
         grad_probability = tl.dot(v, tl.trans(go), input_precision=PRECISION)
         dropped = probability
         if DROPOUT:
@@ -527,14 +527,21 @@ def _dropout_threshold(rate: float) -> tuple[int, float]:
 
 
 def _products(
-    query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor, length: int, tiles: int, shape: dict[str, Any]
+    query: Tensor,
+    key: Tensor,
+    query_pos: Tensor,
+    key_pos: Tensor,
+    length: int,
+    tiles: int,
+    scale: float,
+    shape: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """query . key_pos and key . query_pos, [B, H, N * TILE, R] each."""
+    """query . key_pos / scale and key . query_pos / scale, [B, H, N * TILE, R] each."""
     rows, heads = query.shape[:2]
     query_product, key_product = (query.new_empty(rows, heads, tiles * TILE, shape["R"]) for _ in range(2))
     _product_kernel[(rows * heads * tiles,)](
         query, key, query_pos, key_pos, query_product, key_product, *query.stride()[:3], *key.stride()[:3],
-        length, tiles, heads, NUM_BUCKETS=query_pos.shape[1], **shape,
+        length, tiles, heads, scale, NUM_BUCKETS=query_pos.shape[1], **shape,
     )  # fmt: skip
     return query_product, key_product
 
@@ -568,7 +575,7 @@ def _attention(
     out, log_sum, row_keys = _empty_results(query, dropout_rate)
     tiles = key_tiles_BN.shape[1]
     _forward_kernel[(rows * heads * tiles,)](
-        query, key, value, *_products(query, key, query_pos, key_pos, length, tiles, shape), out, log_sum, row_keys,
+        query, key, value, *_products(query, key, query_pos, key_pos, length, tiles, scale, shape), out, log_sum, row_keys,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
         bucket_D, document_BX, group_BX, order_BX, limit_BX, key_tiles_BNN, key_tiles_BN,
         length, columns, tiles, heads, scale, seed, *_dropout_threshold(dropout_rate),
@@ -620,7 +627,7 @@ def _attention_backward(
     rows, heads, columns, width = query.shape
     tiles = key_tiles_BN.shape[1]
     # The products are computed again, since keeping them would double what attention keeps.
-    query_product, key_product = _products(query, key, query_pos, key_pos, length, tiles, shape)
+    query_product, key_product = _products(query, key, query_pos, key_pos, length, tiles, scale, shape)
     grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
     grad_query_product, grad_key_product = torch.empty_like(query_product), torch.empty_like(key_product)
     delta = torch.empty_like(log_sum)
