@@ -37,11 +37,48 @@ from torch import Tensor
 
 from .attention import distance_buckets
 
-TILE = 64
-"""Rows and columns of a tile of scores.  64 x 64 fits the registers of 4 warps at all head widths (docs/benchmarks.md)"""
 TABLE_PROGRAMS = 32
 """Programs per head that sum the gradient of a position table, each over its own share of the rows"""
 LOG2_E = tl.constexpr(math.log2(math.e))
+
+
+# ---- tiles and launches ----
+
+
+class Launch(NamedTuple):
+    """Rows and columns of a tile of scores, and (warps, pipeline stages) of the kernels."""
+
+    tile: int
+    forward: tuple[int, int] = (4, 2)
+    query_gradient: tuple[int, int] = (4, 2)
+    key_gradient: tuple[int, int] = (4, 2)
+    products: tuple[int, int] = (4, 2)
+
+
+# The largest tiles that spill no registers: `python benchmarks/fused_attention.py` compiles all of them.
+_LAUNCHES = {
+    # (compute capability 9.0 or higher, 16-bit operands): {width of a head: launch}
+    (True, True): {32: Launch(64), 64: Launch(64), 128: Launch(64, key_gradient=(8, 2))},
+    (False, True): {32: Launch(32), 64: Launch(32, key_gradient=(4, 1)), 128: Launch(16)},
+    (True, False): {32: Launch(32), 64: Launch(32), 128: Launch(16)},
+    (False, False): {32: Launch(32), 64: Launch(16), 128: Launch(16)},
+}
+
+
+def launch_for(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> Launch:
+    """The launch for heads of this width; the capability is `torch.cuda.get_device_capability()`, such as (9, 0).
+
+    Raises ValueError for widths other than 16, 32, 64 and 128, and for dtypes other than bfloat16, float16, float32.
+    """
+    if width not in (16, 32, 64, 128):
+        raise ValueError(f"fused attention needs heads of width 16, 32, 64 or 128, not {width}")
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"fused attention needs bfloat16, float16 or float32 operands, not {dtype}")
+    return _LAUNCHES[capability >= (9, 0), dtype.itemsize == 2][max(width, 32)]
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)  # otherwise the interpreter
 
 
 # ---- rules: visibility and relative positions, shared by all layers ----
@@ -54,8 +91,10 @@ class AttentionRules(NamedTuple):
     """T"""
     num_buckets: int
     """R"""
+    tile: int
+    """rows and columns of a tile of scores; N are the tiles of a row, of which none spans two copies"""
     bucket_D: Tensor
-    """int32: row of the position tables for the offsets query - key from -(T + TILE) up"""
+    """int32: row of the position tables for the offsets query - key from -(T + tile) up"""
     first_offset_R: Tensor
     """int32: smallest offset whose bucket is r or higher; R is rounded up to a power of two"""
     document_BX: Tensor
@@ -82,14 +121,19 @@ def attention_rules(
     group_BX: Tensor | None = None,
     order_BX: Tensor | None = None,
     limit_BX: Tensor | None = None,
+    *,
+    width: int,
+    dtype: torch.dtype,
 ) -> AttentionRules:
     """The rules of rows of X = c * T columns, where column x has the place x mod T and T is `length`.
 
     Query q sees key k if and only if document_q == document_k and (group_q == group_k or order_k < limit_q).  Without
     group, order and limit, documents alone decide.  Padding is document -1, which sees itself.  All tensors are
-    integers [B, X] on the device of the attention.
+    integers [B, X] on the device of the attention.  `width` is that of a head, `dtype` that of the operands: tiles
+    depend on them.  `max_positions` and `bucket_size` are described at `attention.distance_buckets`.
 
-    Raises ValueError for tensors of other shapes, and if some but not all of group, order and limit are given.
+    Raises ValueError for tensors of other shapes, if some but not all of group, order and limit are given, and for
+    widths and dtypes that `launch_for` refuses.
     """
     rows, columns = document_BX.shape
     visibility = [x for x in (group_BX, order_BX, limit_BX) if x is not None]
@@ -99,10 +143,11 @@ def attention_rules(
         raise ValueError(f"group, order and limit must all be None or all have the shape [{rows}, {columns}]")
     device = document_BX.device
     document_BX = document_BX.int().contiguous()
+    tile = launch_for(width, dtype, _capability(device)).tile
 
     # Tiles begin anew in every copy, so that places are consecutive within a tile; the last one repeats its last column.
-    place = torch.arange(triton.cdiv(length, TILE) * TILE, device=device).clamp(max=length - 1)
-    column_NC = (torch.arange(0, columns, length, device=device)[:, None] + place).view(-1, TILE)
+    place = torch.arange(triton.cdiv(length, tile) * tile, device=device).clamp(max=length - 1)
+    column_NC = (torch.arange(0, columns, length, device=device)[:, None] + place).view(-1, tile)
 
     def overlap(x_BX: Tensor) -> Tensor:
         """bool[B, N, N]: whether the range of values in a tile of queries meets that in a tile of keys."""
@@ -124,7 +169,8 @@ def attention_rules(
     return AttentionRules(
         length,
         2 * bucket_size - 1,
-        *_bucket_tables(length, max_positions, bucket_size, device),
+        tile,
+        *_bucket_tables(length, max_positions, bucket_size, tile, device),
         document_BX,
         group_BX,
         order_BX,
@@ -135,15 +181,19 @@ def attention_rules(
 
 
 @functools.lru_cache(maxsize=64)
-def _bucket_tables(length: int, max_positions: int, bucket_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _bucket_tables(
+    length: int, max_positions: int, bucket_size: int, tile: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """`bucket_D` and `first_offset_R` of `AttentionRules`."""
     bucket_T = distance_buckets(max_positions, bucket_size)
     signed_D = [*(-bucket for bucket in bucket_T[:0:-1]), *bucket_T]
     num_buckets = 2 * bucket_size - 1
     # Tiles reach beyond the first and the last place; their scores there are masked.
-    nearest = [min(max(offset, 1 - max_positions), max_positions - 1) for offset in range(-length - TILE, length + TILE)]
+    nearest = [
+        min(max(offset, 1 - max_positions), max_positions - 1) for offset in range(-length - tile, length + tile)
+    ]
     bucket_D = [signed_D[offset + max_positions - 1] + bucket_size - 1 for offset in nearest]
-    never = max_positions + TILE
+    never = max_positions + tile
     first_offset_R = [-never] + [
         next((d + 1 - max_positions for d, b in enumerate(signed_D) if b + bucket_size - 1 >= r), never)
         for r in range(1, triton.next_power_of_2(num_buckets))
@@ -247,7 +297,8 @@ def _forward_kernel(
     value_stride_b, value_stride_h, value_stride_x, out_stride_b, out_stride_h, out_stride_x,
     bucket_D, document_BX, group_BX, order_BX, limit_BX, key_tiles_BNN, key_tiles_BN,
     length, columns, tiles, heads, scale, seed, drop_below, keep_scale,
-    DROPOUT: tl.constexpr, R: tl.constexpr, E: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, NUM_BUCKETS: tl.constexpr, R: tl.constexpr, E: tl.constexpr, TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The context of a tile of queries, and the logarithm (base 2) of their softmax sums."""
     tile, bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
@@ -274,7 +325,7 @@ def _forward_kernel(
     highest = tl.full((TILE,), float("-inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
     context = tl.zeros((TILE, E), tl.float32)
-    for n in range(tl.load(key_tiles_BN + b * tiles + tile)):
+    for n in tl.range(tl.load(key_tiles_BN + b * tiles + tile), disable_licm=True):  # hoisting would spill registers
         key_tile = tl.load(key_tiles_BNN + (b * tiles + tile) * tiles + n)
         j, place_j, exists_j = _tile_columns(key_tile, length, TILE)
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
@@ -353,7 +404,7 @@ def _query_gradient_kernel(
     first_offset = tl.load(first_offset_R + r)
     grad_q = tl.zeros((TILE, E), tl.float32)
     from_bucket = tl.zeros((TILE, R), tl.float32)  # sums of the scores' gradients over buckets >= r
-    for n in range(tl.load(key_tiles_BN + b * tiles + tile)):
+    for n in tl.range(tl.load(key_tiles_BN + b * tiles + tile), disable_licm=True):  # hoisting would spill registers
         key_tile = tl.load(key_tiles_BNN + (b * tiles + tile) * tiles + n)
         j, place_j, exists_j = _tile_columns(key_tile, length, TILE)
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
@@ -435,7 +486,7 @@ def _key_gradient_kernel(
     grad_k = tl.zeros((TILE, E), tl.float32)
     grad_v = tl.zeros((TILE, E), tl.float32)
     from_bucket = tl.zeros((TILE, R), tl.float32)  # sums of the scores' gradients over buckets >= r
-    for n in range(tl.load(query_tiles_BN + b * tiles + tile)):
+    for n in tl.range(tl.load(query_tiles_BN + b * tiles + tile), disable_licm=True):  # hoisting would spill registers
         query_tile = tl.load(query_tiles_BNN + (b * tiles + tile) * tiles + n)
         i, place_i, exists_i = _tile_columns(query_tile, length, TILE)
         q = tl.load(query + i[:, None] * query_stride_x + e[None, :])
@@ -507,16 +558,14 @@ def _table_gradient_kernel(
 # ---- the operation, which is opaque to torch.compile ----
 
 
-def _tile_shape(query: Tensor, num_buckets: int) -> dict[str, Any]:
+def _constants(query: Tensor, num_buckets: int, tile: int) -> dict[str, Any]:
     """Compile-time arguments that all kernels share."""
-    fp32 = query.dtype == torch.float32
     return {
+        "NUM_BUCKETS": num_buckets,
         "R": triton.next_power_of_2(max(num_buckets, 16)),
         "E": query.shape[-1],
-        "TILE": TILE,
-        "PRECISION": "ieee" if fp32 else "tf32",
-        "num_warps": 8 if fp32 or query.shape[-1] > 64 else 4,
-        "num_stages": 1 if fp32 else 2,
+        "TILE": tile,
+        "PRECISION": "ieee",  # float32 products, where TF32 would be the default
     }
 
 
@@ -534,14 +583,17 @@ def _products(
     length: int,
     tiles: int,
     scale: float,
-    shape: dict[str, Any],
+    launch: Launch,
+    constants: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """query . key_pos / scale and key . query_pos / scale, [B, H, N * TILE, R] each."""
     rows, heads = query.shape[:2]
-    query_product, key_product = (query.new_empty(rows, heads, tiles * TILE, shape["R"]) for _ in range(2))
+    query_product, key_product = (
+        query.new_empty(rows, heads, tiles * constants["TILE"], constants["R"]) for _ in range(2)
+    )
     _product_kernel[(rows * heads * tiles,)](
         query, key, query_pos, key_pos, query_product, key_product, *query.stride()[:3], *key.stride()[:3],
-        length, tiles, heads, scale, NUM_BUCKETS=query_pos.shape[1], **shape,
+        length, tiles, heads, scale, num_warps=launch.products[0], num_stages=launch.products[1], **constants,
     )  # fmt: skip
     return query_product, key_product
 
@@ -556,6 +608,7 @@ def _attention(
     seed: Optional[Tensor],
     length: int,
     num_buckets: int,
+    tile: int,
     bucket_D: Tensor,
     first_offset_R: Tensor,
     document_BX: Tensor,
@@ -570,16 +623,17 @@ def _attention(
     dropout_rate: float,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """The context; what the backward pass needs: logarithms of the softmax sums and keys of dropout, [B, H, X] each."""
-    shape = _tile_shape(query, num_buckets)
+    constants = _constants(query, num_buckets, tile)
+    launch = launch_for(query.shape[-1], query.dtype, _capability(query.device))
     rows, heads, columns, _ = query.shape
     out, log_sum, row_keys = _empty_results(query, dropout_rate)
     tiles = key_tiles_BN.shape[1]
     _forward_kernel[(rows * heads * tiles,)](
-        query, key, value, *_products(query, key, query_pos, key_pos, length, tiles, scale, shape), out, log_sum, row_keys,
+        query, key, value, *_products(query, key, query_pos, key_pos, length, tiles, scale, launch, constants), out, log_sum, row_keys,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
         bucket_D, document_BX, group_BX, order_BX, limit_BX, key_tiles_BNN, key_tiles_BN,
         length, columns, tiles, heads, scale, seed, *_dropout_threshold(dropout_rate),
-        DROPOUT=dropout_rate > 0, **shape,
+        DROPOUT=dropout_rate > 0, num_warps=launch.forward[0], num_stages=launch.forward[1], **constants,
     )  # fmt: skip
     return out, log_sum, row_keys
 
@@ -609,6 +663,7 @@ def _attention_backward(
     key_pos: Tensor,
     length: int,
     num_buckets: int,
+    tile: int,
     bucket_D: Tensor,
     first_offset_R: Tensor,
     document_BX: Tensor,
@@ -623,11 +678,12 @@ def _attention_backward(
     dropout_rate: float,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of query, key, value, query_pos and key_pos."""
-    shape = _tile_shape(query, num_buckets)
+    constants = _constants(query, num_buckets, tile)
+    launch = launch_for(query.shape[-1], query.dtype, _capability(query.device))
     rows, heads, columns, width = query.shape
     tiles = key_tiles_BN.shape[1]
     # The products are computed again, since keeping them would double what attention keeps.
-    query_product, key_product = _products(query, key, query_pos, key_pos, length, tiles, scale, shape)
+    query_product, key_product = _products(query, key, query_pos, key_pos, length, tiles, scale, launch, constants)
     grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
     grad_query_product, grad_key_product = torch.empty_like(query_product), torch.empty_like(key_product)
     delta = torch.empty_like(log_sum)
@@ -640,14 +696,14 @@ def _attention_backward(
         grad_query, grad_query_product, delta,
         *inputs, *out.stride()[:3], *grad_out.stride()[:3], *grad_query.stride()[:3],
         *rules, key_tiles_BNN, key_tiles_BN, *rest,
-        DROPOUT=dropout_rate > 0, NUM_BUCKETS=num_buckets, **shape,
+        DROPOUT=dropout_rate > 0, num_warps=launch.query_gradient[0], num_stages=launch.query_gradient[1], **constants,
     )  # fmt: skip
     _key_gradient_kernel[grid](
         query, key, value, query_pos, query_product, key_product, grad_out, log_sum, delta, row_keys,
         grad_key, grad_value, grad_key_product,
         *inputs, *grad_out.stride()[:3], *grad_key.stride()[:3], *grad_value.stride()[:3],
         *rules, query_tiles_BNN, query_tiles_BN, *rest,
-        DROPOUT=dropout_rate > 0, NUM_BUCKETS=num_buckets, **shape,
+        DROPOUT=dropout_rate > 0, num_warps=launch.key_gradient[0], num_stages=launch.key_gradient[1], **constants,
     )  # fmt: skip
 
     tiles_per_program = triton.cdiv(rows * tiles, TABLE_PROGRAMS)
@@ -657,7 +713,7 @@ def _attention_backward(
         partial = log_sum.new_empty(programs, heads, num_buckets, width)
         _table_gradient_kernel[(programs * heads,)](
             source, grad_product, partial, *source.stride()[:3], length, tiles, rows, heads, tiles_per_program,
-            NUM_BUCKETS=num_buckets, **shape,
+            num_warps=launch.products[0], num_stages=launch.products[1], **constants,
         )  # fmt: skip
         grad_tables.append(partial.sum(0).to(query.dtype))
     return grad_query, grad_key, grad_value, grad_tables[0], grad_tables[1]
@@ -681,7 +737,6 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 _attention.register_autograd(_backward, setup_context=_keep_for_backward)
-
 
 
 def fused_attend(
@@ -708,13 +763,11 @@ def fused_attend(
     All five operands receive gradients, which are deterministic.  Matrix products of float32 operands are computed in
     float32, not TF32.  A query that may see no key has the context 0.
 
-    Raises ValueError for widths other than 16, 32, 64 and 128, other dtypes, and rules of another shape.
+    Raises ValueError for widths and dtypes that `launch_for` refuses, and for rules and tables of other shapes.
     """
     rows, heads, columns, width = query.shape
-    if width not in (16, 32, 64, 128):
-        raise ValueError(f"fused attention needs heads of width 16, 32, 64 or 128, not {width}")
-    if query.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"fused attention needs bfloat16, float16 or float32 operands, not {query.dtype}")
+    if launch_for(width, query.dtype, _capability(query.device)).tile != rules.tile:
+        raise ValueError(f"the rules were made for another width or dtype than {width} and {query.dtype}")
     if rules.document_BX.shape != (rows, columns):
         raise ValueError(f"rules of {list(rules.document_BX.shape)} rows and columns for queries of {[rows, columns]}")
     if query_pos.shape != (heads, rules.num_buckets, width) or key_pos.shape != query_pos.shape:
