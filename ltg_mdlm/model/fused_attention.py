@@ -24,11 +24,13 @@ Shapes are suffixes: B rows, H heads, E width of a head, R relative-position buc
 copies of a row, which share places), N tiles of columns or rows, D offsets between places.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import triton
@@ -55,13 +57,17 @@ class Launch(NamedTuple):
     products: tuple[int, int] = (4, 2)
 
 
-# The largest tiles that spill no registers: `python benchmarks/fused_attention.py` compiles all of them.
-_LAUNCHES = {
-    # (compute capability 9.0 or higher, 16-bit operands): {width of a head: launch}
-    (True, True): {32: Launch(64), 64: Launch(64), 128: Launch(64, key_gradient=(8, 2))},
-    (False, True): {32: Launch(32), 64: Launch(32, key_gradient=(4, 1)), 128: Launch(16)},
-    (True, False): {32: Launch(32), 64: Launch(32), 128: Launch(16)},
-    (False, False): {32: Launch(32), 64: Launch(16), 128: Launch(16)},
+# The largest tiles that spill no registers; `python benchmarks/kernel_resources.py` compiles all of them.
+_LAUNCHES_FP32 = {
+    32: Launch(32, *[(8, 2)] * 4),
+    64: Launch(32, *[(8, 2)] * 4),
+    128: Launch(32, *[(16, 2)] * 4),
+}
+_LAUNCHES_16_BIT = {32: Launch(64), 64: Launch(64), 128: Launch(64, query_gradient=(8, 2), key_gradient=(8, 2))}
+_LAUNCHES_16_BIT_BEFORE_HOPPER = {
+    32: Launch(32),
+    64: Launch(32, key_gradient=(4, 1)),
+    128: Launch(16, key_gradient=(8, 1)),
 }
 
 
@@ -74,7 +80,10 @@ def launch_for(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> L
         raise ValueError(f"fused attention needs heads of width 16, 32, 64 or 128, not {width}")
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"fused attention needs bfloat16, float16 or float32 operands, not {dtype}")
-    return _LAUNCHES[capability >= (9, 0), dtype.itemsize == 2][max(width, 32)]
+    if dtype == torch.float32:
+        return _LAUNCHES_FP32[max(width, 32)]
+    # Before Hopper, matrix products read both operands from registers instead of shared memory.
+    return (_LAUNCHES_16_BIT if capability >= (9, 0) else _LAUNCHES_16_BIT_BEFORE_HOPPER)[max(width, 32)]
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
@@ -96,7 +105,7 @@ class AttentionRules(NamedTuple):
     bucket_D: Tensor
     """int32: row of the position tables for the offsets query - key from -(T + tile) up"""
     first_offset_R: Tensor
-    """int32: smallest offset whose bucket is r or higher; R is rounded up to a power of two"""
+    """int32: smallest offset whose bucket is r or higher; see `_padded_buckets` for R"""
     document_BX: Tensor
     """int32"""
     group_BX: Tensor | None
@@ -145,7 +154,7 @@ def attention_rules(
     document_BX = document_BX.int().contiguous()
     tile = launch_for(width, dtype, _capability(device)).tile
 
-    # Tiles begin anew in every copy, so that places are consecutive within a tile; the last one repeats its last column.
+    # Tiles begin anew in every copy, so that places are consecutive within a tile; the last repeats its last column.
     place = torch.arange(triton.cdiv(length, tile) * tile, device=device).clamp(max=length - 1)
     column_NC = (torch.arange(0, columns, length, device=device)[:, None] + place).view(-1, tile)
 
@@ -180,6 +189,11 @@ def attention_rules(
     )
 
 
+def _padded_buckets(num_buckets: int) -> int:
+    """R rounded up to a power of two; at least 32, so that matrix products can have half as many columns."""
+    return int(max(triton.next_power_of_2(num_buckets), 32))
+
+
 @functools.lru_cache(maxsize=64)
 def _bucket_tables(
     length: int, max_positions: int, bucket_size: int, tile: int, device: torch.device
@@ -196,7 +210,7 @@ def _bucket_tables(
     never = max_positions + tile
     first_offset_R = [-never] + [
         next((d + 1 - max_positions for d, b in enumerate(signed_D) if b + bucket_size - 1 >= r), never)
-        for r in range(1, triton.next_power_of_2(num_buckets))
+        for r in range(1, _padded_buckets(num_buckets))
     ]
     as_tensor = functools.partial(torch.tensor, dtype=torch.int32, device=device)
     return as_tensor(bucket_D), as_tensor(first_offset_R)
@@ -274,20 +288,20 @@ def _product_kernel(
     """query . key_pos / scale and key . query_pos / scale, [B, H, N * TILE, R] each."""
     tile, bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     b, h = (bh // heads).to(tl.int64), bh % heads
-    e, r = tl.arange(0, E), tl.arange(0, R)
+    e, t = tl.arange(0, E), tl.arange(0, TILE)
     x, _, _ = _tile_columns(tile, length, TILE)
-    table = h * NUM_BUCKETS * E + r[:, None] * E + e[None, :]
-    product = tl.program_id(0).to(tl.int64) * TILE * R + tl.arange(0, TILE)[:, None] * R + r[None, :]
-
     q = tl.load(query + b * query_stride_b + h * query_stride_h + x[:, None] * query_stride_x + e[None, :])
-    kp = tl.load(key_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-    by_query = tl.dot(q, tl.trans(kp), input_precision=PRECISION) / scale
-    tl.store(query_product + product, by_query.to(query_product.dtype.element_ty))
-
     k = tl.load(key + b * key_stride_b + h * key_stride_h + x[:, None] * key_stride_x + e[None, :])
-    qp = tl.load(query_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-    by_key = tl.dot(k, tl.trans(qp), input_precision=PRECISION) / scale
-    tl.store(key_product + product, by_key.to(key_product.dtype.element_ty))
+    product = tl.program_id(0).to(tl.int64) * TILE * R + t[:, None] * R
+    for start in range(0, R, R // 2):  # in two parts, which need half the registers
+        r = start + tl.arange(0, R // 2)
+        table = (h * NUM_BUCKETS + r[:, None]) * E + e[None, :]
+        kp = tl.load(key_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
+        by_query = tl.dot(q, tl.trans(kp), input_precision=PRECISION) / scale
+        tl.store(query_product + product + r[None, :], by_query.to(query_product.dtype.element_ty))
+        qp = tl.load(query_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
+        by_key = tl.dot(k, tl.trans(qp), input_precision=PRECISION) / scale
+        tl.store(key_product + product + r[None, :], by_key.to(key_product.dtype.element_ty))
 
 
 @triton.jit
@@ -312,7 +326,7 @@ def _forward_kernel(
     query_product += bh.to(tl.int64) * tiles * TILE * R
     key_product += bh.to(tl.int64) * tiles * TILE * R
 
-    i, place_i, exists_i = _tile_columns(tile, length, TILE)
+    i, _, exists_i = _tile_columns(tile, length, TILE)
     document_i = tl.where(exists_i, tl.load(document_BX + b * columns + i), -2)
     if group_BX is not None:
         group_i = tl.load(group_BX + b * columns + i)
@@ -327,7 +341,7 @@ def _forward_kernel(
     context = tl.zeros((TILE, E), tl.float32)
     for n in tl.range(tl.load(key_tiles_BN + b * tiles + tile), disable_licm=True):  # hoisting would spill registers
         key_tile = tl.load(key_tiles_BNN + (b * tiles + tile) * tiles + n)
-        j, place_j, exists_j = _tile_columns(key_tile, length, TILE)
+        j, _, exists_j = _tile_columns(key_tile, length, TILE)
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
         v = tl.load(value + j[:, None] * value_stride_x + e[None, :])
         score = _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
@@ -406,7 +420,7 @@ def _query_gradient_kernel(
     from_bucket = tl.zeros((TILE, R), tl.float32)  # sums of the scores' gradients over buckets >= r
     for n in tl.range(tl.load(key_tiles_BN + b * tiles + tile), disable_licm=True):  # hoisting would spill registers
         key_tile = tl.load(key_tiles_BNN + (b * tiles + tile) * tiles + n)
-        j, place_j, exists_j = _tile_columns(key_tile, length, TILE)
+        j, _, exists_j = _tile_columns(key_tile, length, TILE)
         k = tl.load(key + j[:, None] * key_stride_x + e[None, :])
         v = tl.load(value + j[:, None] * value_stride_x + e[None, :])
         score = _lookup(query_product, key_product, bucket_D, tile, key_tile, length, 1, R, TILE)
@@ -488,7 +502,7 @@ def _key_gradient_kernel(
     from_bucket = tl.zeros((TILE, R), tl.float32)  # sums of the scores' gradients over buckets >= r
     for n in tl.range(tl.load(query_tiles_BN + b * tiles + tile), disable_licm=True):  # hoisting would spill registers
         query_tile = tl.load(query_tiles_BNN + (b * tiles + tile) * tiles + n)
-        i, place_i, exists_i = _tile_columns(query_tile, length, TILE)
+        i, _, exists_i = _tile_columns(query_tile, length, TILE)
         q = tl.load(query + i[:, None] * query_stride_x + e[None, :])
         go = tl.load(grad_out + i[:, None] * grad_out_stride_x + e[None, :])
         score = _lookup(key_product, query_product, bucket_D, tile, query_tile, length, -1, R, TILE)
@@ -562,7 +576,7 @@ def _constants(query: Tensor, num_buckets: int, tile: int) -> dict[str, Any]:
     """Compile-time arguments that all kernels share."""
     return {
         "NUM_BUCKETS": num_buckets,
-        "R": triton.next_power_of_2(max(num_buckets, 16)),
+        "R": _padded_buckets(num_buckets),
         "E": query.shape[-1],
         "TILE": tile,
         "PRECISION": "ieee",  # float32 products, where TF32 would be the default
@@ -605,31 +619,32 @@ def _attention(
     value: Tensor,
     query_pos: Tensor,
     key_pos: Tensor,
-    seed: Optional[Tensor],
+    seed: Tensor | None,
     length: int,
     num_buckets: int,
     tile: int,
     bucket_D: Tensor,
     first_offset_R: Tensor,
     document_BX: Tensor,
-    group_BX: Optional[Tensor],
-    order_BX: Optional[Tensor],
-    limit_BX: Optional[Tensor],
+    group_BX: Tensor | None,
+    order_BX: Tensor | None,
+    limit_BX: Tensor | None,
     key_tiles_BNN: Tensor,
     key_tiles_BN: Tensor,
     query_tiles_BNN: Tensor,
     query_tiles_BN: Tensor,
     scale: float,
     dropout_rate: float,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The context; what the backward pass needs: logarithms of the softmax sums and keys of dropout, [B, H, X] each."""
     constants = _constants(query, num_buckets, tile)
     launch = launch_for(query.shape[-1], query.dtype, _capability(query.device))
     rows, heads, columns, _ = query.shape
     out, log_sum, row_keys = _empty_results(query, dropout_rate)
     tiles = key_tiles_BN.shape[1]
+    query_product, key_product = _products(query, key, query_pos, key_pos, length, tiles, scale, launch, constants)
     _forward_kernel[(rows * heads * tiles,)](
-        query, key, value, *_products(query, key, query_pos, key_pos, length, tiles, scale, launch, constants), out, log_sum, row_keys,
+        query, key, value, query_product, key_product, out, log_sum, row_keys,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
         bucket_D, document_BX, group_BX, order_BX, limit_BX, key_tiles_BNN, key_tiles_BN,
         length, columns, tiles, heads, scale, seed, *_dropout_threshold(dropout_rate),
@@ -667,16 +682,16 @@ def _attention_backward(
     bucket_D: Tensor,
     first_offset_R: Tensor,
     document_BX: Tensor,
-    group_BX: Optional[Tensor],
-    order_BX: Optional[Tensor],
-    limit_BX: Optional[Tensor],
+    group_BX: Tensor | None,
+    order_BX: Tensor | None,
+    limit_BX: Tensor | None,
     key_tiles_BNN: Tensor,
     key_tiles_BN: Tensor,
     query_tiles_BNN: Tensor,
     query_tiles_BN: Tensor,
     scale: float,
     dropout_rate: float,
-) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of query, key, value, query_pos and key_pos."""
     constants = _constants(query, num_buckets, tile)
     launch = launch_for(query.shape[-1], query.dtype, _capability(query.device))
@@ -779,4 +794,4 @@ def fused_attend(
     operands = [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
     tables = [x.to(query.dtype).contiguous() for x in (query_pos, key_pos)]
     out, _, _ = _attention(*operands, *tables, seed, *rules, scale, dropout_rate)
-    return out
+    return cast(Tensor, out)

@@ -304,6 +304,16 @@ def test_every_tile_with_a_visible_pair_is_listed(pattern, length):
         assert torch.equal(listed[..., :tiles].sum(-1), counts)
 
 
+def test_compiled_graphs_contain_the_operation_as_a_whole():
+    case, seed = causal(10), torch.tensor([3], device=DEVICE)
+    inputs, rules = operands(case), case.rules()
+    eager = with_gradients(2 * fused_attend(*inputs, rules, SCALE, 0.1, seed), inputs)
+    compiled = torch.compile(
+        lambda *inputs: 2 * fused_attend(*inputs, rules, SCALE, 0.1, seed), fullgraph=True, backend="aot_eager"
+    )
+    assert all(torch.equal(x, y) for x, y in zip(with_gradients(compiled(*inputs), inputs), eager, strict=True))
+
+
 def test_wrong_operands_are_errors_that_name_what_is_wrong():
     case = bidirectional(8)
     inputs = [x.detach() for x in operands(case)]
