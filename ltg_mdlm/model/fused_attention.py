@@ -2,13 +2,13 @@
 
 `fused_attend` computes what `attention.attend` computes, for devices with Triton.  A score is
 
-    scale * query_i . key_j + query_i . key_pos[bucket(i - j)] + key_j . query_pos[bucket(i - j)]
+    scale * query_i . key_j + query_i . key_pos[bucket] + key_j . query_pos[bucket],    bucket of place_i - place_j
 
 and a query attends to the keys of its own document that its visibility permits (`attention_rules`).
 
 How the parts that plain attention kernels lack are computed:
 
-- Lookups.  The products of all rows with the position tables, [B, H, X, R], are computed once per call.  Kernels look
+- Lookups.  The products of all rows with the position tables, [B, H, X, R], are computed once per pass.  Kernels look
   them up by bucket, with neighbouring threads on neighbouring offsets, so that one access reads one row of a product.
 - Gradients of the lookups.  Along a row of a tile, buckets are sorted, so the sum over the columns of one bucket is a
   difference of two cumulative sums.  These are a matrix product with a triangular matrix.  Every cell (row, bucket) is
