@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from markdown import add_write_option, conditions, publish, table
+import torch
+from markdown import add_write_option, publish, table
 
 from ltg_mdlm.reporting.run_table import RunRow, read_run
 from ltg_mdlm.training.launch import launch
@@ -40,7 +42,10 @@ def main() -> None:
             launch(sweep.settings(point))
     runs = [read_run(sweep.folder(point)) for point in points if sweep.folder(point).exists()]
     finished = [run for run in runs if run.status == "finished"]
-    about = f"{conditions(threads=1)} {len(finished)} runs of {sweep.content.grid['training.max_steps'][0]} steps."
+    about = (
+        f"{len(finished)} of {len(points)} runs, on one thread of a CPU with {torch.backends.cpu.get_cpu_capability()}"
+        f" and {os.cpu_count()} cores, torch {torch.__version__}; in brackets: seeds."
+    )
     publish("optimizers", f"{about}\n\n{bounds(finished)}", arguments.write)
 
 

@@ -203,7 +203,9 @@ class OptimizerConfig(Section):
         " orthogonal), or a selected plugin that provides an optimiser",
     )
     lr: float = Field(
-        7e-3, gt=0, description="learning rate after warm-up; good values for adamw and muon are smaller than for lamb"
+        7e-3,
+        gt=0,
+        description="learning rate after warm-up; adamw needs a smaller one than lamb and muon, such as 1e-3",
     )
     betas: tuple[Fraction, Fraction] = Field(
         (0.9, 0.98), description="decay rates of the averages of the gradient and its square"
