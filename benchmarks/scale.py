@@ -98,7 +98,7 @@ def _is_weight_copy(x: torch.Tensor, config: ModelConfig) -> bool:
 
 def arithmetic() -> str:
     """The table of sizes."""
-    transformer.attend = attend_by_library  # type: ignore[attr-defined]
+    transformer.attend = attend_by_library  # type: ignore[assignment, attr-defined]
     rows = []
     for name, config in SIZES.items():
         with torch.device("meta"):

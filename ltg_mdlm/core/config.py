@@ -160,6 +160,11 @@ class TrainingConfig(Section):
         "auto",
         description="auto: on GPUs bf16 if native; on CPUs with native bf16 the faster of both, measured at the start",
     )
+    attention: Literal["auto", "fused", "library"] = Field(
+        "auto",
+        description="fused: a Triton kernel for GPUs, which makes no matrix of scores; library: that of torch; auto: on"
+        " GPUs the faster of both, if the fused one is right, measured at the start",
+    )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, slower"
     )

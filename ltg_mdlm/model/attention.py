@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,22 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 
 # ---- geometry: relative positions and masks, shared by all layers ----
+
+
+class Kernel(Protocol):
+    """Relative positions and visibility of a batch in the form of another implementation of `attend`."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_pos: Tensor,
+        key_pos: Tensor,
+        scale: float,
+        dropout_rate: float,
+    ) -> Tensor:
+        """See the function `attend`."""
 
 
 class Geometry(NamedTuple):
@@ -161,7 +177,7 @@ def attend(
     value: Tensor,
     query_pos: Tensor,
     key_pos: Tensor,
-    geometry: Geometry,
+    geometry: Geometry | Kernel,
     scale: float,
     dropout_rate: float,
 ) -> Tensor:
@@ -169,6 +185,8 @@ def attend(
 
     `query`, `key` and `value` are [B, H, X, E]; `query_pos` and `key_pos`, already scaled, are [H, R, E].
     """
+    if not isinstance(geometry, Geometry):
+        return geometry.attend(query, key, value, query_pos, key_pos, scale, dropout_rate)
     if query.device.type == "cpu":  # no library kernel has dropout or the gradient of a bias there
         return apply(_Attention, geometry, scale, dropout_rate, query, key, value, query_pos, key_pos)
     return attend_by_library(query, key, value, query_pos, key_pos, geometry, scale, dropout_rate)

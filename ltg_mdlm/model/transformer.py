@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import (
     Geometry,
+    Kernel,
     attend,
     batch_geometry,
     dropout,
@@ -125,7 +126,7 @@ class Attention(nn.Module):
         self.in_proj_vg = nn.Linear(width, 2 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, relative_RD: Tensor, geometry: Geometry) -> Tensor:
+    def forward(self, x_BTD: Tensor, relative_RD: Tensor, geometry: Geometry | Kernel) -> Tensor:
         """The sublayer's output [B, T, D] for a normalised input; `relative_RD` is the relative-position table."""
         if type(self.in_proj_qk) is nn.Linear and type(self.in_proj_vg) is nn.Linear:
             # one product for query, key and value; another for the gate, which is used after the attention
@@ -211,7 +212,7 @@ class Encoder(nn.Module):
         x_BTD: Tensor,
         time_BC: Tensor | None,
         relative_RD: Tensor,
-        geometry: Geometry,
+        geometry: Geometry | Kernel,
         layer_outputs: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D]; the input and the output of every layer are appended to `layer_outputs`."""
@@ -282,6 +283,9 @@ class Head(nn.Module):
 
 class Transformer(nn.Module):
     """Token ids to hidden states (`forward`), hidden states to features (`head`), features to logits (`logits`)."""
+
+    geometry_of: Callable[..., Geometry | Kernel] = staticmethod(batch_geometry)
+    """Replaced on an instance, it makes the model compute attention by another kernel."""
 
     def __init__(self, config: ModelConfig, time_embedding: nn.Module | None = None) -> None:
         """`time_embedding` maps conditioning values [B] to [B, C]; the default is `TimeEmbedding(cond_dim)`."""
@@ -364,7 +368,7 @@ class Transformer(nn.Module):
             ids_BT = torch.cat([ids_BT, context_BS], dim=1)
             document_BT = None if document_BT is None else document_BT.repeat(1, 1 + copies)
         words_BXD, relative_RD = self.embedding(ids_BT)
-        geometry = batch_geometry(
+        geometry = self.geometry_of(
             length,
             config.max_position_embeddings,
             config.position_bucket_size,

@@ -25,6 +25,7 @@ from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_che
 from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
+from ltg_mdlm.training.attention_choice import resolve_attention
 from ltg_mdlm.training.consistency import (
     differing_keys,
     require_same_distributions,
@@ -84,6 +85,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             run, note = resolve_precision(run, on_main(ranks, lambda: stored_precision(folder, checkpoint)))
             if note is not None:
                 console.print(note, soft_wrap=True)
+            if (attention := resolve_attention(run)) is not None:
+                console.print(attention, soft_wrap=True)
             trainer = prepare_trainer(folder, run, checkpoint, stop, console)
             stop.can_save = True
             return train_and_report(trainer, folder, console)
