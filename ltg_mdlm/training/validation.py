@@ -123,7 +123,7 @@ class Validator:
                     (output.nll_N * masked_N).sum().double(),
                     (batch.maskable_BT & ~corrupted.causal_B.unsqueeze(1)).sum().double(),
                     self._recipe.components.objective.constant(batch, corrupted),
-                    label_N.new_tensor(self._recipe.own_visibility).double(),
+                    counts.new_full((), self._recipe.own_visibility),
                 ]
             )
         terms_K, denominators_K = self._sum_over_ranks(terms_K), self._sum_over_ranks(denominators_K)
