@@ -181,6 +181,20 @@ class BatchSchedule:
             for stage, count in zip(self.stages, done, strict=True)
         ]
 
+    def equal_micro_batches(self, stage: int, most: int, *, world_size: int, overhead: float) -> int:
+        """Rows, at most `most`, of micro-batches that are all of one size, for every rank and every step of a stage.
+
+        The last micro-batch of a step is filled up, so a growing global batch should be divided into smaller ones.
+        Steps with a share of s rows per rank take about ceil(s / rows) (rows + overhead): the rows with the least sum
+        over the stage, out of even divisions of the largest share.
+        """
+        first_step, steps = self.stages[stage].first_step, self.stages[stage].steps
+        share_S = -(-self._rows_S[first_step : first_step + steps] // world_size)
+        largest = int(share_S.max())
+        fewest = -(-largest // most)
+        sizes = [-(-largest // parts) for parts in range(fewest, 4 * fewest + 1)]
+        return min(sizes, key=lambda rows: float((-(-share_S // rows) * (rows + overhead)).sum()))
+
     def epoch(self, step: int) -> float:
         """Passes over the training split before a step; for `max_steps`, those of the whole training."""
         rows = self.rows_by_stage(step)

@@ -5,7 +5,7 @@ Suffixes: B rows of a micro-batch, T tokens per row, P pieces of those rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,7 +42,8 @@ class RowLoader:
         schedule: BatchSchedule,
         *,
         seed: int,
-        micro_batch_rows: int,
+        micro_batch_rows: int | Sequence[int],
+        full_micro_batches: bool = False,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
@@ -55,7 +56,9 @@ class RowLoader:
             split: the training split that `schedule` was planned for
             schedule: rows and row length of every step
             seed: seed of the order of the rows
-            micro_batch_rows: largest number of rows in a micro-batch
+            micro_batch_rows: largest number of rows in a micro-batch, or one for every stage of the schedule
+            full_micro_batches: let all micro-batches of a step but the last have this number of rows; otherwise, the
+                rows are divided evenly
             rank: rank of this process
             world_size: number of processes
             device: device of the batches
@@ -73,7 +76,11 @@ class RowLoader:
         self._split = split
         self._schedule = schedule
         self._seed = seed
-        self._micro_batch_rows = micro_batch_rows
+        self.micro_batch_rows = (
+            [micro_batch_rows] * len(schedule.stages) if isinstance(micro_batch_rows, int) else list(micro_batch_rows)
+        )
+        """Largest number of rows in a micro-batch of every stage."""
+        self._full_micro_batches = full_micro_batches
         self._rank, self._world_size = rank, world_size
         self._device = torch.device(device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
@@ -85,7 +92,7 @@ class RowLoader:
         self._counts: dict[Epoch, tuple[int, int]] = {}  # words and tokens before epochs that are not all alike
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """This rank's rows of a step, in micro-batches of nearly equal size.
+        """This rank's rows of a step, in micro-batches.
 
         Those of the next step are built meanwhile; the rows of its epochs are chosen now, on this thread. With
         `choose_rows`, steps follow each other, from step 0 or from the one that `load_state_dict` restored.
@@ -229,10 +236,11 @@ class RowLoader:
     def _build(self, step: int) -> list[Batch]:
         rows = self._schedule.rows(step)
         share_start, share_stop = (rank * rows // self._world_size for rank in (self._rank, self._rank + 1))
-        plan = self._schedule.stages[self._schedule.stage(step)].plan
+        stage = self._schedule.stage(step)
+        plan, most = self._schedule.stages[stage].plan, self.micro_batch_rows[stage]
         epochs = self._rows_of_epochs(step)
         batches = []
-        for start, stop in micro_batch_bounds(share_start, share_stop, self._micro_batch_rows):
+        for start, stop in micro_batch_bounds(share_start, share_stop, most, full=self._full_micro_batches):
             parts = []  # a micro-batch takes rows from several epochs where one ends
             for epoch, before in epochs.items():
                 if before < stop and start < before + plan.rows:
@@ -283,8 +291,13 @@ def validation_batches(
     return HeldOut(batches=[_moved(batch, device) for batch in batches], rows=count)
 
 
-def micro_batch_bounds(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """Divide the rows `start` to `stop` into the fewest parts of at most `most` rows; sizes differ by at most one."""
+def micro_batch_bounds(start: int, stop: int, most: int, *, full: bool = False) -> Iterator[tuple[int, int]]:
+    """Divide the rows `start` to `stop` into the fewest parts of at most `most` rows.
+
+    If `full`, all parts but the last have `most` rows.  Otherwise, their sizes differ by at most one.
+    """
+    if full:
+        return ((first, min(first + most, stop)) for first in range(start, stop, most))
     rows = stop - start
     parts = -(-rows // most)
     return ((start + i * rows // parts, start + (i + 1) * rows // parts) for i in range(parts))

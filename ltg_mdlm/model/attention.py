@@ -105,10 +105,14 @@ def batch_geometry(
     and `bucket_size` are described at `distance_buckets`, the other tensors at `attention_mask`.
     """
     device, dtype = like.device, matmul_dtype(like)
-    reach = max_positions if is_exporting() else length  # `length` is not a number there, and must not become one
-    bucket_T = distance_buckets(max_positions, bucket_size)[:reach]
-    signed_U = torch.tensor([*reversed(bucket_T), *(-bucket for bucket in bucket_T[1:])])
-    bucket_U = signed_U.to(device, non_blocking=True) + bucket_size - 1
+    if type(like) is Tensor and not (is_exporting() or torch.is_inference_mode_enabled()):
+        bucket_U = cached_offset_buckets(max_positions, bucket_size, device)
+    else:  # a fake, exported or inference tensor must not stay for later calls
+        bucket_U = offset_buckets(max_positions, bucket_size, device)
+    # `length` is not a number while a graph is exported, and must not become one.
+    reach = max_positions if is_exporting() else length
+    if reach < max_positions:
+        bucket_U = bucket_U[max_positions - reach : max_positions + reach - 1]
     position_T = torch.arange(length, device=device)
     bucket_XX = bucket_U[position_T - position_T[:, None] + reach - 1]
     if copies:
@@ -117,6 +121,17 @@ def batch_geometry(
     return Geometry(
         bucket_XX, one_hot_UR, attention_mask(length * (1 + copies), document_BX, causal_B, visibility, dtype)
     )
+
+
+def offset_buckets(max_positions: int, bucket_size: int, device: torch.device) -> Tensor:
+    """int64[2P - 1]: rows of the relative-position table for the offsets query - key from P - 1 down to -(P - 1)."""
+    bucket_P = distance_buckets(max_positions, bucket_size)
+    signed_U = torch.tensor([*reversed(bucket_P), *(-bucket for bucket in bucket_P[1:])])
+    return signed_U.to(device, non_blocking=True) + bucket_size - 1
+
+
+cached_offset_buckets = functools.lru_cache(maxsize=16)(offset_buckets)
+"""Making the tensor from numbers takes longer than a layer's launches, and copies it to the device each time."""
 
 
 @functools.lru_cache(maxsize=64)

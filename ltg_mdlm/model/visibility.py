@@ -13,6 +13,7 @@ Shapes are suffixes: B rows, T tokens per row, X columns: the T tokens, and afte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,12 @@ class Visibility:
     """int32: the column's place as a key"""
     limit_BX: Tensor
     """int32: as a query, the column also sees all keys with a smaller order"""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Visibility:
+        """A visibility with `function` applied to every tensor, such as a choice of rows."""
+        return Visibility(
+            group_BX=function(self.group_BX), order_BX=function(self.order_BX), limit_BX=function(self.limit_BX)
+        )
 
     def matrix(self) -> Tensor:
         """bool[B, X, X]: whether the query (dimension 1) sees the key (dimension 2) if both are in one document."""

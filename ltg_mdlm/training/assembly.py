@@ -41,6 +41,9 @@ from ltg_mdlm.training.validation import PairValidator, Validator
 TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
 """Tokens per forward pass if `training.micro_batch_rows` is null."""
 
+MICRO_BATCH_OVERHEAD = 4096
+"""An assumption: the launches of a micro-batch take a GPU about as much time as this number of further tokens."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -86,13 +89,24 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
         loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
         if config.training.compile and ranks.device.type == "cuda":
             loss.compile_layers()
+        # On GPUs, code is compiled for each shape, so all micro-batches of a stage have the same number of rows.
+        is_static = ranks.device.type == "cuda"
+        rows_by_stage = []
+        for number, stage in enumerate(schedule.stages):
+            rows = micro_batch_rows(config, ranks.device, stage.seq_len, components.masking.context_copies)
+            if is_static:
+                overhead = MICRO_BATCH_OVERHEAD / stage.seq_len
+                rows = schedule.equal_micro_batches(number, rows, world_size=ranks.world_size, overhead=overhead)
+                loss.full_rows[stage.seq_len] = max(rows, loss.full_rows.get(stage.seq_len, 0))
+            rows_by_stage.append(rows)
         loader = RowLoader(
             corpus.train,
             schedule,
             seed=config.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            micro_batch_rows=micro_batch_rows(config, ranks.device, components.masking.context_copies),
+            micro_batch_rows=rows_by_stage,
+            full_micro_batches=is_static,
             device=ranks.device,
             sampling=sampling,
             choose_rows=checked_row_order(components),
@@ -128,12 +142,12 @@ def use_bf16(config: RunConfig, device: torch.device) -> bool:
     return bf16_for(config.training.precision, device)
 
 
-def micro_batch_rows(config: RunConfig, device: torch.device, copies: int = 0) -> int:
+def micro_batch_rows(config: RunConfig, device: torch.device, seq_len: int, copies: int = 0) -> int:
     """Largest number of rows per forward pass: `training.micro_batch_rows`, or what fits `TOKENS_PER_MICRO_BATCH`.
 
-    `copies` are the further copies of every row that the model sees.
+    `seq_len` is the number of tokens per row, and `copies` are the further copies of every row that the model sees.
     """
-    columns = (1 + copies) * max(length for _, length in config.training.stages)
+    columns = (1 + copies) * seq_len
     return config.training.micro_batch_rows or max(TOKENS_PER_MICRO_BATCH[device.type] // columns, 1)
 
 
@@ -157,13 +171,13 @@ def build_validator(
     """The validator of the held-out split; None without such a split."""
     if corpus.valid is None:
         return None
-    masking = recipe.components.masking
+    masking, seq_len = recipe.components.masking, config.training.stages[0][1]
     held_out = validation_batches(
         corpus.valid,
-        seq_len=config.training.stages[0][1],
+        seq_len=seq_len,
         rows=config.validation.rows,
         micro_batch_rows=micro_batch_rows(
-            config, ranks.device, max(masking.context_copies, 1 if masking.block_length else 0)
+            config, ranks.device, seq_len, max(masking.context_copies, 1 if masking.block_length else 0)
         ),
         end_of_document=config.data.end_of_document,
         rank=ranks.rank,

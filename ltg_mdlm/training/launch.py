@@ -233,6 +233,11 @@ def describe(run: Run) -> str:
         "plugins: " + ", ".join(f"{slot} {plugin}" for slot, plugin in run.recipe.components.providers.items()),
         f"optimiser: {run.config.optimizer.name}; weights for validation and export: {run.ema.describe()}",
         *run.schedule.describe(uniform=run.loader.is_uniform),
+        "micro-batches per process: at most "
+        + ", ".join(
+            f"{rows:,} rows of {stage.seq_len}"
+            for rows, stage in zip(run.loader.micro_batch_rows, run.schedule.stages, strict=True)
+        ),
         f"run folder: {run.config.run_folder()}",
     ]
     if run.validator is None:

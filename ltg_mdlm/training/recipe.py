@@ -3,8 +3,8 @@
 A training step calls `Recipe.begin` (modes of the rows), `Recipe.corrupt` (noise, masks and conditioning of every
 micro-batch), `Recipe.denominators`, `DenoisingLoss` (forward pass), `Recipe.observe` and `Recipe.step_end`.
 
-Shapes: B rows, T tokens per row, N supervised positions, V vocabulary, D width, K loss groups, R rows of the global
-batch.
+Shapes: B rows, T tokens per row, N supervised positions, M = N rounded up (`POSITION_MULTIPLE`), V vocabulary, D width,
+K loss groups, R rows of the global batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Observation, Step, StepEnd, Supervised
@@ -25,6 +26,13 @@ from ltg_mdlm.model.cross_entropy import chunked_loss, weighted_cross_entropy
 from ltg_mdlm.model.transformer import Transformer
 from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.training.learned_parts import Views, modules_evaluating, own_losses
+
+POSITION_MULTIPLE = 512
+"""On GPUs, and on CPUs in bf16, head and vocabulary matrix run on the next multiple of this number of positions.
+
+Every number of positions is another shape.  oneDNN, which computes the matrix products of CPUs in bf16, keeps compiled
+code for each of them, up to more than a gigabyte.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +198,8 @@ class DenoisingLoss(nn.Module):
         self.learned_parts = nn.ModuleDict(recipe.components.modules)
         self.bf16 = bf16
         self.compiled = False
+        self.full_rows: dict[int, int] = {}
+        """By tokens per row: in training, the model sees at least this number of rows, so that shapes do not change."""
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compile the transformer layers for training, once per shape of a micro-batch.
@@ -204,30 +214,47 @@ class DenoisingLoss(nn.Module):
         """Context of forward passes: matrix products in bf16, or everything in float32."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
+    def position_multiple(self, device: torch.device) -> int:
+        """The number of positions that head and vocabulary matrix run on is a multiple of this."""
+        return POSITION_MULTIPLE if device.type == "cuda" or self.bf16 else 1
+
     def forward(self, micro_batch: MicroBatch, denominators_K: Tensor, step: Step) -> LossOutput:
         """Predict the labels of a micro-batch; `denominators_K` are those of the global batch."""
         corrupted, batch = micro_batch.corrupted, micro_batch.batch
         parts = self._recipe.components
+        rows, length = corrupted.input_BT.shape
+        further = max(self.full_rows.get(length, 0) - rows, 0) if step.training else 0
+
+        def full(of_rows: Tensor, padding: int = 0) -> Tensor:
+            """The values of the rows, and those of `further` rows, which only the model sees."""
+            return F.pad(of_rows, (0, 0) * (of_rows.dim() - 1) + (0, further), value=padding) if further else of_rows
+
+        visibility = corrupted.visibility
         with self.autocast(batch.ids_BT.device):
             hidden_BTD = self.model(
-                corrupted.input_BT,
-                batch.document_BT,
-                corrupted.causal_B,
-                micro_batch.conditioning_B,
-                corrupted.visibility,
-                context_BS=corrupted.context_BS,
+                full(corrupted.input_BT),
+                full(batch.document_BT, -1),
+                full(corrupted.causal_B),
+                None if micro_batch.conditioning_B is None else full(micro_batch.conditioning_B),
+                None if visibility is None else visibility.map(full),
+                context_BS=None if corrupted.context_BS is None else full(corrupted.context_BS),
+            )[:rows]
+            supervised, index_M = gather_supervised(
+                micro_batch,
+                predicts_next=parts.masking.predicts == "next",
+                multiple=self.position_multiple(batch.ids_BT.device),
             )
-            supervised, index_N = gather_supervised(micro_batch, predicts_next=parts.masking.predicts == "next")
             # Head and vocabulary matrix run at the supervised positions only, since logits are the largest tensor of a
             # step and the others have no label.
-            features_ND = self.model.head(hidden_BTD.flatten(0, 1)[index_N])
+            features_MD = self.model.head(hidden_BTD.flatten(0, 1)[index_M])
             by_logits = parts.objective.needs_logits
             output = (self._loss_from_logits if by_logits else self._loss_from_weights)(
-                features_ND, supervised, denominators_K, step
+                features_MD, supervised, denominators_K, step
             )
         if self.learned_parts and step.training:
             views = micro_batch.views
-            views.add(observed(step, micro_batch, output), corrupted, features_ND.detach())
+            features_ND = features_MD.detach()[: len(supervised.label_N)]
+            views.add(observed(step, micro_batch, output), corrupted, features_ND)
             own_loss = own_losses(parts, views, self.model, denominators_K, self._recipe.checks)
             # Data parallelism expects a gradient of every parameter in every forward pass.
             unused = sum(parameter.sum() for parameter in self.learned_parts.parameters())
@@ -235,7 +262,7 @@ class DenoisingLoss(nn.Module):
         return output
 
     def _loss_from_weights(
-        self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
+        self, features_MD: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
     ) -> LossOutput:
         """Sum of weighted cross-entropies and z-losses, for objectives that define `weights`."""
         objective, model = self._recipe.components.objective, self.model
@@ -246,7 +273,7 @@ class DenoisingLoss(nn.Module):
         # The kernel computes gradients in its forward pass, so the division by the denominators is part of the weights.
         share_N = 1 / denominators_K[group_N]
         result = weighted_cross_entropy(
-            features_ND,
+            features_MD,
             model.output_weight_VD,
             model.output_bias_V,
             supervised.label_N,
@@ -262,7 +289,7 @@ class DenoisingLoss(nn.Module):
         )
 
     def _loss_from_logits(
-        self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
+        self, features_MD: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
     ) -> LossOutput:
         """Any differentiable function of the logits, for objectives that define `loss_terms`."""
         objective, model = self._recipe.components.objective, self.model
@@ -277,7 +304,14 @@ class DenoisingLoss(nn.Module):
             self._recipe.checks.groups("loss_terms", terms_K)
             return terms_K
 
-        result = chunked_loss(features_ND, model.output_weight_VD, model.output_bias_V, loss_terms, 1 / denominators_K)
+        result = chunked_loss(
+            features_MD,
+            model.output_weight_VD,
+            model.output_bias_V,
+            loss_terms,
+            1 / denominators_K,
+            positions=len(label_N),
+        )
         return LossOutput(
             loss=result.loss, terms_K=result.terms_K, supervised=supervised, correct_N=correct_N, nll_N=nll_N
         )
@@ -295,11 +329,16 @@ def observed(step: Step, micro_batch: MicroBatch, output: LossOutput) -> Observa
     )
 
 
-def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool) -> tuple[Supervised, Tensor]:
-    """The supervised positions of a micro-batch, and int64[N] their indices into its B*T positions."""
+def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool, multiple: int = 1) -> tuple[Supervised, Tensor]:
+    """The supervised positions of a micro-batch, and int64[M] their indices into its B*T positions.
+
+    M is `padded_count` of N, and the indices from N on are 0.
+    """
     corrupted, noise = micro_batch.corrupted, micro_batch.noise
     labels = corrupted.labels_BT.flatten()
-    index_N = true_indices(labels != IGNORE, int(micro_batch.supervised_count.get()))
+    count = int(micro_batch.supervised_count.get())
+    index_M = true_indices(labels != IGNORE, padded_count(count, multiple, len(labels)))
+    index_N = index_M[:count]
     length = corrupted.labels_BT.shape[1]
     row_N, position_BT = index_N // length, micro_batch.batch.position_BT
     causal_N = corrupted.causal_B[row_N]
@@ -326,13 +365,18 @@ def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool) -> tuple[
         global_row_N=micro_batch.batch.row_B[row_N],
         carry_N=None if corrupted.carry_BT is None else corrupted.carry_BT.flatten()[token_N],
     )
-    return supervised, index_N
+    return supervised, index_M
+
+
+def padded_count(count: int, multiple: int, most: int) -> int:
+    """The next multiple of `multiple` from `count` on, but not more than `most`."""
+    return min(-(-count // multiple) * multiple, most)
 
 
 def true_indices(mask_X: Tensor, count: int) -> Tensor:
-    """int64[count]: the indices of the true values of a flat boolean tensor, of which there are `count`.
+    """int64[count]: the indices of the true values of a flat boolean tensor, at most `count` of them, and then 0.
 
-    Equals `mask_X.nonzero()`, which would synchronise with the device to learn the size of its result.
+    `mask_X.nonzero()` would synchronise with the device to learn the size of its result.
     """
     size = mask_X.numel()
     # True values write their index to their place in the result; all others write to one element past the end.

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ltg_mdlm.core.batch import IGNORE, Batch, Step, labels_for
@@ -22,7 +23,7 @@ from ltg_mdlm.inference.likelihood import block_sums, estimate_bound
 from ltg_mdlm.inference.texts import Scorer
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.model.visibility import block_of, block_visibility
-from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
+from ltg_mdlm.training.recipe import DenoisingLoss, Recipe, padded_count
 
 FREQUENT_SHARE = 0.5
 """Frequent token types: the fewest that cover this share of the training tokens."""
@@ -122,7 +123,7 @@ class Validator:
                     (output.nll_N * masked_N).sum().double(),
                     (batch.maskable_BT & ~corrupted.causal_B.unsqueeze(1)).sum().double(),
                     self._recipe.components.objective.constant(batch, corrupted),
-                    label_N.new_tensor(self._recipe.own_visibility).double(),
+                    counts.new_full((), self._recipe.own_visibility),
                 ]
             )
         terms_K, denominators_K = self._sum_over_ranks(terms_K), self._sum_over_ranks(denominators_K)
@@ -183,8 +184,11 @@ class Validator:
         with self._loss.autocast(self._device):
             hidden_BTD = model(input_BT, batch.document_BT, causal_B, conditioning_B, visibility, context_BS=context_BT)
             row_N, column_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
+            index_N = row_N * labels_BT.shape[1] + column_N
+            positions = padded_count(len(index_N), self._loss.position_multiple(self._device), labels_BT.numel())
+            index_M = F.pad(index_N, (0, positions - len(index_N)))
             result = weighted_cross_entropy(
-                model.head(hidden_BTD[row_N, column_N]),
+                model.head(hidden_BTD.flatten(0, 1)[index_M]),
                 model.output_weight_VD,
                 model.output_bias_V,
                 labels_BT[row_N, column_N],

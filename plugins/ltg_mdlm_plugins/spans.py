@@ -103,7 +103,7 @@ class MaskHistory(Component):
             return
         position = (self._sum_over_ranks(self._masked_RT) - 1).flatten()
         self._count[position] = (self._count[position].short() + 1).clamp(max=255).to(torch.uint8)
-        self._count[-1] = 0
+        self._count[-1:] = 0  # a slice: assigning to one element would copy the number and wait for the device
         self._masked_RT = None
 
     def state_dict(self) -> dict[str, Tensor]:

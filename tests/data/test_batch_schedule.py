@@ -1,5 +1,6 @@
 """The rows of every step."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -114,3 +115,24 @@ def test_the_arithmetic_is_shown():
     assert lines[0].startswith(f"stage 1: 700 steps of 4 to 12 rows of 8; an epoch: {PLANS[8].rows} rows (")
     totals = schedule.totals()
     assert lines[-1].startswith(f"in total 1,000 steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows")
+
+
+@given(st.integers(1, 60), st.integers(1, 100), st.integers(1, 40), st.integers(1, 5), st.floats(0, 20))
+def test_equal_micro_batches_take_the_least_time_of_all_even_divisions(steps, batch, most, world_size, overhead):
+    schedule = BatchSchedule(PLANS, stages=[(0, 8)], global_batch_rows=batch, max_steps=steps, ramp=(0.25, 1.0))
+    shares = [math.ceil(schedule.rows(step) / world_size) for step in range(steps)]
+
+    def time(rows):
+        return sum(math.ceil(share / rows) * (rows + overhead) for share in shares)
+
+    rows = schedule.equal_micro_batches(0, most, world_size=world_size, overhead=overhead)
+    assert 1 <= rows <= most
+    fewest = math.ceil(max(shares) / most)
+    assert time(rows) <= time(math.ceil(max(shares) / fewest)) + 1e-9
+
+
+def test_a_constant_batch_is_divided_evenly_and_a_growing_one_into_smaller_parts():
+    constant = BatchSchedule(PLANS, stages=[(0, 8)], global_batch_rows=96, max_steps=20)
+    growing = BatchSchedule(PLANS, stages=[(0, 8)], global_batch_rows=96, max_steps=20, ramp=(0.25, 1.0))
+    assert constant.equal_micro_batches(0, 40, world_size=1, overhead=1) == 32
+    assert growing.equal_micro_batches(0, 96, world_size=1, overhead=1) < 40

@@ -37,14 +37,12 @@ def global_batch(batches: list[Batch]) -> dict[str, torch.Tensor]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 39))
-def test_a_global_batch_is_the_same_for_any_ranks_and_micro_batches(world_size, micro_batch_rows, step):
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 39), st.booleans())
+def test_a_global_batch_is_the_same_for_any_ranks_and_micro_batches(world_size, micro_batch_rows, step, full):
     schedule = planned()
     expected = global_batch(loader(schedule).micro_batches(step))
-    ranks = [
-        loader(schedule, rank=rank, world_size=world_size, micro_batch_rows=micro_batch_rows).micro_batches(step)
-        for rank in range(world_size)
-    ]
+    options = {"world_size": world_size, "micro_batch_rows": micro_batch_rows, "full_micro_batches": full}
+    ranks = [loader(schedule, rank=rank, **options).micro_batches(step) for rank in range(world_size)]
     found = global_batch([batch for batches in ranks for batch in batches])
     assert all(torch.equal(found[name], expected[name]) for name in FIELDS)
     assert found["row_B"].tolist() == list(range(schedule.rows(step)))
@@ -141,6 +139,14 @@ def test_micro_batches_are_few_and_of_nearly_equal_size(start, rows, most):
     assert [place for begin, end in bounds for place in range(begin, end)] == list(range(start, start + rows))
     assert len(sizes) == -(-rows // most)
     assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 20))
+def test_all_full_micro_batches_but_the_last_have_the_same_size(start, rows, most):
+    bounds = list(micro_batch_bounds(start, start + rows, most, full=True))
+    assert [place for begin, end in bounds for place in range(begin, end)] == list(range(start, start + rows))
+    assert len(bounds) == -(-rows // most)
+    assert all(end - begin == most for begin, end in bounds[:-1])
 
 
 @settings(deadline=None)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.models import VOCAB, disturbed_model, packed, small_config
 from support.oracle import bucket
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltg_mdlm.model.attention import (
     Geometry,
@@ -21,6 +22,7 @@ from ltg_mdlm.model.attention import (
     attend_by_library,
     batch_geometry,
     bucket_sums,
+    cached_offset_buckets,
     distance_buckets,
     dropout,
     gated_norm,
@@ -106,6 +108,28 @@ def test_buckets_equal_the_formula_and_never_leave_the_table():
             expected = [bucket(distance, max_positions, buckets) for distance in range(max_positions)]
             assert list(distance_buckets(max_positions, buckets)) == expected
             assert max(expected) <= buckets - 1
+
+
+def test_rows_of_any_length_share_one_tensor_of_buckets():
+    """Its middle part: the buckets of a distance depend on the longest possible row only."""
+    cached_offset_buckets.cache_clear()
+    for length in (1, 5, 128):
+        buckets = torch.tensor(distance_buckets(128, 8)[:length])
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        expected = 7 + distance.sign() * buckets[distance.abs()]
+        assert torch.equal(geometry_of(length).bucket_XX, expected)
+    assert cached_offset_buckets.cache_info().misses == 1
+
+
+def test_fake_and_inference_tensors_do_not_stay_for_later_rows():
+    cached_offset_buckets.cache_clear()
+    with FakeTensorMode():
+        geometry_of(7)
+    with torch.inference_mode():
+        geometry_of(7)
+    assert cached_offset_buckets.cache_info().currsize == 0
+    bucket_XX = geometry_of(7).bucket_XX
+    assert type(bucket_XX) is Tensor and not bucket_XX.is_inference()
 
 
 def test_published_float32_buckets_leave_the_table_where_ours_do_not():

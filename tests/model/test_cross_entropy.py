@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltg_mdlm.model.cross_entropy import chunked_loss, weighted_cross_entropy
+from ltg_mdlm.model import cross_entropy
+from ltg_mdlm.model.cross_entropy import chunked_loss, matrix_product, weighted_cross_entropy
 
 VOCAB, WIDTH = 13, 6
 
@@ -56,6 +58,21 @@ def test_values_per_position_equal_the_plain_computation_and_have_no_gradient():
     torch.testing.assert_close(ours.log_normalizer_N, logits.logsumexp(-1).detach())
     assert torch.equal(ours.correct_N, logits.argmax(-1) == label)
     assert not any(x.requires_grad for x in ours[1:])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 20), st.integers(1, 16))
+def test_further_rows_of_the_features_change_no_number_and_have_no_gradient(count, further, chunk):
+    arguments = inputs(count)
+    features, *others = arguments
+    padded = torch.cat([features.detach(), torch.randn(further, WIDTH, dtype=torch.float64)]).requires_grad_()
+    ours = weighted_cross_entropy(padded, *others, chunk=chunk)
+    without = weighted_cross_entropy(*arguments, chunk=chunk)
+    torch.testing.assert_close(ours, without)
+    leaves = others[:2]
+    ours_by, by = torch.autograd.grad(ours.loss, (padded, *leaves)), torch.autograd.grad(without.loss, arguments[:3])
+    torch.testing.assert_close((ours_by[0][:count], *ours_by[1:]), by)
+    assert not ours_by[0][count:].any()
 
 
 def test_without_z_weight_there_is_no_z_loss():
@@ -155,6 +172,51 @@ def test_terms_of_chunks_add_up_and_so_do_their_gradients(count, chunk):
     leaves = (features, weight, bias)
     ours_by, plain_by = (torch.autograd.grad(loss, leaves) for loss in (ours.loss, (coefficient * whole).sum()))
     torch.testing.assert_close(ours_by, plain_by, rtol=1e-9, atol=1e-10)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 20), st.integers(1, 16))
+def test_loss_terms_never_see_further_rows_of_the_features(count, further, chunk):
+    features, weight, bias, label, *_ = inputs(count)
+    padded = torch.cat([features.detach(), torch.randn(further, WIDTH, dtype=torch.float64)]).requires_grad_()
+    coefficient = torch.tensor([0.25, 3.0], dtype=torch.float64)
+    seen: list[Tensor] = []
+    ours = chunked_loss(padded, weight, bias, two_terms(label, seen), coefficient, chunk, positions=count)
+    without = chunked_loss(features, weight, bias, two_terms(label, []), coefficient, chunk)
+    torch.testing.assert_close(ours, without)
+    assert sum(map(len, seen)) == count
+    grad_padded, *grads = torch.autograd.grad(ours.loss, (padded, weight, bias))
+    torch.testing.assert_close(
+        (grad_padded[:count], *grads), torch.autograd.grad(without.loss, (features, weight, bias))
+    )
+    assert not grad_padded[count:].any()
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.aten.mm, "dtype"), reason="torch before 2.8 has no such product")
+def test_on_a_gpu_products_of_bfloat16_for_the_gradient_of_the_weight_stay_in_float32():
+    """On fake tensors, which have the device of a GPU and no values."""
+    names = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for device, dtype in (("cuda", torch.bfloat16), ("cuda", torch.float32), ("cpu", torch.bfloat16)):
+        with FakeTensorMode(), Names():
+            left, right = torch.empty(4, 3, device=device, dtype=dtype), torch.empty(3, 5, device=device, dtype=dtype)
+            matrix_product(left, right, torch.float32)
+    assert [name for name in names if ".mm" in name] == ["aten.mm.dtype", "aten.mm.default", "aten.mm.default"]
+
+
+@pytest.mark.parametrize(("rows", "chunk", "starts"), [(9, 4, [0, 4, 8]), (8, None, [0, 3, 6]), (0, None, [])])
+def test_every_row_is_in_one_chunk_whose_default_size_depends_on_the_device(monkeypatch, rows, chunk, starts):
+    monkeypatch.setitem(cross_entropy.CHUNK, "cpu", 3)
+    parts = []
+    features, weight, bias, *_ = inputs(rows)
+    chunked_loss(features, weight, bias, lambda logits, part: parts.append(part) or logits.sum(0)[:1], bias[:1], chunk)
+    assert [part.start for part in parts] == starts
+    assert [place for part in parts for place in range(part.start, part.stop)] == list(range(rows))
 
 
 def test_terms_with_gradients_disabled_build_no_graph():

@@ -144,6 +144,22 @@ def test_a_refused_step_does_not_count():
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
 
 
+def test_all_weights_are_averaged_in_one_call(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))
+    ema = EMA(model, decay=0.9, ramp=False)
+    before = [p.detach().clone() for p in model.parameters()]
+    calls = []
+    foreach = torch._foreach_lerp_
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *lists: calls.append(len(lists[0])) or foreach(*lists))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    ema.update()
+    assert calls == [4]
+    for average, old, new in zip(ema.state_dict().values(), before, model.parameters(), strict=False):
+        assert torch.equal(average, old.lerp(new, torch.tensor(0.1)))
+
+
 def test_an_update_never_waits_for_the_device():
     ema = EMA(one_weight(), decay=0.999, ramp=True, tail_start=1)
     with NoHostReads():

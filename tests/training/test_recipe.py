@@ -1,7 +1,7 @@
 """From batch to loss, on the real components: gathering, reduction, metrics, and synchronisation with the device."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -82,6 +82,46 @@ def test_splitting_a_batch_changes_neither_masks_nor_gradient(name):
     split = gradient_of(loss_module, recipe, [rows(0, 5), rows(5, 20), rows(25, 7)], step)
     assert float(whole.norm()) > 0
     torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6)
+
+
+class Watched(Recipe):
+    """Keeps what the components are shown."""
+
+    def __init__(self, components) -> None:
+        super().__init__(components)
+        self.shown = []
+
+    def observe(self, step, micro_batch, output):
+        super().observe(step, micro_batch, output)
+        supervised = [v for v in astuple(output.supervised) if v is not None]
+        self.shown.append([output.loss.detach(), output.terms_K, output.correct_N, output.nll_N, *supervised])
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_padded_rows_and_positions_change_no_result_and_no_component_sees_them(name, monkeypatch):
+    results = []
+    for padded in (False, True):
+        recipe, loss_module = make(name)
+        recipe = loss_module._recipe = Watched(recipe.components)
+        sizes = []
+        if padded:
+            loss_module.full_rows = {24: 7}
+            monkeypatch.setattr(DenoisingLoss, "position_multiple", lambda self, device: 16)
+        loss_module.model.register_forward_hook(lambda _, inputs, out, sizes=sizes: sizes.append(len(inputs[0])))
+        loss_module.model.classifier.register_forward_hook(lambda _, inputs, out, sizes=sizes: sizes.append(len(out)))
+        step = recipe.begin(Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=12), CPU)
+        micro_batches = [view for part in (rows(0, 7), rows(7, 5)) for view in recipe.corrupt(part, step)]
+        denominators_K = recipe.denominators(micro_batches).clamp(min=1e-9)
+        for micro_batch in micro_batches:
+            output = loss_module(micro_batch, denominators_K, step)
+            output.loss.backward()
+            recipe.observe(step, micro_batch, output)
+        gradients = [p.grad for p in loss_module.parameters() if p.grad is not None]
+        results.append((recipe.shown, gradients))
+        if padded:
+            assert set(sizes[::2]) == {7}
+            assert all(size % 16 == 0 or size == 5 * 24 for size in sizes[1::2])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PLUGINS)

@@ -14,6 +14,7 @@ from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.storage.checkpoint import Checkpoints
 from ltg_mdlm.testing.host_reads import cuda_waits_are_errors, no_host_reads_in_a_step
+from ltg_mdlm.training import assembly
 from ltg_mdlm.training.assembly import build_run, micro_batch_rows
 from ltg_mdlm.training.trainer import Trainer
 
@@ -78,11 +79,19 @@ def test_compilation_and_activation_checkpointing_do_not_change_the_weights(sett
 
 
 def test_micro_batches_hold_about_as_many_tokens_at_any_row_length():
-    sizes = {}
-    for length in (32, 128):
-        config = load_settings((), [f"training.seq_len={length}"]).config
-        sizes[length] = length * micro_batch_rows(config, torch.device("cpu"))
-    assert sizes[32] == sizes[128]
+    config = load_settings((), ()).config
+    sizes = [length * micro_batch_rows(config, torch.device("cpu"), length) for length in (32, 128)]
+    assert sizes[0] == sizes[1]
+
+
+def test_every_stage_has_micro_batches_of_its_own_size(monkeypatch):
+    """Those of short rows are not limited by the memory that the longest rows need."""
+    monkeypatch.setitem(assembly.TOKENS_PER_MICRO_BATCH, "cpu", 256)
+    stages = "training.seq_len_schedule=[[0, 16], [0.5, 32]]"
+    trainer = make_trainer("gpt_bert", "cpu", stages, "training.global_batch_rows=40")
+    assert trainer.run.loader.micro_batch_rows == [16, 8]
+    sizes = {tuple(batch.ids_BT.shape) for step in range(12) for batch in trainer.run.loader.micro_batches(step)}
+    assert sizes == {(13, 16), (14, 16), (6, 32), (7, 32)}
 
 
 PAIRS = [

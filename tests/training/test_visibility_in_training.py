@@ -217,7 +217,7 @@ def test_the_bound_of_blocks_in_validation_is_that_of_blocks_which_are_run_alone
 def test_a_run_whose_rows_have_copies_has_smaller_micro_batches_and_costs_more():
     config = load_settings([], TINY).config
     device = torch.device("cpu")
-    assert micro_batch_rows(config, device) == 2 * micro_batch_rows(config, device, copies=1)
+    assert micro_batch_rows(config, device, 128) == 2 * micro_batch_rows(config, device, 128, copies=1)
     plain, copies = (
         describe_run(load_settings([], [*TINY, f"plugins.patterns.pattern={name}"], ["patterns"]))
         for name in ("Prefix", "Blocks")
