@@ -151,9 +151,8 @@ class _ChunkedLogits:
             features_MD, weight_VD = features_MD.to(self.matmul_dtype), weight_VD.to(self.matmul_dtype)
             chunk = chunk or CHUNK.get(features_MD.device.type, CHUNK["cpu"])
             starts = range(0, len(features_MD), chunk)
-            for start, features_nD in zip(
-                starts, features_MD.split(chunk), strict=False
-            ):  # no rows are one empty chunk
+            # torch.split makes one empty chunk of no rows.
+            for start, features_nD in zip(starts, torch.split(features_MD, chunk), strict=False):
                 logits_nV = (features_nD @ weight_VD.T).to(self.loss_dtype).add_(bias_V)
                 grad_logits_nV = gradient(logits_nV, slice(start, start + len(features_nD)))
                 if grad_logits_nV is None:

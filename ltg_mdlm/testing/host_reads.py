@@ -48,9 +48,9 @@ class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._numbers = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._numbers = WeakIdKeyDictionary()
         """Tensors without dimensions that torch has made of Python numbers."""
-        self._copies = _NoCopiesOfNumbers()  # type: ignore[no-untyped-call]
+        self._copies = _NoCopiesOfNumbers()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -58,13 +58,13 @@ class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __enter__(self) -> NoHostReads:
-        self._copies.__enter__()
+        self._copies.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._copies.__exit__(*error)
+        self._copies.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS or (func is _ATEN.index.Tensor and _has_mask(args[1])):
@@ -108,7 +108,7 @@ def no_host_reads_in_a_step() -> Iterator[None]:
         with _disable_current_modes():
             return int(self._host)
 
-    with mock.patch.object(HostCopy, "get", arrived), NoHostReads():  # type: ignore[no-untyped-call]
+    with mock.patch.object(HostCopy, "get", arrived), NoHostReads():
         yield
 
 

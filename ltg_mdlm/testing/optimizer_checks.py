@@ -175,7 +175,7 @@ def an_optimiser_never_reads_from_the_device(subject: PluginUnderTest) -> None:
     trial = Trial.of(subject)
     trial.step(0)
     try:
-        with NoHostReads():  # type: ignore[no-untyped-call]
+        with NoHostReads():
             trial.step(1)
     except HostRead as error:
         where = f"{subject.label}: {innermost_line(error)}"

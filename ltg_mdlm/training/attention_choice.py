@@ -122,7 +122,7 @@ def resolve_attention(run: Run) -> str | None:
         model.config,
         ranks.device,
         torch.bfloat16 if run.loss.bf16 else torch.float32,
-        rows=micro_batch_rows(run.config, ranks.device),
+        rows=micro_batch_rows(run.config, ranks.device, longest),
         length=longest,
     )
     # Times differ from process to process, but all must compute the same numbers.

@@ -52,7 +52,8 @@ class EMA:
         elif self._ramp:
             weight = (9 / (10 + self._count.double())).clamp(min=1 - self._decay)
         weight = (weight * accepted).to(self._dtype)
-        averages, parameters = list(self._averages.values()), list(self._parameters.values())
+        averages: list[Tensor] = list(self._averages.values())
+        parameters: list[Tensor] = list(self._parameters.values())
         torch._foreach_lerp_(averages, parameters, [weight] * len(averages))
 
     @contextmanager
