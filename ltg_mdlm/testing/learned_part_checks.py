@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ltg_mdlm.host.slots import Components
 from ltg_mdlm.testing.plugin_under_test import NotApplicable, PluginUnderTest, Violation, check
 from ltg_mdlm.testing.registration_checks import found
 from ltg_mdlm.testing.training_steps import trainer_of
@@ -16,8 +17,7 @@ STEPS = 3
 def learned_parts_begin_with_the_weights_of_the_seed(subject: PluginUnderTest) -> None:
     """Initial weights of the components' modules are drawn from torch's generator, which the host seeds."""
     first, second = (subject.components() for _ in range(2))
-    if not first.modules:
-        raise NotApplicable(f"no component of {subject.name} has learned parts")
+    require_learned_parts(subject, first)
     for name, module in first.modules.items():
         weights = second.modules[name].state_dict()
         for key, value in module.state_dict().items():
@@ -29,6 +29,7 @@ def learned_parts_begin_with_the_weights_of_the_seed(subject: PluginUnderTest) -
 @check(learned_parts_begin_with_the_weights_of_the_seed)
 def every_learned_part_learns_from_its_own_loss(subject: PluginUnderTest) -> None:
     """`own_loss` gives every parameter of `modules` a gradient that is finite, and not 0 in all steps."""
+    require_learned_parts(subject, subject.components())
     with trainer_of(subject) as (trainer, _):
         recipe, loss = trainer.recipe, trainer.run.loss
         learned = dict(loss.learned_parts.named_parameters())
@@ -55,3 +56,9 @@ def every_learned_part_learns_from_its_own_loss(subject: PluginUnderTest) -> Non
                 f"a gradient of {min(idle)}, which `modules` returns",
                 f"0 in the first {STEPS} steps: nothing would ever change it",
             )
+
+
+def require_learned_parts(subject: PluginUnderTest, components: Components) -> None:
+    """Raises `NotApplicable` if no component has learned parts."""
+    if not components.modules:
+        raise NotApplicable(f"no component of {subject.name} has learned parts")

@@ -235,7 +235,7 @@ def library(inputs: list[Tensor], case: Case) -> Tensor:
     copies = case.document_BX.shape[1] // case.length
     geometry = batch_geometry(case.length, MAX_POSITIONS, BUCKET_SIZE, None, None, None, like=inputs[0])
     mask = torch.zeros(case.visible().shape, device=DEVICE).masked_fill(~case.visible(), -math.inf)[:, None]
-    one_hot_XX = (geometry.bucket_TT.repeat(copies, copies)[..., None] == torch.arange(NUM_BUCKETS, device=DEVICE)).to(
+    one_hot_XX = (geometry.bucket_XX.repeat(copies, copies)[..., None] == torch.arange(NUM_BUCKETS, device=DEVICE)).to(
         inputs[0].dtype
     )
     query, key, value, query_pos, key_pos = inputs
