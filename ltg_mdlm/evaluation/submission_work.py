@@ -179,6 +179,7 @@ class SubmissionWork:
         self._alone = replace(ranks, rank=0, world_size=1)  # jobs are shared, not the rows of a job
         self._facts = scoring_facts(trained, rule, "2026")
         self._backend = BACKENDS[rule.score]
+        self._hash = cache(_sha256)  # all checkpoints share the data
 
         def open_scorer(path: Path) -> Scorer:
             return self._scorer(open_model(path, self._alone, weights=trained.weights))
@@ -233,7 +234,7 @@ class SubmissionWork:
         return self.folder / revision / "zero_shot" / self._backend
 
     def _request(self, revision: str, task: str, data: Path) -> dict[str, Any]:
-        request = {**self._facts, "revision": revision, "task": task, "sha256": _sha256(data)}
+        request = {**self._facts, "revision": revision, "task": task, "sha256": self._hash(data)}
         if revision != MAIN:  # known only when the checkpoint is opened; its name says how many words it has seen
             del request["step"], request["words_seen"]
         return request
@@ -334,7 +335,6 @@ def _bytes(folder: Path) -> float:
     return float(sum(path.stat().st_size for path in _files(folder)))
 
 
-@cache
 def _sha256(folder: Path) -> str:
     """Hash of the names and contents of the data files in a folder."""
     digest = hashlib.sha256()

@@ -192,3 +192,150 @@ def test_published_sizes_are_required_unless_the_data_are_a_part(submit, tmp_pat
     assert submit("--collate-only", "--partial", track="strict")[0] == 0
     more = [f"chck_{i}M" for i in range(200, 1001, 100)]
     accept(json.loads((tmp_path / "out.json").read_text()), [*SMALL, *more])
+
+
+def test_surprisals_of_every_checkpoint_of_the_track_are_required(submit, tmp_path):
+    assert submit("--partial")[0] == 0
+    place = tmp_path / "results/tiny/main/zero_shot/mlm/AoA_word"
+    file = place / "surprisal.json"
+    surprisals = json.loads(file.read_text())
+    of_one = [row for row in surprisals["results"] if row["step"] == "chck_1M"]
+    assert len(of_one) == 6
+    surprisals["results"] = [row | {"step": name} for name in SMALL for row in of_one]
+    file.write_text(json.dumps(surprisals))
+    assert submit("--partial", "--collate-only")[0] == 0
+    submission = json.loads((tmp_path / "out.json").read_text())
+    assert submission["aoa_surprisals"] == surprisals
+    assert submission["aoa"] == json.loads((place / "aoa_score.json").read_text())
+    surprisals["results"].pop()
+    file.write_text(json.dumps(surprisals))
+    _, out, _ = submit("--partial", "--collate-only")
+    assert "surprisals of age of acquisition (main: 5 predictions of chck_100m instead of 6)" in out
+
+
+def test_figures_of_checkpoints_are_the_shares_of_right_predictions(submit, data, tmp_path):
+    assert submit("--partial")[0] == 0
+    fast = json.loads((tmp_path / "out.json").read_text())["fast_eval_results"]
+    place = tmp_path / "results/tiny/chck_2M/zero_shot/mlm"
+
+    def predicted(folder, uid):
+        found = json.loads((place / folder / "predictions.json").read_text())[uid]["predictions"]
+        return [row["pred"].strip() for row in found]
+
+    ewok = predicted("ewok/ewok_fast", "d")
+    assert fast["ewok"][1] == {"d": sum(map(str.__eq__, ewok, ["the dog ran. a dog", "a tree. a dog"])) / 2}
+    blimp = predicted("blimp/blimp_fast", "islands")
+    assert fast["blimp"][1]["islands"] == sum(text.startswith("the dog") for text in blimp) / 3
+    right = [
+        predicted("global_piqa_nonparallel/global_piqa_nonparallel", f"e{i}") == [f"dog {i % 2}"] for i in range(3)
+    ]
+    assert fast["global_piqa_nonparallel"][1] == {"global_piqa_nonparallel": sum(right) / 3}
+    summary = json.loads((place / "reading/summary.json").read_text())
+    assert fast["reading"][1]["rt"] == pytest.approx(summary["eye_tracking_gain_percent"] / 100)
+    assert fast["reading"][1]["spr"] == pytest.approx(summary["self_paced_reading_gain_percent"] / 100)
+
+
+def test_missing_data_are_one_line_each_with_the_command_that_gets_them(submit, tmp_path):
+    few = tmp_path / "few"
+    write_rows(few / "fast_eval/blimp_fast/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    code, out, _ = submit("--partial", data=few)
+    assert code == 0
+    submission = json.loads((tmp_path / "out.json").read_text())
+    assert submission["blimp"] is None
+    assert submission["fast_eval_results"]["ewok"] == [None] * 19
+    assert set(submission["fast_eval_results"]["blimp"][0]) == {"a"}
+    lines = out.partition("missing:\n")[2].splitlines()
+    assert len(lines) == 5  # strict, EWoK, both GlobalPIQA, checkpoints
+    (strict,) = (line for line in lines if "download strict" in line)
+    for name in ("blimp_filtered", "reading", "comps", "age of acquisition", "mnli", "ewok_fast of 8 checkpoints"):
+        assert name in strict
+    assert "--ewok-vocabulary" in next(line for line in lines if line.strip().startswith("ewok_filtered"))
+
+
+def test_a_job_that_fails_keeps_the_others_and_is_named(submit, data, tmp_path):
+    broken = tmp_path / "broken"
+    for part in ("blimp_filtered", "comps"):
+        write_rows(broken / "full_eval" / part / "a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    code, _, err = submit(data=broken)
+    assert code == 2
+    assert "main comps: " in err
+    assert "property_phrase is missing" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "results/tiny/main/zero_shot/mlm/blimp/blimp_filtered/predictions.json").is_file()
+    assert (tmp_path / "out.json").is_file()
+
+
+def test_results_of_other_data_or_another_score_are_not_mixed(submit, tmp_path):
+    few = tmp_path / "few"
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    assert submit(data=few)[0] == 0
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the cats", "sentence_bad": "a the"})
+    code, _, err = submit(data=few)
+    assert code == 2
+    assert "holds a result with other sha256; choose another --results or delete it" in err
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    assert submit(data=few)[0] == 0
+    code, _, err = submit("--time", "zero", data=few)
+    assert code == 2
+    assert "other time" in err
+
+
+def test_what_cannot_be_submitted_is_refused(submit, run, small_run, tmp_path):
+    assert "no folder full_eval or fast_eval" in submit(data=tmp_path)[2]
+    assert "cannot be collated here" in submit(track="multilingual")[2]
+    assert "--score causal needs a model trained on causal rows" in submit("--score", "causal")[2]
+    assert "no results of this model" in submit("--collate-only")[2]
+
+
+def test_every_job_has_one_worker_and_the_cost_is_balanced():
+    jobs = [Job("main", str(i), None, cost, lambda: None, {}) for i, cost in enumerate([9, 1, 4, 4, 1, 1, 7, 3])]
+    shares = [Worker(index, 3).share(jobs) for index in range(3)]
+    assert sorted(job.name for share in shares for job in share) == [job.name for job in jobs]
+    assert {sum(job.cost for job in share) for share in shares} == {10}
+
+
+def test_tasks_of_an_array_are_numbered_from_zero_whatever_their_numbers_are():
+    def environment(number, count=3, least=4, step=2):
+        names = {"ID": number, "COUNT": count, "MIN": least, "STEP": step}
+        return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+    assert [array_task(environment(number)) for number in (4, 6, 8)] == [(0, 3), (1, 3), (2, 3)]
+    assert array_task({}) == (0, 1)
+    with pytest.raises(UserError, match="have gaps"):
+        array_task(environment(7))
+
+
+def test_the_tasks_of_an_array_share_the_jobs_and_the_last_one_collates(submit, tmp_path, monkeypatch):
+    for name, value in {"COUNT": 2, "MIN": 0, "STEP": 1}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    code, _, err = submit("--partial")
+    assert code == 0
+    assert "jobs are left to the tasks of the array" in err
+    assert not (tmp_path / "out.json").exists()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert submit("--partial")[0] == 0
+    accept(json.loads((tmp_path / "out.json").read_text()), SMALL)
+
+
+def test_sizes_are_those_of_the_official_collator():
+    sizes = published_sizes()
+    totals = {key: sum(size.by_uid.values()) for key, size in sizes.full.items() if size.by_uid}
+    assert totals == {
+        "blimp": 59_875,
+        "blimp_supplement": 5_218,
+        "ewok": 7_618,
+        "entity_tracking_filtered": 517 + 409 + 405 + 425 + 388 + 94
+        + 508 + 428 + 413 + 409 + 434 + 123
+        + 516 + 437 + 399 + 406 + 353 + 116,
+        "comps": 49_340 + 3 * 13_896,
+        "reading": 1_726,
+    }  # fmt: skip
+    assert not sizes.full["global_piqa_parallel"].problem({f"e{i}": 1 for i in range(103)})
+    assert sizes.full["global_piqa_parallel"].problem({f"e{i}": 1 for i in range(102)})
+    assert sizes.full["global_piqa_nonparallel"].problem({f"e{i}": 1 + (i == 3) for i in range(100)})
+    assert not sizes.fast["blimp"].problem({"a": 200, "b": 200})
+    assert sizes.fast["ewok"].problem({"a": 100, "b": 99}) == "99 predictions of b instead of 100"
+    assert Size({"Ab": 1}).problem({"aB": 1, "new": 3}) == "unknown uid new"
+    assert Size({"a": 1, "b": 1}).problem({"a": 1}) == "0 predictions of b instead of 1"
+    assert Size(each=5).problem({}) == "no predictions"
