@@ -16,6 +16,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.evaluation import submission_work
 from ltg_mdlm.evaluation.submission import Size, published_sizes
 from ltg_mdlm.evaluation.submission_work import Job, Worker, array_task
+from ltg_mdlm.testing.ranks import run_on_ranks
 
 CHECKPOINTS = [f"chck_{i}M" for i in range(1, 9)]
 SMALL = [f"chck_{i}M" for i in [*range(1, 10), *range(10, 101, 10)]]
@@ -316,6 +317,20 @@ def test_the_tasks_of_an_array_share_the_jobs_and_the_last_one_collates(submit, 
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     assert submit("--partial")[0] == 0
     accept(json.loads((tmp_path / "out.json").read_text()), SMALL)
+
+
+def on_rank(rank, arguments):
+    from ltg_mdlm.cli.submit_command import submit
+
+    submit(**arguments)
+
+
+def test_two_ranks_write_the_file_of_one(submit, small_run, data, tmp_path):
+    assert submit("--partial")[0] == 0
+    both = {"run": small_run, "data": data, "track": "strict-small", "partial": True}
+    both |= {"set_": ["epochs=1", "batch_rows=8", "seq_len=64"], "results": tmp_path / "both"}
+    run_on_ranks(on_rank, 2, both | {"out": tmp_path / "both.json"}, joined=False)
+    assert json.loads((tmp_path / "both.json").read_text()) == json.loads((tmp_path / "out.json").read_text())
 
 
 def test_sizes_are_those_of_the_official_collator():
