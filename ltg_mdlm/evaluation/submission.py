@@ -343,7 +343,7 @@ def collate(
         except (AttributeError, KeyError, TypeError):
             found = "not a file of predictions"
         if found:
-            missing.append(Missing(_WRONG_SIZE, f"{what} ({revision or 'main'}: {found})"))
+            missing.append(Missing(_WRONG_SIZE, f"{what} ({found})", revision))
             return None
         return content
 
@@ -359,12 +359,18 @@ def collate(
     content: dict[str, Any] = {part.key: load_part(part, sizes.full) for part in FULL_PARTS}
 
     aoa, has_words = results / MAIN / "zero_shot" / backend / AOA, data.age_of_acquisition is not None
-    contexts = Size(dict.fromkeys(revisions, sizes.contexts))
+
+    def surprisals_problem(content: Any) -> str:
+        counts = Counter(row["step"] for row in content["results"])
+        if absent := [name for name in revisions if name not in counts]:
+            return f"without {len(absent)} of the {len(revisions)} checkpoints of the track"
+        return Size(dict.fromkeys(revisions, sizes.contexts)).problem(counts)
+
     content["aoa_surprisals"] = load(
         aoa / "surprisal.json",
         "surprisals of age of acquisition",
         has_words,
-        lambda found: contexts.problem(Counter(row["step"] for row in found["results"])),
+        surprisals_problem,
     )
     content["aoa"] = load(
         aoa / "aoa_score.json",

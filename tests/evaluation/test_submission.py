@@ -172,6 +172,7 @@ def test_a_submission_is_built_end_to_end_although_it_is_killed_twice(submit, tm
     assert submission["aoa_surprisals"] is None
     accept(submission, SMALL)
     lines = out.splitlines()
+    assert "surprisals of age of acquisition (without 11 of the 19 checkpoints of the track)" in out
     assert any("11 checkpoints from chck_9M to chck_100M: not in the run" in line for line in lines)
     assert any("boolq, mnli, multirc, qqp, wsc: no data" in line and "eval download strict" in line for line in lines)
     before = (tmp_path / "out.json").read_bytes()
@@ -187,7 +188,7 @@ def test_published_sizes_are_required_unless_the_data_are_a_part(submit, tmp_pat
     assert submission["glue"] == {}
     assert submission["fast_eval_results"]["blimp"] == [None] * 19
     _, out, _ = submit("--collate-only")
-    assert "reading (main: 40 predictions of reading instead of 1726)" in out
+    assert "reading (40 predictions of reading instead of 1726)" in out
     assert submit("--collate-only", "--partial")[0] == 0
     accept(json.loads((tmp_path / "out.json").read_text()), SMALL)
     assert submit("--collate-only", "--partial", track="strict")[0] == 0
@@ -211,7 +212,7 @@ def test_surprisals_of_every_checkpoint_of_the_track_are_required(submit, tmp_pa
     surprisals["results"].pop()
     file.write_text(json.dumps(surprisals))
     _, out, _ = submit("--partial", "--collate-only")
-    assert "surprisals of age of acquisition (main: 5 predictions of chck_100m instead of 6)" in out
+    assert "surprisals of age of acquisition (5 predictions of chck_100m instead of 6)" in out
 
 
 def test_figures_of_checkpoints_are_the_shares_of_right_predictions(submit, data, tmp_path):
