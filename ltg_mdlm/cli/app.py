@@ -26,6 +26,7 @@ from ltg_mdlm.cli.look_commands import report, watch
 from ltg_mdlm.cli.model_commands import export, finetune, import_, push
 from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Resume, RunOut, Sets
 from ltg_mdlm.cli.plugin_commands import plugins_app
+from ltg_mdlm.cli.submit_command import submit
 from ltg_mdlm.cli.sweep_commands import sweep_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -187,7 +188,7 @@ def prepare(
     typer.echo(corpus.describe())
 
 
-for command in (finetune, generate, report, watch, export, push):
+for command in (finetune, generate, report, watch, export, push, submit):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(sweep_app, name="sweep")

@@ -119,8 +119,11 @@ class ChoiceTask(Task):
 
     def _prediction(self, question: Question, found: Answer, id_: str) -> str:
         drawn = stream_key("tie", self.name, id_)[0] % len(found.best) if self.ties == "random" else 0
-        chosen = question.candidates[found.best[drawn]]
-        return chosen.completion if self.predicts == "completion" else chosen.prefix + chosen.completion
+        return self.written(question.candidates[found.best[drawn]])
+
+    def written(self, candidate: Text) -> str:
+        """What is written as the prediction if this candidate is chosen."""
+        return candidate.completion if self.predicts == "completion" else candidate.prefix + candidate.completion
 
 
 def each_row(question: Callable[[Record], Question | None]) -> Callable[[Path], list[Question]]:

@@ -74,7 +74,7 @@ class Reading(Task):
         surprisal_of = ask_surprisals(scorer, (w for word in words for w in (word.own, word.previous) if w is not None))
         surprisals = [surprisal_of[word.own] for word in words]
         previous = [surprisal_of[word.previous] if word.previous else float("nan") for word in words]
-        gains = _gains(words, surprisals, previous, path)
+        gains = gains_percent(words, surprisals, previous, path)
         eye_tracking, self_paced = fmean(gains[measure] for measure in EYE_TRACKING), gains[SELF_PACED]
         return TaskResult(
             task=self.name,
@@ -107,12 +107,14 @@ class Reading(Task):
         )
 
 
-def _gains(
+def gains_percent(
     words: Sequence[ReadWord], surprisals: Sequence[float], previous: Sequence[float], path: Path
 ) -> dict[str, float]:
-    """Gain in per cent for each measure.
+    """Gain in per cent for each measure, from the surprisals of the words and of the words before them (NaN: none).
 
     Self-paced reading lags behind, so its baseline also contains length and surprisal of the previous word.
+
+    Raises UserError, which names `path`, if a gain is undefined.
     """
     table = {key: np.array([word.numbers[key] for word in words]) for key in words[0].numbers}
     of_word = [table[key] for key in _OF_WORD]

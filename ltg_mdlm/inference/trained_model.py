@@ -85,15 +85,20 @@ class TrainedModel(Denoiser):
     @property
     def name(self) -> str:
         """The name of the run, or of the exported folder without the revision."""
-        folder = self.source.resolve()
-        if folder.parent.name == "checkpoints":
-            return folder.parent.parent.name
-        return folder.parent.name if has_revisions(folder.parent) else folder.name
+        return model_name(self.source)
 
     @property
     def revision(self) -> str:
         """The revision in the terms of evaluation pipelines: `chck_10M` for a checkpoint by words seen, else `main`."""
         return self.source.name if self.source.name.startswith("chck_") else MAIN
+
+
+def model_name(path: Path) -> str:
+    """The name of the run that a folder or checkpoint belongs to, or of the exported folder without the revision."""
+    folder = path.resolve()
+    if folder.parent.name == "checkpoints":
+        return folder.parent.parent.name
+    return folder.parent.name if has_revisions(folder.parent) else folder.name
 
 
 def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights = "ema") -> TrainedModel:

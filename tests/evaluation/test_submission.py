@@ -1,0 +1,357 @@
+"""`ltg-mdlm submit`: a small run built end to end, interrupted, shared, collated and checked.
+
+`accept` is written from the published description of the collated file, and knows nothing of the program.
+"""
+
+import csv
+import json
+import math
+import random
+
+import pytest
+from support.finetuning import write_task
+from support.trained import write_run
+
+from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.evaluation import submission_work
+from ltg_mdlm.evaluation.submission import Size, published_sizes
+from ltg_mdlm.evaluation.submission_work import Job, Worker, array_task
+from ltg_mdlm.testing.ranks import run_on_ranks
+
+CHECKPOINTS = [f"chck_{i}M" for i in range(1, 9)]
+SMALL = [f"chck_{i}M" for i in [*range(1, 10), *range(10, 101, 10)]]
+WORDS = ("dog", "cats", "tree")
+
+
+def write_rows(file, *rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def write_data(root):
+    """Every kind of data of the strict tracks, in few rows."""
+    rng = random.Random(0)
+    pairs = [{"sentence_good": f"the dog {i}", "sentence_bad": f"a the {i}"} for i in range(3)]
+    for folder in ("full_eval/blimp_filtered", "fast_eval/blimp_fast"):
+        for uid in ("Principle_A", "islands"):
+            write_rows(root / folder / f"{uid}.jsonl", *({**pair, "UID": uid} for pair in pairs))
+    for folder in ("full_eval/supplement_filtered", "fast_eval/supplement_fast"):
+        write_rows(root / folder / "hypernym.jsonl", *pairs[:2])
+    ewok = {
+        "Context1": "the dog ran.",
+        "Context2": "the cats ran.",
+        "Target1": "a dog",
+        "Target2": "a cat",
+        "Domain": "d",
+    }
+    for folder in ("full_eval/ewok_filtered", "fast_eval/ewok_fast"):
+        write_rows(root / folder / "d.jsonl", ewok, ewok | {"Context1": "a tree."})
+    boxes = [{"input_prefix": "Box", "options": [" a dog", " a tree"], "numops": n} for n in (0, 1, 1)]
+    nothing = {"input_prefix": "Box", "options": [" nothing", " a tree"], "numops": 0}
+    write_rows(root / "full_eval/entity_tracking/regular.jsonl", *boxes, nothing)
+    write_rows(root / "full_eval/entity_tracking/ambiref.jsonl", *boxes[:2])
+    write_rows(root / "fast_eval/entity_tracking_fast/regular.jsonl", nothing, *boxes)
+    comps = {"prefix_acceptable": "a dog", "prefix_unacceptable": "a tree", "property_phrase": "ran"}
+    write_rows(root / "full_eval/comps/comps_base.jsonl", comps)
+    write_rows(root / "full_eval/comps/comps_wugs_dist-before.jsonl", comps)
+    for name, solutions in (("parallel", 4), ("nonparallel", 2)):
+        rows = [
+            {"prompt": "the", "label": i % solutions, "example_id": f"e{i}"}
+            | {f"solution{j}": f"dog {j}" for j in range(solutions)}
+            for i in range(3)
+        ]
+        for half in ("full_eval", "fast_eval"):
+            write_rows(root / half / f"global_piqa_{name}" / "eng_latn.jsonl", *rows)
+    columns = ["RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound", "self_paced_reading_time"]
+    columns += ["Subtlex_log10", "length", "context_length", "prev_length"]
+    contexts = ["the", "the dog", "a cats saw", "it's the"]
+    file = root / "full_eval/reading/reading_data.csv"
+    file.parent.mkdir()
+    with file.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["item", "word", "prev_item", "prev_word", *columns])
+        for i in range(40):
+            own, previous = f"{rng.choice(contexts)} {i}", rng.choice(contexts)
+            before = ["None", ""] if i == 0 else [previous, rng.choice(WORDS)]
+            writer.writerow([own, rng.choice(WORDS), *before, *(rng.uniform(1, 9) for _ in columns)])
+    aoa = root / "full_eval/cdi_childes"
+    aoa.mkdir()
+    (aoa / "cdi_childes.json").write_text(json.dumps({w: [{"context": "a "}, {"context": "the "}] for w in WORDS}))
+    with (aoa / "cdi_human.csv").open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["word", *range(16, 31)])
+        for i, word in enumerate(WORDS):
+            writer.writerow([word, *(1 / (1 + math.exp(20 + i - month)) for month in range(16, 31))])
+    write_task(root / "full_eval/glue_filtered", "rte", train=8, valid=4)
+    write_task(root / "full_eval/glue_filtered", "mrpc", train=8, valid=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny", words_seen=[i * 1_000_000 for i in range(1, 9)])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "evaluation_data")
+
+
+@pytest.fixture
+def submit(run, small_run, data, tmp_path):
+    """Run the command: (exit code, stdout, stderr)."""
+
+    def call(*more, data=data, track="strict-small"):
+        quick = [part for text in ("epochs=1", "batch_rows=8", "seq_len=64") for part in ("--set", text)]
+        where = ("--data", str(data), "--out", str(tmp_path / "out.json"), "--results", str(tmp_path / "results"))
+        return run("submit", str(small_run), "--track", track, *where, *quick, *more)
+
+    return call
+
+
+def accept(submission, revisions):
+    """The keys and numbers of predictions of the collated file, for the data of `write_data`."""
+    keys = "blimp blimp_supplement ewok entity_tracking_filtered comps global_piqa_parallel global_piqa_nonparallel"
+    assert set(submission) == {*keys.split(), "reading", "aoa_surprisals", "aoa", "glue", "fast_eval_results"}
+
+    def counts(key):
+        return {uid: len(entry["predictions"]) for uid, entry in submission[key].items()}
+
+    assert counts("blimp") == {"Principle_A": 3, "islands": 3}
+    assert counts("blimp_supplement") == {"hypernym": 2}
+    assert counts("ewok") == {"d": 2}
+    assert counts("entity_tracking_filtered") == {
+        "regular_0_ops": 1,
+        "regular_1_ops": 2,
+        "ambiref_0_ops": 1,
+        "ambiref_1_ops": 1,
+    }
+    assert counts("comps") == {"base": 1, "wugs_dist_before": 1}
+    assert counts("global_piqa_parallel") == counts("global_piqa_nonparallel") == {"e0": 1, "e1": 1, "e2": 1}
+    assert counts("reading") == {"reading": 40}
+    assert all(row.keys() == {"id", "pred", "prev_pred"} for row in submission["reading"]["reading"]["predictions"])
+    assert submission["ewok"]["d"]["predictions"][0]["pred"] in ("the dog ran. a dog", "the cats ran. a dog")
+    assert counts("glue") == {"rte": 4, "mrpc": 5}
+    assert submission["aoa"].keys() == {"aoa"}
+    fast = submission["fast_eval_results"]
+    assert set(fast) == {*keys.split(), "reading"} - {"comps"}
+    for key, of_checkpoints in fast.items():
+        assert len(of_checkpoints) == len(revisions)
+        for revision, figures in zip(revisions, of_checkpoints, strict=True):
+            assert (figures is None) == (revision not in CHECKPOINTS)
+            if figures is not None and key != "reading":
+                assert all(0 <= share <= 1 for share in figures.values())
+    first = {key: set(of_checkpoints[0]) for key, of_checkpoints in fast.items()}
+    assert first["reading"] == {"spr", "rt"}
+    assert first["global_piqa_parallel"] == {"global_piqa_parallel"}
+    assert first["entity_tracking_filtered"] == {"regular_0_ops", "regular_1_ops"}
+    # Right answers of a fast task, counted from the predictions of the same rows in the full task.
+    assert first["blimp"] == {"Principle_A", "islands"}
+
+
+def test_a_submission_is_built_end_to_end_although_it_is_killed_twice(submit, tmp_path, monkeypatch):
+    write, written = submission_work.write_task_result, []
+
+    def killed(folder, *arguments):
+        if len(written) in (3, 20):
+            written.append(None)
+            raise KeyboardInterrupt
+        written.append(folder)
+        write(folder, *arguments)
+
+    monkeypatch.setattr(submission_work, "write_task_result", killed)
+    for _ in range(2):
+        assert submit("--partial")[0] != 0
+        assert not (tmp_path / "out.json").exists()
+    code, out, _ = submit("--partial")
+    assert code == 0
+    done = [folder for folder in written if folder]
+    assert len(done) == len(set(done)) == 8 + 7 * len(CHECKPOINTS) + 1, "nothing is done twice"
+    submission = json.loads((tmp_path / "out.json").read_text())
+    # Age of acquisition needs all 19 checkpoints, the official collator says; the run has 8 of them.
+    assert submission["aoa_surprisals"] is None
+    accept(submission, SMALL)
+    lines = out.splitlines()
+    assert "surprisals of age of acquisition (without 11 of the 19 checkpoints of the track)" in out
+    assert any("11 checkpoints from chck_9M to chck_100M: not in the run" in line for line in lines)
+    assert any("boolq, mnli, multirc, qqp, wsc: no data" in line and "eval download strict" in line for line in lines)
+    before = (tmp_path / "out.json").read_bytes()
+    assert submit("--partial")[0] == 0
+    assert len(written) == len(done) + 2, "a finished submission is only collated"
+    assert (tmp_path / "out.json").read_bytes() == before
+
+
+def test_published_sizes_are_required_unless_the_data_are_a_part(submit, tmp_path):
+    assert submit()[0] == 0
+    submission = json.loads((tmp_path / "out.json").read_text())
+    assert all(submission[part] is None for part in ("blimp", "ewok", "comps", "reading", "global_piqa_parallel"))
+    assert submission["glue"] == {}
+    assert submission["fast_eval_results"]["blimp"] == [None] * 19
+    _, out, _ = submit("--collate-only")
+    assert "reading (40 predictions of reading instead of 1726)" in out
+    assert submit("--collate-only", "--partial")[0] == 0
+    accept(json.loads((tmp_path / "out.json").read_text()), SMALL)
+    assert submit("--collate-only", "--partial", track="strict")[0] == 0
+    more = [f"chck_{i}M" for i in range(200, 1001, 100)]
+    accept(json.loads((tmp_path / "out.json").read_text()), [*SMALL, *more])
+
+
+def test_surprisals_of_every_checkpoint_of_the_track_are_required(submit, tmp_path):
+    assert submit("--partial")[0] == 0
+    place = tmp_path / "results/tiny/main/zero_shot/mlm/AoA_word"
+    file = place / "surprisal.json"
+    surprisals = json.loads(file.read_text())
+    of_one = [row for row in surprisals["results"] if row["step"] == "chck_1M"]
+    assert len(of_one) == 6
+    surprisals["results"] = [row | {"step": name} for name in SMALL for row in of_one]
+    file.write_text(json.dumps(surprisals))
+    assert submit("--partial", "--collate-only")[0] == 0
+    submission = json.loads((tmp_path / "out.json").read_text())
+    assert submission["aoa_surprisals"] == surprisals
+    assert submission["aoa"] == json.loads((place / "aoa_score.json").read_text())
+    surprisals["results"].pop()
+    file.write_text(json.dumps(surprisals))
+    _, out, _ = submit("--partial", "--collate-only")
+    assert "surprisals of age of acquisition (5 predictions of chck_100m instead of 6)" in out
+
+
+def test_figures_of_checkpoints_are_the_shares_of_right_predictions(submit, data, tmp_path):
+    assert submit("--partial")[0] == 0
+    fast = json.loads((tmp_path / "out.json").read_text())["fast_eval_results"]
+    place = tmp_path / "results/tiny/chck_2M/zero_shot/mlm"
+
+    def predicted(folder, uid):
+        found = json.loads((place / folder / "predictions.json").read_text())[uid]["predictions"]
+        return [row["pred"].strip() for row in found]
+
+    ewok = predicted("ewok/ewok_fast", "d")
+    assert fast["ewok"][1] == {"d": sum(map(str.__eq__, ewok, ["the dog ran. a dog", "a tree. a dog"])) / 2}
+    blimp = predicted("blimp/blimp_fast", "islands")
+    assert fast["blimp"][1]["islands"] == sum(text.startswith("the dog") for text in blimp) / 3
+    right = [
+        predicted("global_piqa_nonparallel/global_piqa_nonparallel", f"e{i}") == [f"dog {i % 2}"] for i in range(3)
+    ]
+    assert fast["global_piqa_nonparallel"][1] == {"global_piqa_nonparallel": sum(right) / 3}
+    summary = json.loads((place / "reading/summary.json").read_text())
+    assert fast["reading"][1]["rt"] == pytest.approx(summary["eye_tracking_gain_percent"] / 100)
+    assert fast["reading"][1]["spr"] == pytest.approx(summary["self_paced_reading_gain_percent"] / 100)
+
+
+def test_missing_data_are_one_line_each_with_the_command_that_gets_them(submit, tmp_path):
+    few = tmp_path / "few"
+    write_rows(few / "fast_eval/blimp_fast/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    code, out, _ = submit("--partial", data=few)
+    assert code == 0
+    submission = json.loads((tmp_path / "out.json").read_text())
+    assert submission["blimp"] is None
+    assert submission["fast_eval_results"]["ewok"] == [None] * 19
+    assert set(submission["fast_eval_results"]["blimp"][0]) == {"a"}
+    lines = out.partition("missing:\n")[2].splitlines()
+    assert len(lines) == 5  # strict, EWoK, both GlobalPIQA, checkpoints
+    (strict,) = (line for line in lines if "download strict" in line)
+    for name in ("blimp_filtered", "reading", "comps", "age of acquisition", "mnli", "ewok_fast of 8 checkpoints"):
+        assert name in strict
+    assert "--ewok-vocabulary" in next(line for line in lines if line.strip().startswith("ewok_filtered"))
+
+
+def test_a_job_that_fails_keeps_the_others_and_is_named(submit, data, tmp_path):
+    broken = tmp_path / "broken"
+    for part in ("blimp_filtered", "comps"):
+        write_rows(broken / "full_eval" / part / "a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    code, _, err = submit(data=broken)
+    assert code == 2
+    assert "main comps: " in err
+    assert "property_phrase is missing" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "results/tiny/main/zero_shot/mlm/blimp/blimp_filtered/predictions.json").is_file()
+    assert (tmp_path / "out.json").is_file()
+
+
+def test_results_of_other_data_or_another_score_are_not_mixed(submit, tmp_path):
+    few = tmp_path / "few"
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    assert submit(data=few)[0] == 0
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the cats", "sentence_bad": "a the"})
+    code, _, err = submit(data=few)
+    assert code == 2
+    assert "holds a result with other sha256; choose another --results or delete it" in err
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    assert submit(data=few)[0] == 0
+    code, _, err = submit("--time", "zero", data=few)
+    assert code == 2
+    assert "other time" in err
+
+
+def test_what_cannot_be_submitted_is_refused(submit, run, small_run, tmp_path):
+    assert "no folder full_eval or fast_eval" in submit(data=tmp_path)[2]
+    assert "cannot be collated here" in submit(track="multilingual")[2]
+    assert "--score causal needs a model trained on causal rows" in submit("--score", "causal")[2]
+    assert "no results of this model" in submit("--collate-only")[2]
+
+
+def test_every_job_has_one_worker_and_the_cost_is_balanced():
+    jobs = [Job("main", str(i), None, cost, lambda: None, {}) for i, cost in enumerate([9, 1, 4, 4, 1, 1, 7, 3])]
+    shares = [Worker(index, 3).share(jobs) for index in range(3)]
+    assert sorted(job.name for share in shares for job in share) == [job.name for job in jobs]
+    assert {sum(job.cost for job in share) for share in shares} == {10}
+
+
+def test_tasks_of_an_array_are_numbered_from_zero_whatever_their_numbers_are():
+    def environment(number, count=3, least=4, step=2):
+        names = {"ID": number, "COUNT": count, "MIN": least, "STEP": step}
+        return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+    assert [array_task(environment(number)) for number in (4, 6, 8)] == [(0, 3), (1, 3), (2, 3)]
+    assert array_task({}) == (0, 1)
+    with pytest.raises(UserError, match="have gaps"):
+        array_task(environment(7))
+
+
+def test_the_tasks_of_an_array_share_the_jobs_and_the_last_one_collates(submit, tmp_path, monkeypatch):
+    for name, value in {"COUNT": 2, "MIN": 0, "STEP": 1}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    code, _, err = submit("--partial")
+    assert code == 0
+    assert "jobs are left to the tasks of the array" in err
+    assert not (tmp_path / "out.json").exists()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert submit("--partial")[0] == 0
+    accept(json.loads((tmp_path / "out.json").read_text()), SMALL)
+
+
+def on_rank(rank, arguments):
+    from ltg_mdlm.cli.submit_command import submit
+
+    submit(**arguments)
+
+
+def test_two_ranks_write_the_file_of_one(submit, small_run, data, tmp_path):
+    assert submit("--partial")[0] == 0
+    both = {"run": small_run, "data": data, "track": "strict-small", "partial": True}
+    both |= {"set_": ["epochs=1", "batch_rows=8", "seq_len=64"], "results": tmp_path / "both"}
+    run_on_ranks(on_rank, 2, both | {"out": tmp_path / "both.json"}, joined=False)
+    assert json.loads((tmp_path / "both.json").read_text()) == json.loads((tmp_path / "out.json").read_text())
+
+
+def test_sizes_are_those_of_the_official_collator():
+    sizes = published_sizes()
+    totals = {key: sum(size.by_uid.values()) for key, size in sizes.full.items() if size.by_uid}
+    assert totals == {
+        "blimp": 59_875,
+        "blimp_supplement": 5_218,
+        "ewok": 7_618,
+        "entity_tracking_filtered": 517 + 409 + 405 + 425 + 388 + 94
+        + 508 + 428 + 413 + 409 + 434 + 123
+        + 516 + 437 + 399 + 406 + 353 + 116,
+        "comps": 49_340 + 3 * 13_896,
+        "reading": 1_726,
+    }  # fmt: skip
+    assert not sizes.full["global_piqa_parallel"].problem({f"e{i}": 1 for i in range(103)})
+    assert sizes.full["global_piqa_parallel"].problem({f"e{i}": 1 for i in range(102)})
+    assert sizes.full["global_piqa_nonparallel"].problem({f"e{i}": 1 + (i == 3) for i in range(100)})
+    assert not sizes.fast["blimp"].problem({"a": 200, "b": 200})
+    assert sizes.fast["ewok"].problem({"a": 100, "b": 99}) == "99 predictions of b instead of 100"
+    assert Size({"Ab": 1}).problem({"aB": 1, "new": 3}) == "unknown uid new"
+    assert Size({"a": 1, "b": 1}).problem({"a": 1}) == "0 predictions of b instead of 1"
+    assert Size(each=5).problem({}) == "no predictions"
