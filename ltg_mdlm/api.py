@@ -42,6 +42,7 @@ from ltg_mdlm.core.config import OptimizerConfig, RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.optimizer import OptimizedParameter, Optimizer, ParameterGroup, ParameterKind
 from ltg_mdlm.host.hookspecs import API_VERSION, hookimpl, hookspec
+from ltg_mdlm.model.visibility import block_of, block_visibility
 
 __all__ = [
     "API_VERSION",
@@ -75,6 +76,8 @@ __all__ = [
     "TimeConditioning",
     "UserError",
     "Visibility",
+    "block_of",
+    "block_visibility",
     "hookimpl",
     "hookspec",
     "labels_for",

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.random import integers, permutation, stream_key, uniform, uniform_open
+from ltg_mdlm.model.visibility import Visibility as Visibility
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -153,22 +154,6 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Visibility:
-    """Which keys a query attends to, as three integers per column.
-
-    Query q sees key k if both are in one document and group[q] == group[k] or order[k] < limit[q].  Every query sees
-    itself, so no query is without a key.  docs/slots.md has the values of the usual patterns.
-    """
-
-    group_BX: Tensor
-    """int32: columns of one group see each other"""
-    order_BX: Tensor
-    """int32: the column's place as a key"""
-    limit_BX: Tensor
-    """int32: as a query, the column also sees all keys with a smaller order"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Corrupted:
     """A corrupted micro-batch: the input of the model and the prediction targets."""
 
@@ -193,7 +178,8 @@ class Corrupted:
     visibility: Visibility | None = None
     """None: every token of the document is visible, in causal rows every earlier one"""
     context_BS: Tensor | None = None
-    """int64: further whole copies of the row, as the model sees them; column x has place and document of x mod T"""
+    """int64: further whole copies of the row, as the model sees them; column x has place and document of x mod T.
+    Needs a `visibility`, which says who sees the copies, and an inactive time conditioning"""
 
 
 def _no_values() -> Tensor:

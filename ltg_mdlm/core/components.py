@@ -254,6 +254,9 @@ class MaskingStrategy(Component):
     block_length: int = 0
     """tokens of a block that is predicted from itself and the blocks before it (block diffusion); 0: the whole row.
     Blocks start anew with every document.  Scoring, validation, sampling and exported models use it"""
+    context_copies: int = 0
+    """number of further copies of the row in `Corrupted.context_BS`; the host plans micro-batches with it, and
+    refuses an active time conditioning before the first step"""
     mask_id: int
     """id of `<mask>`, which replaces masked tokens"""
 
@@ -304,7 +307,10 @@ class MaskingStrategy(Component):
 
         Override this only for what the two cannot say, such as visibility and copies of the row.
         """
-        chosen_BT = self.choose(batch, noise, step)
+        return self.corrupt_chosen(batch, self.choose(batch, noise, step), causal_B, noise, step)
+
+    def corrupt_chosen(self, batch: Batch, chosen_BT: Tensor, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
+        """The corruption that predicts the tokens in bool[B, T] `chosen_BT`: input, labels and hazards."""
         if not (
             isinstance(chosen_BT, Tensor) and chosen_BT.dtype == torch.bool and chosen_BT.shape == batch.ids_BT.shape
         ):

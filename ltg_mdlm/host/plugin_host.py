@@ -7,20 +7,26 @@ selected plugin name the plugin, its distribution, version and file.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pluggy
+import torch
+from torch import nn
 
 from ltg_mdlm.core.components import Component, CorpusStatistics, Plugin, PluginOptions, RunContext
 from ltg_mdlm.core.config import BUILT_IN_OPTIMIZERS, RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.optimizer import Optimizer, ParameterGroup
+from ltg_mdlm.core.random import stream_key
 from ltg_mdlm.core.settings import did_you_mean, origin, validate
 from ltg_mdlm.host import hookspecs
 from ltg_mdlm.host.discovery import Installed, find, installed_plugins
 from ltg_mdlm.host.failures import PluginError, attributed_to
 from ltg_mdlm.host.hookspecs import API_VERSION, PROJECT
+from ltg_mdlm.host.result_checks import require_compatible
 from ltg_mdlm.host.slots import SLOT_TYPES, SLOTS, Components, Filled
 
 FALLBACK = "uniform_mdlm"
@@ -78,9 +84,9 @@ class Host:
     def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
         """Pass the corpus statistics to the plugins, fill every slot, and record the provenance in `config`.
 
-        Raises UserError if two plugins fill one slot.
+        Raises UserError if two plugins fill one slot, and for components that exclude each other.
         """
-        self._context = context
+        self._context = context = replace(context, statistics=statistics)
         for name in self.selected:
             self._call(name, "ltg_mdlm_corpus_statistics", stats=statistics, ctx=context)
         filled = {slot: self.fill(slot, context) for slot in SLOTS}
@@ -93,11 +99,35 @@ class Host:
         named = filled | {f"observer{i}": part for i, part in enumerate(observers)}
         provenance = {name: self.selected[part.plugin].provider for name, part in named.items()}
         self.config = self.config.model_copy(update={"provenance": provenance})
-        return Components(
+        components = Components(
             **{slot: part.component for slot, part in filled.items()},
             observers=tuple(part.component for part in observers),
             provenance=provenance,
         )
+        require_compatible(components)
+        return replace(components, modules=self._modules(components, context))
+
+    def _modules(self, components: Components, context: RunContext) -> dict[str, nn.Module]:
+        """The learned parts of the components by `<slot>/<name>`, on the device of the run.
+
+        Raises UserError for parts that are no modules, or that no loss would train.
+        """
+        modules: dict[str, nn.Module] = {}
+        for slot, name, component in components.named():
+            where = f"{self.selected[name].provider}: {type(component).__name__}.modules"
+            with attributed_to(self.selected[name], f"{type(component).__name__}.modules"), seeded(context, slot):
+                parts = component.modules()
+            if not (isinstance(parts, Mapping) and all(isinstance(part, nn.Module) for part in parts.values())):
+                raise UserError(f"{where} returned {type(parts).__name__}, not a mapping of names to torch.nn.Module")
+            for part, module in parts.items():
+                if not part or not part.replace("_", "a").isalnum():
+                    raise UserError(f"{where}: {part!r} is not a name; use letters, digits and underscores")
+                if not any(parameter.requires_grad for parameter in module.parameters()):
+                    raise UserError(f"{where}: {part!r} has no parameter that requires a gradient, so it cannot learn")
+                modules[f"{slot}/{part}"] = module.to(context.device)
+            if parts and type(component).own_loss is Component.own_loss:
+                raise UserError(f"{where} returned learned parts, but {type(component).__name__} defines no own_loss")
+        return modules
 
     def fill(self, slot: str, context: RunContext) -> Filled:
         """The component of one slot, and its plugin.
@@ -171,7 +201,8 @@ class Host:
 
     def _call(self, name: str, hook: str, **arguments: Any) -> Any:
         """The result of one plugin's hook; None if the plugin does not implement it."""
-        with attributed_to(self.selected[name], hook):
+        context = arguments.get("ctx")
+        with attributed_to(self.selected[name], hook), seeded(context, hook) if context else nullcontext():
             results: Sequence[Any] = getattr(self._managers[name].hook, hook)(**arguments)
         return results[0] if results else None
 
@@ -246,6 +277,14 @@ def register(plugin: Installed, instance: Plugin[Any]) -> pluggy.PluginManager:
             f"{plugin.provider}: {' '.join(str(error.__cause__).split())}\n  hooks of the host: {', '.join(hooks)}"
         ) from None
     return manager
+
+
+@contextmanager
+def seeded(context: RunContext, purpose: str) -> Iterator[None]:
+    """Seed torch's default generators inside the block, for the initial weights of learned parts."""
+    with torch.random.fork_rng(enabled=True):
+        torch.manual_seed(stream_key(context.seed, "initial weights", purpose)[0])
+        yield
 
 
 def hooks_of(plugin_class: type) -> list[str]:

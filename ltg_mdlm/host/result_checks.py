@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ltg_mdlm.core.batch import Batch, Corrupted, Noise, Step, Supervised
+from ltg_mdlm.core.batch import Batch, Corrupted, Noise, Step, Supervised, Visibility
 from ltg_mdlm.core.components import Component, MaskingStrategy, described
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.host.slots import Components
 
-Kind = Literal["float", "int64", "bool", "any"]
+Kind = Literal["float", "int64", "int32", "bool", "any"]
 """Element type of a tensor; `float` is any floating-point type."""
 
 CORRUPTED: dict[str, Kind] = {
@@ -74,11 +74,7 @@ class ResultChecks:
             if not self._components.masking.reads_token_rates:
                 strategy = self._method("masking", "reads_token_rates")
                 raise UserError(f"{where} returned rates per token (rate_BT), which {strategy} = False does not use")
-            if self._components.time_conditioning.active:
-                raise UserError(
-                    f"{where} returned rates per token (rate_BT): time conditioning has one value per row, so it must"
-                    " be inactive (slot time_conditioning)"
-                )
+            require_no_conditioning(f"{where} returned rates per token (rate_BT)", self._components)
 
     def views(self, views: Any, batch: Batch) -> None:
         """Result of `MaskingStrategy.corrupt_views`."""
@@ -95,6 +91,32 @@ class ResultChecks:
                 shape = batch.ids_BT.shape if name.endswith("_BT") else batch.row_B.shape
                 if getattr(corrupted, name) is not None or name not in OPTIONAL:
                     require_tensor(where, getattr(corrupted, name), kind, shape, name)
+            self._columns(where, corrupted, batch)
+
+    def _columns(self, where: str, corrupted: Corrupted, batch: Batch) -> None:
+        """Copies of the row and visibility of a view."""
+        (rows, length), declared = batch.ids_BT.shape, self._components.masking.context_copies
+        context_BS, visibility, columns = corrupted.context_BS, corrupted.visibility, length
+        if context_BS is not None:
+            copies = declared or (context_BS.numel() // (rows * length) if isinstance(context_BS, Tensor) else 0)
+            expected = (rows, max(copies, 1) * length)
+            if not isinstance(context_BS, Tensor) or context_BS.dtype != torch.int64 or context_BS.shape != expected:
+                number = f"context_copies = {declared}" if declared else "one or more"
+                raise UserError(
+                    f"{where} returned context_BS as {described(context_BS)}, not int64{list(expected)}: it holds whole"
+                    f" copies of the rows of {length} tokens, {number} of each"
+                )
+            require_no_conditioning(f"{where} returned copies of the row (context_BS)", self._components)
+            if visibility is None:
+                raise UserError(
+                    f"{where} returned context_BS without a visibility: every token would see itself in the copies"
+                )
+            columns += context_BS.shape[1]
+        if visibility is not None:
+            if not isinstance(visibility, Visibility):
+                raise UserError(f"{where} returned visibility as {described(visibility)}, not Visibility")
+            for name in ("group_BX", "order_BX", "limit_BX"):
+                require_tensor(where, getattr(visibility, name), "int32", (rows, columns), f"visibility.{name}")
 
     def conditioning(self, value_B: Any, batch: Batch) -> None:
         """Result of `TimeConditioning.value`."""
@@ -124,6 +146,45 @@ class ResultChecks:
         require_tensor(where, weights[0], "float", shape, "nll_weight_N")
         if weights[1] is not None:
             require_tensor(where, weights[1], "float", shape, "z_weight_N")
+
+    def own_loss(self, slot: str, component: Component, own_K: Any) -> None:
+        """Result of `Component.own_loss`."""
+        has_parts = any(name.startswith(f"{slot}/") for name in self._components.modules)
+        if self._finished or (own_K is None and not has_parts):
+            return
+        where = method_of(self._components, slot, component, "own_loss")
+        require_tensor(where, own_K, "float", (len(self._components.objective.group_names),))
+        if not own_K.requires_grad:
+            raise UserError(f"{where} returned a tensor without gradient, so the component's modules would not learn")
+
+
+def require_compatible(components: Components) -> None:
+    """Raises UserError for a block length or copies of the row that do not fit the other components."""
+    masking = components.masking
+    for name in ("block_length", "context_copies"):
+        value = getattr(masking, name)
+        if type(value) is not int or value < 0:
+            where = method_of(components, "masking", masking, name)
+            raise UserError(f"{where} is {value!r}, not 0 or a positive whole number")
+    if masking.context_copies:
+        where = method_of(components, "masking", masking, "context_copies")
+        require_no_conditioning(f"{where} is {masking.context_copies}: copies of the row have no mask rate", components)
+    if masking.block_length and masking.predicts == "next":
+        where = method_of(components, "masking", masking, "block_length")
+        raise UserError(
+            f"{where} is {masking.block_length}, and predicts is 'next': a column that does not see a block would"
+            " predict its first token\n  set predicts = 'same'"
+        )
+
+
+def require_no_conditioning(problem: str, components: Components) -> None:
+    """Raises UserError, with what the time conditioning cannot do, if it is active."""
+    if components.time_conditioning.active:
+        raise UserError(
+            f"{problem}, but the time conditioning of {components.provenance['time_conditioning']} needs one value per"
+            " row\n  choose one that is not active, such as that of uniform_mdlm with --set"
+            " slots.time_conditioning=uniform_mdlm --set plugins.uniform_mdlm.conditioning=none"
+        )
 
 
 def method_of(components: Components, slot: str, component: Component, method: str) -> str:

@@ -64,15 +64,12 @@ def batch_schedule(config: RunConfig, corpus: Corpus) -> BatchSchedule:
 
 
 def run_context(
-    config: RunConfig,
-    tokenizer: Tokenizer,
-    ranks: Ranks,
-    *,
-    max_steps: int = 0,
-    num_positions: int = 0,
-    statistics: CorpusStatistics | None = None,
+    config: RunConfig, tokenizer: Tokenizer, ranks: Ranks, *, max_steps: int = 0, num_positions: int = 0
 ) -> RunContext:
-    """The context for components; without steps, positions and statistics when a trained model is opened."""
+    """The context for components; without steps and positions when a trained model is opened.
+
+    `Host.build` adds the corpus statistics.
+    """
     return RunContext(
         seed=config.seed,
         max_steps=max_steps,
@@ -89,23 +86,14 @@ def run_context(
         world_size=ranks.world_size,
         sum_over_ranks=ranks.sum_over_ranks,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        statistics=statistics,
     )
 
 
 def components_of(host: Host, corpus: Corpus, schedule: BatchSchedule, ranks: Ranks) -> Components:
     """The components of the plugins for a run on this corpus; completes `host.config`.  Raises UserError."""
     positions = int(corpus.train.num_tokens)
-    statistics = corpus_statistics(host.config, corpus)
-    context = run_context(
-        host.config,
-        corpus.tokenizer,
-        ranks,
-        max_steps=schedule.max_steps,
-        num_positions=positions,
-        statistics=statistics,
-    )
-    return host.build(context, statistics)
+    context = run_context(host.config, corpus.tokenizer, ranks, max_steps=schedule.max_steps, num_positions=positions)
+    return host.build(context, corpus_statistics(host.config, corpus))
 
 
 def model_config(config: RunConfig, vocab_size: int, *, conditioned: bool) -> ModelConfig:

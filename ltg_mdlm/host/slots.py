@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
+
+from torch import nn
 
 from ltg_mdlm.core.components import Component, MaskingStrategy, NoiseSchedule, Objective, RowMode, TimeConditioning
 from ltg_mdlm.core.config import Provider
@@ -41,6 +43,8 @@ class Components:
     observers: tuple[Component, ...]
     provenance: Mapping[str, Provider]
     """Origin of the component of every slot, and of every observer (`observer0`, `observer1`, ...)."""
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Learned parts of the components, by `<slot>/<name>`; see `Component.modules`."""
 
     @property
     def providers(self) -> dict[str, str]:

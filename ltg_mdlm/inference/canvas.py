@@ -19,6 +19,7 @@ from ltg_mdlm.core.terminal import Advance
 from ltg_mdlm.data.tokenizer import BOS, EOS, MASK, NUM_SPECIAL, PAD, SPECIAL_TOKENS, Tokenizer
 from ltg_mdlm.inference.sampling_rule import SamplingRule
 from ltg_mdlm.inference.trained_model import Denoiser
+from ltg_mdlm.model.visibility import block_visibility
 
 GAP = SPECIAL_TOKENS[MASK]
 """What stands for a token to draw in the text of an infilling."""
@@ -121,6 +122,8 @@ class Setting:
     rule: SamplingRule
     ends: bool
     """Whether the model may end a text: it was trained on documents that end in `</s>`."""
+    block_length: int = 0
+    """Tokens of a block of the model: rows are filled block by block, whatever the sampler.  0: no blocks."""
     advance: Advance = lambda count: None
     """Called with the number of positions that are no longer masked; negative after remasking."""
 
@@ -150,15 +153,13 @@ class Canvas:
         last_given = max((column for column, token in enumerate(template.ids) if token != MASK), default=0)
         self.may_end_T = torch.arange(len(ids_T), device=ids_T.device) >= last_given
 
-    @property
-    def masked_share_B(self) -> Tensor:
-        """float64: masked tokens, as a share of the tokens of each text without `<s>`."""
-        return self.masked_BT.sum(1).double() / (self.inside_BT.sum(1) - 1)
+    def masked_share(self, part: slice) -> Tensor:
+        """float64[B]: masked tokens, as a share of the tokens of each text in these columns, which exclude `<s>`."""
+        return self.masked_BT[:, part].sum(1).double() / self.inside_BT[:, part].sum(1).clamp(min=1)
 
-    @property
-    def gap_share_B(self) -> Tensor:
-        """float64: tokens that are not given, as a share of the tokens of each text without `<s>`."""
-        return self.gap_BT.sum(1).double() / (self.inside_BT.sum(1) - 1)
+    def gap_share(self, part: slice) -> Tensor:
+        """float64[B]: tokens that are not given, as a share of the tokens of each text in these columns."""
+        return self.gap_BT[:, part].sum(1).double() / self.inside_BT[:, part].sum(1).clamp(min=1)
 
     def forward(self, row_R: Tensor, rate_B: Tensor, width: int | None = None) -> Prediction:
         """Run the model on some rows, conditioned on their mask rates, and cut to the first `width` tokens."""
@@ -257,7 +258,11 @@ def model_predictor(denoiser: Denoiser, *, causal: bool) -> Predictor:
 
     def predict(ids_BT: Tensor, document_BT: Tensor | None, rate_B: Tensor) -> Readout:
         causal_B = torch.ones_like(rate_B, dtype=torch.bool) if causal else None
-        hidden_BTD = model(ids_BT, document_BT, causal_B, denoiser.value(rate_B.float(), causal))
+        visibility = None
+        if denoiser.block_length and not causal:
+            one_BT = torch.zeros_like(ids_BT)
+            visibility = block_visibility(one_BT if document_BT is None else document_BT, denoiser.block_length)
+        hidden_BTD = model(ids_BT, document_BT, causal_B, denoiser.value(rate_B.float(), causal), visibility)
         return lambda row_N, column_N: model.logits(model.head(hidden_BTD[row_N, column_N - shift])).float()
 
     return predict

@@ -99,6 +99,16 @@ class ExportedFolder:
         return "next" if value == "next" else "same"
 
     @property
+    def block_length(self) -> int:
+        """Tokens of a block, see `ltg_mdlm.inference.trained_model.Denoiser`."""
+        value = self.config.get("block_length", 0)
+        if type(value) is not int or value < 0:
+            raise UserError(
+                f"{self.path / CONFIG_FILE}: block_length must be 0 or a number of tokens, not {shown(value)}"
+            )
+        return value
+
+    @property
     def modes(self) -> frozenset[Mode]:
         """The modes of the rows in training, according to the evaluation backends."""
         given = self.config.get("backends", [])

@@ -8,10 +8,14 @@ This is the published integral over t (arXiv 2406.07524, eq. 8), with the expect
 given t taken exactly.  The bound is computed identically for every model, so runs with different schedules can be
 compared.
 
+A model with blocks (`MaskingStrategy.block_length`) is trained to predict a block from the unmasked blocks before it.
+Its bound is the sum of this expectation over the blocks, with the tokens of a block in place of those of the row and
+all earlier blocks unmasked (arXiv 2503.09573).  A forward pass over the row and a clean copy of it covers all blocks.
+
 Four techniques lower the variance without changing the mean: exact counts instead of independent masks, stratified
 counts, complementary pairs of masks, and a baseline.  `benchmarks/bound_variance.py` measures their effect.
 
-Shapes: B rows, T tokens per row, V vocabulary.
+Shapes: B rows, T tokens per row, V vocabulary, C blocks of a row, 1 if the row is not divided.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Step
+from ltg_mdlm.model.visibility import block_of
 
 RowNLL = Callable[[Batch, Tensor, Tensor], Tensor]
-"""(batch, masked_BT, rate_B) -> float64[B]: summed negative log-likelihood of each row's masked tokens, in nats."""
+"""(batch, masked_BT, rate_B) -> float64[B, C], or float64[B] without blocks: summed negative log-likelihood of the
+masked tokens of each block, in nats."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def estimate_bound(
     draws: int,
     seed: int,
     baseline_V: Tensor | None = None,
+    block_length: int = 0,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Bound:
     """Estimate the bound with `draws` masks per row, in complementary pairs.
@@ -70,21 +77,25 @@ def estimate_bound(
         baseline_V: float[V] guesses at the cost of every token type in nats, such as its unigram cross-entropy.  Only
             the difference between cost and guess then depends on the masks.  The mean is the same for any guess,
             because a mask of k tokens hides each of L tokens with probability k / L.
+        block_length: tokens of a block, each with a bound of its own; 0 for the bound of whole rows.
         sum_over_ranks: sums a tensor over the ranks.
     """
     assert draws % 2 == 0
     step = Step(seed=seed, step=0, progress=0.0, epoch=0.0, rows=rows)
     sums = torch.zeros(6, dtype=torch.float64)
     for batch in batches:
+        block_BT = block_of(batch.document_BT, block_length) if block_length else None
         tokens_B = batch.maskable_BT.sum(1).double()
+        tokens_BC = block_sums(batch.maskable_BT, block_BT).double()
         guess_BT = guesses(batch, baseline_V)
         total_B = torch.zeros_like(tokens_B)
         for pair in range(draws // 2):
-            for masked_BT in complementary_masks(batch, step, f"pair {pair}"):
-                count_B = masked_BT.sum(1).clamp(min=1)
-                rate_B = (count_B / tokens_B.clamp(min=1)).float()
-                surprise_B = row_nll(batch, masked_BT, rate_B) - (guess_BT * masked_BT).sum(1)
-                total_B += tokens_B / count_B * surprise_B
+            for masked_BT in complementary_masks(batch, step, f"pair {pair}", block_BT):
+                count_BC = block_sums(masked_BT, block_BT).clamp(min=1)
+                rate_B = (masked_BT.sum(1).clamp(min=1) / tokens_B.clamp(min=1)).float()
+                nll_BC = row_nll(batch, masked_BT, rate_B).view_as(tokens_BC)
+                surprise_BC = nll_BC - block_sums(guess_BT * masked_BT, block_BT)
+                total_B += (tokens_BC / count_BC * surprise_BC).sum(1)
         nats_B = total_B / draws + guess_BT.sum(1)
         moments = (
             nats_B.sum(),
@@ -105,18 +116,39 @@ def guesses(batch: Batch, baseline_V: Tensor | None) -> Tensor:
     return baseline_V.to(batch.ids_BT.device).double()[batch.ids_BT].masked_fill(~batch.maskable_BT, 0.0)
 
 
-def complementary_masks(batch: Batch, step: Step, stream: str) -> tuple[Tensor, Tensor]:
+def block_sums(value_BT: Tensor, block_BT: Tensor | None) -> Tensor:
+    """[B, C]: the sums of the values in every block; C = 1 if the row is not divided."""
+    if block_BT is None:
+        return value_BT.sum(1, keepdim=True)
+    sums_BC = torch.zeros(
+        len(value_BT),
+        int(block_BT.max()) + 1,
+        dtype=value_BT.dtype if value_BT.is_floating_point() else torch.int64,
+        device=value_BT.device,
+    )
+    return sums_BC.scatter_add_(1, block_BT.long(), value_BT.to(sums_BC.dtype))
+
+
+def complementary_masks(batch: Batch, step: Step, stream: str, block_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Two bool[B, T] masks of k and L + 1 - k tokens whose union is every maskable token; k is uniform over 1 .. L.
 
     Both follow one random order of the row's tokens: the first masks the first k tokens, the second the last L + 1 - k.
-    Easy and hard tokens, and small and large k, therefore cancel.
+    Easy and hard tokens, and small and large k, therefore cancel.  With blocks, this holds for the tokens of each
+    block, and all blocks of a row have the same share of masked tokens, up to rounding.
     """
-    tokens_B = batch.maskable_BT.sum(1)
-    order_BT = step.uniform(batch, f"{stream} order", batch.ids_BT.shape[1]).masked_fill(~batch.maskable_BT, 2.0)
+    columns = batch.ids_BT.shape[1]
+    tokens_BT = batch.maskable_BT.sum(1, keepdim=True)
+    order_BT = step.uniform(batch, f"{stream} order", columns).masked_fill(~batch.maskable_BT, 2.0)
+    if block_BT is not None:
+        order_BT = order_BT.double() + 4 * block_BT
+        tokens_BT = block_sums(batch.maskable_BT, block_BT).gather(1, block_BT.long())
     rank_BT = order_BT.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    t_B = step.stratified(batch, stream)
-    first_B1 = ((t_B * tokens_B).long() + 1).unsqueeze(1)
-    return (rank_BT < first_B1) & batch.maskable_BT, (rank_BT >= first_B1 - 1) & batch.maskable_BT
+    if block_BT is not None:  # blocks are contiguous, so the ranks of a block begin at its first column
+        column_T = torch.arange(columns, device=block_BT.device)
+        rank_BT -= torch.where(block_BT.diff(dim=1, prepend=block_BT[:, :1] - 1) > 0, column_T, 0).cummax(1).values
+    t_B1 = step.stratified(batch, stream).unsqueeze(1)
+    first_BT = (t_B1 * tokens_BT).long() + 1
+    return (rank_BT < first_BT) & batch.maskable_BT, (rank_BT >= first_BT - 1) & batch.maskable_BT
 
 
 def _ratio_estimate(sums: Tensor) -> Bound:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final
+from itertools import groupby, pairwise
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,18 @@ BLOCK_LENGTH: Final = 32
 Columns = Sequence[int]
 
 
-def sample_ancestral(canvas: Canvas, rates_K: Tensor | None) -> None:
+class Part(NamedTuple):
+    """Columns of a row that are filled before those of the next part."""
+
+    columns: Columns
+    """The masked tokens."""
+    rates_K: Tensor | None
+    """float64[K + 1] mask rates at the ends of the steps, from 0 to 1; None is the limit of infinitely many steps."""
+    block: slice = slice(1, None)
+    """Columns whose masked share the model is conditioned on; it is run up to their end."""
+
+
+def sample_ancestral(canvas: Canvas, parts: Sequence[Part]) -> None:
     """Follow the reverse process of masked diffusion (MDLM, arXiv 2406.07524, eq. 7).
 
     In the step from mask rate s to t < s, a masked token is unmasked with probability (s - t) / s and drawn from the
@@ -38,25 +49,28 @@ def sample_ancestral(canvas: Canvas, rates_K: Tensor | None) -> None:
 
     Args:
         canvas: the rows to fill.
-        rates_K: float64[K + 1] mask rates from 0 to 1; None is the limit of infinitely many steps.
+        parts: the whole row, or its blocks, each with a process of its own.
     """
-    rule, gap_T = canvas.setting.rule, canvas.gap_BT[0]
-    if rule.remasks:
-        assert rates_K is not None
-        plan = plan_remasking(gap_T, canvas.sample_B, rates_K, rule)
-    else:
-        plan = plan_ancestral(gap_T, canvas.sample_B, rates_K, rule.seed)
-    for number in range(len(plan.rate_JB)):
+    rule = canvas.setting.rule
+    for part in parts:
+        gap_T = torch.zeros_like(canvas.masked_BT[0])
+        gap_T[list(part.columns)] = True
         if rule.remasks:
-            canvas.remask(plan.masked_JBT[number])
-        chosen_BT = plan.unmask_JBT[number] & canvas.masked_BT  # not behind the end of a text
-        row_R = chosen_BT.any(1).nonzero().squeeze(1)
-        if len(row_R):
-            rate_B = plan.rate_JB[number] * canvas.gap_share_B
-            canvas.forward(row_R, rate_B).draw(chosen_BT, number)
+            assert part.rates_K is not None
+            plan = plan_remasking(gap_T, canvas.sample_B, part.rates_K, rule)
+        else:
+            plan = plan_ancestral(gap_T, canvas.sample_B, part.rates_K, rule.seed)
+        for number in range(len(plan.rate_JB)):
+            if rule.remasks:
+                canvas.remask(plan.masked_JBT[number])
+            chosen_BT = plan.unmask_JBT[number] & canvas.masked_BT  # not behind the end of a text
+            row_R = chosen_BT.any(1).nonzero().squeeze(1)
+            if len(row_R):
+                rate_B = plan.rate_JB[number] * canvas.gap_share(part.block)
+                canvas.forward(row_R, rate_B, part.block.stop).draw(chosen_BT, number)
 
 
-def sample_ordered(canvas: Canvas, parts: Sequence[tuple[Columns, Tensor]]) -> None:
+def sample_ordered(canvas: Canvas, parts: Sequence[Part]) -> None:
     """Unmask the positions first at which the model is most certain, in one part of the columns after the other.
 
     Certainty is computed from the model's distributions before a token is drawn.  An order that depends only on tokens
@@ -67,18 +81,19 @@ def sample_ordered(canvas: Canvas, parts: Sequence[tuple[Columns, Tensor]]) -> N
 
     Args:
         canvas: the rows to fill.
-        parts: columns, and the float64[K + 1] mask rates at the ends of the steps that fill them.
+        parts: the parts of the row, with the mask rates of the steps that fill them.
     """
     certainty = CERTAINTY[canvas.setting.rule.sampler]
     step = 0
-    for columns, rates_K in parts:
+    for part in parts:
+        assert part.rates_K is not None
         part_T = torch.zeros_like(canvas.masked_BT[0])
-        part_T[list(columns)] = True
-        for count in unmask_counts(len(columns), rates_K):
+        part_T[list(part.columns)] = True
+        for count in unmask_counts(len(part.columns), part.rates_K):
             candidate_BT = canvas.masked_BT & part_T
             row_R = candidate_BT.any(1).nonzero().squeeze(1)
             if len(row_R):
-                prediction = canvas.forward(row_R, canvas.masked_share_B)
+                prediction = canvas.forward(row_R, canvas.masked_share(part.block), part.block.stop)
                 certainty_BT = torch.full(candidate_BT.shape, -torch.inf, device=candidate_BT.device)
                 certainty_BT[candidate_BT] = prediction.map_logits(certainty, candidate_BT)
                 # Stable, so that ties go to the left.
@@ -123,26 +138,39 @@ def unmask_counts(columns: int, rates_K: Tensor) -> list[int]:
     return [before - after for before, after in pairwise(masked) if before > after]
 
 
-def blocks(gaps: Columns, rule: SamplingRule, rates_for: Callable[[int], Tensor]) -> list[tuple[Columns, Tensor]]:
+def blocks(gaps: Columns, rule: SamplingRule, rates_for: Callable[[int], Tensor], of_model: int = 0) -> list[Part]:
     """Split the gaps into blocks from left to right, and distribute the steps over them (LLaDA, arXiv 2502.09992).
 
     Args:
         gaps: columns of the masked tokens.
-        rule: has the block length and the number of steps.
+        rule: has the number of steps, and the block length, which counts gaps.
         rates_for: returns the float64[K + 1] mask rates for K steps.
+        of_model: tokens per block of a model that was trained in blocks: those of the text are then taken.
 
     Raises UserError if there are fewer steps than blocks.
     """
-    size = rule.block_length or BLOCK_LENGTH
-    found = [gaps[start : start + size] for start in range(0, len(gaps), size)]
+    size = of_model or rule.block_length or BLOCK_LENGTH
+    if of_model:
+        found = [list(columns) for _, columns in groupby(gaps, lambda column: column // of_model)]
+        spans = [slice(max(start, 1), start + size) for start in (columns[0] // size * size for columns in found)]
+    else:
+        found = [list(gaps[start : start + size]) for start in range(0, len(gaps), size)]
+        spans = [slice(1, None)] * len(found)
     if rule.steps is None:
-        return [(columns, rates_for(len(columns))) for columns in found]
+        is_limit = rule.sampler == "ancestral"
+        return [
+            Part(columns, None if is_limit else rates_for(len(columns)), span)
+            for columns, span in zip(found, spans, strict=True)
+        ]
     if rule.steps < len(found):
         raise UserError(
             f"--steps {rule.steps}: there are {len(found)} blocks of {size} tokens; use at least one step per block"
         )
     ends = [rule.steps * number // len(found) for number in range(len(found) + 1)]
-    return [(columns, rates_for(end - start)) for columns, (start, end) in zip(found, pairwise(ends), strict=True)]
+    return [
+        Part(columns, rates_for(end - start), span)
+        for columns, span, (start, end) in zip(found, spans, pairwise(ends), strict=True)
+    ]
 
 
 @dataclass(frozen=True)

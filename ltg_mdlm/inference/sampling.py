@@ -14,7 +14,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import count_progress
 from ltg_mdlm.data.tokenizer import EOS, PAD
 from ltg_mdlm.inference.canvas import MAX_SAMPLES, Canvas, Setting, Template, continuation, infilling, model_predictor
-from ltg_mdlm.inference.samplers import blocks, sample_ancestral, sample_autoregressive, sample_ordered
+from ltg_mdlm.inference.samplers import Part, blocks, sample_ancestral, sample_autoregressive, sample_ordered
 from ltg_mdlm.inference.sampling_rule import (
     EqualSteps,
     RateSchedule,
@@ -85,7 +85,7 @@ def generate(
     mine, samples = torch.arange(ranks.rank, count, ranks.world_size, device=device), list[Sample]()
     total = len(mine) * len(template.gaps)
     with count_progress("drawing tokens", total, show=progress and ranks.is_main) as advance:
-        setting = Setting(predict=predict, rule=rule, ends=ends, advance=advance)
+        setting = Setting(predict=predict, rule=rule, ends=ends, block_length=trained.block_length, advance=advance)
         for sample_B in torch.split(mine, rows) if len(mine) else ():
             canvas = draw_rows(template, sample_B, setting, schedule)
             for ids, drawn_at, passes in zip(
@@ -121,12 +121,14 @@ def draw_rows(template: Template, sample_B: Tensor, setting: Setting, schedule: 
     rates_for = partial(mask_rates, schedule or EqualSteps())
     if rule.sampler == "autoregressive":
         sample_autoregressive(canvas, gaps)
+        return canvas
+    if setting.block_length or rule.sampler == "block":
+        parts = blocks(gaps, rule, rates_for, setting.block_length)
     elif rule.sampler == "ancestral":
-        sample_ancestral(canvas, None if rule.steps is None else rates_for(rule.steps))
-    elif rule.sampler == "block":
-        sample_ordered(canvas, blocks(gaps, rule, rates_for))
+        parts = [Part(gaps, None if rule.steps is None else rates_for(rule.steps))]
     else:
-        sample_ordered(canvas, [(gaps, rates_for(rule.steps or len(gaps)))])
+        parts = [Part(gaps, rates_for(rule.steps or len(gaps)))]
+    (sample_ancestral if rule.sampler == "ancestral" else sample_ordered)(canvas, parts)
     return canvas
 
 
@@ -163,6 +165,16 @@ def _require_fit(trained: TrainedModel, rule: SamplingRule, template: Template, 
         )
     if mode == "causal" and not template.is_continuation:
         raise UserError("--sampler autoregressive reads from left to right, and cannot fill gaps before given words")
+    length = trained.block_length if mode == "masked" else 0
+    if length and rule.block_length not in (None, length):
+        raise UserError(
+            f"--block-length {rule.block_length}: {trained.name} was trained in blocks of {length} tokens; leave it out"
+        )
+    if length and max(set(range(len(template.ids))) - set(template.gaps)) // length > template.gaps[0] // length:
+        raise UserError(
+            f"--infill: {trained.name} was trained to fill blocks of {length} tokens from left to right, and does not"
+            " see the given words of later blocks; give no words after the block of the first gap"
+        )
     if not 1 <= count <= MAX_SAMPLES:
         raise UserError(f"--count {count}: must be between 1 and {MAX_SAMPLES}; for more samples, use other seeds")
     if count > 1 and rule.is_deterministic:

@@ -5,6 +5,9 @@ mntp    the same for models that predict a masked token one position earlier
 causal  log-likelihood under a model that was trained on causal rows
 bound   minus the diffusion bound (negative ELBO under uniform masking), estimated by Monte Carlo
 
+In a model with blocks, a masked token is predicted from its own block and the earlier ones.  The bound is the sum of
+those of the blocks, each with all earlier blocks unmasked (`ltg_mdlm.inference.likelihood`).
+
 Shapes: S texts, R rows, B rows of a batch, T tokens per row, N predicted tokens, L scored tokens of a text, J mask
 draws, P = J / 2 pairs of draws, D width, V vocabulary.
 """
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, takewhile
 from typing import Any, Literal, NamedTuple, cast
 
@@ -27,8 +31,10 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import count_progress
 from ltg_mdlm.data.tokenizer import MASK
+from ltg_mdlm.inference.likelihood import block_sums
 from ltg_mdlm.inference.texts import Encoded, NextWord, Text, TextScore, encode_next_words, encode_texts, pieces
 from ltg_mdlm.inference.trained_model import Denoiser
+from ltg_mdlm.model.visibility import block_of, block_visibility
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131072}
 """Tokens per forward pass by default, for each type of device."""
@@ -171,10 +177,11 @@ class LikelihoodScorer:
         for number, group in enumerate(groups):
             longest = max(text.scored for text in group)
             draws = self.rule.draws or longest + longest % 2
-            for text, masked_JT in zip(group, draw_masks(group, draws, (self.rule.seed, number)), strict=True):
+            masks = draw_masks(group, draws, (self.rule.seed, number), self.denoiser.block_length)
+            for text, masked_JT in zip(group, masks, strict=True):
                 requests.append(_Request(text, first, masked_JT))
                 first += draws // 2
-        totals = self._sums(requests, rows_masked_at_random)
+        totals = self._sums(requests, partial(rows_masked_at_random, block_length=self.denoiser.block_length))
         scores = []
         for request in requests:
             samples = totals[request.first : request.first + request.num_sums]
@@ -209,7 +216,13 @@ class LikelihoodScorer:
         model = denoiser.model
         causal_B = torch.ones(len(rows.ids_RT), dtype=torch.bool, device=device) if rule.causal else None
         value_B = denoiser.value(rule.told_rate(rows.rate_R).to(device), rule.causal)
-        hidden_BTD = model(rows.ids_RT.to(device), causal_B=causal_B, value_B=value_B)
+        blocks: dict[str, Any] = {}
+        if denoiser.block_length and not rule.causal:
+            blocks["visibility"] = block_visibility(torch.zeros_like(rows.ids_RT, device=device), denoiser.block_length)
+            if rows.clean_RT is not None:
+                blocks["visibility"] = blocks["visibility"].with_clean_copy()
+                blocks["context_BS"] = rows.clean_RT.to(device)
+        hidden_BTD = model(rows.ids_RT.to(device), causal_B=causal_B, value_B=value_B, **blocks)
         shift = 1 if rule.causal or denoiser.predicts == "next" else 0
         hidden_ND = hidden_BTD[rows.row_N.to(device), rows.column_N.to(device) - shift]
         chunks = zip(
@@ -253,25 +266,33 @@ class Rows:
     """Index of the sum that the token's log-likelihood is added to."""
     weight_N: Tensor
     """float64: weight of the token in the sum."""
+    clean_RT: Tensor | None = None
+    """The rows without masks, which the model sees in place of earlier blocks; None if it sees these as they are."""
 
     def batches(self, tokens: int) -> Iterator[Rows]:
         """Split into batches of at most `tokens` tokens, but of at least one row."""
-        count = max(1, tokens // self.ids_RT.shape[1])
+        columns = self.ids_RT.shape[1] * (1 if self.clean_RT is None else 2)
+        count = max(1, tokens // columns)
         starts = torch.arange(0, len(self.ids_RT), count)
         bounds = [*torch.searchsorted(self.row_N, starts).tolist(), len(self.row_N)]
         for start, first, last in zip(starts.tolist(), bounds, bounds[1:], strict=False):
             of_batch = slice(start, start + count)
             row_n = self.row_N[first:last] - start
-            yield self._with_tokens(self.ids_RT[of_batch], self.rate_R[of_batch], row_n, slice(first, last))
+            clean_RT = None if self.clean_RT is None else self.clean_RT[of_batch]
+            yield self._with_tokens(self.ids_RT[of_batch], clean_RT, self.rate_R[of_batch], row_n, slice(first, last))
 
     def without_duplicates(self) -> Rows:
         """Merge equal rows; the two sentences of a minimal pair often differ in a single token."""
-        ids_RT, unique_R = torch.unique(self.ids_RT, dim=0, return_inverse=True)
+        both_RX = self.ids_RT if self.clean_RT is None else torch.cat([self.ids_RT, self.clean_RT], dim=1)
+        both_RX, unique_R = torch.unique(both_RX, dim=0, return_inverse=True)
+        ids_RT, *clean = both_RX.split(self.ids_RT.shape[1], dim=1)
         rate_R = torch.empty(len(ids_RT)).scatter_(0, unique_R, self.rate_R)  # equal rows have equally many masks
         row_N, order_N = unique_R[self.row_N].sort(stable=True)
-        return self._with_tokens(ids_RT, rate_R, row_N, order_N)
+        return self._with_tokens(ids_RT, clean[0] if clean else None, rate_R, row_N, order_N)
 
-    def _with_tokens(self, ids_RT: Tensor, rate_R: Tensor, row_N: Tensor, which_N: slice | Tensor) -> Rows:
+    def _with_tokens(
+        self, ids_RT: Tensor, clean_RT: Tensor | None, rate_R: Tensor, row_N: Tensor, which_N: slice | Tensor
+    ) -> Rows:
         return Rows(
             ids_RT=ids_RT,
             rate_R=rate_R,
@@ -280,6 +301,7 @@ class Rows:
             label_N=self.label_N[which_N],
             sum_N=self.sum_N[which_N],
             weight_N=self.weight_N[which_N],
+            clean_RT=clean_RT,
         )
 
 
@@ -306,10 +328,10 @@ def rows_masked_to_the_end(requests: Sequence[_Request]) -> Rows:
     return _rows(ids_ST, scored_ST, scored_ST & (scored_ST.cumsum(1) == 1), sum_S, torch.ones_like(sum_S))
 
 
-def rows_masked_at_random(requests: Sequence[_Request]) -> Rows:
+def rows_masked_at_random(requests: Sequence[_Request], block_length: int = 0) -> Rows:
     """One row per text and draw.  Of k masked tokens among L scored ones, each has the weight L / k, as in the bound.
 
-    The two draws of a pair are averaged in one sum.
+    The two draws of a pair are averaged in one sum.  With blocks, k and L are those of the token's block.
     """
     ids_ST, scored_ST, sum_S = _stack(requests)
     masked_SJT = torch.from_numpy(
@@ -318,9 +340,17 @@ def rows_masked_at_random(requests: Sequence[_Request]) -> Rows:
     draws = masked_SJT.shape[1]
     draw_J = torch.arange(draws)
     sum_R = (sum_S[:, None] + torch.minimum(draw_J, draw_J.flip(0))).flatten()
-    masked_RT = masked_SJT.flatten(0, 1)
+    masked_RT, ids_RT = masked_SJT.flatten(0, 1), ids_ST.repeat_interleave(draws, dim=0)
+    if block_length:
+        scored_RT = scored_ST.repeat_interleave(draws, dim=0)
+        block_RT = block_of(torch.zeros_like(ids_RT), block_length)
+        scored_RC, masked_RC = block_sums(scored_RT, block_RT), block_sums(masked_RT, block_RT)
+        weight_RT = (scored_RC.double() / masked_RC.clamp(min=1) / 2).gather(1, block_RT.long())
+        rows = _rows(ids_RT, masked_RT, masked_RT, sum_R, torch.ones_like(sum_R))
+        rows = replace(rows, weight_N=weight_RT[rows.row_N, rows.column_N], clean_RT=ids_RT)
+        return rows.without_duplicates()
     weight_R = scored_ST.sum(1).double().repeat_interleave(draws) / masked_RT.sum(1) / 2
-    return _rows(ids_ST.repeat_interleave(draws, dim=0), masked_RT, masked_RT, sum_R, weight_R).without_duplicates()
+    return _rows(ids_RT, masked_RT, masked_RT, sum_R, weight_R).without_duplicates()
 
 
 def _stack(requests: Sequence[_Request]) -> tuple[Tensor, Tensor, Tensor]:
@@ -343,12 +373,13 @@ def _rows(ids_RT: Tensor, masked_RT: Tensor, predicted_RT: Tensor, sum_R: Tensor
     )
 
 
-def draw_masks(group: Sequence[Encoded], draws: int, seed: Sequence[int]) -> list[Mask]:
+def draw_masks(group: Sequence[Encoded], draws: int, seed: Sequence[int], block_length: int = 0) -> list[Mask]:
     """bool[J, T] for every text of a group: draw j masks k of the L scored tokens, with k uniform over 1 .. L.
 
     The draws are stratified over k.  Draws j and J - 1 - j are complementary: they mask k and L + 1 - k tokens, the
     first and the last ones in one random order (see `ltg_mdlm.inference.likelihood`).  The texts of a group share the
     strata and, where their completions begin or end alike, the order.  `draws` is even; `seed` identifies the group.
+    With a `block_length`, this holds for the scored tokens of each block.
     """
     assert draws % 2 == 0
     random = np.random.default_rng(seed)
@@ -357,11 +388,14 @@ def draw_masks(group: Sequence[Encoded], draws: int, seed: Sequence[int]) -> lis
     masks = []
     keys = order_keys([text.ids[text.start :] for text in group], pairs, random)
     for text, key_PL in zip(group, keys, strict=True):
-        rank_PL = key_PL.argsort(axis=1).argsort(axis=1)
-        first_P1 = (t_P * text.scored).astype(np.int64)[:, None] + 1
         mask_JT = np.zeros((draws, len(text.ids)), dtype=np.bool_)
-        mask_JT[:pairs, text.start :] = rank_PL < first_P1
-        mask_JT[pairs:, text.start :] = (rank_PL >= first_P1 - 1)[::-1]
+        size = block_length or len(text.ids)
+        for block in range(text.start // size * size, len(text.ids), size):
+            start, stop = max(block, text.start), min(block + size, len(text.ids))
+            rank_PL = key_PL[:, start - text.start : stop - text.start].argsort(axis=1).argsort(axis=1)
+            first_P1 = (t_P * (stop - start)).astype(np.int64)[:, None] + 1
+            mask_JT[:pairs, start:stop] = rank_PL < first_P1
+            mask_JT[pairs:, start:stop] = (rank_PL >= first_P1 - 1)[::-1]
         masks.append(mask_JT)
     return masks
 

@@ -52,6 +52,8 @@ class Denoiser:
     """The modes of the rows in training."""
     value_for_rate: Callable[[Tensor], Tensor | None]
     """Returns float32[B] conditioning values for mask rates [B]; None for a model without time conditioning."""
+    block_length: int = 0
+    """Tokens of a block: in masked rows, a token sees its own block and earlier ones.  0: the whole row."""
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +147,7 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
         predicts=about["predicts"],
         modes=frozenset(about["modes"]),
         value_for_rate=conditioning.value_for_rate,
+        block_length=about.get("block_length", 0),
         source=checkpoint,
         weights=weights,
         about=about,
@@ -180,6 +183,7 @@ def _open_exported(folder: ExportedFolder, ranks: Ranks, weights: Weights) -> Tr
         predicts=folder.predicts,
         modes=folder.modes,
         value_for_rate=folder.value_for_rate(tensors, ranks.device),
+        block_length=folder.block_length,
         source=folder.path,
         weights=folder.about.get("weights", "ema"),
         about=folder.about,

@@ -2,7 +2,8 @@
 
 DIR/
     config.json, configuration_ltg_mdlm.py, modeling_ltg_mdlm.py      read by the `Auto*` classes
-    transformer.py, attention.py, rate_table.py, time_embedding.py    imported by the modelling file
+    transformer.py, attention.py, visibility.py,
+    rate_table.py, time_embedding.py                                  imported by the modelling file
     model.safetensors
     tokenizer.json, tokenizer_config.json, special_tokens_map.json
     training.json, README.md                                          facts of the training, model card
@@ -73,6 +74,7 @@ CODE_FILES = (
     "modeling_ltg_mdlm.py",
     "transformer.py",
     "attention.py",
+    "visibility.py",
     "rate_table.py",
     EMBEDDING_FILE,
 )
@@ -248,6 +250,7 @@ def model_config(trained: TrainedModel, default_rate: DefaultRate | None, table:
         **asdict(trained.model.config),
         "predicts": trained.predicts,
         **({"mntp_shift": False} if trained.predicts == "next" else {}),
+        **({"block_length": trained.block_length} if trained.block_length else {}),
         "backends": backends,
     }
     if default_rate is not None:

@@ -112,6 +112,13 @@ def _use(config: Mapping[str, Any]) -> list[str]:
             "It was not trained on causal rows, so it has no `AutoModelForCausalLM`: programs that score text from left"
             " to right, such as the multilingual tasks of the pipeline, stop instead of giving meaningless scores.",
         ]
+    if "block_length" in config:
+        lines += [
+            "",
+            f"The model works in blocks of {config['block_length']} tokens from the first token of a text on: a token"
+            " attends to its own block and to earlier ones (`block_length` in config.json). Fill a text from left to"
+            " right; what follows a block has no effect on it.",
+        ]
     if "mask_rate" in config:
         rate = _RATES[config["mask_rate"]].format_map(config)
         lines += [

@@ -4,10 +4,10 @@ The operations are functions of tensors; the modules that own the weights are in
 autograd functions compare them with the same formula under autograd, for one call in the small model on 32 rows of 128
 tokens in fp32: `python benchmarks/model_speed.py --operations --threads 1 --clock cpu --rounds 9` (docs/benchmarks.md).
 
-This file is part of every exported model, so it imports only torch and the standard library.
+This file is part of every exported model, so it imports only torch, the standard library and `visibility.py`.
 
-Shapes are suffixes: B rows, T tokens per row, H heads, E width of a head, R relative-position buckets,
-U = 2T - 1 offsets, K terms of a sum.
+Shapes are suffixes: B rows, T tokens per row, X columns per row: the T tokens and after them any copies of the row,
+H heads, E width of a head, R relative-position buckets, U = 2T - 1 offsets, K terms of a sum.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .visibility import Visibility
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
@@ -63,11 +65,11 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 class Geometry(NamedTuple):
     """Relative positions and attention mask of a batch; equal for all layers."""
 
-    bucket_TT: Tensor
+    bucket_XX: Tensor
     """int64: row of the relative-position table for (query, key)"""
     one_hot_UR: Tensor
     """this row as a one-hot vector, for the offsets query - key from T - 1 down to -(T - 1)"""
-    mask_B1TT: Tensor | None
+    mask_B1XX: Tensor | None
     """see `attention_mask`"""
 
 
@@ -75,14 +77,16 @@ def batch_geometry(
     length: int,
     max_positions: int,
     bucket_size: int,
-    document_BT: Tensor | None,
+    document_BX: Tensor | None,
     causal_B: Tensor | None,
-    allowed_BTT: Tensor | None,
+    visibility: Visibility | Tensor | None,
     like: Tensor,
+    copies: int = 0,
 ) -> Geometry:
     """The geometry of rows of T = `length` tokens, on the device of `like` and in the dtype of its matrix products.
 
-    `max_positions` and `bucket_size` are described at `distance_buckets`, the other tensors at `attention_mask`.
+    `copies` is the number of further copies of the row, whose columns have the places of the first T.  `max_positions`
+    and `bucket_size` are described at `distance_buckets`, the other tensors at `attention_mask`.
     """
     device, dtype = like.device, matmul_dtype(like)
     reach = max_positions if is_exporting() else length  # `length` is not a number there, and must not become one
@@ -90,9 +94,13 @@ def batch_geometry(
     signed_U = torch.tensor([*reversed(bucket_T), *(-bucket for bucket in bucket_T[1:])])
     bucket_U = signed_U.to(device, non_blocking=True) + bucket_size - 1
     position_T = torch.arange(length, device=device)
-    bucket_TT = bucket_U[position_T - position_T[:, None] + reach - 1]
+    bucket_XX = bucket_U[position_T - position_T[:, None] + reach - 1]
+    if copies:
+        bucket_XX = bucket_XX.repeat(1 + copies, 1 + copies)
     one_hot_UR = (bucket_U[:, None] == torch.arange(2 * bucket_size - 1, device=device)).to(dtype)
-    return Geometry(bucket_TT, one_hot_UR, attention_mask(length, document_BT, causal_B, allowed_BTT, dtype))
+    return Geometry(
+        bucket_XX, one_hot_UR, attention_mask(length * (1 + copies), document_BX, causal_B, visibility, dtype)
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,28 +122,32 @@ def distance_buckets(max_positions: int, bucket_size: int) -> tuple[int, ...]:
 
 
 def attention_mask(
-    length: int,
-    document_BT: Tensor | None,
+    columns: int,
+    document_BX: Tensor | None,
     causal_B: Tensor | None,
-    allowed_BTT: Tensor | None,
+    visibility: Visibility | Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """Additive mask [B, 1, T, T]: 0 where the query attends to the key, else -inf; None if there is no restriction.
+    """Additive mask [B, 1, X, X]: 0 where the query attends to the key, else -inf; None if there is no restriction.
 
-    A query attends to keys of its own document, in rows of `causal_B` to itself and earlier keys, and to keys that
-    `allowed_BTT` permits.  Padding (document -1) attends to padding, so no row of scores is empty; `allowed_BTT` must
-    permit at least one key for every query.
+    A query attends to the keys of its own document that `visibility` names; without it, in rows of `causal_B` to itself
+    and earlier keys, and in others to all.  Padding (document -1) attends to padding, so no row of scores is empty.
+
+    `visibility` can also be bool[B, X, X], with at least one key for every query: the attention masks of `transformers`
+    allow any pattern.  It is combined with `causal_B`.
     """
-    allowed = allowed_BTT
-    if document_BT is not None:
-        same_document = document_BT[:, :, None] == document_BT[:, None, :]
-        allowed = same_document if allowed is None else allowed & same_document
-    if causal_B is not None:
-        position_T = torch.arange(length, device=causal_B.device)
-        not_future = (position_T[:, None] >= position_T) | ~causal_B[:, None, None]
-        allowed = not_future if allowed is None else allowed & not_future
-    if allowed is None:
+    restrictions: list[Tensor] = []
+    if document_BX is not None:
+        restrictions.append(document_BX[:, :, None] == document_BX[:, None, :])
+    if isinstance(visibility, Visibility):
+        restrictions.append(visibility.matrix())
+    elif causal_B is not None:
+        restrictions.append(Visibility.of_rows(causal_B, columns).matrix())
+    if isinstance(visibility, Tensor):
+        restrictions.append(visibility)
+    if not restrictions:
         return None
+    allowed = functools.reduce(torch.logical_and, restrictions)
     blocked = torch.full((), -math.inf, dtype=dtype, device=allowed.device)
     return torch.where(allowed, torch.zeros_like(blocked), blocked)[:, None]
 
@@ -153,9 +165,9 @@ def attend(
     scale: float,
     dropout_rate: float,
 ) -> Tensor:
-    """softmax(scale * query . key + `relative_scores`), dropout, times value: [B, H, T, E].
+    """softmax(scale * query . key + `relative_scores`), dropout, times value: [B, H, X, E].
 
-    `query`, `key` and `value` are [B, H, T, E]; `query_pos` and `key_pos`, already scaled, are [H, R, E].
+    `query`, `key` and `value` are [B, H, X, E]; `query_pos` and `key_pos`, already scaled, are [H, R, E].
     """
     if query.device.type == "cpu":  # no library kernel has dropout or the gradient of a bias there
         return apply(_Attention, geometry, scale, dropout_rate, query, key, value, query_pos, key_pos)
@@ -172,7 +184,7 @@ def attend_by_library(
     scale: float,
     dropout_rate: float,
 ) -> Tensor:
-    """`attend` with torch's fused kernel; relative scores and mask are its bias [B, H, T, T]."""
+    """`attend` with torch's fused kernel; relative scores and mask are its bias [B, H, X, X]."""
     bias = apply(_RelativeScores, geometry, query, key, query_pos, key_pos)
     return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout_rate, scale=scale)
 
@@ -233,16 +245,16 @@ class _RelativeScores(torch.autograd.Function):
 
 
 def relative_scores(geometry: Geometry, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
-    """[B, H, T, T]: query . key_pos[bucket] + key . query_pos[bucket] + mask.
+    """[B, H, X, X]: query . key_pos[bucket] + key . query_pos[bucket] + mask.
 
     The products with the tables come before the lookup.  In the order of the formula, each table would be expanded to
     a tensor [T, T, H, E].
     """
-    bucket = geometry.bucket_TT.expand(*query.shape[:2], -1, -1)
+    bucket = geometry.bucket_XX.expand(*query.shape[:2], -1, -1)
     scores = (query @ key_pos.transpose(-2, -1)).gather(-1, bucket)
     scores += (key @ query_pos.transpose(-2, -1)).transpose(-2, -1).gather(-2, bucket)
-    if geometry.mask_B1TT is not None:
-        scores += geometry.mask_B1TT
+    if geometry.mask_B1XX is not None:
+        scores += geometry.mask_B1XX
     return scores
 
 
@@ -257,24 +269,29 @@ def relative_scores_backward(
     return grad_by_query @ key_pos, grad_by_key @ query_pos, grad_query_pos, grad_key_pos
 
 
-def bucket_sums(x_BHTT: Tensor, one_hot_UR: Tensor, block: int = 64) -> Tensor:
-    """[B, H, T, R]: entry (i, r) is the sum of row i over the columns j whose offset i - j has bucket r.
+def bucket_sums(x_BHXX: Tensor, one_hot_UR: Tensor, block: int = 64) -> Tensor:
+    """[B, H, X, R]: entry (i, r) is the sum of row i over the columns j whose offset i - j has bucket r.
 
     This is the gradient of the lookup, as matrix products instead of a scatter: a block of n rows is copied to a zeroed
     buffer, element (i, j) to column n - 1 - i + j, so that equal offsets share a column, and the buffer is multiplied
-    by the one-hot matrix.
+    by the one-hot matrix.  Copies of the row share its places, so their columns are added first.
     """
-    *outer, length, _ = x_BHTT.shape
+    *outer, columns, _ = x_BHXX.shape
+    length = (one_hot_UR.shape[0] + 1) // 2
+    if columns > length:
+        x_BHXT = x_BHXX.view(*outer, columns, -1, length).sum(-2)
+        x_BHCTT = x_BHXT.view(*outer, -1, length, length)
+        return bucket_sums(x_BHCTT, one_hot_UR, block).flatten(-3, -2)
     rows = min(block, length)
-    columns = length + rows - 1
-    buffer = x_BHTT.new_zeros(*outer, rows, columns)
-    skewed = buffer.as_strided((*outer, rows, length), (*buffer.stride()[:-2], columns - 1, 1), rows - 1)
-    sums = x_BHTT.new_empty(*outer, length, one_hot_UR.shape[1])
+    width = length + rows - 1
+    buffer = x_BHXX.new_zeros(*outer, rows, width)
+    skewed = buffer.as_strided((*outer, rows, length), (*buffer.stride()[:-2], width - 1, 1), rows - 1)
+    sums = x_BHXX.new_empty(*outer, length, one_hot_UR.shape[1])
     for start in range(0, length, rows):
         start = min(start, length - rows)  # the last block overlaps its predecessor, so every block fills the buffer
         stop = start + rows
-        skewed.copy_(x_BHTT[..., start:stop, :])
-        sums[..., start:stop, :] = buffer @ one_hot_UR[length - stop : length - stop + columns]
+        skewed.copy_(x_BHXX[..., start:stop, :])
+        sums[..., start:stop, :] = buffer @ one_hot_UR[length - stop : length - stop + width]
     return sums
 
 

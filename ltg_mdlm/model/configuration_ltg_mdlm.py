@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 # transformers 4.51 copies only the files that this file itself imports, not what those import
 from .attention import attend as attend
 from .transformer import ModelConfig, TimeEmbedding
+from .visibility import Visibility as Visibility
 
 
 class LtgMdlmConfig(PretrainedConfig):
@@ -28,6 +29,8 @@ class LtgMdlmConfig(PretrainedConfig):
         time_embedding: name of the class in time_embedding.py that embeds conditioning values
         mntp_shift: for predicts "next": whether `LtgMdlmForMaskedLM` moves the logits of token i to position i, where
             most programs read them (backend mlm); by default they stay at i - 1, where the backend mntp reads them
+        block_length: tokens of a block; a token attends to its own block and to earlier ones (block diffusion). 0: no
+            blocks
     """
 
     model_type = "ltg_mdlm"
@@ -44,6 +47,7 @@ class LtgMdlmConfig(PretrainedConfig):
         rate_intervals: int | None = None,
         time_embedding: str = TimeEmbedding.__name__,
         mntp_shift: bool = False,
+        block_length: int = 0,
         **kwargs: Any,
     ) -> None:
         for field in fields(ModelConfig):
@@ -57,6 +61,7 @@ class LtgMdlmConfig(PretrainedConfig):
         self.rate_intervals = rate_intervals
         self.time_embedding = time_embedding
         self.mntp_shift = mntp_shift
+        self.block_length = block_length
         super().__init__(**kwargs)
 
     def sizes(self) -> ModelConfig:

@@ -29,14 +29,19 @@ class FlopsPerToken:
         return 3 * self.forward
 
 
-def flops_per_token(sizes: ModelConfig, length: int, supervised_share: float) -> FlopsPerToken:
-    """Count the FLOP of rows of `length` tokens, of which `supervised_share` is supervised.
+def flops_per_token(
+    sizes: ModelConfig, length: int, supervised_share: float, columns: int | None = None
+) -> FlopsPerToken:
+    """Count the FLOP of rows of T = `length` tokens, of which `supervised_share` is supervised.
 
-    Only matrix products count.  Those of position tables and time conditioning are omitted (below 5 % at base size).
+    With copies of the row, the model has X = `columns` columns per row: every token then costs X / T times the weight
+    matrices and (X / T)^2 times the attention.  Only matrix products count.  Those of position tables and time
+    conditioning are omitted (below 5 % at base size).
     """
     width, inner, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
+    copies = (columns or length) / length
     return FlopsPerToken(
-        linear=2 * layers * (5 * width**2 + 3 * width * inner),
-        attention=4 * layers * length * width,
+        linear=2 * layers * (5 * width**2 + 3 * width * inner) * copies,
+        attention=4 * layers * length * width * copies**2,
         head=2 * supervised_share * (width**2 + width * sizes.vocab_size),
     )

@@ -33,12 +33,13 @@ from .configuration_ltg_mdlm import LtgMdlmConfig
 from .rate_table import RateTable
 from .time_embedding import EMBEDDING
 from .transformer import OutputBias, Transformer
+from .visibility import Visibility, block_visibility
 
 logger = logging.get_logger(__name__)
 
 
 def convert_attention_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Convert a mask [B, T] or [B, T, T], 1 for attended tokens, to `document_BT` and `allowed_BTT` of `Transformer`.
+    """Convert a mask [B, T] or [B, T, T], 1 for attended tokens, to `document_BT` or to `visibility` of `Transformer`.
 
     Raises ValueError for other shapes.
     """
@@ -208,13 +209,15 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
         inputs_embeds: Tensor | None,
         *,
         causal: bool = False,
+        in_blocks: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Hidden states; the arguments are those of `LtgMdlmModel.forward`.
 
-        Raises ValueError for arguments that would otherwise be ignored with an effect on the results.
+        With `in_blocks`, a token attends to its block of `config.block_length` tokens and to earlier ones, if the model
+        was trained so.  Raises ValueError for arguments that would otherwise be ignored with an effect on the results.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -227,11 +230,16 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None
         document_BT, allowed_BTT = convert_attention_mask(attention_mask)
+        visibility: Visibility | Tensor | None = allowed_BTT
+        if self.config.block_length and in_blocks and not causal:
+            one_BT = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+            blocks = block_visibility(one_BT if document_BT is None else document_BT, self.config.block_length)
+            visibility = blocks if allowed_BTT is None else allowed_BTT & blocks.matrix()
         causal_B = torch.ones(tokens.shape[0], dtype=torch.bool, device=tokens.device) if causal else None
         value_B = self.conditioning_value(tokens, attention_mask, mask_rate, causal=causal)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: list[Tensor] | None = [] if wanted else None
-        hidden = self.denoiser(tokens, document_BT, causal_B, value_B, allowed_BTT, states)
+        hidden = self.denoiser(tokens, document_BT, causal_B, value_B, visibility, states)
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=None if states is None else tuple(states))
 
     def returned(self, output: ModelOutput, return_dict: bool | None = None, **kwargs: Any) -> Any:
@@ -272,7 +280,7 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
 
 
 class LtgMdlmModel(LtgMdlmPreTrainedModel):
-    """Token ids to hidden states; bidirectional."""
+    """Token ids to hidden states; bidirectional, within blocks if the config has a `block_length`."""
 
     _auto_class = "AutoModel"
     with_head = False
@@ -324,7 +332,7 @@ def shifted_logits(logits: Tensor) -> Tensor:
 
 
 class LtgMdlmForMaskedLM(LtgMdlmPreTrainedModel):
-    """Token ids to logits; bidirectional.
+    """Token ids to logits; bidirectional, within blocks if the config has a `block_length`.
 
     If `config.predicts` is "same", the logits of token i are at position i. If it is "next", they are at position
     i - 1, where the evaluation backend `mntp` reads them, or at position i if `config.mntp_shift` is set:
@@ -413,7 +421,10 @@ class LtgMdlmForCausalLM(LtgMdlmPreTrainedModel, GenerationMixin):
 
 
 class LtgMdlmForSequenceClassification(LtgMdlmPreTrainedModel):
-    """The hidden state of the first token to `config.num_labels` logits; the head is built like `transformer.Head`."""
+    """The hidden state of the first token to `config.num_labels` logits; the head is built like `transformer.Head`.
+
+    The first token attends to the whole text, also in a model with blocks, in which it would see its own block only.
+    """
 
     _auto_class = "AutoModelForSequenceClassification"
     with_head = False
@@ -450,7 +461,7 @@ class LtgMdlmForSequenceClassification(LtgMdlmPreTrainedModel):
         The first token is the first that is attended to: with padding on the left, it is not at position 0. The other
         arguments are those of `LtgMdlmModel`.
         """
-        encoded = self.encode(input_ids, attention_mask, mask_rate, inputs_embeds, **kwargs)
+        encoded = self.encode(input_ids, attention_mask, mask_rate, inputs_embeds, in_blocks=False, **kwargs)
         hidden = encoded.last_hidden_state
         if attention_mask is None:
             first_BD = hidden[:, 0]

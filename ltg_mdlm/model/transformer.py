@@ -4,7 +4,8 @@ From top to bottom: sizes, embeddings, the two sublayers, the encoder with depth
 `Transformer`, which puts them together and initialises them.  Modules are named as in published checkpoints.  The
 operations behind the modules are in `attention.py`.
 
-This file is part of every exported model, so it imports only torch, the standard library and `attention.py`.
+This file is part of every exported model, so it imports only torch, the standard library, `attention.py` and
+`visibility.py`.
 
 Shapes are suffixes: B rows, T tokens per row, D width, H heads, E width of a head, R relative-position buckets,
 V vocabulary, C conditioning width, F inner width of the feed-forward sublayer; x any leading dimensions.
@@ -34,6 +35,7 @@ from .attention import (
     matmul_dtype,
     weighted_sum,
 )
+from .visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -327,10 +329,11 @@ class Transformer(nn.Module):
         document_BT: Tensor | None = None,
         causal_B: Tensor | None = None,
         value_B: Tensor | None = None,
-        allowed_BTT: Tensor | None = None,
+        visibility: Visibility | Tensor | None = None,
         layer_outputs: list[Tensor] | None = None,
+        context_BS: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, D].
+        """Hidden states [B, T, D] of the tokens.
 
         Args:
             ids_BT: int64 token ids, or word vectors [B, T, D] in their place
@@ -338,8 +341,11 @@ class Transformer(nn.Module):
                 every row is one document
             causal_B: bool, rows in which a token attends only to itself and earlier tokens
             value_B: float conditioning value, required if and only if the config has a `cond_dim`
-            allowed_BTT: bool, keys that a query may attend to, at least one for each query; combined with the others
-            layer_outputs: receives the embedded tokens and the output of every layer, each [B, T, D]
+            visibility: the keys of its document that a query attends to, [B, X], in place of `causal_B`; or
+                bool[B, T, T], at least one key for each query, which is combined with `causal_B`
+            layer_outputs: receives the embedded columns and the output of every layer, each [B, X, D]
+            context_BS: int64 token ids of further copies of the row, S = c T: column x of the X = T + S columns has the
+                place and the document of token x mod T; needs `visibility`
 
         Raises ValueError for rows longer than `max_position_embeddings`, and for a missing or surplus `value_B`.
         """
@@ -352,18 +358,25 @@ class Transformer(nn.Module):
         if (value_B is None) != (config.cond_dim is None):
             needs = "needs a" if value_B is None else "takes no"
             raise ValueError(f"a model with cond_dim={config.cond_dim} {needs} conditioning value (value_B)")
-        words_BTD, relative_RD = self.embedding(ids_BT)
+        copies = 0
+        if context_BS is not None:
+            copies = context_BS.shape[1] // length
+            ids_BT = torch.cat([ids_BT, context_BS], dim=1)
+            document_BT = None if document_BT is None else document_BT.repeat(1, 1 + copies)
+        words_BXD, relative_RD = self.embedding(ids_BT)
         geometry = batch_geometry(
             length,
             config.max_position_embeddings,
             config.position_bucket_size,
             document_BT,
             causal_B,
-            allowed_BTT,
-            like=words_BTD,
+            visibility,
+            like=words_BXD,
+            copies=copies,
         )
         time_BC = None if value_B is None else F.silu(self.sigma_map(value_B))
-        return cast(Tensor, self.transformer(words_BTD, time_BC, relative_RD, geometry, layer_outputs))
+        hidden_BXD = cast(Tensor, self.transformer(words_BXD, time_BC, relative_RD, geometry, layer_outputs))
+        return hidden_BXD[:, :length] if copies else hidden_BXD
 
     def head(self, hidden_xD: Tensor) -> Tensor:
         """Hidden states [.., D] to features [.., D], the input of the vocabulary matrix."""

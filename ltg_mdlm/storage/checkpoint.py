@@ -88,6 +88,7 @@ class _StateFile(BaseModel):
     world_size: int = Field(1, ge=1)
     modes: list[Literal["masked", "causal"]] = Field(default_factory=list)
     predicts: Literal["same", "next"] = "same"
+    block_length: int = Field(0, ge=0)
     tokenizer: str = ""
 
 
@@ -429,8 +430,9 @@ def load_weights(path: Path, *, averaged: bool = True) -> dict[str, Tensor]:
     """
     weights = load_tensors(path / "model.safetensors")
     if averaged:
-        weights |= load_tensors(path / "ema.safetensors")
-        weights.pop(COUNT, None)
+        # The file also has the averages of the components' learned parts, which a trained model does not need.
+        averages = load_tensors(path / "ema.safetensors")
+        weights |= {name: average for name, average in averages.items() if name in weights}
     return weights
 
 

@@ -7,6 +7,7 @@ from ltg_mdlm.testing import masking_checks as masking
 from ltg_mdlm.testing import objective_checks as objective
 from ltg_mdlm.testing import registration_checks as registration
 from ltg_mdlm.testing import schedule_checks as schedule
+from ltg_mdlm.testing import visibility_checks as visibility
 
 REGISTRATION_CHECKS = (
     registration.it_is_found_by_its_entry_point_and_fills_what_it_registers,
@@ -33,6 +34,8 @@ COMPONENT_CHECKS = (
     masking.a_step_gives_the_same_masks_whenever_it_is_asked,
     masking.masks_belong_to_rows_of_the_global_batch,
     masking.hazards_are_finite_and_not_negative,
+    visibility.visibility_and_copies_belong_to_the_rows,
+    visibility.no_prediction_depends_on_its_own_label,
     objective.the_objective_returns_tensors_of_the_promised_types_and_shapes,
     objective.losses_and_gradients_are_finite_at_the_ends,
     objective.denominators_are_positive_and_add_up_over_micro_batches,

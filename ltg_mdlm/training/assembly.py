@@ -90,11 +90,13 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             seed=config.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            micro_batch_rows=micro_batch_rows(config, ranks.device),
+            micro_batch_rows=micro_batch_rows(config, ranks.device, components.masking.context_copies),
             device=ranks.device,
         )
         settings = config.optimizer
         groups = parameter_groups(model, settings.weight_decay)
+        for name, part in components.modules.items():
+            groups += parameter_groups(part, 0.0, prefix=name, clipped_with=name)
         optimizer = host.optimizer(groups) or build_optimizer(groups, settings)
         return Run(
             config=host.config,  # with the origin of the optimiser
@@ -107,6 +109,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             optimizer=optimizer,
             ema=EMA(
                 model,
+                loss.learned_parts,
                 decay=settings.ema_decay,
                 ramp=settings.ema_ramp,
                 tail_start=tail_start(settings.tail_average, schedule.max_steps),
@@ -121,10 +124,13 @@ def use_bf16(config: RunConfig, device: torch.device) -> bool:
     return bf16_for(config.training.precision, device)
 
 
-def micro_batch_rows(config: RunConfig, device: torch.device) -> int:
-    """Largest number of rows per forward pass: `training.micro_batch_rows`, or what fits `TOKENS_PER_MICRO_BATCH`."""
-    longest = max(length for _, length in config.training.stages)
-    return config.training.micro_batch_rows or max(TOKENS_PER_MICRO_BATCH[device.type] // longest, 1)
+def micro_batch_rows(config: RunConfig, device: torch.device, copies: int = 0) -> int:
+    """Largest number of rows per forward pass: `training.micro_batch_rows`, or what fits `TOKENS_PER_MICRO_BATCH`.
+
+    `copies` are the further copies of every row that the model sees.
+    """
+    columns = (1 + copies) * max(length for _, length in config.training.stages)
+    return config.training.micro_batch_rows or max(TOKENS_PER_MICRO_BATCH[device.type] // columns, 1)
 
 
 def require_same_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
@@ -147,11 +153,14 @@ def build_validator(
     """The validator of the held-out split; None without such a split."""
     if corpus.valid is None:
         return None
+    masking = recipe.components.masking
     held_out = validation_batches(
         corpus.valid,
         seq_len=config.training.stages[0][1],
         rows=config.validation.rows,
-        micro_batch_rows=micro_batch_rows(config, ranks.device),
+        micro_batch_rows=micro_batch_rows(
+            config, ranks.device, max(masking.context_copies, 1 if masking.block_length else 0)
+        ),
         end_of_document=config.data.end_of_document,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -185,6 +194,7 @@ def build_pair_validator(
         predicts=parts.masking.predicts,
         modes=parts.row_mode.modes,
         value_for_rate=parts.time_conditioning.value_for_rate,
+        block_length=parts.masking.block_length,
     )
     pairs = first_of_each(read_minimal_pairs(path), config.validation.pairs_per_phenomenon)
     return PairValidator(loss, pairs, LikelihoodScorer(denoiser, ScoringRule(score=default_score(denoiser)), ranks))
@@ -211,4 +221,5 @@ def provenance(config: RunConfig, components: Components, ranks: Ranks) -> dict[
         "config": config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"}),
         "modes": sorted(components.row_mode.modes),
         "predicts": components.masking.predicts,
+        **({"block_length": length} if (length := components.masking.block_length) else {}),
     }

@@ -138,6 +138,7 @@ def measure(run: Run, steps: int, seconds: float) -> BenchReport:
     micro_batches = [view for batch in batches for view in run.recipe.corrupt(batch, first)]
     positions = sum(m.batch.document_BT.numel() for m in micro_batches)
     tokens = sum(int((m.batch.document_BT >= 0).sum()) for m in micro_batches)
+    columns, views = micro_batches[0].columns, len(micro_batches) // len(batches)
     supervised = sum(int((m.corrupted.labels_BT != IGNORE).sum()) for m in micro_batches) / positions
     largest = max(len(m.batch.document_BT) for m in micro_batches)
     del micro_batches
@@ -175,7 +176,7 @@ def measure(run: Run, steps: int, seconds: float) -> BenchReport:
         waiting_for_gradients=waiting,
         peak_memory_bytes=memory,
         peak_flops=matrix_peak(device, bf16=run.loss.bf16),
-        flops_per_token=flops_per_token(run.loss.model.config, length, supervised).training,
+        flops_per_token=views * flops_per_token(run.loss.model.config, length, supervised, columns).training,
     )
 
 

@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 
+from ltg_mdlm.core.batch import Step
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
+from ltg_mdlm.data.row_loader import RowLoader
+from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, open_corpus
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.model.flops import flops_per_token
+from ltg_mdlm.training.recipe import MicroBatch, Recipe
 from ltg_mdlm.training.sweep import SEED, Point, Sweep
 
 BABYLM_EPOCHS = 10
@@ -33,6 +37,10 @@ ASSUMED_UTILISATION = 0.4
 
 ASSUMED_SUPERVISED = 0.4
 """Share of positions that are assumed to have a loss."""
+
+
+FEW_ROWS = 4
+"""Rows that are corrupted to see what the components return."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +117,21 @@ def resolve(settings: Settings) -> Resolved:
 def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
     """Size and cost of a run, with `verify` after the content of the corpus was verified.
 
-    Raises UserError as `train` would.
+    Corrupts a few rows of the first step, which shows what the components return.  Raises UserError, and PluginFailure
+    if a component fails.
     """
     resolved = resolve(settings)
     config, schedule, components = resolved.config, resolved.schedule, resolved.components
     with torch.device("meta"):
         model = build_model(config, resolved.corpus.vocab_size, components.time_conditioning)
-    totals = schedule.totals()
+    totals, views = schedule.totals(), first_views(resolved)
     flops = sum(
-        tokens * flops_per_token(model.config, length, ASSUMED_SUPERVISED).training
+        tokens
+        * flops_per_token(
+            model.config, length, ASSUMED_SUPERVISED, length * view.columns // view.batch.ids_BT.shape[1]
+        ).training
         for length, tokens in totals.tokens_by_length
+        for view in views
     )
     return RunReport(
         config=config,
@@ -132,8 +145,33 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
         providers=components.providers,
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
         verified=resolved.corpus.verify() if verify else None,
-        warnings=resolved.warnings + budget_warnings(totals.epochs, totals.words),
+        warnings=resolved.warnings + copies_warnings(components, views) + budget_warnings(totals.epochs, totals.words),
     )
+
+
+def copies_warnings(components: Components, views: list[MicroBatch]) -> list[str]:
+    """A warning for copies of the row that a strategy does not declare, so that micro-batches are too large."""
+    found = max(view.columns // view.batch.ids_BT.shape[1] - 1 for view in views)
+    if found <= components.masking.context_copies:
+        return []
+    strategy = components.provenance["masking"]
+    return [
+        f"{strategy} appends {found} copies to a row; its context_copies is 0, and micro-batches are planned for that"
+    ]
+
+
+def first_views(resolved: Resolved) -> list[MicroBatch]:
+    """The views of the first rows of the first step.
+
+    Raises UserError for results of the wrong type or shape, and PluginFailure if a component fails.
+    """
+    schedule, seed = resolved.schedule, resolved.config.seed
+    loader = RowLoader(resolved.corpus.train, schedule, seed=seed, micro_batch_rows=schedule.rows(0))
+    batch = loader.micro_batches(0)[0].map(lambda value: value[:FEW_ROWS])
+    step = Step(seed=seed, step=0, progress=0.0, epoch=0.0, rows=schedule.rows(0))
+    with failures_named(resolved.components, lambda _: "in step 1"):
+        recipe = Recipe(resolved.components)
+        return recipe.corrupt(batch, recipe.begin(step, batch.ids_BT.device))
 
 
 @dataclass(frozen=True)

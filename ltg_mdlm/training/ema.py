@@ -23,8 +23,10 @@ class EMA:
     again at 1, and d = 1 - 1 / n.  Shared parameters are averaged once.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, ramp: bool, tail_start: int | None = None) -> None:
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    def __init__(self, *modules: nn.Module, decay: float, ramp: bool, tail_start: int | None = None) -> None:
+        """Average the trainable parameters of `modules`, whose names must differ."""
+        named = [item for module in modules for item in module.named_parameters()]
+        self._parameters = {name: p for name, p in named if p.requires_grad}
         self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._decay, self._ramp, self._tail_start = decay, ramp, tail_start
         some_average = next(iter(self._averages.values()))

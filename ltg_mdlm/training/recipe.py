@@ -10,18 +10,21 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Observation, Step, StepEnd, Supervised
 from ltg_mdlm.core.components import MaskingStrategy
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.host_memory import HostCopy
 from ltg_mdlm.host.result_checks import ResultChecks, method_of, require_numbers, require_tensors
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.model.cross_entropy import chunked_loss, weighted_cross_entropy
 from ltg_mdlm.model.transformer import Transformer
+from ltg_mdlm.storage.named_tensors import copy_named
+from ltg_mdlm.training.learned_parts import Views, modules_evaluating, own_losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,14 @@ class MicroBatch:
     """float32: the conditioning value of each row; None if the model has no time conditioning."""
     supervised_count: HostCopy
     """N.  The copy starts here, one micro-batch before `gather_supervised` needs it."""
+    views: Views = field(default_factory=lambda: Views(1))
+    """The predictions for the views of the same rows; one object for all of them."""
+
+    @property
+    def columns(self) -> int:
+        """X, the columns of a row with its copies."""
+        context_BS = self.corrupted.context_BS
+        return self.batch.ids_BT.shape[1] + (0 if context_BS is None else context_BS.shape[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +74,8 @@ class Recipe:
         masking = components.masking
         is_verifiable = masking.kind != "other" or type(masking).transition is not MaskingStrategy.transition
         self.bound_name = "bound" if is_verifiable else "unverified_bound"
+        self.own_visibility = False
+        """Whether a row was trained with a visibility that the model is not evaluated with."""
 
     def begin(self, step: Step, device: torch.device) -> Step:
         """The step with `causal_R`, the modes of the rows of its global batch."""
@@ -82,13 +95,17 @@ class Recipe:
             causal_B = step.causal_R[batch.row_B]
         noise = parts.noise_schedule.sample(batch, step)
         self.checks.noise(noise, batch)
-        views = parts.masking.corrupt_views(batch, causal_B, noise, step)
-        self.checks.views(views, batch)
-        return [self._micro_batch(batch, noise, corrupted) for corrupted in views]
+        with torch.no_grad(), modules_evaluating(parts):
+            corrupteds = parts.masking.corrupt_views(batch, causal_B, noise, step)
+        self.checks.views(corrupteds, batch)
+        views = Views(len(corrupteds))
+        return [self._micro_batch(batch, noise, corrupted, views) for corrupted in corrupteds]
 
-    def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted) -> MicroBatch:
+    def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted, views: Views) -> MicroBatch:
         """A view with its noise and conditioning."""
         noise = corrupted.noise or noise
+        if corrupted.visibility is not None and not self.components.masking.block_length:
+            self.own_visibility = True
         conditioning_B = self.components.time_conditioning.value(corrupted, noise)
         self.checks.conditioning(conditioning_B, batch)
         return MicroBatch(
@@ -97,6 +114,7 @@ class Recipe:
             noise=noise,
             conditioning_B=conditioning_B,
             supervised_count=HostCopy((corrupted.labels_BT != IGNORE).sum()),
+            views=views,
         )
 
     def denominators(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
@@ -112,14 +130,7 @@ class Recipe:
 
     def observe(self, step: Step, micro_batch: MicroBatch, output: LossOutput) -> None:
         """Show the predictions of a micro-batch to all components."""
-        observation = Observation(
-            step=step,
-            batch=micro_batch.batch,
-            supervised=output.supervised,
-            correct_N=output.correct_N,
-            nll_N=output.nll_N,
-            noise=micro_batch.noise,
-        )
+        observation = observed(step, micro_batch, output)
         for component in self._distinct:
             component.observe(observation)
 
@@ -146,10 +157,19 @@ class Recipe:
             state = component.state_dict()
             require_tensors(method_of(self.components, slot, component, "state_dict"), state)
             states |= {f"{slot}/{key}": value for key, value in state.items()}
-        return states
+        if clash := states.keys() & (learned := self.learned_state()).keys():
+            raise UserError(f"the state and the learned parts of a component have the same name: {min(clash)}")
+        return states | learned
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """Weights of the components' learned parts, as `<slot>/<name>.<parameter>`."""
+        return nn.ModuleDict(self.components.modules).state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.  Raises UserError if learned parts differ."""
+        learned = self.learned_state()
+        copy_named(learned, {k: v for k, v in state.items() if k in learned}, "the learned parts of the components")
+        state = {k: v for k, v in state.items() if k not in learned}
         for slot, _, component in self.components.named():
             prefix = f"{slot}/"
             component.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
@@ -162,6 +182,7 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.model = model
         self._recipe = recipe
+        self.learned_parts = nn.ModuleDict(recipe.components.modules)
         self.bf16 = bf16
         self.compiled = False
 
@@ -184,15 +205,29 @@ class DenoisingLoss(nn.Module):
         parts = self._recipe.components
         with self.autocast(batch.ids_BT.device):
             hidden_BTD = self.model(
-                corrupted.input_BT, batch.document_BT, corrupted.causal_B, micro_batch.conditioning_B
+                corrupted.input_BT,
+                batch.document_BT,
+                corrupted.causal_B,
+                micro_batch.conditioning_B,
+                corrupted.visibility,
+                context_BS=corrupted.context_BS,
             )
             supervised, index_N = gather_supervised(micro_batch, predicts_next=parts.masking.predicts == "next")
             # Head and vocabulary matrix run at the supervised positions only, since logits are the largest tensor of a
             # step and the others have no label.
             features_ND = self.model.head(hidden_BTD.flatten(0, 1)[index_N])
-            if parts.objective.needs_logits:
-                return self._loss_from_logits(features_ND, supervised, denominators_K, step)
-            return self._loss_from_weights(features_ND, supervised, denominators_K, step)
+            by_logits = parts.objective.needs_logits
+            output = (self._loss_from_logits if by_logits else self._loss_from_weights)(
+                features_ND, supervised, denominators_K, step
+            )
+        if self.learned_parts and step.training:
+            views = micro_batch.views
+            views.add(observed(step, micro_batch, output), corrupted, features_ND.detach())
+            own_loss = own_losses(parts, views, self.model, denominators_K, self._recipe.checks)
+            # Data parallelism expects a gradient of every parameter in every forward pass.
+            unused = sum(parameter.sum() for parameter in self.learned_parts.parameters())
+            output = replace(output, loss=output.loss + own_loss + 0 * unused)
+        return output
 
     def _loss_from_weights(
         self, features_ND: Tensor, supervised: Supervised, denominators_K: Tensor, step: Step
@@ -241,6 +276,18 @@ class DenoisingLoss(nn.Module):
         return LossOutput(
             loss=result.loss, terms_K=result.terms_K, supervised=supervised, correct_N=correct_N, nll_N=nll_N
         )
+
+
+def observed(step: Step, micro_batch: MicroBatch, output: LossOutput) -> Observation:
+    """The predictions for a micro-batch, as components see them."""
+    return Observation(
+        step=step,
+        batch=micro_batch.batch,
+        supervised=output.supervised,
+        correct_N=output.correct_N,
+        nll_N=output.nll_N,
+        noise=micro_batch.noise,
+    )
 
 
 def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool) -> tuple[Supervised, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -48,6 +49,7 @@ class Trainer:
         # One flag per step since the last logged step, read together with the metrics.
         self._refused_steps = torch.zeros(self.config.logging.every, dtype=torch.bool, device=self.device)
         self._stopping_ranks = HostCopy(torch.zeros(()))
+        self._has_warned = False
         # Time and tokens seen when the last logged step ended.
         self._clock = (time.monotonic(), 0)
 
@@ -169,8 +171,18 @@ class Trainer:
         with run.ema.swap():
             if validator is not None:
                 measured |= validator(self.next_step / run.schedule.max_steps, run.loader.epoch(self.next_step))
-            if pairs is not None:
+            if pairs is not None and not self.recipe.own_visibility:
                 measured |= pairs()
+        if self.recipe.own_visibility and not self._has_warned and self.ranks.is_main:
+            self._has_warned = True
+            strategy = self.recipe.components.provenance["masking"]
+            warnings.warn(
+                f"valid/bound and valid/minimal_pairs are off: {strategy} trains with a visibility of its own;"
+                " models are evaluated with none, or with that of blocks (block_length)",
+                stacklevel=2,
+            )
+        if not measured:
+            return
         words = run.loader.words_seen(self.next_step - 1)
         self.write({"step": self.next_step, "words_seen": words, **measured})
         # Validation does not count as training time.

@@ -18,9 +18,10 @@ from ltg_mdlm.core.components import CorpusStatistics
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.data.records import MinimalPair
 from ltg_mdlm.inference.choices import accuracy_of, pair_questions
-from ltg_mdlm.inference.likelihood import estimate_bound
+from ltg_mdlm.inference.likelihood import block_sums, estimate_bound
 from ltg_mdlm.inference.texts import Scorer
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
+from ltg_mdlm.model.visibility import block_of, block_visibility
 from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
 
 FREQUENT_SHARE = 0.5
@@ -77,6 +78,8 @@ class Validator:
             metrics = self._objective(step)
             if step.causal_R is not None and bool(step.causal_R.any()):
                 metrics["valid/causal_nll"] = self._causal_nll()
+            if self._recipe.own_visibility:
+                return metrics | {"valid/unigram": self._unigram}
             bound = estimate_bound(
                 self._batches,
                 self._masked_nll,
@@ -84,6 +87,7 @@ class Validator:
                 draws=self._draws,
                 seed=self._seed,
                 baseline_V=self._unigram_nll_V,
+                block_length=self._recipe.components.masking.block_length,
                 sum_over_ranks=self._sum_over_ranks,
             )
         return metrics | {
@@ -98,7 +102,7 @@ class Validator:
         groups = len(self._recipe.components.objective.group_names)
         terms_K = torch.zeros(groups, device=self._device)
         denominators_K = torch.zeros(groups, device=self._device)
-        counts = torch.zeros(9, dtype=torch.float64, device=self._device)
+        counts = torch.zeros(10, dtype=torch.float64, device=self._device)
         for micro_batch in (view for batch in self._batches for view in self._recipe.corrupt(batch, step)):
             batch, corrupted = micro_batch.batch, micro_batch.corrupted
             share_K = self._recipe.denominators([micro_batch])
@@ -118,12 +122,14 @@ class Validator:
                     (output.nll_N * masked_N).sum().double(),
                     (batch.maskable_BT & ~corrupted.causal_B.unsqueeze(1)).sum().double(),
                     self._recipe.components.objective.constant(batch, corrupted),
+                    label_N.new_tensor(self._recipe.own_visibility).double(),
                 ]
             )
         terms_K, denominators_K = self._sum_over_ranks(terms_K), self._sum_over_ranks(denominators_K)
-        correct, masked, frequent_correct, frequent, rare_correct, rare, nll, maskable, constant = self._sum_over_ranks(
-            counts
-        ).tolist()
+        correct, masked, frequent_correct, frequent, rare_correct, rare, nll, maskable, constant, own_visibility = (
+            self._sum_over_ranks(counts).tolist()
+        )
+        self._recipe.own_visibility |= own_visibility > 0  # a rank may have no rows
         metrics = {
             "valid/loss": float((terms_K / denominators_K.clamp(min=1)).sum()),
             "valid/masked_nll": nll / max(masked, 1),
@@ -149,20 +155,33 @@ class Validator:
         return float(nll / tokens.clamp(min=1))
 
     def _masked_nll(self, batch: Batch, masked_BT: Tensor, rate_B: Tensor) -> Tensor:
-        """float64[B]: summed -log p of the masked tokens of each row, all predicted in one forward pass."""
+        """float64[B], or float64[B, C] with blocks: summed -log p of the masked tokens, all from one forward pass."""
         parts = self._recipe.components
         causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
         labels_BT = labels_for(batch, masked_BT, causal_B, parts.masking.predicts)
         input_BT = batch.ids_BT.masked_fill(masked_BT, parts.masking.mask_id)
-        return self._nll(input_BT, batch, labels_BT, causal_B, parts.time_conditioning.value_for_rate(rate_B))
+        conditioning_B = parts.time_conditioning.value_for_rate(rate_B)
+        return self._nll(input_BT, batch, labels_BT, causal_B, conditioning_B, parts.masking.block_length)
 
     def _nll(
-        self, input_BT: Tensor, batch: Batch, labels_BT: Tensor, causal_B: Tensor, conditioning_B: Tensor | None
+        self,
+        input_BT: Tensor,
+        batch: Batch,
+        labels_BT: Tensor,
+        causal_B: Tensor,
+        conditioning_B: Tensor | None,
+        block_length: int = 0,
     ) -> Tensor:
-        """float64[B]: summed -log p of the labels of each row."""
-        model = self._loss.model
+        """float64[B]: summed -log p of the labels of each row.
+
+        With a `block_length`, float64[B, C]: those of each block, given the tokens of `batch` in all earlier blocks.
+        """
+        model, visibility, context_BT = self._loss.model, None, None
+        if block_length:
+            visibility = block_visibility(batch.document_BT, block_length).with_clean_copy()
+            context_BT = batch.ids_BT
         with self._loss.autocast(self._device):
-            hidden_BTD = model(input_BT, batch.document_BT, causal_B, conditioning_B)
+            hidden_BTD = model(input_BT, batch.document_BT, causal_B, conditioning_B, visibility, context_BS=context_BT)
             row_N, column_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
             result = weighted_cross_entropy(
                 model.head(hidden_BTD[row_N, column_N]),
@@ -171,8 +190,13 @@ class Validator:
                 labels_BT[row_N, column_N],
                 torch.ones_like(row_N, dtype=torch.float32),
             )
+        nll_N = result.nll_N.double()
+        if block_length:
+            nll_BT = torch.zeros(input_BT.shape, dtype=torch.float64, device=input_BT.device)
+            nll_BT[row_N, column_N] = nll_N
+            return block_sums(nll_BT, block_of(batch.document_BT, block_length))
         nll_B = torch.zeros(input_BT.shape[0], dtype=torch.float64, device=input_BT.device)
-        return nll_B.index_add_(0, row_N, result.nll_N.double())
+        return nll_B.index_add_(0, row_N, nll_N)
 
 
 class PairValidator:

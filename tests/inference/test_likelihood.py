@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ltg_mdlm.api import Batch, Step
-from ltg_mdlm.inference.likelihood import complementary_masks, estimate_bound
+from ltg_mdlm.inference.likelihood import block_sums, complementary_masks, estimate_bound
+from ltg_mdlm.model.visibility import block_of
 
 
 def make_batch(lengths: list[int], width: int) -> Batch:
@@ -47,6 +48,60 @@ def test_estimate_agrees_with_enumeration_within_its_standard_error():
     exact = exact_bound(length) / length
     assert bound.standard_error < 0.01
     assert abs(bound.nats_per_token - exact) < 4 * bound.standard_error
+
+
+def block_table_nll(batch: Batch, masked_BT: torch.Tensor, rate_B: torch.Tensor) -> torch.Tensor:
+    """The artificial denoiser for blocks of 3 columns, whose costs depend on the masks of the same block only."""
+    per_block_BCT = torch.nn.functional.pad(masked_BT, (0, -masked_BT.shape[1] % 3)).view(len(masked_BT), -1, 3)
+    order_BCT = per_block_BCT.cumsum(2) * torch.tensor([1, 4, 2])
+    cost_BCT = 1 + torch.arange(per_block_BCT.shape[1])[:, None] * 0.9 + order_BCT.square() * 0.7
+    return (cost_BCT * per_block_BCT).sum(2).double()
+
+
+def exact_block_bound(length: int) -> float:
+    """Sum over blocks of 3 columns (the first has `<s>` and 2 tokens) of the any-order form of each block's NELBO."""
+    batch, total = make_batch([length], length + 1), 0.0
+    for block in range(length // 3 + 1):
+        columns = [column for column in range(max(3 * block, 1), 3 * block + 3) if column <= length]
+        for k in range(1, len(columns) + 1):
+            masks = list(itertools.combinations(columns, k))
+            for chosen in masks:
+                masked_BT = torch.zeros(1, length + 1, dtype=torch.bool)
+                masked_BT[0, list(chosen)] = True
+                total += float(block_table_nll(batch, masked_BT, torch.ones(1)).sum()) / k / len(masks)
+    return total
+
+
+@pytest.mark.parametrize("baseline_V", [None, torch.arange(32) * 0.7 - 12], ids=["plain", "baseline"])
+def test_the_bound_of_blocks_agrees_with_enumeration_within_its_standard_error(baseline_V):
+    rows, length = 4096, 6
+    batch = make_batch([length] * rows, length + 1)
+    bound = estimate_bound([batch], block_table_nll, rows=rows, draws=2, seed=1, baseline_V=baseline_V, block_length=3)
+    assert bound.tokens == rows * length
+    assert abs(bound.nats_per_token - exact_block_bound(length) / length) < 4 * bound.standard_error
+
+
+def test_blocks_that_hold_whole_rows_give_the_bound_of_rows():
+    batch = make_batch([3, 5, 2, 6], 8)
+
+    def one_block(batch: Batch, masked_BT: torch.Tensor, rate_B: torch.Tensor) -> torch.Tensor:
+        """The rows, then their padding, which is a block of its own without maskable tokens."""
+        nll_B = table_nll(batch, masked_BT, rate_B)
+        return torch.stack([nll_B, torch.zeros_like(nll_B)], dim=1)
+
+    whole = estimate_bound([batch], table_nll, rows=4, draws=4, seed=0)
+    assert estimate_bound([batch], one_block, rows=4, draws=4, seed=0, block_length=8) == whole
+
+
+@pytest.mark.parametrize("block_length", [1, 2, 3, 5])
+def test_masks_of_a_pair_cover_the_maskable_tokens_of_every_block(block_length):
+    batch = make_batch([1, 4, 7, 0], 9)
+    step = Step(seed=3, step=0, progress=0.0, epoch=0.0, rows=4)
+    block_BT = block_of(batch.document_BT, block_length)
+    first, second = complementary_masks(batch, step, "x", block_BT)
+    assert torch.equal(first | second, batch.maskable_BT)
+    size_BC, one_BC, other_BC = (block_sums(mask, block_BT) for mask in (batch.maskable_BT, first, second))
+    assert torch.equal(one_BC + other_BC, torch.where(size_BC > 0, size_BC + 1, 0))
 
 
 def test_no_baseline_however_wrong_moves_the_estimate():

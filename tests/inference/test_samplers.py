@@ -9,6 +9,7 @@ from support.exact_sampling import (
     chi_square,
     draw,
     exact_law,
+    exact_law_of_blocks,
     law_of_the_likeliest_draw,
     total_variation,
 )
@@ -42,6 +43,33 @@ def test_blocks_of_one_token_are_drawn_from_left_to_right_and_follow_the_joint_d
     counts_Q, canvas = draw(COUNT, sampler="block", block_length=1)
     assert chi_square(counts_Q, JOINT_Q).p > LEAST_P
     assert canvas.drawn_at_BT.unique(dim=0).tolist() == [[-1, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "confidence", "entropy", "block"])
+@pytest.mark.parametrize("block_length", [1, 2, 3])
+def test_a_model_with_blocks_is_sampled_block_by_block_and_follows_the_joint_distribution(sampler, block_length):
+    counts_Q, canvas = draw(COUNT, ExactDenoiser(block_length), sampler=sampler)
+    assert chi_square(counts_Q, JOINT_Q).p > LEAST_P
+    block_L = torch.arange(1, LENGTH + 1) // block_length
+    drawn_at_BL = canvas.drawn_at_BT[:, 1:]
+    for earlier, later in zip(range(LENGTH), range(1, LENGTH), strict=False):
+        if block_L[earlier] < block_L[later]:
+            assert bool((drawn_at_BL[:, earlier] < drawn_at_BL[:, later]).all())
+
+
+@pytest.mark.parametrize(("block_length", "steps"), [(2, (1, 1)), (3, (1, 1)), (3, (3, 4)), (50, (3,))])
+def test_block_by_block_with_few_steps_samples_follow_the_law_of_the_discretised_process(block_length, steps):
+    counts_Q, _ = draw(COUNT, ExactDenoiser(block_length), steps=sum(steps))
+    law_Q = exact_law_of_blocks(steps, block_length)
+    assert chi_square(counts_Q, law_Q).p > LEAST_P
+    if steps == (1, 1):
+        assert chi_square(counts_Q, JOINT_Q).p < 1e-6, "the test could not tell the two laws apart"
+
+
+def test_a_model_with_blocks_is_conditioned_on_the_masked_share_of_the_block():
+    denoiser = ExactDenoiser(2)
+    draw(10, denoiser, sampler="confidence")
+    assert [told_B.tolist() for told_B in denoiser.told] == [[1.0] * 10, [1.0] * 10, [0.5] * 10]
 
 
 @pytest.mark.parametrize(

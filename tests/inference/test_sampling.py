@@ -167,6 +167,59 @@ def test_tokens_are_drawn_from_what_the_scores_of_evaluation_are_made_of(kind, s
     assert float(log_p_V[label]) == pytest.approx(expected.log_likelihood, abs=1e-5)
 
 
+def in_blocks(trained: TrainedModel, block_length: int) -> TrainedModel:
+    """The model as if it had been trained in blocks; exact, so that rounding does not decide."""
+    return replace(trained, model=deepcopy(trained.model).double(), block_length=block_length)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "confidence", "entropy", "block"])
+def test_a_model_with_blocks_draws_a_text_as_it_draws_its_beginning(sampler, uniform):
+    """Later blocks have no influence, and a text may be continued where it ended."""
+    trained, rule = in_blocks(uniform, 4), SamplingRule(sampler=sampler)
+    long, short = (generate(trained, rule, length=length, count=3) for length in (11, 7))
+    assert [sample.ids[:7] for sample in long] == [sample.ids for sample in short]
+    blocks = [(column + 1) // 4 for column in range(11)]
+    for sample in long:
+        order = [block for _, block in sorted(zip(sample.unmasked_at, blocks, strict=True))]
+        assert order == sorted(order)
+
+
+def test_the_predictions_of_a_model_with_blocks_do_not_depend_on_later_blocks(uniform):
+    trained = in_blocks(uniform, 4)
+    ids_BT = torch.tensor([[BOS, *range(NUM_SPECIAL, NUM_SPECIAL + 9)]])
+    changed_BT = ids_BT.clone()
+    changed_BT[:, 8:] = MASK
+    row_N, column_N = torch.zeros(8, dtype=torch.int64), torch.arange(8)
+    predict, rate_B = model_predictor(trained, causal=False), torch.ones(1, dtype=torch.float64)
+    document_BT = torch.tensor([[0] * 8 + [-1] * 2])
+    logits = predict(ids_BT, None, rate_B)(row_N, column_N)
+    assert torch.equal(logits, predict(changed_BT, None, rate_B)(row_N, column_N))
+    assert torch.equal(logits, predict(ids_BT, document_BT, rate_B)(row_N, column_N))
+    changed_BT[:, 7] = MASK
+    assert not torch.equal(logits[4:], predict(changed_BT, None, rate_B)(row_N, column_N)[4:])
+
+
+def test_texts_of_a_model_with_blocks_end_in_any_block(ending):
+    trained = in_blocks(ending, 3)
+    trained.model.output_bias_V[EOS] = 4
+    samples = generate(trained, SamplingRule(), prompt="the", length=30, count=8)
+    assert any(sample.ended for sample in samples)
+    assert all(min(sample.ids) >= NUM_SPECIAL for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted", "message"),
+    [
+        ({}, {"infill": "the <mask> saw the dog and ran"}, "blocks of 3 tokens from left to right"),
+        ({"sampler": "block", "block_length": 5}, {}, "--block-length 5: uniform was trained in blocks of 3 tokens"),
+        ({"steps": 2}, {"length": 9}, "--steps 2: there are 4 blocks of 3 tokens"),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_blocks_of_a_model_is_refused(rule, wanted, message, uniform):
+    with pytest.raises(UserError, match=message):
+        generate(in_blocks(uniform, 3), SamplingRule(**rule), **wanted)
+
+
 def test_an_exported_folder_generates_what_its_run_does(uniform_run, uniform, tmp_path):
     [folder] = export_model(uniform_run, tmp_path / "out")
     rule = SamplingRule(steps=4, schedule="trained")

@@ -25,7 +25,7 @@ ALONE = Ranks.alone()
 SENTENCES = ["the dog ran", "a cat saw the dog", "cats", "the dog runs", "a dog saw a cat and ran"]
 
 
-def denoiser(predicts="same", modes=("masked", "causal"), **sizes):
+def denoiser(predicts="same", modes=("masked", "causal"), block_length=0, **sizes):
     """A small disturbed transformer over the vocabulary of the small tokenizer."""
     model = disturbed_model(small_config(vocab_size=TOKENIZER.vocab_size, **sizes), dtype=torch.float32).eval()
     return Denoiser(
@@ -34,6 +34,7 @@ def denoiser(predicts="same", modes=("masked", "causal"), **sizes):
         predicts=predicts,
         modes=frozenset(modes),
         value_for_rate=lambda rate_B: rate_B if model.config.cond_dim is not None else None,
+        block_length=block_length,
     )
 
 
@@ -96,6 +97,56 @@ def test_causal_scores_are_those_of_one_prediction_at_a_time_conditioned_on_mask
         for text in SENTENCES
     ]
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+def block_log_probability(parts, ids, column):
+    """Log-probabilities at a masked column from its own block and earlier ones: what follows is cut off."""
+    stop = min(len(ids), (column // parts.block_length + 1) * parts.block_length)
+    block_T = torch.arange(stop) // parts.block_length
+    earlier_TT = block_T[None, :] <= block_T[:, None]
+    hidden = parts.model(torch.tensor([ids[:stop]]), visibility=earlier_TT[None])
+    return parts.model.logits(parts.model.head(hidden))[0, column].detach().double().log_softmax(0)
+
+
+@pytest.mark.parametrize("block_length", [1, 3, 50])
+def test_masked_scores_in_blocks_are_those_of_texts_that_end_with_the_block(block_length):
+    parts = denoiser(cond_dim=None, block_length=block_length)
+    scores = LikelihoodScorer(parts, ScoringRule(), ALONE)([[Text("", text) for text in SENTENCES]])[0]
+    for text, score in zip(SENTENCES, scores, strict=True):
+        ids = ids_of(text)
+        rows = [[*ids[:column], MASK, *ids[column + 1 :]] for column in range(1, len(ids))]
+        expected = sum(float(block_log_probability(parts, row, c)[ids[c]]) for c, row in enumerate(rows, 1))
+        assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
+
+
+def exact_block_bound(parts, ids, start):
+    """Sum over the blocks of the mean over all masks of L / k times the log-likelihoods, with clean blocks before."""
+    total, size = 0.0, parts.block_length
+    for first in range(0, len(ids), size):
+        columns = [column for column in range(first, min(first + size, len(ids))) if column >= start]
+        for k in range(1, len(columns) + 1):
+            masks = list(itertools.combinations(columns, k))
+            for chosen in masks:
+                row = [MASK if column in chosen else token for column, token in enumerate(ids)]
+                found = sum(float(block_log_probability(parts, row, column)[ids[column]]) for column in chosen)
+                total += found / k / len(masks)
+    return total
+
+
+@pytest.mark.parametrize(("prefix", "said"), [("", "the dog ran"), ("the dog", " ran and saw")])
+def test_the_bound_in_blocks_is_the_sum_of_those_of_the_blocks_after_clean_ones(prefix, said):
+    parts = denoiser(cond_dim=None, block_length=3)
+    rule = ScoringRule(score="bound", draws=4000)
+    [[found]] = LikelihoodScorer(parts, rule, ALONE)([[Text(prefix, said)]])
+    exact = exact_block_bound(parts, ids_of(prefix + said), len(ids_of(prefix)))
+    assert found.standard_error < 0.2
+    assert abs(found.log_likelihood - exact) < 4 * found.standard_error + 1e-4
+
+
+def test_the_bound_in_blocks_of_one_token_is_exact_and_reads_from_left_to_right():
+    parts = denoiser(cond_dim=None, block_length=1)
+    [[found]] = LikelihoodScorer(parts, ScoringRule(score="bound", draws=2), ALONE)([[Text("", "the dog ran")]])
+    assert found.log_likelihood == pytest.approx(exact_block_bound(parts, ids_of("the dog ran"), 1), abs=1e-4)
 
 
 @pytest.mark.parametrize("score", ["pll", "causal", "bound"])

@@ -11,13 +11,19 @@ import tokenizers
 import torch
 from safetensors import safe_open
 from support.corpora import small_tokenizer
+from support.third_party import installed, write_distribution
 from support.trained import EMBEDDING_PLUGIN, embedding_plugin_installed, write_run
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.inference.sampling import generate
+from ltg_mdlm.inference.sampling_rule import SamplingRule
+from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
+from ltg_mdlm.inference.texts import Text
 from ltg_mdlm.inference.trained_model import open_model
 from ltg_mdlm.interchange.export_model import export_model
+from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +33,7 @@ FILES = {
     "modeling_ltg_mdlm.py",
     "transformer.py",
     "attention.py",
+    "visibility.py",
     "rate_table.py",
     "time_embedding.py",
     "model.safetensors",
@@ -152,6 +159,55 @@ def test_an_exported_model_opens_as_the_one_it_was(plugin, weights, tmp_path):
     assert (exported.predicts, exported.modes) == (trained.predicts, trained.modes)
     assert (exported.weights, exported.name, exported.revision) == (weights, "out", "main")
     assert exported.about["words_seen"] == 500_000
+
+
+BLOCKS = """
+from ltg_mdlm_plugins.uniform_mdlm import UniformMasking
+from ltg_mdlm.api import Plugin, hookimpl
+
+class BlockMasking(UniformMasking):
+    block_length = 4
+
+class P(Plugin):
+    @hookimpl
+    def ltg_mdlm_masking(self, ctx):
+        return BlockMasking(ctx.mask_id)
+"""
+
+
+def test_the_length_of_blocks_is_in_the_export_and_in_the_checkpoint_and_survives_an_import(tmp_path):
+    write_distribution(tmp_path / "site", "blocks", BLOCKS)
+    with installed(tmp_path / "site"):
+        run = write_run(tmp_path / "run", "blocks", "plugins.uniform_mdlm.conditioning=none")
+        [folder] = export_model(run, tmp_path / "out")
+        import_checkpoint(folder, out=tmp_path / "again")
+        assert config_of(folder)["block_length"] == 4
+        paths = (run, folder, tmp_path / "again")
+        assert [opened(path).block_length for path in paths] == [4, 4, 4]
+        texts = [[Text("", "the dog ran and saw a cat")]]
+        scores = [
+            [LikelihoodScorer(opened(path), ScoringRule(score=score), Ranks.alone())(texts) for path in paths]
+            for score in ("pll", "bound")
+        ]
+        assert all(found == [found[0]] * 3 for found in scores)
+        drawn = [generate(opened(path), SamplingRule(), length=9) for path in paths]
+        assert drawn == [drawn[0]] * 3
+    assert "blocks of 4 tokens" in (folder / "README.md").read_text()
+    assert opened(folder).block_length == 4, "an export needs no plugin to say so"
+
+
+@pytest.mark.parametrize("value", [-1, "4", 2.0, True])
+def test_a_length_of_blocks_that_is_none_is_refused(uniform, tmp_path, value):
+    [folder] = export_model(uniform, tmp_path / "out")
+    (folder / "config.json").write_text(json.dumps(config_of(folder) | {"block_length": value}))
+    with pytest.raises(UserError, match=r"config.json: block_length must be 0 or a number of tokens, not"):
+        opened(folder)
+
+
+def test_models_without_blocks_have_no_block_length_in_their_config(uniform, tmp_path):
+    [folder] = export_model(uniform, tmp_path / "out")
+    assert "block_length" not in config_of(folder)
+    assert opened(folder).block_length == 0
 
 
 def test_averaged_and_last_weights_differ(uniform, tmp_path):

@@ -172,6 +172,20 @@ MISTAKES = [
         "finite hazard at mask rate 1\n  found: inf",
     ),
     Mistake(
+        "blocks_of_the_micro_batch",
+        "blocks are numbered through all rows of the micro-batch",
+        "visibility_and_copies_belong_to_the_rows",
+        "BlocksOfTheMicroBatch.corrupt of ltg_mdlm_masking",
+        r"rows 2 to 8 on their own: visibility.group_BX = \d+ at \[0, 0\]",
+    ),
+    Mistake(
+        "sees_its_own_copy",
+        "a corrupted block sees its own clean copy",
+        "no_prediction_depends_on_its_own_label",
+        "SeesItsOwnCopy.corrupt of ltg_mdlm_masking",
+        r"logits of column \d+ that do not depend on its label.*\(masked row 0\)",
+    ),
+    Mistake(
         "falling",
         "gamma = 1 - t",
         "mask_rates_are_in_the_unit_interval_and_never_fall",

@@ -96,7 +96,7 @@ def test_bucket_sums_are_sums_over_the_columns_of_each_bucket_for_any_block_size
     geometry = geometry_of(length)
     x = torch.randn(2, 1, length, length, dtype=torch.float64)
     expected = torch.zeros(2, 1, length, 15, dtype=torch.float64)
-    expected.scatter_add_(-1, geometry.bucket_TT.expand(x.shape), x)
+    expected.scatter_add_(-1, geometry.bucket_XX.expand(x.shape), x)
     torch.testing.assert_close(bucket_sums(x, geometry.one_hot_UR, block), expected)
 
 
@@ -177,9 +177,9 @@ def test_every_dropout_of_the_model_is_on_in_training_and_off_in_evaluation():
 def test_bfloat16_gradients_of_attention_stay_close_to_float64():
     geometry, operands = attention_inputs(70)
     rounded = [x.detach().bfloat16().requires_grad_() for x in operands]
-    mask = geometry.mask_B1TT
+    mask = geometry.mask_B1XX
     assert mask is not None
-    coarse = Geometry(geometry.bucket_TT, geometry.one_hot_UR.bfloat16(), mask.bfloat16())
+    coarse = Geometry(geometry.bucket_XX, geometry.one_hot_UR.bfloat16(), mask.bfloat16())
     exact_operands = [x.detach().double().requires_grad_() for x in rounded]
     direction = torch.randn(2, 3, 70, 4)
     exact = torch.autograd.grad(attend(*exact_operands, geometry, 0.4, 0.0), exact_operands, direction.double())

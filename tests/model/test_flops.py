@@ -7,12 +7,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
+from ltg_mdlm.model.visibility import Visibility
 
 SUPERVISED = 48
 
 
-@pytest.mark.parametrize("length", [64, 256])
-def test_the_formula_counts_a_training_pass_without_positions_and_time(length):
+@pytest.mark.parametrize(("length", "copies"), [(64, 0), (256, 0), (128, 1), (64, 3)])
+def test_the_formula_counts_a_training_pass_without_positions_and_time(length, copies):
     sizes = ModelConfig(
         hidden_size=256, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4, vocab_size=2048,
         max_position_embeddings=256, position_bucket_size=4,
@@ -20,13 +21,16 @@ def test_the_formula_counts_a_training_pass_without_positions_and_time(length):
     model = Transformer(sizes)
     ids_BT = torch.randint(16, sizes.vocab_size, (2, length))
     with FlopCounterMode(display=False) as counter:
-        hidden_BTD = model(ids_BT, torch.zeros_like(ids_BT), None, torch.rand(2))
+        visibility = Visibility.of_rows(torch.tensor([False, False]), length * (1 + copies))
+        context_BS = ids_BT.repeat(1, copies) if copies else None
+        hidden_BTD = model(ids_BT, torch.zeros_like(ids_BT), None, torch.rand(2), visibility, context_BS=context_BS)
         features_ND = model.head(hidden_BTD.flatten(0, 1)[:SUPERVISED])
         label_N, weight_N = ids_BT.flatten()[:SUPERVISED], torch.ones(SUPERVISED)
         weighted_cross_entropy(
             features_ND, model.output_weight_VD, model.output_bias_V, label_N, weight_N
         ).loss.backward()
-    formula = flops_per_token(sizes, length, SUPERVISED / ids_BT.numel()).training * ids_BT.numel()
+    share, columns = SUPERVISED / ids_BT.numel(), length * (1 + copies)
+    formula = flops_per_token(sizes, length, share, columns).training * ids_BT.numel()
     assert formula == pytest.approx(counter.get_total_flops(), rel=0.07)
 
 

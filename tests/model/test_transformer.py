@@ -126,7 +126,7 @@ def test_queries_attend_only_to_allowed_keys():
     document_BT = torch.stack([packed(7), packed(4, pad=3)])
     triangle_BTT = torch.ones(2, 7, 7, dtype=torch.bool).tril()
     causal_BTD = model(ids_BT, document_BT, torch.tensor([True, True]))
-    torch.testing.assert_close(model(ids_BT, document_BT, allowed_BTT=triangle_BTT), causal_BTD)
+    torch.testing.assert_close(model(ids_BT, document_BT, visibility=triangle_BTT), causal_BTD)
     assert not torch.allclose(model(ids_BT, document_BT), causal_BTD)
 
 

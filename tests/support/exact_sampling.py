@@ -7,7 +7,7 @@ is one of the types or masked.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +48,9 @@ def exact_posterior(states_BL: Tensor, masking_BV: Tensor) -> Tensor:
 class ExactDenoiser:
     """The best model there can be; would rather say a control token than anything else, if it were allowed to."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_length: int = 0) -> None:
+        """With a `block_length`, it knows nothing of the blocks after that of the token."""
+        self.block_length = block_length
         self.rows = 0
         self.told: list[Tensor] = []
 
@@ -57,18 +59,31 @@ class ExactDenoiser:
         states_BL = torch.full((len(ids_BT), LENGTH), HIDDEN)  # columns that are cut off are unknown
         tokens = ids_BT[:, 1:]
         states_BL[:, : tokens.shape[1]] = torch.where(tokens == MASK, HIDDEN, tokens - NUM_SPECIAL)
-        log_p_BLV = exact_posterior(states_BL, uniform(1.0).expand(len(ids_BT), -1)).log().float()
+        log_p_BLV = self.posterior(states_BL).log().float()
         logits_BLV = torch.cat([torch.full((*states_BL.shape, NUM_SPECIAL), 9.0), log_p_BLV], dim=2)
         self.rows += len(ids_BT)
         self.told.append(rate_B)
         return lambda row_N, column_N: logits_BLV[row_N, column_N - 1]
+
+    def posterior(self, states_BL: Tensor) -> Tensor:
+        """float64[B, L, V]: each token given the visible ones, of its own and earlier blocks if there are any."""
+        masking_BV = uniform(1.0).expand(len(states_BL), -1)
+        if not self.block_length:
+            return exact_posterior(states_BL, masking_BV)
+        given = []
+        for place in range(LENGTH):  # `<s>` is the first token of the first block
+            stop = ((place + 1) // self.block_length + 1) * self.block_length - 1
+            later_L = torch.arange(LENGTH) >= stop
+            given.append(exact_posterior(states_BL.masked_fill(later_L, HIDDEN), masking_BV)[:, place])
+        return torch.stack(given, dim=1)
 
 
 def draw(
     count: int, denoiser: ExactDenoiser | None = None, schedule: RateSchedule | None = None, **rule: Any
 ) -> tuple[Tensor, Canvas]:
     """(int64[Q] how often each sequence was drawn, the rows); keyword arguments make the `SamplingRule`."""
-    setting = Setting(predict=denoiser or ExactDenoiser(), rule=SamplingRule(**rule), ends=False)
+    denoiser = denoiser or ExactDenoiser()
+    setting = Setting(predict=denoiser, rule=SamplingRule(**rule), ends=False, block_length=denoiser.block_length)
     canvas = draw_rows(GAPS, torch.arange(count), setting, schedule)
     place_L = TYPES ** torch.arange(LENGTH - 1, -1, -1)
     return ((canvas.ids_BT[:, 1:] - NUM_SPECIAL) * place_L).sum(1).bincount(minlength=len(JOINT_Q)), canvas
@@ -95,6 +110,23 @@ def exact_law(
             else torch.full((TYPES,), (s - t + (1 - s) * again) / s, dtype=torch.float64)
         )
         probability_S = probability_S @ _transition(exact_posterior(STATES_SL, tilt(s).expand(64, -1)), share_V, again)
+    law_Q: Tensor = probability_S[_IS_SEQUENCE_S]
+    return law_Q
+
+
+def exact_law_of_blocks(steps_of_block: Sequence[int], block_length: int) -> Tensor:
+    """float64[Q]: what block-wise ancestral sampling draws with the exact denoiser and equal steps in each block.
+
+    A chain over the states of a row for every block in turn, in which the other positions stay as they are.
+    """
+    denoiser = ExactDenoiser(block_length)
+    probability_S = (STATES_SL == HIDDEN).all(1).double()
+    posterior_SLV = denoiser.posterior(STATES_SL)
+    for block, steps in enumerate(steps_of_block):
+        moves_L = (torch.arange(LENGTH) + 1) // block_length == block
+        for step in range(steps, 0, -1):
+            share_L = torch.where(moves_L, 1 / step, 0.0).double()
+            probability_S = probability_S @ _transition(posterior_SLV, share_L[:, None], 0.0)
     law_Q: Tensor = probability_S[_IS_SEQUENCE_S]
     return law_Q
 

@@ -60,6 +60,7 @@ def write_run(
         "config": host.config.model_dump(mode="json", exclude={"run", "plugin_versions"}),
         "modes": sorted(parts.row_mode.modes),
         "predicts": parts.masking.predicts,
+        "block_length": parts.masking.block_length,
     }
     folder = RunFolder(out)
     checkpoints = Checkpoints(folder.checkpoints, every=1, keep=2, about=about)

@@ -1,15 +1,17 @@
 """From batch to loss, on the real components: gathering, reduction, metrics, and synchronisation with the device."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
+from ltg_mdlm_plugins.uniform_mdlm import UniformMasking
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ltg_mdlm.api import IGNORE, Step
 from ltg_mdlm.core.host_memory import HostCopy
 from ltg_mdlm.core.settings import load_settings
-from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.plugin_host import Host, seeded
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.testing.host_reads import NoHostReads
 from ltg_mdlm.testing.toy import batch_of, context, statistics, zipfian_counts
@@ -27,6 +29,9 @@ PLUGINS: Mapping[str, tuple[str, ...]] = {
     "dual next_token": ("plugins.dual.next_token=true",),
     "dual freq_mdlm": ("plugins.freq_mdlm.power=1", "plugins.freq_mdlm.weighting=token"),
     "dual amlm": ("plugins.amlm.update_every=1", "slots.objective=dual"),
+    "complementary": (),
+    "gidd": (),
+    "learned_schedule": (),
 }
 HYBRIDS = {name for name in PLUGINS if name.startswith(("gpt_bert", "dual"))}
 
@@ -93,13 +98,14 @@ def test_a_step_reads_nothing_but_the_count_of_supervised_positions(name, monkey
     batch = rows(0, 16)
     with NoHostReads():
         step = recipe.begin(step, CPU)
-        [micro_batch] = recipe.corrupt(batch, step)
-        denominators_K = recipe.denominators([micro_batch]).clamp(min=1e-9)
-        output = loss_module(micro_batch, denominators_K, step)
-        output.loss.backward()
-        recipe.observe(step, micro_batch, output)
-        recipe.step_end(step, torch.tensor(False))
-        StepMetrics(recipe, CPU).update(micro_batch, output)
+        views = recipe.corrupt(batch, step)
+        denominators_K = recipe.denominators(views).clamp(min=1e-9)
+        for view in views:
+            output = loss_module(view, denominators_K, step)
+            output.loss.backward()
+            recipe.observe(step, view, output)
+            StepMetrics(recipe, CPU).update(view, output)
+        recipe.step_end(step, torch.zeros((), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -108,15 +114,18 @@ def test_supervised_positions_carry_what_belongs_to_their_own_token(name):
     recipe, _ = make(name)
     step = recipe.begin(Step(seed=2, step=0, progress=0.0, epoch=0.0, rows=32), CPU)
     batch = rows(0, 32)
-    [micro_batch] = recipe.corrupt(batch, step)
     predicts_next = recipe.components.masking.predicts == "next"
-    supervised, index_N = gather_supervised(micro_batch, predicts_next=predicts_next)
-    shift_N = supervised.causal_N | predicts_next
-    assert torch.equal(batch.ids_BT[supervised.row_N, supervised.column_N + shift_N], supervised.label_N)
-    assert torch.equal(supervised.masked_N, ~supervised.causal_N)
-    assert len(index_N) == int((micro_batch.corrupted.labels_BT != IGNORE).sum())
-    if name in HYBRIDS:
-        assert 0 < int(supervised.causal_N.sum()) < len(index_N)
+    for view in recipe.corrupt(batch, step):
+        supervised, index_N = gather_supervised(view, predicts_next=predicts_next)
+        place_N = supervised.row_N, supervised.column_N + (supervised.causal_N | predicts_next)
+        assert torch.equal(batch.ids_BT[place_N], supervised.label_N)
+        assert torch.equal(view.corrupted.input_BT[place_N], supervised.input_N)
+        assert torch.equal(batch.position_BT[place_N], supervised.position_N)
+        assert torch.equal(batch.row_B[supervised.row_N], supervised.global_row_N)
+        assert torch.equal(supervised.masked_N, ~supervised.causal_N)
+        assert len(index_N) == int((view.corrupted.labels_BT != IGNORE).sum())
+        if name in HYBRIDS:
+            assert 0 < int(supervised.causal_N.sum()) < len(index_N)
 
 
 def test_true_indices_equal_nonzero():
@@ -173,3 +182,74 @@ def test_only_training_runs_the_compiled_layers():
         assert len(compiled) == 1
     again = gradient_of(loss, recipe, [rows(0, 4)], Step(seed=0, step=3, progress=0.5, epoch=0.0, rows=4))
     torch.testing.assert_close(again, plain)
+
+
+class Twice(UniformMasking):
+    """Two equal views, with a value for every token."""
+
+    def corrupt_views(self, batch, causal_B, noise, step):
+        view = replace(self.corrupt(batch, causal_B, noise, step), carry_BT=batch.ids_BT.double() / 2)
+        return [view, view]
+
+
+def test_a_second_equal_view_changes_neither_loss_nor_bound():
+    recipe, loss_module = make("uniform_mdlm")
+    twice = Recipe(replace(recipe.components, masking=Twice(recipe.components.masking.mask_id)))
+    step = Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=8)
+    results = []
+    for each in (recipe, twice):
+        views = each.corrupt(rows(0, 8), step)
+        metrics = StepMetrics(each, CPU)
+        denominators_K = each.denominators(views)
+        for view in views:
+            output = DenoisingLoss(loss_module.model, each, bf16=False)(view, denominators_K, step)
+            metrics.update(view, output)
+        results.append(metrics.compute(denominators_K, lambda x: x))
+    assert results[1] == pytest.approx(results[0])
+    assert torch.equal(output.supervised.carry_N, output.supervised.label_N.double() / 2)
+
+
+def test_rates_of_tokens_replace_those_of_their_rows():
+    recipe, _ = make("uniform_mdlm")
+    batch, step = rows(0, 4), Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=4)
+    [view] = recipe.corrupt(batch, step)
+    rate_BT = torch.rand(batch.ids_BT.shape, dtype=torch.float64)
+    noise = replace(view.noise, rate_BT=rate_BT, slope_BT=2 * rate_BT)
+    supervised, _ = gather_supervised(replace(view, noise=noise), predicts_next=False)
+    expected_N = rate_BT[supervised.row_N, supervised.column_N]
+    assert torch.equal(supervised.rate_N, expected_N)
+    assert torch.equal(supervised.slope_N, 2 * expected_N)
+    assert torch.equal(supervised.hazard_N, 1 / expected_N)
+
+
+def test_a_loss_of_its_own_trains_only_the_modules_of_its_component():
+    recipe, loss_module = make("learned_schedule")
+    step = Step(seed=1, step=3, progress=0.3, epoch=0.0, rows=8)
+    [own] = loss_module.learned_parts.parameters()
+    gradients = {}
+    for training in (True, False):
+        views = recipe.corrupt(rows(0, 8), step)  # both views, whatever is done with them
+        denominators_K = recipe.denominators(views)
+        loss_module.zero_grad()
+        for number, view in enumerate(views):
+            loss_module(view, denominators_K, replace(step, training=training)).loss.backward()
+            if training and number == 0:
+                assert torch.count_nonzero(own.grad) == 0  # data parallelism finds a gradient in every pass
+        gradients[training] = [p.grad.clone() for p in loss_module.model.parameters() if p.grad is not None]
+        if training:
+            assert torch.count_nonzero(own.grad) > 0
+    for with_own_loss, without in zip(*gradients.values(), strict=True):
+        assert torch.equal(with_own_loss, without)
+
+
+def test_initial_weights_of_learned_parts_are_a_function_of_the_seed():
+    settings = load_settings(["laptop"], (), ["learned_schedule"])
+
+    def exponents(seed: int) -> torch.Tensor:
+        torch.rand(seed + 1)  # the state of torch's generator does not matter
+        with seeded(replace(context(), seed=seed), "masking"):
+            return torch.rand(3)
+
+    assert torch.equal(exponents(4), exponents(4))
+    assert not torch.equal(exponents(4), exponents(5))
+    assert Host(settings.config, settings.sources).build(context(), statistics(zipfian_counts())).modules

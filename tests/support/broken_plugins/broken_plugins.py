@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from ltg_mdlm_plugins.conditioning import MaskRate
+from ltg_mdlm_plugins.conditioning import MaskRate, NoConditioning
 from ltg_mdlm_plugins.objectives import DiffusionObjective
 from ltg_mdlm_plugins.uniform_mdlm import UniformMasking
 from pydantic import ConfigDict
@@ -19,6 +19,7 @@ from ltg_mdlm.api import (
     Plugin,
     PluginOptions,
     RowMode,
+    block_visibility,
     hookimpl,
     realised_rate,
 )
@@ -123,6 +124,32 @@ class RowsOfTheMicroBatch(Masking):
     def corrupt(self, batch, causal_B, noise, step):
         numbered = dataclasses.replace(batch, row_B=torch.arange(len(batch.row_B)))
         return super().corrupt(numbered, causal_B, noise, step)
+
+
+class SeesItsOwnCopy(Masking):
+    """Block diffusion, but a corrupted block also sees its own clean copy."""
+
+    context_copies = 1
+    further_blocks = 1
+
+    def visibility(self, batch):
+        return block_visibility(batch.document_BT, 4).with_clean_copy()
+
+    def corrupt(self, batch, causal_B, noise, step):
+        result, visibility = super().corrupt(batch, causal_B, noise, step), self.visibility(batch)
+        visibility = dataclasses.replace(visibility, limit_BX=visibility.limit_BX + self.further_blocks)
+        return dataclasses.replace(result, context_BS=batch.ids_BT, visibility=visibility.with_causal_rows(causal_B))
+
+
+class BlocksOfTheMicroBatch(SeesItsOwnCopy):
+    """Block diffusion, but blocks are numbered through all rows of the micro-batch."""
+
+    further_blocks = 0
+
+    def visibility(self, batch):
+        visibility = block_visibility(batch.document_BT, 4)
+        before_B1 = 100 * torch.arange(len(batch.row_B), dtype=torch.int32).unsqueeze(1)
+        return dataclasses.replace(visibility, group_BX=visibility.group_BX + before_B1).with_clean_copy()
 
 
 class InfiniteHazard(Masking):
@@ -421,6 +448,12 @@ def masking(strategy):
     return plugin_with("ltg_mdlm_masking", lambda ctx: strategy(ctx if issubclass(strategy, Adaptive) else ctx.mask_id))
 
 
+def masking_without_conditioning(strategy):
+    plugin = masking(strategy)
+    plugin.ltg_mdlm_time_conditioning = conditioning(NoConditioning).ltg_mdlm_time_conditioning
+    return plugin
+
+
 def schedule(kind):
     return plugin_with("ltg_mdlm_noise_schedule", lambda ctx: kind())
 
@@ -461,6 +494,8 @@ less_than_its_rate = masking(LessThanItsRate)
 not_uniform = masking(NotUniform)
 generator_with_state = masking(GeneratorWithState)
 rows_of_the_micro_batch = masking(RowsOfTheMicroBatch)
+sees_its_own_copy = masking_without_conditioning(SeesItsOwnCopy)
+blocks_of_the_micro_batch = masking_without_conditioning(BlocksOfTheMicroBatch)
 infinite_hazard = masking(InfiniteHazard)
 falling = schedule(Falling)
 wrong_slope = schedule(WrongSlope)
