@@ -120,7 +120,7 @@ def enumerated_bound(made: Process, spread: float = 0.0) -> float:
 @pytest.mark.parametrize("options", [{"uniform_share": 0.0}, {}, {"uniform_share": 0.3}, {"exponent": 2.0}])
 def test_the_bound_of_the_best_denoiser_is_the_entropy_of_the_language(options: dict[str, float]) -> None:
     made = process(**options)
-    assert enumerated_bound(made) == pytest.approx(ENTROPY, abs=2e-3)
+    assert enumerated_bound(made) == pytest.approx(ENTROPY, abs=3e-4)
     assert enumerated_bound(made, spread=0.2) > ENTROPY + 0.01
 
 
@@ -130,7 +130,7 @@ def test_the_constant_grows_as_the_noise_levels_end_earlier() -> None:
     share_V = torch.zeros(VOCAB, dtype=torch.float64)
     share_V[FIRST:] = 0.5
     assert float(shorter.end(share_V)[FIRST]) > 10 * float(longer.end(share_V)[FIRST]) > 0
-    assert enumerated_bound(shorter) > ENTROPY - 1e-3
+    assert enumerated_bound(shorter) > ENTROPY + 5e-4
 
 
 def test_without_random_tokens_the_terms_are_those_of_masked_diffusion() -> None:
