@@ -87,7 +87,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
         model.transformer.activation_checkpointing = config.training.activation_checkpointing
         loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
-        # Where code is compiled for each shape, by torch or in bf16 by oneDNN, which keeps it (`POSITION_MULTIPLE`), all
+        # Where code is compiled for each shape, by torch or, in bf16 on CPUs, by oneDNN (`POSITION_MULTIPLE`), all
         # micro-batches of a stage have the same number of rows.
         is_static = ranks.device.type == "cuda" or loss.bf16 or config.training.compile is True
         rows_by_stage = []

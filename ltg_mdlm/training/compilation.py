@@ -54,7 +54,7 @@ class CompiledLayers:
         """Time of the first pass, by row length."""
 
     def prepare(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """Compile for the shapes of these micro-batches, in the returned seconds; all ranks must call it in every step."""
+        """Compile for the shapes of these micro-batches; all ranks must call it in every step.  Returns its seconds."""
         loss, device = self._loss, self._ranks.device
         rows, length = micro_batches[0].batch.ids_BT.shape
         if not loss.compiled or str(length) in self.seconds:

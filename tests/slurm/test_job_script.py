@@ -33,3 +33,20 @@ def test_the_status_is_read_from_the_run_folder(tmp_path, status):
 
 def test_a_run_that_never_started_has_no_status(tmp_path):
     assert bash(f"status_of {tmp_path}") == ""
+
+
+@pytest.mark.parametrize("chosen", ["", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_memory_of_gpus_is_in_segments_that_can_grow_unless_the_user_chose_otherwise(chosen):
+    commands = (
+        'scontrol() { echo node; }; prepare_environment; echo "${PYTORCH_CUDA_ALLOC_CONF-}|${PYTORCH_ALLOC_CONF-}"'
+    )
+    unset = {"PYTORCH_CUDA_ALLOC_CONF": "", "PYTORCH_ALLOC_CONF": "", "SLURM_JOB_NODELIST": "node"}
+    found = bash(commands, **unset | ({chosen: "mine"} if chosen else {}))
+    assert (
+        found
+        == {
+            "": "expandable_segments:True|\n",
+            "PYTORCH_CUDA_ALLOC_CONF": "mine|\n",
+            "PYTORCH_ALLOC_CONF": "|mine\n",
+        }[chosen]
+    )
