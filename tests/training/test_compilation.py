@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import TINY, losses, run
+from support.runs import TINY, Outcome, launch_quietly, losses
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -17,6 +17,7 @@ from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.storage.checkpoint import Checkpoints
+from ltg_mdlm.testing.ranks import run_on_ranks
 from ltg_mdlm.training import compilation
 from ltg_mdlm.training.assembly import build_run
 from ltg_mdlm.training.compilation import resolve_compile
@@ -81,29 +82,35 @@ def compile_facts(out: Path) -> list[dict]:
     return [start["compile"] for start in json.loads((out / "environment.json").read_text())["starts"]]
 
 
-def test_all_ranks_go_without_compiled_layers_if_one_cannot_compile(tmp_path, monkeypatch):
-    def broken_on_one_rank(graph, inputs):
-        return broken() if torch.distributed.get_rank() == 1 else graph
+def launch_on_rank(rank, backend, out, sets, faults):
+    compilation.BACKEND = broken if backend == "broken on rank 1" and rank == 1 else "aot_eager"
+    return launch_quietly(rank, str(out), "uniform_mdlm", (*TINY, *SHORT, *sets), faults, "auto", ())
 
-    monkeypatch.setattr(compilation, "BACKEND", broken_on_one_rank)
-    outcomes = run(tmp_path / "broken", ON, processes=2)
-    assert "compile: off, since it failed" in outcomes[0].output
+
+def on_two_ranks(out: Path, *sets: str, backend: str = "aot_eager", faults: tuple[dict, ...] = ()) -> list[Outcome]:
+    return run_on_ranks(launch_on_rank, 2, backend, out, sets, faults, joined=False, timeout=300)
+
+
+SHORT = ("training.max_steps=4", "model.dropout=0", "checkpoint.every=2")
+
+
+def test_all_ranks_go_without_compiled_layers_if_one_cannot_compile(tmp_path):
+    outcomes = on_two_ranks(tmp_path / "broken", ON, backend="broken on rank 1")
+    assert "compile: off, since it failed for 3 rows of 32: another process failed" in outcomes[0].output
     assert compile_facts(tmp_path / "broken") == [{"enabled": False, "reason": "another process failed"}]
-    run(tmp_path / "plain", processes=2)
+    on_two_ranks(tmp_path / "plain")
     assert losses(tmp_path / "broken") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
-def test_compiled_layers_train_under_data_parallelism_and_resume_bitwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
-    sets = ("training.max_steps=4", "model.dropout=0", "checkpoint.every=2")
-    outcomes = run(tmp_path / "whole", ON, *sets, processes=2)
+def test_compiled_layers_train_under_data_parallelism_and_resume_bitwise(tmp_path):
+    outcomes = on_two_ranks(tmp_path / "whole", ON)
     assert ["compile: layers for" in outcome.output for outcome in outcomes] == [True, False]
     stop = ({"at": "step 2", "do": "SIGTERM"},)
-    assert run(tmp_path / "resumed", ON, *sets, processes=2, faults=stop)[0].code == 75
-    run(tmp_path / "resumed", ON, *sets, processes=2)
+    assert on_two_ranks(tmp_path / "resumed", ON, faults=stop)[0].code == 75
+    on_two_ranks(tmp_path / "resumed", ON)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert [facts["enabled"] for facts in compile_facts(tmp_path / "resumed")] == [True, True]
-    run(tmp_path / "plain", *sets)
+    on_two_ranks(tmp_path / "plain")
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
 
