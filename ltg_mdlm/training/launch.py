@@ -35,7 +35,15 @@ from ltg_mdlm.training.consistency import (
     resume_notes,
 )
 from ltg_mdlm.training.environment import previous_start, start_facts
-from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, Sink, WandbSink, wandb_mode
+from ltg_mdlm.training.metric_sinks import (
+    ConsoleSink,
+    JSONLines,
+    Sink,
+    TensorBoardSink,
+    WandbSink,
+    require_tensorboard,
+    wandb_mode,
+)
 from ltg_mdlm.training.precision import resolve_precision, stored_training
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
@@ -58,6 +66,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     config = host.config
     with Ranks.setup(threads=config.training.threads) as ranks, StopRequest(can_save=False) as stop:
         require_same_program(host, ranks)
+        if config.logging.tensorboard:
+            require_tensorboard()
         console = Console(quiet=not ranks.is_main, markup=False, highlight=False)
         for text in host.check_config():
             console.print(f"warning: {text}", style="yellow", soft_wrap=True)
@@ -183,6 +193,8 @@ def prepare_trainer(
         sinks += [metrics, ConsoleSink(first_step, run.schedule.max_steps, console)]
         if (mode := wandb_mode(config.logging)) is not None:
             sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
+        if config.logging.tensorboard:
+            sinks.append(TensorBoardSink(folder.path, purge_step=first_step + 1 if state is not None else 0))
 
     def report(text: str, facts: Mapping[str, Any]) -> None:
         console.print(text, soft_wrap=True)
