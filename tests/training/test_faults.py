@@ -283,13 +283,13 @@ def _impatient(rank, *args):
 
 
 def test_the_status_says_so_if_another_process_hangs_after_sigterm(tmp_path, monkeypatch):
-    """One process is stopped, the other receives SIGTERM and waits outside Python until it is killed, here by the test."""
+    """One process is stopped; the other receives SIGTERM and waits outside Python until it is killed."""
     monkeypatch.setattr(runs, "launch_quietly", _impatient)
     folder = RunFolder(tmp_path / "run")
     faults = (*fault("step 5", "SIGSTOP", rank=1), *fault("step 5", "SIGTERM", rank=0))
     reason = "SIGTERM, and 1 of 2 processes did not answer, the first of them process 1: ended, or hangs"
     with ThreadPoolExecutor(1) as thread:
         ended = thread.submit(killed, folder.path, plugin="faulty", processes=2, faults=faults)
-        wait_until(lambda: folder.read_status() == Status("failed", 5, reason), "the status", 60)
+        wait_until(lambda: folder.read_status() == Status("failed", 5, reason), "the status", 300)
         os.kill(Owner.parse((folder.path / "lock").read_text()).process, signal.SIGKILL)
         ended.result()
