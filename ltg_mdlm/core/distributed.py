@@ -98,7 +98,9 @@ class Ranks:
                     device_id=chosen if chosen.type == "cuda" else None,
                 )
                 if gpu_timeout is not None and chosen.type == "cuda":
-                    _get_default_group()._get_backend(chosen)._set_default_timeout(gpu_timeout)
+                    nccl = _get_default_group()._get_backend(chosen)
+                    if isinstance(nccl, dist.ProcessGroupNCCL):  # TORCH_DISTRIBUTED_DEBUG=DETAIL hides it
+                        nccl._set_default_timeout(gpu_timeout)
                 ranks.barrier()
         return ranks
 
