@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 
 from ltg_mdlm.core.config import RunConfig
-from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.distributed import STEP_TIMEOUT, Ranks
 from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
 from ltg_mdlm.core.files import write_errors
+from ltg_mdlm.core.peer_watch import PeerWatch
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.host.failures import failures_named
@@ -62,7 +63,11 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     """
     host = Host(settings.config, settings.sources)
     config = host.config
-    with Ranks.setup(threads=config.training.threads) as ranks, StopRequest(can_save=False) as stop:
+    with (
+        Ranks.setup(threads=config.training.threads, gpu_timeout=STEP_TIMEOUT) as ranks,
+        # Left first, so that SIGTERM ends a process that hangs while it leaves the process group after an error.
+        StopRequest(can_save=False) as stop,
+    ):
         require_same_program(host, ranks)
         if config.logging.tensorboard:
             require_tensorboard()
@@ -203,6 +208,10 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         if trainer.ranks.is_main:
             folder.write_status(Status(status, trainer.next_step, reason))
 
+    def record_failure(reason: str) -> None:
+        with suppress(UserError):  # the disk may be full, or the folder lost
+            set_status("failed", reason)
+
     def moment_of(error: Exception) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_code is Trainer.train_step.__code__:
@@ -211,16 +220,18 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
 
     try:
         set_status("running")
+        watch = PeerWatch(trainer.ranks, record_failure) if trainer.ranks.world_size > 1 else nullcontext()
         # Closed before the final status is written, since every completed checkpoint sets the status to running.
-        with closing(trainer), failures_named(trainer.recipe.components, moment_of):
+        with watch, closing(trainer), failures_named(trainer.recipe.components, moment_of):
             finished = trainer.train()
     except NonFiniteTraining as error:
         set_status("failed", str(error))
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_NON_FINITE
     except BaseException as error:
-        with suppress(UserError):  # the disk may be full, or the folder lost
-            set_status("failed", error.reason if isinstance(error, PluginFailure) else text_of(error))
+        # If another process failed first, the error here is only a lost connection.
+        own_reason = error.reason if isinstance(error, PluginFailure) else text_of(error)
+        record_failure(trainer.ranks.announced_failure() or own_reason)
         raise
     if not finished:
         set_status("preempted", trainer.stop.signal_name or "another process was asked to stop")
