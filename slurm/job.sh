@@ -84,6 +84,10 @@ prepare_environment() {
     set -u
     # Compute nodes may have no network: wandb writes files, which sync.sh uploads later.
     export WANDB_MODE=${WANDB_MODE:-offline}
+    # Micro-batches of several row lengths otherwise leave gaps in a GPU's memory.
+    if [ -z "${PYTORCH_CUDA_ALLOC_CONF-}${PYTORCH_ALLOC_CONF-}" ]; then
+        export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+    fi
     # srun does not take this one from sbatch.
     [ -z "${SLURM_CPUS_PER_TASK-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

@@ -168,8 +168,10 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, slower"
     )
-    compile: bool = Field(
-        False, description="apply torch.compile to the layers on GPUs; the first step of each shape takes a minute"
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="apply torch.compile to the layers, which takes time in the first step of every row length; auto:"
+        " on GPUs, not on CPUs; if it fails, the layers run without it",
     )
     deterministic: bool = Field(False, description="deterministic CUDA kernels: bit-identical loss curves, slower")
     max_refused_updates: int = Field(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import resource
+import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +60,26 @@ def describe_machine(device: torch.device) -> str:
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{found[1] if found else platform.processor() or platform.machine()} ({capability})"
+
+
+def environment_of(device: torch.device) -> dict[str, Any]:
+    """The machine of this process as plain values for JSON: host, processor, memory, GPU and driver."""
+    facts: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "cpu": describe_machine(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if device.type == "cuda":
+        driver = Path("/proc/driver/nvidia/version")
+        found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([0-9.]+)", driver.read_text()) if driver.exists() else None
+        facts |= {
+            "gpu": describe_machine(device),
+            "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory,
+            "cuda": torch.version.cuda,
+            "driver": found[1] if found else None,
+        }
+    return facts
 
 
 def native_bf16(device: torch.device) -> bool:

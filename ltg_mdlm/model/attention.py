@@ -347,6 +347,8 @@ def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
     Each element is decided by 16 random bits; on a CPU this is several times faster than a random float.  P(1) is
     therefore rounded to a multiple of 2^-16, and the scale is that of the rounded probability.
     """
+    if torch.compiler.is_compiling():  # torch's compiler does not know `random_`
+        return (torch.rand(like.shape, device=like.device) >= rate).to(torch.int16), 1 / (1 - rate)
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
     dropped = round(rate * 2**16)
     keep = words.view(torch.int16)[: like.numel()].view(like.shape).ge_(dropped - 2**15)

@@ -10,11 +10,12 @@ import socket
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import (
@@ -60,8 +61,10 @@ class RunFolder:
         self.tokenizer_file = path / "tokenizer.json"
         self.metrics_file = path / "metrics.jsonl"
         self.status_file = path / "status.json"
+        self.environment_file = path / "environment.json"
         self.checkpoints = path / "checkpoints"
         self._lock: Lock | None = None
+        self._starts: list[dict[str, Any]] | None = None
 
     def claim(self) -> Lock:
         """Create the folder if necessary, and lock it for training in this process.
@@ -127,6 +130,33 @@ class RunFolder:
     def write_status(self, status: Status) -> None:
         """Write status.json atomically."""
         self._write(self.status_file, json.dumps(asdict(status)) + "\n")
+
+    def read_environment(self) -> list[dict[str, Any]]:
+        """What environment.json says about every start of the run, the oldest first; empty if there is no such file.
+
+        The file is read once, since only this process writes it.  A damaged one gives a warning, and counts as absent.
+        """
+        if self._starts is None:
+            self._starts = []
+            if self.environment_file.exists():
+                try:
+                    starts = read_object(self.environment_file).get("starts")
+                    if not (isinstance(starts, list) and all(isinstance(start, dict) for start in starts)):
+                        raise UserError(f"{self.environment_file}: 'starts' is not a list of objects")
+                    self._starts = starts
+                except UserError as error:
+                    warnings.warn(f"{error}; what it said about earlier starts is lost", stacklevel=2)
+        return self._starts
+
+    def add_to_environment(self, facts: Mapping[str, Any], *, new_start: bool = False) -> None:
+        """Write facts about the newest start of the run to environment.json atomically; equal names are replaced.
+
+        With `new_start`, the facts belong to a start that is listed after the others.
+        """
+        starts = self.read_environment()
+        starts = [*starts, dict(facts)] if new_start or not starts else [*starts[:-1], starts[-1] | dict(facts)]
+        self._write(self.environment_file, json.dumps({"starts": starts}, indent=2) + "\n")
+        self._starts = starts
 
     def _write(self, file: Path, text: str) -> None:
         self.require_claimed()

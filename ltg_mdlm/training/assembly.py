@@ -41,8 +41,8 @@ from ltg_mdlm.training.validation import PairValidator, Validator
 TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
 """Tokens per forward pass if `training.micro_batch_rows` is null."""
 
-MICRO_BATCH_OVERHEAD = 4096
-"""An assumption: the launches of a micro-batch take a GPU about as much time as this number of further tokens."""
+MICRO_BATCH_OVERHEAD = {"cpu": 256, "cuda": 4096}
+"""An assumption: a micro-batch takes about as much time as this number of tokens in addition to its own."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,14 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
             copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
         model.transformer.activation_checkpointing = config.training.activation_checkpointing
         loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
-        if config.training.compile and ranks.device.type == "cuda":
-            loss.compile_layers()
-        # On GPUs, code is compiled for each shape, so all micro-batches of a stage have the same number of rows.
-        is_static = ranks.device.type == "cuda"
+        # Where code is compiled for each shape, by torch or, in bf16 on CPUs, by oneDNN (`POSITION_MULTIPLE`), all
+        # micro-batches of a stage have the same number of rows.
+        is_static = ranks.device.type == "cuda" or loss.bf16 or config.training.compile is True
         rows_by_stage = []
         for number, stage in enumerate(schedule.stages):
             rows = micro_batch_rows(config, ranks.device, stage.seq_len, components.masking.context_copies)
             if is_static:
-                overhead = MICRO_BATCH_OVERHEAD / stage.seq_len
+                overhead = MICRO_BATCH_OVERHEAD[ranks.device.type] / stage.seq_len
                 rows = schedule.equal_micro_batches(number, rows, world_size=ranks.world_size, overhead=overhead)
                 loss.full_rows[stage.seq_len] = max(rows, loss.full_rows.get(stage.seq_len, 0))
             rows_by_stage.append(rows)

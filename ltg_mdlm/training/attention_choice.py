@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,10 +110,10 @@ def use_fused_attention(model: Transformer) -> None:
     model.geometry_of = functools.partial(fused_geometry, width=width)
 
 
-def resolve_attention(run: Run) -> str | None:
+def resolve_attention(run: Run, before: Mapping[str, Any] | None = None) -> AttentionChoice:
     """Choose the kernel for a run and give it to the model; all ranks must call it, and get the same.
 
-    Returns a line that reports the choice; None on CPUs, where there is none.  Raises UserError as `choose_attention`.
+    `before` are the facts of the run's last start on such a device.  Raises UserError as `choose_attention`.
     """
     ranks, model = run.ranks, run.loss.model
     longest = max(stage.seq_len for stage in run.schedule.stages)
@@ -124,28 +124,44 @@ def resolve_attention(run: Run) -> str | None:
         torch.bfloat16 if run.loss.bf16 else torch.float32,
         rows=micro_batch_rows(run.config, ranks.device, longest),
         length=longest,
+        before=(before or {}).get("attention", {}).get("kernel"),
     )
     # Times differ from process to process, but all must compute the same numbers.
     if ranks.all_agree(choice.kernel == "fused"):
         use_fused_attention(model)
-    return choice.reason if ranks.device.type != "cpu" else None
+    elif choice.kernel == "fused":
+        choice = AttentionChoice("library", "attention: library, as another process chose", choice.milliseconds)
+    return choice
 
 
 def choose_attention(
-    setting: str, sizes: ModelConfig, device: torch.device, dtype: torch.dtype, *, rows: int, length: int
+    setting: str,
+    sizes: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    length: int,
+    before: str | None = None,
 ) -> AttentionChoice:
     """Resolve `training.attention` for micro-batches of `rows` rows of `length` tokens.
+
+    `before` is the kernel that a run of `auto` was started with.  It keeps it, so that it computes the same numbers.
 
     Raises UserError if the setting is "fused" and the fused kernel does not work here.
     """
     if setting == "library" or (setting == "auto" and device.type != "cuda"):
         return AttentionChoice("library", "attention: library", {})
+    if setting == "auto" and before == "library":
+        return AttentionChoice("library", "attention: library, as before", {})
     try:
         excess = largest_excess(sizes, device, dtype)
         if excess > 1:
             raise RuntimeError(f"its error is {excess:.1f} times the allowed one")
         if setting == "fused":
             return AttentionChoice("fused", "attention: fused, as training.attention says", {})
+        if before == "fused":
+            return AttentionChoice("fused", "attention: fused, as before", {})
         milliseconds = {
             name: measured(make, sizes, device, dtype, rows=rows, length=length)
             for name, make in (("fused", fused_geometry), ("library", batch_geometry))

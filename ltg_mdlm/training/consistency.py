@@ -32,6 +32,7 @@ FREE_ON_RESUME = (
     "training.micro_batch_rows",
     "training.threads",
     "training.activation_checkpointing",
+    "training.compile",
     "plugin_versions",
     "provenance",
 )

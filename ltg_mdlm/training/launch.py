@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from rich.console import Console
@@ -27,6 +27,7 @@ from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
 from ltg_mdlm.training.attention_choice import resolve_attention
+from ltg_mdlm.training.compilation import resolve_compile
 from ltg_mdlm.training.consistency import (
     differing_keys,
     require_same_distributions,
@@ -34,6 +35,7 @@ from ltg_mdlm.training.consistency import (
     require_same_slots,
     resume_notes,
 )
+from ltg_mdlm.training.environment import previous_start, start_facts
 from ltg_mdlm.training.metric_sinks import (
     ConsoleSink,
     JSONLines,
@@ -43,7 +45,7 @@ from ltg_mdlm.training.metric_sinks import (
     require_tensorboard,
     wandb_mode,
 )
-from ltg_mdlm.training.precision import resolve_precision, stored_precision
+from ltg_mdlm.training.precision import resolve_precision, stored_training
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
@@ -88,6 +90,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         if config.training.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+            # By default torch then also fills new tensors with NaN, which finds errors and costs time.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         # The first rank generates the built-in corpus, if it is used, before the others open it.
         corpus = on_main(ranks, lambda: open_corpus(config), share=False) or open_corpus(config)
         # Opening has checked sizes and ranges; the first start, before config.yaml is written, reads the whole content.
@@ -97,12 +101,18 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         with on_main(ranks, folder.claim, share=False) or nullcontext():
             # Searched under the lock: a process that held it until now may have written another checkpoint.
             checkpoint = on_main(ranks, lambda: checkpoint_to_resume(folder, resume))
-            run, note = resolve_precision(run, on_main(ranks, lambda: stored_precision(folder, checkpoint)))
+            before = on_main(ranks, lambda: previous_start(folder, checkpoint, ranks.device))
+            stored = on_main(ranks, lambda: stored_training(folder, checkpoint))
+            run, note = resolve_precision(run, stored)
             if note is not None:
                 console.print(note, soft_wrap=True)
-            if (attention := resolve_attention(run)) is not None:
-                console.print(attention, soft_wrap=True)
+            attention = resolve_attention(run, before)
+            if ranks.device.type != "cpu":
+                console.print(attention.reason, soft_wrap=True)
+            run = resolve_compile(run, stored, before)
             trainer = prepare_trainer(folder, run, checkpoint, stop, console)
+            facts = start_facts(run, attention, trainer.next_step)
+            on_main(ranks, lambda: folder.add_to_environment(facts, new_start=True))
             stop.can_save = True
             return train_and_report(trainer, folder, console)
 
@@ -190,7 +200,13 @@ def prepare_trainer(
             sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
         if config.logging.tensorboard:
             sinks.append(TensorBoardSink(folder.path, purge_step=first_step + 1 if state is not None else 0))
-    trainer = Trainer(run, checkpoints, sinks, stop)
+
+    def report(text: str, facts: Mapping[str, Any]) -> None:
+        console.print(text, soft_wrap=True)
+        if run.ranks.is_main:
+            folder.add_to_environment(facts)
+
+    trainer = Trainer(run, checkpoints, sinks, stop, report)
     if state is not None:
         with failures_named(run.recipe.components, lambda _: f"while it was restored from {checkpoint}"):
             trainer.restore(state)

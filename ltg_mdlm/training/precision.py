@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,23 +33,23 @@ MIN_SPEEDUP = 1.1
 """bf16 is chosen if it is faster by this factor: it is less precise, and smaller differences are within the noise."""
 
 
-def stored_precision(folder: RunFolder, checkpoint: Path | None) -> str | None:
-    """The `training.precision` that a run was started with; None for a new run.
+def stored_training(folder: RunFolder, checkpoint: Path | None) -> Mapping[str, Any] | None:
+    """The `training` settings that a run was started with; None for a new run.
 
     Read from the folder's config.yaml, or else from `checkpoint`, if the run is to resume from another folder's.
     """
     if (config := run_settings(folder)) is not None:
-        return config.training.precision
+        return config.training.model_dump()
     if checkpoint is not None:
-        return str(read_about(checkpoint).get("config", {}).get("training", {}).get("precision", "auto"))
+        return dict(read_about(checkpoint).get("config", {}).get("training", {}))
     return None
 
 
-def resolve_precision(run: Run, stored: str | None = None) -> tuple[Run, str | None]:
+def resolve_precision(run: Run, stored: Mapping[str, Any] | None = None) -> tuple[Run, str | None]:
     """Replace a `training.precision` of auto by fp32 or bf16; all ranks must call it, and get the same.
 
-    `stored` is the setting that the run was started with, None for a new run.  Runs that stored auto were started by a
-    version that measured nothing: they keep bf16 where it is native.
+    `stored` are the settings that the run was started with, None for a new run.  Runs that stored auto were started by
+    a version that measured nothing: they keep bf16 where it is native.
 
     Returns the run with the resolved setting, and a line that reports the measurement, if there was one.
     """
@@ -56,8 +58,8 @@ def resolve_precision(run: Run, stored: str | None = None) -> tuple[Run, str | N
         return run, None
     native = ranks.all_agree(native_bf16(ranks.device))
     precision, note = ("bf16" if native else "fp32"), None
-    if stored in ("fp32", "bf16"):
-        precision = stored
+    if stored is not None and stored.get("precision") in ("fp32", "bf16"):
+        precision = stored["precision"]
     elif stored is None and native and ranks.device.type == "cpu":
         run.loader.micro_batches(0)  # on every rank, since a row order may sum over ranks
         seconds = ranks.broadcast_object(pass_seconds(run) if ranks.is_main else {})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -201,14 +202,23 @@ class DenoisingLoss(nn.Module):
         self.full_rows: dict[int, int] = {}
         """By tokens per row: in training, the model sees at least this number of rows, so that shapes do not change."""
 
-    def compile_layers(self, backend: str = "inductor") -> None:
-        """Compile the transformer layers for training, once per shape of a micro-batch.
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the layers for training: for each shape of a micro-batch one attention and one feed-forward sublayer.
 
-        Head and loss are not compiled: the number of supervised positions differs in every step, and their time is
-        spent in a few large matrix products.
+        All layers run the same code, so the time to compile does not grow with their number.  Head and loss are not
+        compiled, since their time is spent in a few large matrix products.
         """
-        self.model.transformer.compile(backend=backend, dynamic=False)
+        # The code of a sublayer is compiled for every length of rows; after 8 of them torch would no longer compile.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        layers = self.model.transformer
+        layers.residual = torch.compile(layers.residual, backend=backend, dynamic=False)  # type: ignore[method-assign]
         self.compiled = True
+
+    def run_uncompiled(self) -> None:
+        """Undo `compile_layers`."""
+        if self.compiled:
+            del self.model.transformer.residual
+            self.compiled = False
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Context of forward passes: matrix products in bf16, or everything in float32."""
@@ -218,27 +228,32 @@ class DenoisingLoss(nn.Module):
         """The number of positions that head and vocabulary matrix run on is a multiple of this."""
         return POSITION_MULTIPLE if device.type == "cuda" or self.bf16 else 1
 
-    def forward(self, micro_batch: MicroBatch, denominators_K: Tensor, step: Step) -> LossOutput:
-        """Predict the labels of a micro-batch; `denominators_K` are those of the global batch."""
-        corrupted, batch = micro_batch.corrupted, micro_batch.batch
-        parts = self._recipe.components
+    def hidden(self, micro_batch: MicroBatch, *, training: bool) -> Tensor:
+        """Hidden states [B, T, D]; in training, the model sees `full_rows` rows, the last of them padding."""
+        corrupted, visibility = micro_batch.corrupted, micro_batch.corrupted.visibility
         rows, length = corrupted.input_BT.shape
-        further = max(self.full_rows.get(length, 0) - rows, 0) if step.training else 0
+        further = max(self.full_rows.get(length, 0) - rows, 0) if training else 0
 
         def full(of_rows: Tensor, padding: int = 0) -> Tensor:
             """The values of the rows, and those of `further` rows, which only the model sees."""
             return F.pad(of_rows, (0, 0) * (of_rows.dim() - 1) + (0, further), value=padding) if further else of_rows
 
-        visibility = corrupted.visibility
+        hidden_BTD: Tensor = self.model(
+            full(corrupted.input_BT),
+            full(micro_batch.batch.document_BT, -1),
+            full(corrupted.causal_B),
+            None if micro_batch.conditioning_B is None else full(micro_batch.conditioning_B),
+            None if visibility is None else visibility.map(full),
+            context_BS=None if corrupted.context_BS is None else full(corrupted.context_BS),
+        )
+        return hidden_BTD[:rows]
+
+    def forward(self, micro_batch: MicroBatch, denominators_K: Tensor, step: Step) -> LossOutput:
+        """Predict the labels of a micro-batch; `denominators_K` are those of the global batch."""
+        corrupted, batch = micro_batch.corrupted, micro_batch.batch
+        parts = self._recipe.components
         with self.autocast(batch.ids_BT.device):
-            hidden_BTD = self.model(
-                full(corrupted.input_BT),
-                full(batch.document_BT, -1),
-                full(corrupted.causal_B),
-                None if micro_batch.conditioning_B is None else full(micro_batch.conditioning_B),
-                None if visibility is None else visibility.map(full),
-                context_BS=None if corrupted.context_BS is None else full(corrupted.context_BS),
-            )[:rows]
+            hidden_BTD = self.hidden(micro_batch, training=step.training)
             supervised, index_M = gather_supervised(
                 micro_batch,
                 predicts_next=parts.masking.predicts == "next",

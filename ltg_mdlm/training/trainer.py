@@ -25,6 +25,7 @@ from ltg_mdlm.core.random import stream_key
 from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.training.assembly import Run
+from ltg_mdlm.training.compilation import CompiledLayers, Report
 from ltg_mdlm.training.metric_sinks import Row, Sink
 from ltg_mdlm.training.optimizers import learning_rate_factor
 from ltg_mdlm.training.recipe import MicroBatch, StepMetrics
@@ -37,7 +38,15 @@ class NonFiniteTraining(Exception):
 class Trainer:
     """Trains from step `next_step`, which is 0 unless `restore` was called, to the last step of the schedule."""
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, sinks: Sequence[Sink], stop: StopRequest) -> None:
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        sinks: Sequence[Sink],
+        stop: StopRequest,
+        report: Report = lambda *_: None,
+    ) -> None:
+        """`report` is told about the compilation of the layers."""
         self.run, self.config, self.recipe, self.ranks = run, run.config, run.recipe, run.ranks
         self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
         self.device = run.ranks.device
@@ -45,6 +54,7 @@ class Trainer:
         if self.ranks.world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
             self.loss = DistributedDataParallel(run.loss, device_ids=device_ids, gradient_as_bucket_view=True)
+        self.compiled_layers = CompiledLayers(run.loss, run.ranks, report)
         self.next_step = 0
         # One flag per step since the last logged step, read together with the metrics.
         self._refused_steps = torch.zeros(self.config.logging.every, dtype=torch.bool, device=self.device)
@@ -101,6 +111,8 @@ class Trainer:
         torch.manual_seed(stream_key(step.seed, step.step, self.ranks.rank, "dropout")[0])
 
         micro_batches = [view for batch in run.loader.micro_batches(step.step) for view in recipe.corrupt(batch, step)]
+        # Neither validation nor compilation counts as training time.
+        self._clock = (self._clock[0] + self.compiled_layers.prepare(micro_batches), self._clock[1])
         denominators_K = self.reduce_denominators(recipe.denominators(micro_batches))
         metrics = StepMetrics(recipe, self.device)
         for micro_batch, gradient_sync in self.accumulate(micro_batches):
@@ -186,7 +198,6 @@ class Trainer:
             return
         words = run.loader.words_seen(self.next_step - 1)
         self.write({"step": self.next_step, "words_seen": words, **measured})
-        # Validation does not count as training time.
         self._clock = (self._clock[0] + time.monotonic() - started, self._clock[1])
 
     @property

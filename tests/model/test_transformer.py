@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.models import VOCAB, disturbed_model, packed, packed_rows, small_config
 from support.oracle import Oracle, visible
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -294,14 +295,18 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(kind):
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
 @pytest.mark.parametrize("kind", [MDLM, GPT_BERT])
-def test_the_layers_are_one_graph_for_the_compiler(kind, monkeypatch):
+def test_all_layers_run_the_same_two_graphs_of_the_compiler(kind, monkeypatch):
     """As on a GPU; no part falls back to Python, and the results are equal."""
     monkeypatch.setattr(transformer, "attend", attend_by_library)
     model = disturbed_model(small_config(**kind))
     document_BT, causal_B = rows_of(24)
     plain = outputs_and_gradients(model, document_BT, causal_B, oracle=False)
-    model.transformer.compile(backend="aot_eager", dynamic=False, fullgraph=True)
+    counted = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(
+        model.transformer, "residual", torch.compile(model.transformer.residual, backend=counted, fullgraph=True)
+    )
     compiled = outputs_and_gradients(model, document_BT, causal_B, oracle=False)
+    assert counted.frame_count == 2
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-9, atol=1e-12, msg=name)
 

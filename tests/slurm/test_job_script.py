@@ -59,3 +59,20 @@ def test_a_run_that_lost_a_process_is_requeued_only_if_it_has_saved_since_the_jo
     printed = bash(f"{functions}; (train_and_requeue {tmp_path} -m x) || echo exit $?", SLURM_JOB_NODELIST="here")
     assert ends in printed.splitlines()
     assert ("requeue" in printed.splitlines()) == (ends == "requeue")
+
+
+@pytest.mark.parametrize("chosen", ["", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_memory_of_gpus_is_in_segments_that_can_grow_unless_the_user_chose_otherwise(chosen):
+    commands = (
+        'scontrol() { echo node; }; prepare_environment; echo "${PYTORCH_CUDA_ALLOC_CONF-}|${PYTORCH_ALLOC_CONF-}"'
+    )
+    unset = {"PYTORCH_CUDA_ALLOC_CONF": "", "PYTORCH_ALLOC_CONF": "", "SLURM_JOB_NODELIST": "node"}
+    found = bash(commands, **unset | ({chosen: "mine"} if chosen else {}))
+    assert (
+        found
+        == {
+            "": "expandable_segments:True|\n",
+            "PYTORCH_CUDA_ALLOC_CONF": "mine|\n",
+            "PYTORCH_ALLOC_CONF": "|mine\n",
+        }[chosen]
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.models import disturbed_model, small_config
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.model.visibility import block_visibility
@@ -80,3 +81,22 @@ def test_the_comparison_finds_the_kernel_right_and_a_wrong_one_wrong(monkeypatch
     right = attention_choice.FusedGeometry.attend
     monkeypatch.setattr(attention_choice.FusedGeometry, "attend", lambda self, *args: 1.01 * right(self, *args))
     assert largest_excess(sizes, CPU, torch.float32) > 10
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
+def test_compiled_layers_contain_the_fused_kernel_as_a_whole(monkeypatch):
+    """Two graphs for all layers, without a break, and the numbers of the model that is not compiled."""
+    fused, _ = fused_model()
+    use_fused_attention(fused)
+    ids_BT = torch.randint(16, 40, (2, 8), generator=torch.Generator().manual_seed(0))
+    document_BT = torch.zeros(2, 8, dtype=torch.int32)
+
+    def results() -> tuple[torch.Tensor, ...]:
+        hidden_BTD = fused(ids_BT, document_BT)
+        return hidden_BTD, *torch.autograd.grad(hidden_BTD.square().sum(), list(fused.transformer.parameters()))
+
+    plain, counted = results(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(fused.transformer.residual, backend=counted, dynamic=False, fullgraph=True)
+    monkeypatch.setattr(fused.transformer, "residual", compiled)
+    torch.testing.assert_close(results(), plain)
+    assert counted.frame_count == 2

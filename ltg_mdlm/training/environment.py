@@ -1,0 +1,61 @@
+"""What environment.json says about a start of a run: where it runs, with what, and what was chosen there."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltg_mdlm import __version__
+from ltg_mdlm.core.machine import environment_of
+from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.training.assembly import Run
+from ltg_mdlm.training.attention_choice import AttentionChoice
+
+
+def start_facts(run: Run, attention: AttentionChoice, step: int) -> dict[str, Any]:
+    """The facts of a start at this step, as plain values for JSON; all ranks must call it."""
+    ranks, config = run.ranks, run.config
+    machines: list[dict[str, Any]] = []
+    for found in ranks.gather_objects(environment_of(ranks.device)):
+        same = next((known for known in machines if found.items() <= known.items()), None)
+        if same is None:
+            machines.append(found | {"processes": 1})
+        else:
+            same["processes"] += 1
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = None
+    versions = {"ltg_mdlm": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": step,
+        "device": ranks.device.type,
+        "processes": ranks.world_size,
+        "machines": machines,
+        "versions": versions | {"triton": triton} | config.plugin_versions,
+        "precision": "bf16" if run.loss.bf16 else "fp32",
+        "attention": {
+            "kernel": attention.kernel,
+            "milliseconds": attention.milliseconds,
+            "reason": attention.reason,
+        },
+        "compile": {"enabled": run.loss.compiled},
+    }
+
+
+def previous_start(folder: RunFolder, checkpoint: Path | None, device: torch.device) -> Mapping[str, Any]:
+    """The facts of the run's last start on a device of this type; empty if there is none.
+
+    They are those of the folder, or else of the folder of `checkpoint`, if the run is to resume from it.
+    """
+    starts = folder.read_environment()
+    if not starts and checkpoint is not None:
+        starts = RunFolder(checkpoint.absolute().parent.parent).read_environment()
+    return next((start for start in reversed(starts) if start.get("device") == device.type), {})
