@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import TINY, losses, run
+from support.runs import TINY, Outcome, launch_quietly, losses, run
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -17,6 +17,7 @@ from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.storage.checkpoint import Checkpoints
+from ltg_mdlm.testing.ranks import run_on_ranks
 from ltg_mdlm.training import compilation
 from ltg_mdlm.training.assembly import build_run
 from ltg_mdlm.training.compilation import resolve_compile
@@ -45,8 +46,9 @@ def trained(*sets: str, plugin: str = "gpt_bert") -> tuple[torch.Tensor, list[st
     return torch.cat([p.detach().flatten() for p in the_run.loss.model.parameters()]), reports
 
 
-@pytest.mark.parametrize("sets", [(), ("training.activation_checkpointing=true",)], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("plugin", ["gpt_bert", "block_diffusion"])
+@pytest.mark.parametrize(
+    ("plugin", "sets"), [("gpt_bert", ()), ("block_diffusion", ("training.activation_checkpointing=true",))]
+)
 def test_a_whole_training_compiles_two_graphs_for_every_row_length(plugin, sets, monkeypatch):
     """Over a batch ramp, micro-batches of all numbers of rows, both modes and both stages."""
     counted = CompileCounterWithBackend("aot_eager")
@@ -81,26 +83,33 @@ def compile_facts(out: Path) -> list[dict]:
     return [start["compile"] for start in json.loads((out / "environment.json").read_text())["starts"]]
 
 
-def test_all_ranks_go_without_compiled_layers_if_one_cannot_compile(tmp_path, monkeypatch):
-    def broken_on_one_rank(graph, inputs):
-        return broken() if torch.distributed.get_rank() == 1 else graph
+def launch_with_backends(rank: int, backends: tuple, *arguments):
+    compilation.BACKEND = backends[rank]
+    return launch_quietly(rank, *arguments)
 
-    monkeypatch.setattr(compilation, "BACKEND", broken_on_one_rank)
-    outcomes = run(tmp_path / "broken", ON, processes=2)
+
+def run_with_backends(backends: tuple, out: Path, *sets: str, faults: tuple[dict, ...] = ()) -> list[Outcome]:
+    """`run` in as many processes as there are backends."""
+    arguments = (str(out), "uniform_mdlm", (*TINY, *sets), faults, "auto", ())
+    return run_on_ranks(launch_with_backends, len(backends), backends, *arguments, joined=False, timeout=300)
+
+
+def test_all_ranks_go_without_compiled_layers_if_one_cannot_compile(tmp_path):
+    outcomes = run_with_backends(("eager", broken), tmp_path / "broken", ON)
     assert "compile: off, since it failed" in outcomes[0].output
     assert compile_facts(tmp_path / "broken") == [{"enabled": False, "reason": "another process failed"}]
     run(tmp_path / "plain", processes=2)
     assert losses(tmp_path / "broken") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
-def test_compiled_layers_train_under_data_parallelism_and_resume_bitwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+def test_compiled_layers_train_under_data_parallelism_and_resume_bitwise(tmp_path):
+    backends = ("aot_eager", "aot_eager")
     sets = ("training.max_steps=4", "model.dropout=0", "checkpoint.every=2")
-    outcomes = run(tmp_path / "whole", ON, *sets, processes=2)
+    outcomes = run_with_backends(backends, tmp_path / "whole", ON, *sets)
     assert ["compile: layers for" in outcome.output for outcome in outcomes] == [True, False]
     stop = ({"at": "step 2", "do": "SIGTERM"},)
-    assert run(tmp_path / "resumed", ON, *sets, processes=2, faults=stop)[0].code == 75
-    run(tmp_path / "resumed", ON, *sets, processes=2)
+    assert run_with_backends(backends, tmp_path / "resumed", ON, *sets, faults=stop)[0].code == 75
+    run_with_backends(backends, tmp_path / "resumed", ON, *sets)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert [facts["enabled"] for facts in compile_facts(tmp_path / "resumed")] == [True, True]
     run(tmp_path / "plain", *sets)
