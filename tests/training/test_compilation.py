@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import TINY, Outcome, launch_quietly, losses, run
+from support.runs import TINY, Outcome, launch_quietly, losses
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -83,36 +83,35 @@ def compile_facts(out: Path) -> list[dict]:
     return [start["compile"] for start in json.loads((out / "environment.json").read_text())["starts"]]
 
 
-def launch_with_backends(rank: int, backends: tuple, *arguments):
-    compilation.BACKEND = backends[rank]
-    return launch_quietly(rank, *arguments)
+def launch_on_rank(rank, backend, out, sets, faults):
+    compilation.BACKEND = broken if backend == "broken on rank 1" and rank == 1 else "aot_eager"
+    return launch_quietly(rank, str(out), "uniform_mdlm", (*TINY, *SHORT, *sets), faults, "auto", ())
 
 
-def run_with_backends(backends: tuple, out: Path, *sets: str, faults: tuple[dict, ...] = ()) -> list[Outcome]:
-    """`run` in as many processes as there are backends."""
-    arguments = (str(out), "uniform_mdlm", (*TINY, *sets), faults, "auto", ())
-    return run_on_ranks(launch_with_backends, len(backends), backends, *arguments, joined=False, timeout=300)
+def on_two_ranks(out: Path, *sets: str, backend: str = "aot_eager", faults: tuple[dict, ...] = ()) -> list[Outcome]:
+    return run_on_ranks(launch_on_rank, 2, backend, out, sets, faults, joined=False, timeout=300)
+
+
+SHORT = ("training.max_steps=4", "model.dropout=0", "checkpoint.every=2")
 
 
 def test_all_ranks_go_without_compiled_layers_if_one_cannot_compile(tmp_path):
-    outcomes = run_with_backends(("eager", broken), tmp_path / "broken", ON)
-    assert "compile: off, since it failed" in outcomes[0].output
+    outcomes = on_two_ranks(tmp_path / "broken", ON, backend="broken on rank 1")
+    assert "compile: off, since it failed for 3 rows of 32: another process failed" in outcomes[0].output
     assert compile_facts(tmp_path / "broken") == [{"enabled": False, "reason": "another process failed"}]
-    run(tmp_path / "plain", processes=2)
+    on_two_ranks(tmp_path / "plain")
     assert losses(tmp_path / "broken") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
 def test_compiled_layers_train_under_data_parallelism_and_resume_bitwise(tmp_path):
-    backends = ("aot_eager", "aot_eager")
-    sets = ("training.max_steps=4", "model.dropout=0", "checkpoint.every=2")
-    outcomes = run_with_backends(backends, tmp_path / "whole", ON, *sets)
+    outcomes = on_two_ranks(tmp_path / "whole", ON)
     assert ["compile: layers for" in outcome.output for outcome in outcomes] == [True, False]
     stop = ({"at": "step 2", "do": "SIGTERM"},)
-    assert run_with_backends(backends, tmp_path / "resumed", ON, *sets, faults=stop)[0].code == 75
-    run_with_backends(backends, tmp_path / "resumed", ON, *sets)
+    assert on_two_ranks(tmp_path / "resumed", ON, faults=stop)[0].code == 75
+    on_two_ranks(tmp_path / "resumed", ON)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert [facts["enabled"] for facts in compile_facts(tmp_path / "resumed")] == [True, True]
-    run(tmp_path / "plain", *sets)
+    on_two_ranks(tmp_path / "plain")
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
 

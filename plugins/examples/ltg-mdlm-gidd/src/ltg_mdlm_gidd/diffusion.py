@@ -95,8 +95,8 @@ class Process:
 
         The prior is q with the token frequencies `prior_V` in place of the token.
         """
-        s = torch.tensor([self.last], dtype=torch.float64)
-        noise_V, kept = self.noise(s)[0].double().cpu(), float(self.kept(s))
+        s = torch.full((1,), self.last, dtype=torch.float64, device=self.noise_V.device)
+        noise_V, kept = self.noise(s)[0].double(), self.kept(s).double()
         p_V = (noise_V + kept * prior_V).clamp(min=1e-300)  # 0 for control tokens, which never occur
         others_V = torch.xlogy(noise_V, noise_V / p_V)
         own_V = torch.xlogy(noise_V + kept, (noise_V + kept) / p_V)

@@ -46,9 +46,8 @@ class GIDD(Plugin[Options]):
     @hookimpl
     def ltg_mdlm_objective(self, ctx: RunContext) -> Objective:
         assert ctx.statistics is not None
-        count_V = (ctx.statistics.token_count_V.double().cpu() + 1) * ~ctx.special_V.cpu()
-        end_V = self.process(ctx).end(count_V / count_V.sum())
-        return InterpolatingBound(self.process(ctx), end_V.to(ctx.device))
+        count_V = (ctx.statistics.token_count_V.to(ctx.device).double() + 1) * ~ctx.special_V
+        return InterpolatingBound(self.process(ctx), self.process(ctx).end(count_V / count_V.sum()))
 
     @hookimpl
     def ltg_mdlm_time_conditioning(self) -> TimeConditioning:
