@@ -474,7 +474,7 @@ void softmax(
   const int64_t H = scores.size(0), B = scores.size(1), X = scores.size(2), R = by_query.size(3);
   const auto runs = offsets_by_bucket(buckets, T);
   const uint8_t* kept = keep ? keep->const_data_ptr<uint8_t>() : nullptr;
-  for_dtype(scores, [&](auto type) {
+  for_dtype(scores, [&, scale = float(scale), factor = float(keep_scale)](auto type) {
     using S = decltype(type);
     S* score = scores.mutable_data_ptr<S>();
     S* out = dropped ? dropped->mutable_data_ptr<S>() : nullptr;
@@ -489,7 +489,7 @@ void softmax(
         for (int64_t i = 0; i < X; ++i) {
           const int64_t start = (n * X + i) * X;
           load_row(by_query.const_data_ptr<S>() + (n * X + i) * R, query, R);
-          SIMD for (int64_t j = 0; j < X; ++j) row[j] = float(scale) * load(score + start + j);
+          SIMD for (int64_t j = 0; j < X; ++j) row[j] = scale * load(score + start + j);
           for_keys(
               runs, i, T, X,
               [&](int64_t from, int64_t to, int64_t r) {
@@ -518,9 +518,9 @@ void softmax(
           }
           const uint8_t* kept_row = kept + ((b * H + h) * X + i) * X;
           SIMD for (int64_t j = 0; j < X; ++j) {
-            const float p = row[j] * share;
-            store(score + start + j, kept_row[j] ? p : -p);
-            store(out + start + j, kept_row[j] ? p * float(keep_scale) : 0.0f);
+            const float is_kept = float(kept_row[j]), p = row[j] * share;
+            store(score + start + j, p * (2.0f * is_kept - 1.0f));
+            store(out + start + j, p * is_kept * factor);
           }
         }
       }
@@ -536,7 +536,7 @@ void softmax_backward(
     const optional<Tensor>& dropped, Tensor grad_by_query, Tensor grad_by_key) {
   const int64_t H = grad.size(0), B = grad.size(1), X = grad.size(2), R = grad_by_query.size(3);
   const auto runs = offsets_by_bucket(buckets, T);
-  for_dtype(grad, [&](auto type) {
+  for_dtype(grad, [&, keep_scale = float(keep_scale)](auto type) {
     using S = decltype(type);
     S* grads = grad.mutable_data_ptr<S>();
     S* out = dropped ? dropped->mutable_data_ptr<S>() : nullptr;
@@ -550,11 +550,12 @@ void softmax_backward(
           load_row(probability.const_data_ptr<S>() + start, share, X);
           load_row(grads + start, row, X);
           if (dropped) {
+            const float factor = keep_scale; // a copy in a register
             SIMD for (int64_t j = 0; j < X; ++j) {
-              const float factor = std::signbit(share[j]) ? 0.0f : float(keep_scale);
-              share[j] = std::fabs(share[j]);
-              row[j] *= factor;
-              store(out + start + j, share[j] * factor);
+              const float p = share[j], kept = p < 0 ? 0.0f : factor;
+              share[j] = std::fabs(p);
+              row[j] *= kept;
+              store(out + start + j, p * kept);
             }
           }
           float dot = 0;
