@@ -443,7 +443,8 @@ class Operations:
         self,
         projected_BXD: Tensor,
         gate_BXD: Tensor,
-        positions: tuple[Tensor, ...],
+        query_pos: Tensor,
+        key_pos: Tensor,
         geometry: Geometry | Kernel,
         num_heads: int,
         scale: float,
@@ -452,10 +453,10 @@ class Operations:
     ) -> Tensor:
         """LayerNorm(attention * GELU(gate)), [B, X, D]; for `projected_BXD`, query, key and value side by side.
 
-        `positions` are `query_pos` and `key_pos` of `attend`, which computes the attention.
+        The other arguments are those of `attend`, which computes the attention.
         """
         query, key, value = split_heads(projected_BXD, 3, num_heads)
-        context = attend(query, key, value, *positions, geometry, scale, dropout_rate)
+        context = attend(query, key, value, query_pos, key_pos, geometry, scale, dropout_rate)
         return gated_norm(context.transpose(1, 2).flatten(2), gate_BXD, eps)
 
     def gated_halves(self, x_xF: Tensor, eps: float) -> Tensor:

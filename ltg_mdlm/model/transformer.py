@@ -146,10 +146,10 @@ class Attention(nn.Module):
             projected = torch.cat([self.in_proj_qk(x_BTD), value_BTD], dim=-1)
 
         relative_RD = dropout(relative_RD, self.dropout, self.training)
-        positions = split_heads(self.in_proj_qk(relative_RD) * self.scale, 2, self.num_heads)
+        query_pos, key_pos = split_heads(self.in_proj_qk(relative_RD) * self.scale, 2, self.num_heads)
         dropout_rate = self.dropout if self.training else 0.0
         context_BTD = self.operations.gated_attention(
-            projected, gate_BTD, positions, geometry, self.num_heads, self.scale, dropout_rate, self.eps
+            projected, gate_BTD, query_pos, key_pos, geometry, self.num_heads, self.scale, dropout_rate, self.eps
         )
         return cast(Tensor, self.out_proj(context_BTD))
 
@@ -229,14 +229,14 @@ class Encoder(nn.Module):
                 changes = linear(time_BC).to(linear.weight.dtype)[:, None].chunk(6, dim=-1)
                 attention_change, mlp_change = changes[:3], changes[3:]
             for sublayer, change, rate in (
-                (self_attention, attention_change, attention.dropout),
-                (mlp, mlp_change, mlp.dropout),
+                (self_attention, attention_change, cast(Attention, attention).dropout),
+                (mlp, mlp_change, cast(FeedForward, mlp).dropout),
             ):
-                arguments = (sublayer, x_BTD, change, rate if self.training else 0.0)
+                residual = functools.partial(self.residual, sublayer, dropout_rate=rate if self.training else 0.0)
                 if self.activation_checkpointing and torch.is_grad_enabled():
-                    x_BTD = cast(Tensor, checkpoint(self.residual, *arguments, use_reentrant=False))
+                    x_BTD = cast(Tensor, checkpoint(residual, x_BTD, change, use_reentrant=False))
                 else:
-                    x_BTD = self.residual(*arguments)
+                    x_BTD = residual(x_BTD, change)
                 if self.dwa_modules is not None:
                     outputs.append(x_BTD)
                     x_BTD = self.dwa_modules(outputs)

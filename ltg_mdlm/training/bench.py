@@ -28,6 +28,7 @@ from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.storage.checkpoint import Checkpoints
 from ltg_mdlm.training.assembly import Run, build_run
+from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
 from ltg_mdlm.training.precision import resolve_precision
 from ltg_mdlm.training.trainer import Trainer
 
@@ -110,6 +111,7 @@ def bench(settings: Settings, *, rows: int | None = None, steps: int = 10, secon
     host = Host(config, settings.sources)
     with Ranks.setup(threads=host.config.training.threads) as ranks:
         run, _ = resolve_precision(build_run(host, open_corpus(config), ranks))
+        run = resolve_cpu_kernels(run, None, steps=settings.config.training.max_steps)
         report = measure(run, steps, seconds)
         return report if ranks.is_main else None
 

@@ -33,8 +33,9 @@ from ltg_mdlm.training.consistency import (
     require_same_slots,
     resume_notes,
 )
+from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
 from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, Sink, WandbSink, wandb_mode
-from ltg_mdlm.training.precision import resolve_precision, stored_precision
+from ltg_mdlm.training.precision import resolve_precision, stored_setting
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
@@ -82,9 +83,14 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         with on_main(ranks, folder.claim, share=False) or nullcontext():
             # Searched under the lock: a process that held it until now may have written another checkpoint.
             checkpoint = on_main(ranks, lambda: checkpoint_to_resume(folder, resume))
-            run, note = resolve_precision(run, on_main(ranks, lambda: stored_precision(folder, checkpoint)))
+            run, note = resolve_precision(run, on_main(ranks, lambda: stored_setting(folder, checkpoint, "precision")))
             if note is not None:
                 console.print(note, soft_wrap=True)
+            run = resolve_cpu_kernels(
+                run,
+                on_main(ranks, lambda: stored_setting(folder, checkpoint, "cpu_kernels")),
+                say=lambda line: console.print(line, soft_wrap=True),
+            )
             if (attention := resolve_attention(run)) is not None:
                 console.print(attention, soft_wrap=True)
             trainer = prepare_trainer(folder, run, checkpoint, stop, console)

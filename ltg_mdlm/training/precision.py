@@ -31,15 +31,15 @@ MIN_SPEEDUP = 1.1
 """bf16 is chosen if it is faster by this factor: it is less precise, and smaller differences are within the noise."""
 
 
-def stored_precision(folder: RunFolder, checkpoint: Path | None) -> str | None:
-    """The `training.precision` that a run was started with; None for a new run.
+def stored_setting(folder: RunFolder, checkpoint: Path | None, name: str) -> str | None:
+    """The setting `training.<name>` that a run was started with; None for a new run, auto if it stored none.
 
     Read from the folder's config.yaml, or else from `checkpoint`, if the run is to resume from another folder's.
     """
     if (config := run_settings(folder)) is not None:
-        return config.training.precision
+        return str(getattr(config.training, name))
     if checkpoint is not None:
-        return str(read_about(checkpoint).get("config", {}).get("training", {}).get("precision", "auto"))
+        return str(read_about(checkpoint).get("config", {}).get("training", {}).get(name, "auto"))
     return None
 
 
