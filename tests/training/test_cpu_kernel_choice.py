@@ -18,7 +18,7 @@ from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
 
 @pytest.fixture
 def choose(monkeypatch):
-    """Resolve the setting of a tiny run on a pretended machine; returns the result, the lines and whether it is used."""
+    """Resolve the setting of a tiny run; returns the result, the lines, and whether the model got the operations."""
 
     def resolved(setting, stored, *, error: float | None = 0.0, min_flop: float = 1e14):
         def largest_error() -> float:
