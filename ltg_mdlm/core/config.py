@@ -165,6 +165,11 @@ class TrainingConfig(Section):
         description="fused: a Triton kernel for GPUs, which makes no matrix of scores; library: that of torch; auto: on"
         " GPUs the faster of both, if the fused one is right, measured at the start",
     )
+    cpu_kernels: Literal["auto", "compiled", "torch"] = Field(
+        "auto",
+        description="operations between matrix products on CPUs. compiled: a C++ file, compiled at the first use;"
+        " torch: those of torch; auto: compiled in long runs, if there is a compiler; decided at the start",
+    )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, slower"
     )

@@ -35,6 +35,7 @@ from ltg_mdlm.training.consistency import (
     require_same_slots,
     resume_notes,
 )
+from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
 from ltg_mdlm.training.environment import previous_start, start_facts
 from ltg_mdlm.training.metric_sinks import (
     ConsoleSink,
@@ -106,6 +107,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             run, note = resolve_precision(run, stored)
             if note is not None:
                 console.print(note, soft_wrap=True)
+            run = resolve_cpu_kernels(run, stored, say=lambda line: console.print(line, soft_wrap=True))
             attention = resolve_attention(run, before)
             if ranks.device.type != "cpu":
                 console.print(attention.reason, soft_wrap=True)
