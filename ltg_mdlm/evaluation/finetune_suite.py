@@ -115,7 +115,33 @@ def finetune_suite(
         UserError: before training, for missing or malformed files, wrong settings, existing results with other
             settings, and folders that cannot be written; during training, for a loss that is not finite.
     """
-    jobs = [prepare_job(trained, files, sets, seeds, out, protocol) for files in find_tasks(data, tasks)]
+    return finetune_files(
+        trained,
+        find_tasks(data, tasks),
+        ranks,
+        sets=sets,
+        seeds=seeds,
+        out=out,
+        protocol=protocol,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+def finetune_files(
+    trained: TrainedModel,
+    tasks: Sequence[TaskFiles],
+    ranks: Ranks,
+    *,
+    sets: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    out: Path = Path("results"),
+    protocol: Protocol = "2026",
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Summary]:
+    """Fine-tune on the tasks with these files; otherwise as `finetune_suite`."""
+    jobs = [prepare_job(trained, files, sets, seeds, out, protocol) for files in tasks]
     done = finished_results(jobs, overwrite=overwrite)
     for job in jobs:
         require_writable(job.folder)

@@ -98,7 +98,14 @@ _MULTILINGUAL = tuple(
         published={**_MULTILINGUAL_SETTINGS, "head_dropout": None},
         seed=12,
         evaluation_batch=8,
-        places=("", name, f"{language}/{name}", f"classification/{language}/{name}", f"multilingual/{language}/{name}"),
+        places=(
+            "",
+            name,
+            *(
+                f"{above}{language}/{name}"
+                for above in ("", "classification/", "multilingual/", "finetune/data/multilingual/")
+            ),
+        ),
     )
     for language in ("en", "nl", "zh")
     for name in ("arc", "belebele", "bmlama", "include", "mnli", "sib200", "truthfulqa", "xnli")
@@ -201,13 +208,14 @@ class TaskFiles:
         return {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in self.files.items()}
 
 
-def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
+def find_tasks(data: Path, names: Sequence[str] = (), *, required: bool = True) -> list[TaskFiles]:
     """The files of the named tasks, by default of all tasks in `data`.
 
     They are called `<task>.train.jsonl` and `<task>.valid.jsonl`, and `en_ewt-ud-train.conllu` and so on in `pos`.
     `data` is a folder with the files, an evaluation data folder that contains them, or one of the files.
 
-    Raises UserError for an unknown task, a missing task, and a task with only some of its files.
+    Raises UserError for an unknown task, a missing task, a task with only some of its files, and with `required` if
+    there are no tasks.
     """
     for name in names:
         if name not in FINETUNE_TASKS:
@@ -227,7 +235,7 @@ def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
             # A set that is found in several places is read from the first one.
             chosen = present[::-1] or sets[:1]
             wanted.append(TaskFiles(task, {split: file for files in chosen for split, file in files.items()}))
-    if not wanted:
+    if not wanted and required:
         raise UserError(f"{data}: no task here; expected files named like rte.train.jsonl and rte.valid.jsonl")
     for files in wanted:
         for file in files.files.values():
