@@ -217,6 +217,7 @@ class TaskFolder:
     def __init__(self, folder: Path) -> None:
         """Reads the index of the folder."""
         without_override_warnings()
+        self._folder = folder
         self._manager = TaskManager(include_path=str(folder), include_defaults=False)
 
     def evaluate(self, name: str, model: HarnessModel) -> dict[str, Any]:
@@ -224,6 +225,8 @@ class TaskFolder:
 
         Raises MissingData if the data cannot be had, and UserError for tasks that cannot be loaded or scored.
         """
+        if name not in self._manager.all_tasks:
+            raise MissingData(f"{self._folder}: there is no task {name}")
         loaded = _load(partial(self._manager.load, [name]))
         require_supported(loaded["tasks"], model.rule)
         for task in loaded["tasks"].values():

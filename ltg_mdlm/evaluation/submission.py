@@ -289,15 +289,19 @@ def lines_of(missing: Sequence[Missing]) -> list[str]:
         reasons[each.reason][each.what].append(each.revision)
     lines = []
     for reason, parts in reasons.items():
-        shown = []
+        by_revisions: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for what, revisions in parts.items():
-            named = [revision for revision in revisions if revision]
+            by_revisions[tuple(revisions)].append(what)
+        shown = []
+        for of_parts, names in by_revisions.items():
+            named = [revision for revision in of_parts if revision]
             if len(named) > 3:
                 named = [f"{len(named)} checkpoints from {named[0]} to {named[-1]}"]
-            if "" in revisions and named:
+            if "" in of_parts and named:
                 named.insert(0, "main")
+            what = ", ".join(names)
             shown.append(f"{what} of {', '.join(named)}" if named and what else what or ", ".join(named))
-        lines.append(f"{', '.join(shown)}: {reason}")
+        lines.append(f"{'; '.join(shown)}: {reason}")
     return lines
 
 

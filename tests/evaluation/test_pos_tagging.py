@@ -1,13 +1,13 @@
 """Part-of-speech tagging: treebanks, the published splits, words of several tokens, and the official files."""
 
 import json
-import random
 
 import numpy as np
 import pytest
 import torch
 from support.corpora import small_tokenizer
 from support.finetuning import trained_model
+from support.treebanks import WORDS, line, write_treebanks
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
@@ -24,32 +24,6 @@ from ltg_mdlm.evaluation.pos_tagging import (
     shuffled,
     split,
 )
-
-WORDS = {"dog": "NOUN", "runs": "VERB", "the": "DET", "unbelievable": "ADJ", ".": "PUNCT"}
-
-
-def line(number, word, tag):
-    return "\t".join([str(number), word, "_", tag, *"______"])
-
-
-def conllu(count, seed):
-    """Sentences of words whose tag is a function of the word, as text in CoNLL-U."""
-    rng = random.Random(seed)
-    blocks = []
-    for i in range(count):
-        words = rng.choices(list(WORDS), k=rng.randint(1, 6))
-        lines = [line(number, word, WORDS[word]) for number, word in enumerate(words, 1)]
-        blocks.append("\n".join([f"# sent_id = {i}", *lines, ""]))
-    return "\n".join([*blocks, ""])
-
-
-def write_treebanks(folder, languages=("en", "nl"), sizes=(30, 5, 5)):
-    folder.mkdir(parents=True, exist_ok=True)
-    for language in languages:
-        for part, count in zip(("train", "dev", "test"), sizes, strict=True):
-            file = folder / f"{TREEBANKS[language]}-ud-{part}.conllu"
-            file.write_text(conllu(count, f"{language} {part}"), "utf-8")
-    return folder
 
 
 def test_multiword_tokens_and_empty_nodes_are_words_as_in_the_published_dataset(tmp_path):
