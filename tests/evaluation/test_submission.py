@@ -175,7 +175,7 @@ def test_what_cannot_be_submitted_is_refused(submit, run, small_run, tmp_path):
     assert "no folder full_eval or fast_eval" in submit(data=tmp_path)[2]
     assert "no folder tasks and no files of fine-tuning tasks" in submit(track="multilingual")[2]
     assert "--score bound: only the track multilingual has this option" in submit("--score", "bound")[2]
-    assert "--language eng: only the track multilingual" in submit("--language", "eng")[2]
+    assert "--language: only the track multilingual" in submit("--language", "eng")[2]
     assert "--language deu: no such language; there are eng, nld, zho" in submit("--language", "deu")[2]
     assert "--score causal needs a model trained on causal rows" in submit("--score", "causal")[2]
     assert "no results of this model" in submit("--collate-only")[2]
