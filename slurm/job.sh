@@ -68,6 +68,17 @@ run_once() {
     exit "$code"
 }
 
+# run_and_requeue -m MODULE ARGUMENTS...: on all nodes of the job; if it is stopped, it goes back to the queue.  The command
+# must keep what it has done, since a signal kills its processes.
+run_and_requeue() {
+    local code=0
+    [ -z "$stop_signal" ] || requeue
+    say "start ${SLURM_RESTART_COUNT:-0} of ${*:2} on $SLURM_JOB_NODELIST"
+    on_all_nodes "$@" || code=$?
+    [ -z "$stop_signal" ] || requeue
+    exit "$code"
+}
+
 on_all_nodes() {
     srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
     srun_pid=$!
