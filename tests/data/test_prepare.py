@@ -16,8 +16,8 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data import prepare
 from ltg_mdlm.data.corpus import Corpus, digest_of
 from ltg_mdlm.data.encode import EncoderPool
-from ltg_mdlm.data.prepare import batches, prepare_corpus, sample
-from ltg_mdlm.data.sources import Piece
+from ltg_mdlm.data.prepare import batches, copies, prepare_corpus
+from ltg_mdlm.data.readers import Piece
 from ltg_mdlm.data.tokenizer import Tokenizer
 
 TRAIN, VALID = documents(60), documents(10, seed=1)
@@ -83,10 +83,13 @@ def test_a_large_corpus_is_sampled_evenly_for_the_tokenizer(texts):
 
 
 def test_a_sample_is_evenly_spread():
-    chosen = np.array([int(text) for text in sample(map(str, range(10_000)), 0.1)])
+    chosen = np.array([number for number in range(10_000) if copies(number, 0.1)])
     assert len(chosen) == pytest.approx(1000, abs=5)
     assert np.bincount(chosen // 1000).tolist() == pytest.approx([100] * 10, abs=5)
-    assert list(sample("abc", 1.0)) == ["a", "b", "c"]
+    assert [copies(number, 1.0) for number in range(3)] == [1, 1, 1]
+    repeated = [copies(number, 2.25) for number in range(1000)]
+    assert set(repeated) == {2, 3}
+    assert sum(repeated) == pytest.approx(2250, abs=5)
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(texts, monkeypatch):
