@@ -113,9 +113,8 @@ def chosen_names(names: Sequence[str], readme: str, wanted: str, split: str, ori
     if configs := splits_of_readme(readme, names, origin):
         config, _, named = wanted.rpartition("/")
         if not config and len(configs) > 1 and "default" not in configs:
-            raise UserError(
-                f"{origin}: has several configurations\n  choose {origin}:CONFIG/SPLIT of {', '.join(configs)}"
-            )
+            there = ", ".join(configs)
+            raise UserError(f"{origin}: has several configurations: {there}\n  choose one with {origin}:CONFIG/SPLIT")
         if config and config not in configs:
             raise UserError(f"{origin}: no configuration {config!r}\n  there are: {', '.join(configs)}")
         return choose_split(configs[config] if config else next(iter(configs.values())), named or split, origin)

@@ -41,11 +41,13 @@ def fetch_dataset(address: str, split: str) -> list[TextFile]:
     repo, revision, wanted = match[1], match[2] or "main", match[3] or ""
     try:
         import huggingface_hub as hub
+        from huggingface_hub import constants
     except ImportError:
         raise UserError(f'{address}: downloading needs huggingface_hub\n  pip install "ltg-mdlm[hub,data]"') from None
     origin = f"hf://{repo}"
     with _explained(repo, revision):
-        commit, sizes = _files_of_commit(hub, repo, revision)
+        cache = Path(constants.HF_HUB_CACHE)
+        commit, sizes = _files_of_commit(hub, cache / f"datasets--{repo.replace('/', '--')}", repo, revision)
 
         def path_of(name: str) -> Path:
             return Path(hub.hf_hub_download(repo, name, repo_type="dataset", revision=commit))
@@ -55,8 +57,7 @@ def fetch_dataset(address: str, split: str) -> list[TextFile]:
         if not names:
             raise UserError(f"{origin}: has no files with text, only {', '.join(sorted(sizes)) or 'none':.200}")
         chosen = chosen_names(names, readme, wanted, split, origin)
-        with write_errors(Path(hub.constants.HF_HUB_CACHE)):
-            cache = Path(hub.constants.HF_HUB_CACHE)
+        with write_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
             absent = [name for name in chosen if not _is_cached(hub, repo, name, commit)]
             require_free_space(cache, sum(sizes[name] for name in absent))
@@ -67,9 +68,11 @@ def fetch_dataset(address: str, split: str) -> list[TextFile]:
         return files
 
 
-def _files_of_commit(hub: Any, repo: str, revision: str) -> tuple[str, dict[str, int]]:
-    """The commit of a revision, and the size of each of its files (0 if unknown); without a network, from the cache."""
-    folder = Path(hub.constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}"
+def _files_of_commit(hub: Any, folder: Path, repo: str, revision: str) -> tuple[str, dict[str, int]]:
+    """The commit of a revision, and the size of each of its files (0 if unknown).
+
+    Without a network, both are what `folder`, the place of the dataset in the cache, holds.
+    """
     listed = folder / "ltg_mdlm_files"
     try:
         info = hub.HfApi().dataset_info(repo, revision=revision, files_metadata=True)
