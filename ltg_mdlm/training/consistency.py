@@ -100,6 +100,8 @@ def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
     keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if new.training.precision == "auto":  # resolved when the run was started
         keys = [key for key in keys if key != "training.precision"]
+    if old.data.words is None or new.data.words is None:  # that of the corpus, or of an older version
+        keys = [key for key in keys if key != "data.words"]
     return [key for key in keys if not key.startswith(FREE_ON_RESUME) and key != "name"]
 
 
