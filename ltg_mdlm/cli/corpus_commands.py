@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from ltg_mdlm.cli.command_classes import CommandApp
 from ltg_mdlm.cli.options import AsJson, Csv
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table
 
-corpus_app = typer.Typer(no_args_is_help=True, help="Look at prepared corpora.")
+corpus_app = CommandApp(help="Look at prepared corpora.")
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
