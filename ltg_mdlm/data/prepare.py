@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -237,13 +238,20 @@ class SplitText:
 
     def pieces(self, limit: int | None, advance: Advance | None = None) -> Iterator[Piece]:
         """The documents of all files that are kept, long ones in pieces of at most `limit` characters."""
-        number = -1
+        number, room = -1, math.inf
         files = [source.file for source in self.sources]
         for file, name in zip(files, source_names(files), strict=True):
             for piece in read_pieces(file, self._reading, limit=limit, advance=advance):
                 number += piece.opens_document
-                if self._kept_D is None or (number < len(self._kept_D) and self._kept_D[number]):
-                    yield piece if piece.source else piece._replace(source=name)
+                piece = piece if piece.source else piece._replace(source=name)
+                if self.selection is None or self._kept_D is None:
+                    yield piece
+                elif number < len(self._kept_D) and self._kept_D[number]:
+                    room = self.selection.room.get(number, math.inf) if piece.opens_document else room
+                    if room < math.inf:
+                        piece, room = self.selection.shorten(piece, room)
+                    if piece.text:
+                        yield piece
 
     def measure(self, progress: bool) -> None:
         """Read all text, and decide which documents are kept.

@@ -9,6 +9,7 @@ Suffixes: D documents, S sources.
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Budget:
     premiums: Mapping[str, float] = field(default_factory=dict)
     """Byte premium by source; the key "" is for all others"""
 
-    def size(self, source: str, words: int, text_bytes: int) -> float:
+    def size(self, source: str, words: float, text_bytes: int) -> float:
         """The size of a text in words of English."""
         premium = self.premiums.get(source, self.premiums.get("", 1.0))
         return words if premium == 1 else text_bytes / (premium * BYTES_PER_WORD)
@@ -99,6 +100,8 @@ class Selection:
 
     Attributes:
         left_out: after `decide`, documents and words that were left out, by reason
+        room: after `decide`, the size in the unit of the budget of documents that are kept in part, by number; at most
+            one of each source
         size: after `decide`, the size of what is kept, in the unit of the budget
     """
 
@@ -117,6 +120,7 @@ class Selection:
                 threshold=choice.near_duplicates, num_perm=_PERMUTATIONS, use_lsh=True, seed=1
             )
         self.left_out: dict[str, dict[str, int]] = {}
+        self.room: dict[int, float] = {}
         self.size = 0.0
 
     def add(self, piece: Piece) -> None:
@@ -172,21 +176,44 @@ class Selection:
         sources = list(self._number_of_source)
         columns = zip(self._source, self._words, self._bytes, strict=True)
         budget = self._choice.budget or Budget(0)
-        size_D = np.array([budget.size(sources[s], words, size) for s, words, size in columns])
+        every = self._unit.every
+        size_D = np.array([budget.size(sources[s], words / every, size) for s, words, size in columns])
         fresh_D = reason_D == 0
         if self._choice.budget is not None and (total := size_D[fresh_D].sum()) > budget.words:
             source_D = np.array(self._source)
             for source in range(len(sources)):
                 chosen = np.flatnonzero(fresh_D & (source_D == source))
-                reason_D[chosen[~within_share(size_D[chosen], budget.words / total)]] = 4
-        words_D = np.array(self._words)
+                share = budget.words / total
+                out = chosen[~within_share(size_D[chosen], share)]
+                reason_D[out] = 4
+                rest = share * size_D[chosen].sum() - size_D[chosen].sum() + size_D[out].sum()
+                if len(larger := out[size_D[out] > rest]):
+                    self.room[int(larger[0])] = float(rest)
+                    reason_D[larger[0]] = 0
+        words_D = np.array(self._words) / every
         names = {1: "duplicates", 2: "near_duplicates", 3: "evaluation_data", 4: "budget"}
         for number, name in names.items():
             if (out_D := reason_D == number).any():
                 self.left_out[name] = {"documents": int(out_D.sum()), "words": int(words_D[out_D].sum())}
+        for number, room in self.room.items():
+            counts = self.left_out.setdefault("budget", {"documents": 0, "words": 0})
+            counts["words"] += int(words_D[number] * (1 - room / size_D[number]))
+            size_D[number] = room
         kept_D: NDArray[np.bool_] = reason_D == 0
         self.size = float(size_D[kept_D].sum())
         return kept_D
+
+    def shorten(self, piece: Piece, room: float) -> tuple[Piece, float]:
+        """The whole words of a piece that have room, and the room after them."""
+        assert self._choice.budget is not None
+        end = 0
+        for match in re.finditer(r"\S*\s*", piece.text):
+            words = self._unit.count(match[0]) / self._unit.every
+            size = self._choice.budget.size(piece.source, words, len(match[0].encode()))
+            if size > room:
+                return piece._replace(text=piece.text[:end].rstrip()), 0.0
+            end, room = match.end(), room - size
+        return piece, room
 
     def describe(self) -> dict[str, Any]:
         """What was left out, and the size of the rest in words of English, for corpus.json."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.corpora import documents, sentences, small_tokenizer, write_text
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data import word_sequences
+from ltg_mdlm.data import prepare, word_sequences
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.readers import Piece
@@ -99,8 +99,20 @@ def test_a_budget_cuts_all_sources_in_proportion(corpus):
     assert 1450 < cut.train.num_words <= 1500
     shares = [{k: v / c.train.num_words for k, v in c.train.words_by_source().items()} for c in (whole, cut)]
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
-    assert f"adjusted size: {cut.train.num_words:,} of 1,500 words of English" in cut.describe()
+    assert 0 <= cut.description["splits"]["train"]["budget_size"] - cut.train.num_words <= 2
+    assert "of 1,500 words of English in the budget" in cut.describe()
     assert corpus("all", budget=Budget(10**9)).description["fingerprint"] == whole.description["fingerprint"]
+
+
+@pytest.mark.parametrize("limit", [60, 10_000])
+def test_a_document_that_is_larger_than_the_budget_is_cut_after_a_word(corpus, tmp_path, limit, monkeypatch):
+    monkeypatch.setattr(prepare, "PIECE_CHARACTERS", limit)
+    text = " ".join(documents(100))
+    write_text(tmp_path / "a.train", [text])
+    made = corpus("made", budget=Budget(500))
+    assert 498 <= made.train.num_words <= 500
+    first = made.tokenizer.decode(made.train.tokens[: made.train.offsets[1]].tolist())
+    assert small_tokenizer().decode(small_tokenizer().encode(text)).startswith(first)
 
 
 def test_what_is_left_out_is_recorded(corpus):
@@ -116,5 +128,5 @@ def test_what_is_left_out_is_recorded(corpus):
 
 
 def test_a_split_of_which_nothing_is_left_is_refused(corpus):
-    with pytest.raises(UserError, match=r'no text for the train split; left out: \{"budget"'):
-        corpus("made", budget=Budget(1))
+    with pytest.raises(UserError, match=r'no text for the train split; left out: \{"evaluation'):
+        corpus("made", evaluation=SharedNgrams(["a the one, 1 2 3 4 5 6 7 8 9 0"], 1))

@@ -325,7 +325,7 @@ def test_the_command_searches_a_corpus_or_text_files(tmp_path, run, kind):
         ["blimp_fast", "sentence_bad", "4", "1", "0", "0.00%", "0", "0.00%"],
         ["blimp_fast", "(any)", "4", "1", "3", "75.00%", "2", "50.00%"],
     ]
-    assert lines[5].startswith("13 words of training text searched for n-grams of 3 words")
+    assert lines[5].startswith("13 words of training text searched for n-grams of 3 terms")
     assert lines[-1].split() == ["m", "main", "pll", "blimp_fast", "1", "3", "100.00%", "66.67%", "-33.33%"]
     assert len((tmp_path / "worst.jsonl").read_text().splitlines()) == 3
     found = json.loads(run(*arguments, "--json")[1])
