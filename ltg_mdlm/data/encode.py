@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.boundaries import split_units
+from ltg_mdlm.data.boundaries import cut, split_units
 from ltg_mdlm.data.readers import Piece
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.data.words import WHITESPACE, WordUnit
@@ -42,6 +42,9 @@ _MOST_WORDS = 255
 
 _TABLE_UNITS = 1 << 18
 """Units in the table, at which it is emptied."""
+
+_LONGEST_UNIT = 1 << 11
+"""Characters of a unit that is encoded at once, if it can be divided."""
 
 _TABLE_CHARACTERS = 64
 """Longer units are not kept in the table: they rarely occur again, and would need much memory."""
@@ -85,13 +88,17 @@ class Encoder:
         if len(self._table) > _TABLE_UNITS:
             self._table.clear()
         new = list(set(chain.from_iterable(units_P)).difference(self._table))
+        if self._by_units:  # the library would need a kilobyte for each character of a text without blanks
+            long = [unit for unit in new if len(unit) > _LONGEST_UNIT]
+            self._table.update((unit, self._encode_at_joints(unit, joined=False)) for unit in long)
+            new = [unit for unit in new if len(unit) <= _LONGEST_UNIT]
         self._table.update(zip(new, self._encode_units(new), strict=True))
         codes = [b"".join(map(self._table.__getitem__, units)) for units in units_P]
         for p, piece in enumerate(pieces):
             if piece.joined:
                 first, *rest = units_P[p]
-                codes[p] = self._encode_joined(first) + b"".join(map(self._table.__getitem__, rest))
-        for unit in new:
+                codes[p] = self._encode_at_joints(first, joined=True) + b"".join(map(self._table.__getitem__, rest))
+        for unit in set(chain.from_iterable(units_P)):
             if len(unit) > _TABLE_CHARACTERS:
                 del self._table[unit]
 
@@ -136,6 +143,12 @@ class Encoder:
 
         code = ((id_N << 8) | count_N).astype(_CODE)
         return [code[start:end].tobytes() for start, end in zip(start_U.tolist(), end_U.tolist(), strict=True)]
+
+    def _encode_at_joints(self, unit: str, *, joined: bool) -> bytes:
+        """Tokens of a unit that is divided at joints, as `_CODE`; with `joined` it continues the unit before it."""
+        first, *rest = cut(unit, _LONGEST_UNIT, joints=True)
+        code = self._encode_joined(first) if joined else self._encode_units([first])[0]
+        return code + b"".join(map(self._encode_joined, rest))
 
     def _encode_joined(self, unit: str) -> bytes:
         """Tokens of a unit that continues the unit before it, as `_CODE`."""

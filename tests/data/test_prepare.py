@@ -340,3 +340,26 @@ def test_a_vocabulary_above_65536_takes_four_bytes_per_token(texts):
     assert corpus.train.tokens.dtype == np.uint32
     assert corpus.train.tokens.tolist() == [65999, 65536, 400]
     assert corpus.train.words.tolist() == [1, 1, 1]
+
+
+def test_killed_at_any_time_and_repeated_it_makes_the_same_corpus(texts):
+    write_text(texts["train"], documents(3000))
+    expected = make(texts).description["fingerprint"]
+    shutil.rmtree(texts["out"])
+    command = [sys.executable, "-m", "ltg_mdlm", "prepare", str(texts["train"]), "--out", str(texts["out"])]
+    command += ["--valid", str(texts["valid"]), "--tokenizer", str(texts["tokenizer"])]
+
+    def unfinished() -> int:
+        walk = os.walk(texts["out"].parent)  # it ignores folders that vanish
+        return sum(len(files) for folder, _, files in walk if ".tmp-" in folder)
+
+    for written in range(4):  # killed when this many files of the unfinished folder exist
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and unfinished() < 3 * written:
+                pass
+            process.kill()
+        assert not texts["out"].exists() or make(texts).description["fingerprint"] == expected
+        shutil.rmtree(texts["out"], ignore_errors=True)
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=True).returncode == 0
+    assert make(texts).description["fingerprint"] == expected
+    assert not list(texts["out"].parent.glob(".tmp-*"))

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from support.corpora import documents, small_tokenizer
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data import readers
+from ltg_mdlm.data import encode, readers
 from ltg_mdlm.data.boundaries import cut
 from ltg_mdlm.data.encode import Encoder
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.readers import Piece, Reading, read_pieces
 from ltg_mdlm.data.sources import find_sources
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.words import WordUnit
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -256,6 +257,18 @@ def test_pieces_of_text_without_blanks_have_the_tokens_of_the_whole(text, limit)
     tokenizer = chinese_tokenizer()
     pieces = list(readers._rows_to_pieces(iter([(text, "")]), Reading(), limit))
     assert Encoder(tokenizer).encode(pieces).ids_N.tolist() == tokenizer.encode(text.strip())
+
+
+@given(st.one_of(CHINESE, THAI), st.integers(5, 40))
+def test_long_units_that_are_divided_have_the_tokens_of_the_whole(text, longest):
+    tokenizer, text = chinese_tokenizer(), text.strip()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "_LONGEST_UNIT", longest)
+        for unit in (None, WordUnit("characters")):
+            encoded = Encoder(tokenizer, unit).encode([Piece(text, True), Piece(text, True)])
+            assert encoded.ids_N.tolist() == tokenizer.encode(text) * 2
+            words = len(text.split()) if unit is None else sum(not c.isspace() for c in text)
+            assert encoded.words_P.tolist() == [words] * 2
 
 
 @given(CHINESE, st.integers(5, 40))
