@@ -71,6 +71,11 @@ class DataConfig(Section):
     train: Path | None = Field(None, description="*_tokenized.bin of the existing stack, instead of a corpus folder")
     valid: Path | None = Field(None, description="*_tokenized.bin with validation documents, used with `train`")
     tokenizer: Path | None = Field(None, description="tokenizer JSON with which `train` was made")
+    words: str | None = Field(
+        None,
+        description="unit in which the words seen are counted, which `ltg-mdlm prepare --words` decides; null: that of"
+        " the corpus, which config.yaml of the run then states",
+    )
     end_of_document: bool = Field(False, description="append a maskable </s> to every document")
     mixture: Weights | None = Field(
         None,

@@ -105,6 +105,8 @@ def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
     for name in RESOLVED_AT_START:
         if getattr(new.training, name) == "auto":
             keys = [key for key in keys if key != f"training.{name}"]
+    if old.data.words is None or new.data.words is None:  # that of the corpus, or of an older version
+        keys = [key for key in keys if key != "data.words"]
     return [key for key in keys if not key.startswith(FREE_ON_RESUME) and key != "name"]
 
 
