@@ -19,16 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltg_mdlm.core.terminal import count_progress
-from ltg_mdlm.data.synthetic.grammar_recogniser import Recogniser, sentences
-from ltg_mdlm.data.synthetic.grammar_talk import SPEAKERS
+from ltg_mdlm.data.synthetic.document_likelihood import DocumentLikelihood
+from ltg_mdlm.data.synthetic.feature_grammar import english
+from ltg_mdlm.data.synthetic.spelling import sentences
 
 Ids: TypeAlias = Sequence[int]
 
 LONGEST_NGRAM = 4
 
 _LARGEST_EXPONENT = 20.0
-
-_SPEAKER = re.compile(rf"\*(?:{'|'.join(sorted(SPEAKERS))}):\t")
 
 _SENTENCE_ENDS = (".", "?", "!")
 
@@ -142,8 +141,7 @@ class Grammar:
     """Judges samples, sentence by sentence, without regard to the order of sentences."""
 
     def __init__(self) -> None:
-        """Takes some seconds."""
-        self._recogniser = Recogniser()
+        self._likelihood = DocumentLikelihood(english())
 
     def judge(self, samples: Sequence[str], ended: Sequence[bool], *, progress: bool = False) -> list[GrammarVerdict]:
         """A verdict for every sample; `ended` marks the samples that the model ended, so that nothing was cut off."""
@@ -151,7 +149,7 @@ class Grammar:
         with count_progress("checking the grammar", len(samples), show=progress) as advance:
             for text, complete in zip(samples, ended, strict=True):
                 found, fragment = split_sample(text, complete)
-                verdicts.append(GrammarVerdict(tuple(found), tuple(map(self._recogniser.accepts, found)), fragment))
+                verdicts.append(GrammarVerdict(tuple(found), tuple(map(self._likelihood.accepts, found)), fragment))
                 advance(1)
         return verdicts
 
@@ -164,7 +162,7 @@ def split_sample(text: str, complete: bool = False) -> tuple[list[str], str]:
     rejects. The text after the last full stop, question mark or exclamation mark is a fragment, unless the sample is
     `complete`.
     """
-    lines = [_SPEAKER.sub("", line, count=1) if _SPEAKER.match(line) else line for line in text.split("\n")]
+    lines = [re.sub(rf"^({'|'.join(map(re.escape, english().speakers))})\t", "", line) for line in text.split("\n")]
     found = [sentence for line in lines if line for sentence in sentences(line)]
     if found and not complete and not found[-1].endswith(_SENTENCE_ENDS):
         return found[:-1], found[-1]

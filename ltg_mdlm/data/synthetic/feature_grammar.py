@@ -1,0 +1,287 @@
+"""A rule file with features as a weighted context-free grammar.
+
+`english.grammar` explains the notation at its beginning. Every rule is expanded once for each assignment of values to
+its features, so that agreement is part of the symbols ("Who[f, sg]"), and sampling and parsing need no unification.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from itertools import product
+from typing import NamedTuple, TypeAlias
+
+from ltg_mdlm.data.synthetic.spelling import gerund_of, past_of, plural_of, third_person_of
+
+START = "Document"
+"""The symbol of all documents."""
+
+Binding: TypeAlias = Mapping[str, str]
+"""Values of the variables of a rule."""
+
+
+class Symbol(NamedTuple):
+    """A category with the values of all its features, in the alphabetical order of the features."""
+
+    name: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A category as written in a rule: each feature has a value, a variable (`?num`) or another value (`-?num`).
+
+    `place` counts the items of this name in the rule, so that a minimal pair can refer to them.
+    """
+
+    name: str
+    terms: Mapping[str, str]
+    place: int = 0
+
+    def term(self, feature: str) -> str:
+        """The term of a feature; a variable of its own if the rule leaves it open."""
+        return self.terms.get(feature, f"?{self.name}{self.place}.{feature}")
+
+
+Part: TypeAlias = Item | str
+"""An item, or a word."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An expanded rule. `key` identifies what was chosen, whatever the values of the features of its left-hand side."""
+
+    symbol: Symbol
+    parts: tuple[Symbol | str, ...]
+    probability: float
+    key: tuple[object, ...]
+    template: Template
+    binding: Binding
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A rule as written."""
+
+    left: Item
+    parts: tuple[Part, ...]
+    weight: float
+    line: int
+
+
+class Mistake(NamedTuple):
+    """A minimal pair of a phenomenon: a rule, and its right-hand side with a mistake."""
+
+    uid: str
+    field: str
+    term: str
+    template: Template
+    parts: tuple[Part, ...]
+
+
+@dataclass
+class FeatureGrammar:
+    """The expanded rules of each symbol, with probabilities that sum to one.
+
+    Args:
+        text: content of a rule file
+        exponent: Zipf exponent of the words of each category; 0 makes them equally frequent
+
+    Raises:
+        ValueError: a line that cannot be read, or a rule that can never be used, with its line.
+    """
+
+    text: str
+    exponent: float = 1.0
+    features: dict[str, dict[str, float]] = field(default_factory=dict)
+    rules: dict[Symbol, list[Rule]] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+    discourse: set[str] = field(default_factory=set)
+    """Names of the symbols of documents and their continuations; the symbols that their rules mention are sentences."""
+
+    def __post_init__(self) -> None:
+        templates = list(self._templates())
+        self._features_of: dict[str, list[str]] = defaultdict(list)
+        for template in templates:
+            known = self._features_of[template.left.name]
+            known[:] = sorted({*known, *template.left.terms})
+        self.rules = self._expanded(templates)
+        self.sentences = {
+            part
+            for symbol, rules in self.rules.items()
+            if symbol.name in self.discourse
+            for rule in rules
+            for part in rule.parts
+            if isinstance(part, Symbol) and part.name not in self.discourse
+        }
+        words: dict[bool, set[str]] = {True: set(), False: set()}
+        for symbol, rules in self.rules.items():
+            words[symbol.name in self.discourse] |= {w for rule in rules for w in rule.parts if isinstance(w, str)}
+        self.speakers, self.vocabulary = sorted(words[True]), words[False]
+
+    def symbol(self, item: Item, binding: Binding, other: Binding | None = None) -> Symbol:
+        """The symbol of an item. `other` has the values that a `-?x` stands for."""
+
+        def value(term: str) -> str:
+            if term.startswith("-"):
+                return (other or {})[term[2:]]
+            return binding[term[1:]] if term.startswith("?") else term
+
+        return Symbol(item.name, tuple(value(item.term(feature)) for feature in self._features_of[item.name]))
+
+    def _templates(self) -> Iterator[Template]:
+        """The rules in the file, words included."""
+        last: Template | None = None
+        for number, line in _logical_lines(self.text):
+            kind, _, rest = line.partition(" ")
+            try:
+                if kind == "feature":
+                    name, _, values = rest.partition("=")
+                    weighted = (value.split(":") for value in values.split())
+                    self.features[name.strip()] = {value: float(weight) for value, weight in weighted}
+                elif kind in ("word", "noun", "verb"):
+                    yield from self._lexicon(kind, *rest.split(":"), number)
+                elif kind == "!":
+                    about, _, right = rest.partition(":")
+                    assert last is not None
+                    self.mistakes.append(Mistake(*about.split(), last, self._parts(right)[0]))
+                else:
+                    left, arrow, right = re.split(r"\s+(->|=>)\s+", line)
+                    parts, weight = self._parts(right)
+                    last = Template(self._items(left)[0], parts, weight, number)
+                    if arrow == "=>":
+                        self.discourse.add(last.left.name)
+                    yield last
+            except (ValueError, TypeError, AssertionError, IndexError):
+                raise ValueError(f"rule file, line {number}: cannot be read: {line}") from None
+
+    def _parts(self, text: str) -> tuple[tuple[Part, ...], float]:
+        """Items and quoted words, and the weight after them."""
+        seen: dict[str, int] = defaultdict(int)
+        parts: list[Part] = []
+        *tokens, last = re.findall(r'"[^"]+"|\d[\d.]*|\w+(?:\[[^\]]*\])?', text)
+        weight = float(last) if last[0].isdigit() else 1.0
+        for token in tokens if last[0].isdigit() else [*tokens, last]:
+            if token.startswith('"'):
+                parts.append(token[1:-1])
+            else:
+                (item,) = self._items(token)
+                parts.append(Item(item.name, item.terms, seen[item.name]))
+                seen[item.name] += 1
+        return tuple(parts), weight
+
+    def _items(self, text: str) -> list[Item]:
+        found = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text.strip())
+        assert found is not None
+        terms = {}
+        for term in filter(None, re.split(r",\s*", found[2] or "")):
+            name, _, value = term.partition("=")
+            sign, name = ("-", name[1:]) if name.startswith("-") else ("", name)
+            terms[name] = value or f"{sign}?{name}"
+            assert name in self.features
+        return [Item(found[1], terms)]
+
+    def _lexicon(self, kind: str, left: str, words: str, line: int) -> Iterator[Template]:
+        """A template for every form of every word, of which the weight falls with the rank."""
+        (item,) = self._items(left)
+        varied = {"noun": "num", "verb": "form"}.get(kind) or next(
+            (name for name, term in item.terms.items() if term == f"?{name}" and "/" in words), None
+        )
+        for rank, entry in enumerate(words.split(), 1):
+            forms = _INFLECTIONS[kind](entry.split("/"))
+            values = list(self.features[varied]) if varied is not None else [""]
+            if len(values) != len(forms):
+                raise ValueError(entry)
+            for value, form in zip(values, forms, strict=True):
+                terms = {**item.terms, varied: value} if varied is not None else item.terms
+                yield Template(Item(item.name, terms), tuple(form.split("_")), rank**-self.exponent, line * 1000 + rank)
+
+    def _expanded(self, templates: Sequence[Template]) -> dict[Symbol, list[Rule]]:
+        rules: dict[Symbol, list[Rule]] = defaultdict(list)
+        for template in templates:
+            for rule in self._instances(template):
+                rules[rule.symbol].append(rule)
+        while unusable := [
+            rule
+            for of_symbol in rules.values()
+            for rule in of_symbol
+            if any(isinstance(part, Symbol) and not rules.get(part) for part in rule.parts)
+        ]:  # such as the plural of a name
+            dropped = set(map(id, unusable))
+            rules = defaultdict(list, {s: [rule for rule in of if id(rule) not in dropped] for s, of in rules.items()})
+        used = {rule.template for of_symbol in rules.values() for rule in of_symbol}
+        if unused := [template for template in templates if template not in used]:
+            raise ValueError(f"rule file, line {unused[0].line}: can never be used: {unused[0].left.name} -> ...")
+        return {
+            symbol: [
+                Rule(r.symbol, r.parts, r.probability / total, r.key, r.template, r.binding) for r in of_symbol
+            ]
+            for symbol, of_symbol in rules.items()
+            if (total := sum(rule.probability for rule in of_symbol))
+        }
+
+    def _instances(self, template: Template) -> Iterator[Rule]:
+        """A rule for every assignment of values to the variables."""
+        items = [template.left, *(part for part in template.parts if isinstance(part, Item))]
+        domains: dict[str, dict[str, float]] = {}
+        for item in items:
+            for feature in self._features_of[item.name]:
+                term = item.term(feature)
+                if "?" in term:
+                    name = term.lstrip("-?")
+                    domains.setdefault(name, self.features.get(name, self.features[feature]))
+        left = {template.left.term(feature).lstrip("-?") for feature in self._features_of[template.left.name]}
+        negated = sorted({t[2:] for item in items for t in item.terms.values() if t.startswith("-")})
+        for values in product(*domains.values()):
+            binding = dict(zip(domains, values, strict=True))
+            for others in product(*([v for v in domains[name] if v != binding[name]] for name in negated)):
+                other = dict(zip(negated, others, strict=True))
+                weight = template.weight
+                for name in domains.keys() - left:
+                    weight *= domains[name][binding[name]] / sum(domains[name].values())
+                key = (template.line, *(f"{name}={binding[name]}" for name in sorted(domains.keys() - left)))
+                parts = self.instance(template.parts, binding, other)
+                yield Rule(self.symbol(template.left, binding), parts, weight, key, template, binding)
+
+    def instance(self, parts: Iterable[Part], binding: Binding, other: Binding) -> tuple[Symbol | str, ...]:
+        """The symbols and words of some parts."""
+        return tuple(part if isinstance(part, str) else self.symbol(part, binding, other) for part in parts)
+
+
+def _logical_lines(text: str) -> list[tuple[int, str]]:
+    """(number, text) of the lines without comments; an indented line continues the one before it."""
+    found: list[tuple[int, str]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not (content := line.strip()) or content.startswith("#"):
+            continue
+        if line[0].isspace() and not content.startswith("!") and found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {content}")
+        else:
+            found.append((number, content))
+    return found
+
+
+_INFLECTIONS = {
+    "word": lambda forms: forms,
+    "noun": lambda forms: [forms[0], forms[1] if len(forms) > 1 else plural_of(forms[0])],
+    # base, present singular, present plural, past, participle, gerund
+    "verb": lambda forms: [
+        forms[0],
+        third_person_of(forms[0]),
+        forms[0],
+        past := forms[1] if len(forms) > 1 else past_of(forms[0]),
+        forms[2] if len(forms) > 2 else past,
+        gerund_of(forms[0]),
+    ],
+}
+
+
+@cache
+def english(exponent: float = 1.0) -> FeatureGrammar:
+    """The grammar of the built-in corpus."""
+    text = resources.files("ltg_mdlm.data.synthetic").joinpath("english.grammar").read_text("utf-8")
+    return FeatureGrammar(text, exponent)
