@@ -53,12 +53,9 @@ def _doubled(base: str) -> str:
 
 def sentence_text(words: Sequence[str]) -> str:
     """A sentence as written: a capital at its start, "an" before vowels, no blank before punctuation."""
-    text = " ".join("an" if word == "a" and follower[0] in _VOWELS else word for word, follower in _with_next(words))
+    followed = zip(words, [*words[1:], "."], strict=False)
+    text = " ".join("an" if word == "a" and follower[0] in _VOWELS else word for word, follower in followed)
     return re.sub(r" (?=[.,?!])", "", text[:1].upper() + text[1:])
-
-
-def _with_next(words: Sequence[str]) -> zip[tuple[str, str]]:
-    return zip(words, [*words[1:], "."], strict=True)
 
 
 def sentence_words(text: str, vocabulary: Container[str]) -> list[str]:
