@@ -24,6 +24,7 @@ from rich.table import Table
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import stored_config
 from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.synthetic.builtin import is_builtin
 from ltg_mdlm.data.synthetic.recogniser import GrammarVerdict, acceptance, judge_grammar
 from ltg_mdlm.evaluation.judge import Judge, open_judge, perplexities
 from ltg_mdlm.evaluation.result_folders import model_facts, model_folder, to_json, write_folder
@@ -172,7 +173,8 @@ def corpus_of(trained: TrainedModel) -> tuple[Corpus, bool]:
         raise UserError(f"{trained.source}: its settings do not name the training corpus: give it with --corpus")
     config = stored_config(trained.about["config"], trained.source)
     try:
-        return open_corpus(config), config.data.train is None and config.data.corpus == "builtin"
+        corpus = open_corpus(config)
+        return corpus, is_builtin(corpus)
     except UserError as error:
         raise UserError(
             f"{error}\n  this is the training corpus of {trained.name}; if it has moved, use --corpus"
@@ -180,7 +182,7 @@ def corpus_of(trained: TrainedModel) -> tuple[Corpus, bool]:
 
 
 class Examiner:
-    """Measures texts in the vocabulary of a model against a corpus, a judge and, for the built-in corpus, its grammar."""
+    """Measures texts in the vocabulary of a model against a corpus, a judge and the built-in grammar."""
 
     def __init__(
         self,

@@ -143,7 +143,8 @@ def _validation_line(row: Row) -> str:
     if "valid/causal_nll" in row:
         parts.append(f"causal {row['valid/causal_nll']:.4f}")
     if "valid/minimal_pairs" in row:
-        parts.append(f"minimal pairs {float(row['valid/minimal_pairs']):.1%}")
+        error = float(row["valid/minimal_pairs_standard_error"])
+        parts.append(f"minimal pairs {float(row['valid/minimal_pairs']):.1%} ± {error:.1%}")
     return f"validation at step {row['step']}: {', '.join(parts)}"
 
 

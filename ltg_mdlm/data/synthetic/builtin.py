@@ -27,7 +27,7 @@ MINIMAL_PAIRS = "minimal_pairs.jsonl"
 """File of the minimal pairs in the corpus folder."""
 
 FLOOR = "floor.json"
-"""File of the corpus folder with -log p of the held-out text under the generator, which no model can be below on average."""
+"""File of the corpus folder with -log p of the held-out text under the generator: no model is below it on average."""
 
 STYLE_FIELD = "style"
 """Field of the JSON lines with the style of a document, which is its source in the corpus."""
@@ -100,14 +100,20 @@ def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, se
         likelihood = DocumentLikelihood(english(zipf_exponent))
         texts = [json.loads(line)["text"] for line in valid.read_text("utf-8").splitlines()]
         nats = -math.fsum(map(likelihood.log_probability, texts))
-        per_token = nats / Corpus.open(aside).valid.num_tokens
+        held_out = Corpus.open(aside).valid
+        assert held_out is not None
+        per_token = nats / held_out.num_tokens
         (aside / FLOOR).write_text(json.dumps({"nats": nats, "nats_per_token": per_token}) + "\n", encoding="utf-8")
+
+
+def is_builtin(corpus: Corpus) -> bool:
+    """Whether a corpus was made by `builtin_corpus`."""
+    return (corpus.path / FLOOR).is_file()
 
 
 def floor_of(corpus: Corpus) -> float | None:
     """-log p of the held-out text under the generator, in nats per token; None unless the corpus is a built-in one."""
-    file = corpus.path / FLOOR
-    return float(json.loads(file.read_text("utf-8"))["nats_per_token"]) if file.is_file() else None
+    return float(json.loads((corpus.path / FLOOR).read_text("utf-8"))["nats_per_token"]) if is_builtin(corpus) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,13 +29,11 @@ class DocumentGenerator:
     def words(self, symbol: Symbol) -> list[str]:
         """The words of a sentence or phrase."""
         return [
-            word
-            for part in self.draw(symbol).parts
-            for word in ([part] if isinstance(part, str) else self.words(part))
+            word for part in self.draw(symbol).parts for word in ([part] if isinstance(part, str) else self.words(part))
         ]
 
     def documents(self) -> Iterator[tuple[str, str]]:
-        """(style, text) of documents without end; the style is the name of the symbol that the start was replaced by."""
+        """(style, text) of documents without end; the style is the name of the symbol that replaced the start."""
         while True:
             (style,) = self.draw(Symbol(START)).parts
             state, text = style, ""

@@ -81,11 +81,11 @@ class DocumentLikelihood:
 
     def log_probability(self, document: str) -> float:
         """log p of a document in nats, summed over its styles and states; -inf if the grammar cannot produce it."""
-        said: list[Mapping[Symbol, float] | str] = []
+        said: list[Mapping[Symbol | str, float]] = []
         scale = 0.0
         for line in document.split("\n"):
             speaker, tab, rest = line.rpartition("\t")
-            said += [speaker] if tab else []
+            said += [{speaker: 1.0}] if tab else []
             for text in sentences(rest):
                 by_symbol = self.sentence(text)
                 if not by_symbol:
@@ -105,8 +105,7 @@ class DocumentLikelihood:
                         product *= probability(part, position)
                         position = len(said)
                     elif position < len(said):
-                        here = said[position]
-                        product *= here == part if isinstance(here, str) else here.get(part, 0.0)
+                        product *= said[position].get(part, 0.0)
                         position += 1
                     else:
                         product = 0.0

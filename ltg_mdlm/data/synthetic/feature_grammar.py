@@ -144,11 +144,13 @@ class FeatureGrammar:
                     weighted = (value.split(":") for value in values.split())
                     self.features[name.strip()] = {value: float(weight) for value, weight in weighted}
                 elif kind in ("word", "noun", "verb"):
-                    yield from self._lexicon(kind, *rest.split(":"), number)
+                    left, words = rest.split(":")
+                    yield from self._lexicon(kind, left, words, number)
                 elif kind == "!":
-                    about, _, right = rest.partition(":")
+                    about, right = rest.split(":")
+                    uid, area, term = about.split()
                     assert last is not None
-                    self.mistakes.append(Mistake(*about.split(), last, self._parts(right)[0]))
+                    self.mistakes.append(Mistake(uid, area, term, last, self._parts(right)[0]))
                 else:
                     left, arrow, right = re.split(r"\s+(->|=>)\s+", line)
                     parts, weight = self._parts(right)
@@ -192,7 +194,7 @@ class FeatureGrammar:
             (name for name, term in item.terms.items() if term == f"?{name}" and "/" in words), None
         )
         for rank, entry in enumerate(words.split(), 1):
-            forms = _INFLECTIONS[kind](entry.split("/"))
+            forms = _forms(kind, entry.split("/"))
             values = list(self.features[varied]) if varied is not None else [""]
             if len(values) != len(forms):
                 raise ValueError(entry)
@@ -217,9 +219,7 @@ class FeatureGrammar:
         if unused := [template for template in templates if template not in used]:
             raise ValueError(f"rule file, line {unused[0].line}: can never be used: {unused[0].left.name} -> ...")
         return {
-            symbol: [
-                Rule(r.symbol, r.parts, r.probability / total, r.key, r.template, r.binding) for r in of_symbol
-            ]
+            symbol: [Rule(r.symbol, r.parts, r.probability / total, r.key, r.template, r.binding) for r in of_symbol]
             for symbol, of_symbol in rules.items()
             if (total := sum(rule.probability for rule in of_symbol))
         }
@@ -265,19 +265,15 @@ def _logical_lines(text: str) -> list[tuple[int, str]]:
     return found
 
 
-_INFLECTIONS = {
-    "word": lambda forms: forms,
-    "noun": lambda forms: [forms[0], forms[1] if len(forms) > 1 else plural_of(forms[0])],
-    # base, present singular, present plural, past, participle, gerund
-    "verb": lambda forms: [
-        forms[0],
-        third_person_of(forms[0]),
-        forms[0],
-        past := forms[1] if len(forms) > 1 else past_of(forms[0]),
-        forms[2] if len(forms) > 2 else past,
-        gerund_of(forms[0]),
-    ],
-}
+def _forms(kind: str, given: list[str]) -> list[str]:
+    """The forms of a word; of a verb: base, present singular and plural, past, participle, gerund."""
+    base = given[0]
+    if kind == "noun":
+        return [base, given[1] if len(given) > 1 else plural_of(base)]
+    if kind == "verb":
+        past = given[1] if len(given) > 1 else past_of(base)
+        return [base, third_person_of(base), base, past, given[2] if len(given) > 2 else past, gerund_of(base)]
+    return given
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Minimal pairs of the phenomena that the rule file declares, in the format of BLiMP (Warstadt et al. 2020, arXiv 1912.00582).
+"""Minimal pairs of the phenomena in the rule file, in the format of BLiMP (Warstadt et al. 2020, arXiv 1912.00582).
 
 A pair is one derivation with and without the mistake: both sentences make the same choices at the same places, so that
 they have the same words except for the forms and places that the mistake changes.

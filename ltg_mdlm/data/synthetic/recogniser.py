@@ -41,9 +41,7 @@ def judge_grammar(samples: Sequence[str], ended: Sequence[bool]) -> list[Grammar
     """
     likelihood = DocumentLikelihood(english())
     parts = [split_sample(text, complete) for text, complete in zip(samples, ended, strict=True)]
-    return [
-        GrammarVerdict(tuple(found), tuple(map(likelihood.accepts, found)), fragment) for found, fragment in parts
-    ]
+    return [GrammarVerdict(tuple(found), tuple(map(likelihood.accepts, found)), fragment) for found, fragment in parts]
 
 
 def split_sample(text: str, complete: bool = False) -> tuple[list[str], str]:

@@ -59,7 +59,7 @@ def sentence_text(words: Sequence[str]) -> str:
 
 
 def sentence_words(text: str, vocabulary: Container[str]) -> list[str]:
-    """The inverse of `sentence_text`; empty for text that is no sentence of these words as `sentence_text` writes it."""
+    """The inverse of `sentence_text`; empty for text that it does not write with these words."""
     words = ["a" if word == "an" else word for word in re.findall(r"[\w'-]+|[^\w\s]", text)]
     if words and words[0] not in vocabulary:
         words[0] = words[0][:1].lower() + words[0][1:]
