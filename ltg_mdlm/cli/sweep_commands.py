@@ -75,7 +75,8 @@ def sweep_check(file: SweepName, set_: Sets = None, as_json: AsJson = False) -> 
 def sweep_run(
     file: SweepName,
     index: Annotated[
-        int | None, typer.Argument(metavar="[INDEX]", help="Index of one point, as `sweep list` shows it; default: all.")
+        int | None,
+        typer.Argument(metavar="[INDEX]", help="Index of one point, as `sweep list` shows it; default: all."),
     ] = None,
     set_: Sets = None,
     out_root: OutRoot = None,

@@ -188,18 +188,19 @@ def test_neighbouring_words_do_not_decide_agreement_over_a_distance(builtin, by_
 
 
 ADDED = """
-Fact -> Who[num] "both" Is[num] Size "."
-  ! floating_quantifier syntax quantifiers: Who[num] "both" Is[-num] Size "."
+word Count[num]: a/two another/three
+Fact -> "there" Is[num] Count[num] Thing[num] "."  1
+  ! existential_agreement morphology subject_verb_agreement: "there" Is[-num] Count[num] Thing[num] "."
 """
 
 
-def test_a_phenomenon_is_added_to_the_rule_file_in_two_lines():
+def test_a_phenomenon_is_added_to_the_rule_file_in_three_lines():
     text = resources.files("ltg_mdlm.data.synthetic").joinpath("english.grammar").read_text("utf-8")
     grammar = FeatureGrammar(text + ADDED)
-    mistakes = [mistake for mistake in grammar.mistakes if mistake.uid == "floating_quantifier"]
+    mistakes = [mistake for mistake in grammar.mistakes if mistake.uid == "existential_agreement"]
     pairs = balanced_set(DocumentGenerator(grammar, "0"), mistakes)
     assert len(pairs) == 2
     for good, bad in pairs:
-        assert " both " in good
+        assert good.startswith("There ")
         assert DocumentLikelihood(grammar).accepts(good)
         assert not DocumentLikelihood(grammar).accepts(bad)

@@ -18,7 +18,7 @@ from ltg_mdlm.data.records import write_minimal_pairs
 from ltg_mdlm.data.synthetic.document_generator import DocumentGenerator
 from ltg_mdlm.data.synthetic.document_likelihood import DocumentLikelihood
 from ltg_mdlm.data.synthetic.feature_grammar import english
-from ltg_mdlm.data.synthetic.pair_generator import Attested, minimal_pairs
+from ltg_mdlm.data.synthetic.pair_generator import minimal_pairs, new_with_known_words
 
 GENERATOR_VERSION = 3
 """Increases whenever the same parameters give a different corpus, so that an old cache is not used."""
@@ -152,8 +152,7 @@ def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zip
         path.write_text("\n\n".join(text for _, text in documents) + "\n", encoding="utf-8", newline="\n")
         lines = [json.dumps({STYLE_FIELD: style, "text": text}, ensure_ascii=False) for style, text in documents]
         path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    attested = Attested.in_text([text for _, text in train])
-    write_minimal_pairs(files.minimal_pairs, minimal_pairs(for_pairs, attested.allows))
+    write_minimal_pairs(files.minimal_pairs, minimal_pairs(for_pairs, new_with_known_words(known)))
     return files
 
 

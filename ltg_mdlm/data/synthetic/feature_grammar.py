@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from itertools import product
@@ -83,45 +83,42 @@ class Mistake(NamedTuple):
     parts: tuple[Part, ...]
 
 
-@dataclass
 class FeatureGrammar:
-    """The expanded rules of each symbol, with probabilities that sum to one.
+    """The expanded rules of a rule file.
 
-    Args:
-        text: content of a rule file
-        exponent: Zipf exponent of the words of each category; 0 makes them equally frequent
-
-    Raises:
-        ValueError: a line that cannot be read, or a rule that can never be used, with its line.
+    Attributes:
+        rules: rules of each symbol, with probabilities that sum to one
+        mistakes: minimal pairs, in the order of the file
+        discourse: names of the symbols of documents and their continuations
+        sentences: symbols of sentences, which are those that the rules of documents mention
+        speakers: beginnings of lines in conversations, such as "*MOT:"
+        vocabulary: all words
     """
 
-    text: str
-    exponent: float = 1.0
-    features: dict[str, dict[str, float]] = field(default_factory=dict)
-    rules: dict[Symbol, list[Rule]] = field(default_factory=dict)
-    mistakes: list[Mistake] = field(default_factory=list)
-    discourse: set[str] = field(default_factory=set)
-    """Names of the symbols of documents and their continuations; the symbols that their rules mention are sentences."""
+    def __init__(self, text: str, exponent: float = 1.0) -> None:
+        """Read the content of a rule file; `exponent` is the Zipf exponent of the words of each category.
 
-    def __post_init__(self) -> None:
-        templates = list(self._templates())
+        Raises ValueError for a line that cannot be read, and for a rule that can never be used.
+        """
+        self._exponent = exponent
+        self._features: dict[str, dict[str, float]] = {}
+        self.mistakes: list[Mistake] = []
+        self.discourse: set[str] = set()
+        templates = list(self._templates(text))
         self._features_of: dict[str, list[str]] = defaultdict(list)
         for template in templates:
             known = self._features_of[template.left.name]
             known[:] = sorted({*known, *template.left.terms})
         self.rules = self._expanded(templates)
-        self.sentences = {
-            part
-            for symbol, rules in self.rules.items()
-            if symbol.name in self.discourse
-            for rule in rules
-            for part in rule.parts
-            if isinstance(part, Symbol) and part.name not in self.discourse
+        of_documents = {
+            p for s, of in self.rules.items() if s.name in self.discourse for rule in of for p in rule.parts
         }
-        words: dict[bool, set[str]] = {True: set(), False: set()}
-        for symbol, rules in self.rules.items():
-            words[symbol.name in self.discourse] |= {w for rule in rules for w in rule.parts if isinstance(w, str)}
-        self.speakers, self.vocabulary = sorted(words[True]), words[False]
+        of_sentences = {
+            p for s, of in self.rules.items() if s.name not in self.discourse for rule in of for p in rule.parts
+        }
+        self.sentences = {p for p in of_documents if isinstance(p, Symbol) and p.name not in self.discourse}
+        self.speakers = sorted(part for part in of_documents if isinstance(part, str))
+        self.vocabulary = {part for part in of_sentences if isinstance(part, str)}
 
     def symbol(self, item: Item, binding: Binding, other: Binding | None = None) -> Symbol:
         """The symbol of an item. `other` has the values that a `-?x` stands for."""
@@ -133,16 +130,16 @@ class FeatureGrammar:
 
         return Symbol(item.name, tuple(value(item.term(feature)) for feature in self._features_of[item.name]))
 
-    def _templates(self) -> Iterator[Template]:
+    def _templates(self, text: str) -> Iterator[Template]:
         """The rules in the file, words included."""
         last: Template | None = None
-        for number, line in _logical_lines(self.text):
+        for number, line in _logical_lines(text):
             kind, _, rest = line.partition(" ")
             try:
                 if kind == "feature":
                     name, _, values = rest.partition("=")
                     weighted = (value.split(":") for value in values.split())
-                    self.features[name.strip()] = {value: float(weight) for value, weight in weighted}
+                    self._features[name.strip()] = {value: float(weight) for value, weight in weighted}
                 elif kind in ("word", "noun", "verb"):
                     left, words = rest.split(":")
                     yield from self._lexicon(kind, left, words, number)
@@ -154,7 +151,7 @@ class FeatureGrammar:
                 else:
                     left, arrow, right = re.split(r"\s+(->|=>)\s+", line)
                     parts, weight = self._parts(right)
-                    last = Template(self._items(left)[0], parts, weight, number)
+                    last = Template(self._item(left), parts, weight, number)
                     if arrow == "=>":
                         self.discourse.add(last.left.name)
                     yield last
@@ -171,12 +168,12 @@ class FeatureGrammar:
             if token.startswith('"'):
                 parts.append(token[1:-1])
             else:
-                (item,) = self._items(token)
-                parts.append(Item(item.name, item.terms, seen[item.name]))
-                seen[item.name] += 1
+                name = token.partition("[")[0]
+                parts.append(self._item(token, seen[name]))
+                seen[name] += 1
         return tuple(parts), weight
 
-    def _items(self, text: str) -> list[Item]:
+    def _item(self, text: str, place: int = 0) -> Item:
         found = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text.strip())
         assert found is not None
         terms = {}
@@ -184,45 +181,45 @@ class FeatureGrammar:
             name, _, value = term.partition("=")
             sign, name = ("-", name[1:]) if name.startswith("-") else ("", name)
             terms[name] = value or f"{sign}?{name}"
-            assert name in self.features
-        return [Item(found[1], terms)]
+            assert name in self._features
+        return Item(found[1], terms, place)
 
     def _lexicon(self, kind: str, left: str, words: str, line: int) -> Iterator[Template]:
         """A template for every form of every word, of which the weight falls with the rank."""
-        (item,) = self._items(left)
+        item = self._item(left)
         varied = {"noun": "num", "verb": "form"}.get(kind) or next(
             (name for name, term in item.terms.items() if term == f"?{name}" and "/" in words), None
         )
         for rank, entry in enumerate(words.split(), 1):
             forms = _forms(kind, entry.split("/"))
-            values = list(self.features[varied]) if varied is not None else [""]
+            values = list(self._features[varied]) if varied is not None else [""]
             if len(values) != len(forms):
                 raise ValueError(entry)
             for value, form in zip(values, forms, strict=True):
                 terms = {**item.terms, varied: value} if varied is not None else item.terms
-                yield Template(Item(item.name, terms), tuple(form.split("_")), rank**-self.exponent, line * 1000 + rank)
+                yield Template(
+                    Item(item.name, terms), tuple(form.split("_")), rank**-self._exponent, line * 1000 + rank
+                )
 
     def _expanded(self, templates: Sequence[Template]) -> dict[Symbol, list[Rule]]:
         rules: dict[Symbol, list[Rule]] = defaultdict(list)
         for template in templates:
             for rule in self._instances(template):
                 rules[rule.symbol].append(rule)
-        while unusable := [
-            rule
-            for of_symbol in rules.values()
-            for rule in of_symbol
-            if any(isinstance(part, Symbol) and not rules.get(part) for part in rule.parts)
-        ]:  # such as the plural of a name
-            dropped = set(map(id, unusable))
-            rules = defaultdict(list, {s: [rule for rule in of if id(rule) not in dropped] for s, of in rules.items()})
+        count, rules = 0, dict(rules)
+        while count != (
+            count := sum(map(len, rules.values()))
+        ):  # drops rules without words, as for the plural of a name
+            rules = {
+                symbol: kept
+                for symbol, of_symbol in rules.items()
+                if (kept := [r for r in of_symbol if all(isinstance(p, str) or p in rules for p in r.parts)])
+            }
         used = {rule.template for of_symbol in rules.values() for rule in of_symbol}
         if unused := [template for template in templates if template not in used]:
             raise ValueError(f"rule file, line {unused[0].line}: can never be used: {unused[0].left.name} -> ...")
-        return {
-            symbol: [Rule(r.symbol, r.parts, r.probability / total, r.key, r.template, r.binding) for r in of_symbol]
-            for symbol, of_symbol in rules.items()
-            if (total := sum(rule.probability for rule in of_symbol))
-        }
+        totals = {symbol: sum(rule.probability for rule in of_symbol) for symbol, of_symbol in rules.items()}
+        return {s: [replace(r, probability=r.probability / totals[s]) for r in of] for s, of in rules.items()}
 
     def _instances(self, template: Template) -> Iterator[Rule]:
         """A rule for every assignment of values to the variables."""
@@ -233,17 +230,18 @@ class FeatureGrammar:
                 term = item.term(feature)
                 if "?" in term:
                     name = term.lstrip("-?")
-                    domains.setdefault(name, self.features.get(name, self.features[feature]))
+                    domains.setdefault(name, self._features.get(name, self._features[feature]))
         left = {template.left.term(feature).lstrip("-?") for feature in self._features_of[template.left.name]}
+        free = sorted(domains.keys() - left)
         negated = sorted({t[2:] for item in items for t in item.terms.values() if t.startswith("-")})
         for values in product(*domains.values()):
             binding = dict(zip(domains, values, strict=True))
             for others in product(*([v for v in domains[name] if v != binding[name]] for name in negated)):
                 other = dict(zip(negated, others, strict=True))
                 weight = template.weight
-                for name in domains.keys() - left:
+                for name in free:
                     weight *= domains[name][binding[name]] / sum(domains[name].values())
-                key = (template.line, *(f"{name}={binding[name]}" for name in sorted(domains.keys() - left)))
+                key = (template.line, *(f"{name}={binding[name]}" for name in free))
                 parts = self.instance(template.parts, binding, other)
                 yield Rule(self.symbol(template.left, binding), parts, weight, key, template, binding)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ltg_mdlm.data.records import MinimalPair
 from ltg_mdlm.data.synthetic.document_generator import DocumentGenerator
-from ltg_mdlm.data.synthetic.feature_grammar import FeatureGrammar, Item, Mistake, Part, Rule, Symbol
+from ltg_mdlm.data.synthetic.feature_grammar import Item, Mistake, Part, Rule, Symbol
 from ltg_mdlm.data.synthetic.spelling import sentence_text, sentences
 
 _DRAWS_PER_PAIR = 50
@@ -83,7 +83,7 @@ def balanced_set(generator: DocumentGenerator, mistakes: Sequence[Mistake]) -> d
     Where the mistake is another value of a feature: a pair for each of two values. Else a pair for each rule.
     """
     choices, grammar = Choices(generator), generator.grammar
-    mistake = mistakes[min(int(generator.random.random() * len(mistakes)), len(mistakes) - 1)]
+    mistake = generator.random.choice(mistakes)
     broken = {
         term.removeprefix("-?")
         for part in mistake.parts
@@ -93,19 +93,14 @@ def balanced_set(generator: DocumentGenerator, mistakes: Sequence[Mistake]) -> d
     }
     found: dict[Contrast, Mistake] = {}
     for one in [mistake] if broken else mistakes:
-        rule = _draw(generator, _expansions(grammar, one))
+        rules = [rule for of_symbol in grammar.rules.values() for rule in of_symbol if rule.template is one.template]
+        (rule,) = generator.random.choices(rules, weights=[rule.probability for rule in rules])
         twins = [rule]
         if broken:
-            (name,) = broken
-            fixed = {key: value for key, value in rule.binding.items() if key != name}
-            twins += [
-                other
-                for other in _expansions(grammar, one)
-                if other.binding == {**fixed, name: other.binding[name]} and other.binding[name] != rule.binding[name]
-            ]
-            if len(twins) < 2:
+            others = [r for r in rules if {key for key in r.binding if r.binding[key] != rule.binding[key]} == broken]
+            if not others:
                 return {}
-            twins = [rule, _draw(generator, twins[1:])]
+            twins += generator.random.choices(others, weights=[rule.probability for rule in others])
         for twin, opposite in zip(twins, reversed(twins), strict=True):
             words = []
             for parts in (one.template.parts, one.parts):
@@ -117,33 +112,12 @@ def balanced_set(generator: DocumentGenerator, mistakes: Sequence[Mistake]) -> d
     return found
 
 
-def _expansions(grammar: FeatureGrammar, mistake: Mistake) -> list[Rule]:
-    return [rule for rules in grammar.rules.values() for rule in rules if rule.template is mistake.template]
-
-
-def _draw(generator: DocumentGenerator, rules: Sequence[Rule]) -> Rule:
-    (rule,) = generator.random.choices(rules, weights=[rule.probability for rule in rules])
-    return rule
-
-
-@dataclass(frozen=True, slots=True)
-class Attested:
-    """What a training text holds: every sentence as written, and every word in lower case."""
-
-    sentences: frozenset[str]
-    words: frozenset[str]
-
-    @classmethod
-    def in_text(cls, documents: Sequence[str]) -> Attested:
-        """Read the documents of a text."""
-        said = frozenset(
-            sentence for text in documents for line in text.split("\n") for sentence in sentences(line.split("\t")[-1])
-        )
-        return cls(said, frozenset(word for sentence in said for word in _words(sentence)))
-
-    def allows(self, contrast: Contrast) -> bool:
-        """Whether every word was seen, and neither sentence was."""
-        return not self.sentences.intersection(contrast) and self.words.issuperset(_words(" ".join(contrast)))
+def new_with_known_words(documents: Iterable[str]) -> Callable[[Contrast], bool]:
+    """Whether every word of a contrast is in a training text, and neither of its sentences is."""
+    lines = (line.split("\t")[-1] for text in documents for line in text.split("\n"))
+    seen = {sentence for line in lines for sentence in sentences(line)}
+    known = {word for sentence in seen for word in _words(sentence)}
+    return lambda contrast: seen.isdisjoint(contrast) and known.issuperset(_words(" ".join(contrast)))
 
 
 def _words(text: str) -> list[str]:
