@@ -10,7 +10,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.synthetic.builtin import is_builtin
 from ltg_mdlm.data.synthetic.recogniser import acceptance, judge_grammar
-from ltg_mdlm.inference.sampling import default_sampler, generate
+from ltg_mdlm.inference.sampling import generate
 from ltg_mdlm.inference.sampling_rule import SamplingRule
 from ltg_mdlm.inference.trained_model import open_model
 
@@ -29,14 +29,15 @@ def ending_text(folder: Path, corpus: Corpus) -> str:
         return "\n".join(["next:", *(f"  {command}" for command in [*commands, f"ltg-mdlm report {path}"])])
     try:
         trained = open_model(folder, Ranks.alone())
-        samples = generate(trained, SamplingRule(sampler=default_sampler(trained)), length=LENGTH, count=SAMPLES)
+        sampler = "confidence" if "masked" in trained.modes else "autoregressive"
+        samples = generate(trained, SamplingRule(sampler=sampler), length=LENGTH, count=SAMPLES)
     except UserError as error:
         shown = [f"no samples: {error}"]
     else:
         share = acceptance(judge_grammar([s.text for s in samples], [s.ended for s in samples]))
         shown = [
-            f"{SHOWN} of {SAMPLES} samples; the grammar accepts {share['grammatical_sentences']:.0%} of their"
-            f" {share['sentences']:.0f} complete sentences:",
+            f"{SHOWN} of {SAMPLES} samples (--sampler {sampler}); the grammar accepts"
+            f" {share['grammatical_sentences']:.0%} of their {share['sentences']:.0f} complete sentences:",
             *(f"\n{sample.text} ..." for sample in samples[:SHOWN]),
         ]
     return "\n".join([*shown, "", "next:", *(f"  {command}" for command in [*commands, "ltg-mdlm sweep run built_in"])])
