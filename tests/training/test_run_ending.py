@@ -34,11 +34,8 @@ def test_the_table_has_errors_the_floor_and_every_phenomenon(trained):
 
 def test_samples_are_judged_by_the_grammar(trained):
     out, _ = trained
-    assert re.search(
-        rf"^{SHOWN} of {SAMPLES} samples \(--sampler confidence\); the grammar accepts (\d+%|nan%) of their \d+ complete",
-        out,
-        re.M,
-    )
+    line = rf"^{SHOWN} of {SAMPLES} samples \(--sampler confidence\); the grammar accepts (\d+%|nan%) of their \d+ "
+    assert re.search(line, out, re.M)
     assert len(re.findall(r" \.\.\.$", out, re.M)) >= SHOWN
 
 
