@@ -250,7 +250,7 @@ def test_all_points_are_trained_and_compared_in_a_table_and_a_page(sweep, run, t
     assert code == 0, err
     lines = out.splitlines()
     heading = next(i for i, line in enumerate(lines) if line.startswith("run ") and "status" in line)
-    names = ["points/plugin=uniform_mdlm-s0", "points/plugin=gpt_bert-s0"]
+    names = ["plugin=uniform_mdlm-s0", "plugin=gpt_bert-s0"]
     assert [row.split()[0] for row in lines[heading + 1 : heading + 3]] == names
     assert lines[-1] == "report: points/report.html"
-    assert pages == [([Path(name) for name in names], Path("points/report.html"))]
+    assert pages == [([Path("points") / name for name in names], Path("points/report.html"))]
