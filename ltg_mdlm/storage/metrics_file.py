@@ -25,13 +25,21 @@ ROWS = (
     ("valid/training_bound", "  under the training's own masking", "{:.4f}"),
     ("valid/causal_nll", "causal -log p, nats per token", "{:.4f}"),
     ("valid/unigram", "unigram cross-entropy, for comparison", "{:.4f}"),
+    ("valid/floor", "floor: -log p under the generator", "{:.4f}"),
     ("valid/bits_per_byte", "bound, bits per byte of text", "{:.4f}"),
     ("valid/accuracy", "accuracy of masked tokens", "{:.1%}"),
     ("valid/accuracy_frequent", "  of frequent token types", "{:.1%}"),
     ("valid/accuracy_rare", "  of rare token types", "{:.1%}"),
+    ("valid/accuracy_rare_chance", "  of the best constant guess for them", "{:.1%}"),
     ("valid/minimal_pairs", "minimal pairs", "{:.1%}"),
 )
 """Rows of the summary: metric, label, format of the value."""
+
+PAIRS = "valid/pairs/"
+"""Prefix of the accuracies on minimal pairs by phenomenon."""
+
+_MOST_PHENOMENA = 20
+"""Phenomena that the summary lists; the metrics file has all of them."""
 
 
 _BLOCK = 1 << 20
@@ -351,12 +359,14 @@ def result_text(folder: Path) -> str:
         lines = [f"no validation text, so there is nothing to report beyond {folder / 'metrics.jsonl'}"]
     else:
         lines = [f"{'held-out text':<42}{'step ' + str(first['step']):>12}{'step ' + str(last['step']):>12}"]
-        for key, label, form in ROWS:
+        by_phenomenon = [key for key in last if key.startswith(PAIRS) and not key.endswith("_standard_error")]
+        shown = by_phenomenon if len(by_phenomenon) <= _MOST_PHENOMENA else []
+        for key, label, form in (*ROWS, *((key, f"  {key.removeprefix(PAIRS)}", "{:.1%}") for key in shown)):
             if last.get(key) is not None:
                 before = "-" if first.get(key) is None else form.format(first[key])
-                lines.append(f"{label:<42}{before:>12}{form.format(last[key]):>12}")
-        if (error := last.get("valid/bound_standard_error")) is not None:
-            lines.append(f"standard error of the bound: {error:.4f}")
+                error = last.get(f"{key}_standard_error")
+                plus_minus = f" ± {form.format(error)}" if error is not None else ""
+                lines.append(f"{label:<42}{before:>12}{form.format(last[key]):>12}{plus_minus}")
         lines.append(f"run folder: {folder}")
     if found.damaged:
         lines.append(f"note: {damage(found.damaged)}")

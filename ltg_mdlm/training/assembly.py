@@ -20,7 +20,7 @@ from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs
 from ltg_mdlm.data.row_loader import RowLoader, validation_batches
-from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS
+from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS, floor_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
@@ -201,6 +201,7 @@ def build_validator(
         seed=config.seed,
         tokens_per_byte=corpus.valid.num_tokens / max(corpus.valid.text_bytes, 1),
         ranks=ranks,
+        floor=floor_of(corpus),
     )
 
 

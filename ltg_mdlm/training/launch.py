@@ -47,6 +47,7 @@ from ltg_mdlm.training.metric_sinks import (
     wandb_mode,
 )
 from ltg_mdlm.training.precision import resolve_precision, stored_training
+from ltg_mdlm.training.run_ending import ending_text
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
@@ -260,7 +261,7 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         return EXIT_DONE if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
     set_status("finished")
     if trainer.ranks.is_main:
-        console.print("\n" + result_text(folder.path), soft_wrap=True)
+        console.print(f"\n{result_text(folder.path)}\n\n{ending_text(folder.path, trainer.run.corpus)}", soft_wrap=True)
     return EXIT_DONE
 
 

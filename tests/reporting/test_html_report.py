@@ -130,7 +130,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
     runs = [*fabricate_sweep(tmp_path), fabricate_run(tmp_path / "wide", "freq_mdlm", "model.hidden_size=64")]
     groups = group_runs([read_record(run) for run in runs])
     assert [(group.code, len(group.runs)) for group in groups] == [("A", 3), ("B", 3), ("C", 1)]
-    assert [group.name for group in groups[1:]] == ["freq_mdlm, hidden_size=256", "freq_mdlm, hidden_size=64"]
+    assert [group.name for group in groups[1:]] == ["freq_mdlm, hidden_size=128", "freq_mdlm, hidden_size=64"]
 
 
 def test_versions_that_differ_are_shown(tmp_path):

@@ -91,8 +91,10 @@ METRICS = (
 
 _LARGEST = 1e100
 
-_NOT_SHOWN = ("valid/bound_standard_error", "valid/unigram", "valid/bits_per_byte", "bits_per_byte")
-"""Metrics without a chart: the error of the bound, a constant, and the bound in another unit."""
+_NOT_SHOWN = re.compile(
+    r".*_standard_error|valid/(unigram|floor|accuracy_rare_chance)|(valid/)?bits_per_byte|valid/pairs/.*"
+)
+"""Metrics without a chart: errors, constants, the bound in another unit, and minimal pairs of a single phenomenon."""
 
 
 def metrics_of(groups: Sequence[Group]) -> list[Metric]:
@@ -101,7 +103,7 @@ def metrics_of(groups: Sequence[Group]) -> list[Metric]:
         key for group in groups for run in group.runs for key, curve in run.metrics.curves.items() if len(curve) > 1
     }
     ours = [metric for metric in METRICS if metric.key in logged]
-    others = sorted(logged - {metric.key for metric in METRICS} - {*_NOT_SHOWN})
+    others = sorted(key for key in logged - {metric.key for metric in METRICS} if not _NOT_SHOWN.fullmatch(key))
     return [*ours, *(Metric(key, key, "as logged") for key in others)]
 
 

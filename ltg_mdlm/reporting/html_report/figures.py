@@ -204,8 +204,8 @@ def _versions(group: Group, key: str) -> str:
 _HIGHER = ("accuracy", "accuracy_frequent", "accuracy_rare", "minimal_pairs")
 
 
-_UNJUDGED = ("unigram", "loss")
-"""Not ranked: a property of the text, and the objective, which plugins weight differently."""
+_UNJUDGED = ("unigram", "floor", "accuracy_rare_chance", "loss")
+"""Not ranked: properties of the text, and the objective, which plugins weight differently."""
 
 
 def held_out_figures(groups: Sequence[Group]) -> list[Figure]:
