@@ -228,11 +228,16 @@ class DenoisingLoss(nn.Module):
         """The number of positions that head and vocabulary matrix run on is a multiple of this."""
         return POSITION_MULTIPLE if device.type == "cuda" or self.bf16 else 1
 
+    def rows_seen(self, micro_batch: MicroBatch, *, training: bool) -> int:
+        """Rows that the model sees for a micro-batch."""
+        rows, length = micro_batch.corrupted.input_BT.shape
+        return max(rows, self.full_rows.get(length, 0)) if training else rows
+
     def hidden(self, micro_batch: MicroBatch, *, training: bool) -> Tensor:
-        """Hidden states [B, T, D]; in training, the model sees `full_rows` rows, the last of them padding."""
+        """Hidden states [B, T, D]; the last rows that the model sees are padding."""
         corrupted, visibility = micro_batch.corrupted, micro_batch.corrupted.visibility
-        rows, length = corrupted.input_BT.shape
-        further = max(self.full_rows.get(length, 0) - rows, 0) if training else 0
+        rows = len(corrupted.input_BT)
+        further = self.rows_seen(micro_batch, training=training) - rows
 
         def full(of_rows: Tensor, padding: int = 0) -> Tensor:
             """The values of the rows, and those of `further` rows, which only the model sees."""
@@ -258,6 +263,7 @@ class DenoisingLoss(nn.Module):
                 micro_batch,
                 predicts_next=parts.masking.predicts == "next",
                 multiple=self.position_multiple(batch.ids_BT.device),
+                most=self.rows_seen(micro_batch, training=step.training) * batch.ids_BT.shape[1],
             )
             # Head and vocabulary matrix run at the supervised positions only, since logits are the largest tensor of a
             # step and the others have no label.
@@ -344,15 +350,17 @@ def observed(step: Step, micro_batch: MicroBatch, output: LossOutput) -> Observa
     )
 
 
-def gather_supervised(micro_batch: MicroBatch, *, predicts_next: bool, multiple: int = 1) -> tuple[Supervised, Tensor]:
+def gather_supervised(
+    micro_batch: MicroBatch, *, predicts_next: bool, multiple: int = 1, most: int | None = None
+) -> tuple[Supervised, Tensor]:
     """The supervised positions of a micro-batch, and int64[M] their indices into its B*T positions.
 
-    M is `padded_count` of N, and the indices from N on are 0.
+    M is `padded_count` of N, at most `most` (by default B*T), and the indices from N on are 0.
     """
     corrupted, noise = micro_batch.corrupted, micro_batch.noise
     labels = corrupted.labels_BT.flatten()
     count = int(micro_batch.supervised_count.get())
-    index_M = true_indices(labels != IGNORE, padded_count(count, multiple, len(labels)))
+    index_M = true_indices(labels != IGNORE, padded_count(count, multiple, most or len(labels)))
     index_N = index_M[:count]
     length = corrupted.labels_BT.shape[1]
     row_N, position_BT = index_N // length, micro_batch.batch.position_BT
@@ -389,14 +397,14 @@ def padded_count(count: int, multiple: int, most: int) -> int:
 
 
 def true_indices(mask_X: Tensor, count: int) -> Tensor:
-    """int64[count]: the indices of the true values of a flat boolean tensor, at most `count` of them, and then 0.
+    """int64[count]: the indices of the true values of a flat boolean tensor, not more than `count`, and then 0.
 
     `mask_X.nonzero()` would synchronise with the device to learn the size of its result.
     """
-    size = mask_X.numel()
+    size, end = mask_X.numel(), max(mask_X.numel(), count)
     # True values write their index to their place in the result; all others write to one element past the end.
-    place_X = torch.where(mask_X, mask_X.cumsum(0) - 1, size)
-    index = torch.zeros(size + 1, dtype=torch.int64, device=mask_X.device)
+    place_X = torch.where(mask_X, mask_X.cumsum(0) - 1, end)
+    index = torch.zeros(end + 1, dtype=torch.int64, device=mask_X.device)
     return index.scatter_(0, place_X, torch.arange(size, device=mask_X.device))[:count]
 
 

@@ -57,9 +57,13 @@ def test_a_published_config_has_one_shape_of_micro_batches_per_row_length(config
             for micro_batch in run.recipe.corrupt(batch, step):
                 loss.hidden(micro_batch, training=True)
                 multiple = loss.position_multiple(torch.device("cpu"))
-                _, index_M = gather_supervised(micro_batch, predicts_next=masking.predicts == "next", multiple=multiple)
+                most = loss.rows_seen(micro_batch, training=True) * batch.ids_BT.shape[1]
+                predicts_next = masking.predicts == "next"
+                _, index_M = gather_supervised(micro_batch, predicts_next=predicts_next, multiple=multiple, most=most)
                 positions_by_length[batch.ids_BT.shape[1]].add(len(index_M))
     lengths = {length for _, length in host.config.training.stages}
     assert rows_by_length.keys() == lengths
     assert all(len(rows) == 1 for rows in rows_by_length.values())
-    assert all(len(found) <= 4096 // POSITION_MULTIPLE + 1 for found in positions_by_length.values())
+    for length, found in positions_by_length.items():
+        (rows,) = rows_by_length[length]
+        assert all(count % POSITION_MULTIPLE == 0 or count == rows * length for count in found)

@@ -19,6 +19,7 @@ from ltg_mdlm.training.assembly import build_run, micro_batch_rows
 from ltg_mdlm.training.trainer import Trainer
 
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "amlm", "dual")
+OTHERS = ("gidd", "complementary", "block_diffusion", "learned_schedule")
 UNLOGGED = ("logging.every=100", "training.micro_batch_rows=3")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, gpu])]
@@ -43,7 +44,7 @@ def make_trainer(plugin: str, device: str, *sets: str, rows: Rows | None = None)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize("plugin", PLUGINS + OTHERS)
 def test_a_step_that_is_not_logged_never_waits_for_the_device(plugin, device):
     """Except for the number of supervised positions, which was copied a micro-batch ahead."""
     trainer = make_trainer(plugin, device, *UNLOGGED)
