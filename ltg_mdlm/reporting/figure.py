@@ -54,6 +54,8 @@ class Panel:
 
     title: str
     draw: Callable[[Axes], None]
+    caption: str = ""
+    """What it shows, for the HTML report."""
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 150) -> None:
