@@ -319,20 +319,27 @@ def template() -> dict[str, Any]:
         selected.mark_area(opacity=0.16, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q"),
         selected.mark_line(strokeWidth=2, clip=True).encode(strokeDash=dash).add_params(zoom),
         reference.mark_rule(color="var(--muted)", strokeDash=[3, 3], clip=True),
-        reference.mark_text(align="right", dy=-5, color="var(--muted)", clip=True).encode(
+        reference.mark_text(align="right", dy=-6, fontSize=12, color="var(--muted)", clip=True).encode(
             x=alt.value("width"), text="label:N"
         ),
-        letters.mark_text(fontWeight="bold", fontSize=12, clip=True).encode(text="code:N"),
+        letters.mark_text(fontWeight="bold", fontSize=14, clip=True).encode(text="code:N"),
         selected.transform_filter("datum.cross").mark_text(text="✕", fontSize=15, color="var(--bad)", clip=True),
         selected.transform_filter("isValid(datum.y)")
         .mark_point(filled=True, size=60, clip=True)
         .encode(opacity=alt.when(nearest, empty=False).then(alt.value(1)).otherwise(alt.value(0)), tooltip=tooltip)
         .add_params(nearest),
     )
-    muted = {"labelColor": "var(--muted)", "titleColor": "var(--ink)", "domainColor": "var(--axis)"}
+    colours = {"labelColor": "var(--muted)", "titleColor": "var(--ink)", "domainColor": "var(--axis)"}
     styled = chart.properties(width="container", height=220).configure(
         background="transparent",
-        axis=alt.AxisConfig(**muted, tickColor="var(--axis)", gridColor="var(--grid)", titleFontWeight="normal"),
+        axis=alt.AxisConfig(
+            **colours,
+            tickColor="var(--axis)",
+            gridColor="var(--grid)",
+            titleFontWeight="normal",
+            titleFontSize=12,
+            labelFontSize=12,
+        ),
         view=alt.ViewConfig(stroke=None),
         mark=alt.MarkConfig(aria=False),
     )

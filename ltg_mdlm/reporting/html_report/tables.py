@@ -70,18 +70,19 @@ MAIN = "main"
 def html_table(table: pd.DataFrame, caption: str) -> Markup:
     """The table as HTML, in a region that scrolls; its first column has the headings of lines. Text is escaped."""
     with pd.option_context("display.max_colwidth", None):
-        head, body = table.to_html(border=0, na_rep=NONE, index=False, justify="left").split("<tbody>")
+        head, body = table.rename_axis(columns=None).to_html(border=0, na_rep=NONE, index=False).split("<tbody>")
     lines = [line.replace("<td>", '<th scope="row">', 1).replace("</td>", "</th>", 1) for line in body.split("<tr>")]
     head = head.replace("<th>", '<th scope="col">')
     region = Markup('<div class="scroll" role="region" tabindex="0" aria-label="{}">').format(caption)
     return region + Markup(f"{head}<tbody>{'<tr>'.join(lines)}</div>")
 
 
-def summarise(values: Sequence[Value]) -> pd.DataFrame:
+def summarise(groups: Sequence[Group], values: Sequence[Value]) -> pd.DataFrame:
     """One row per figure, scoring and group: mean, error, runs, whether the group is the best, and the text of a cell.
 
     The error is the standard error of the mean over several runs. For a single run, it is that of its value, if known.
     """
+    expected = {group.code: len(group.measured[0]) for group in groups}
     frame = pd.DataFrame(values, columns=Value._fields).astype({"value": float, "standard_error": float})
     frame = frame[np.isfinite(frame["value"])]
     by_group = frame.groupby(["figure", "scoring", "group"], sort=False)
@@ -93,17 +94,18 @@ def summarise(values: Sequence[Value]) -> pd.DataFrame:
     for _, compared in found[found["remark"] == ""].groupby(["figure", "scoring"], sort=False):
         best |= set(compared.index[best_of(compared)])
     found["best"] = found.index.isin(best)
-    found["text"] = [_text(row) for row in found.itertuples()]
+    found["text"] = [_text(row, expected[row.group]) for row in found.itertuples()]
     return found
 
 
-def _text(row: Any) -> str:
+def _text(row: Any, expected: int) -> str:
+    """Text of a cell, which names the number of runs if there are fewer than expected."""
     text = str(row.format.format(row.mean))
     if math.isfinite(row.error):
         text += f" ± {row.format.format(row.error)}"
     if row.best:
         text += f" {BEST}"
-    details = [f"n = {row.runs}"] * (row.runs > 1) + [row.remark] * bool(row.remark)
+    details = [f"n = {row.runs}"] * (row.runs < expected) + [row.remark] * bool(row.remark)
     return f"{text} ({', '.join(details)})" if details else text
 
 
@@ -137,9 +139,14 @@ def figure_tables(groups: Sequence[Group], found: pd.DataFrame) -> list[pd.DataF
     return _tables(groups, cells.reindex(index=order, columns=[group.code for group in groups]).reset_index())
 
 
+def _heading(group: Group) -> str:
+    runs = len(group.measured[0])
+    return f"{group.code} {group.name}" + (f" (n\u00a0=\u00a0{runs})" if runs > 1 else "")
+
+
 def _tables(groups: Sequence[Group], table: pd.DataFrame) -> list[pd.DataFrame]:
     """Turn a table with a column per group, if there are many, and cut it into tables that fit on paper."""
-    headings = {group.code: f"{group.code} {group.name}" for group in groups}
+    headings = {group.code: _heading(group) for group in groups}
     if "scoring" in table and not table["scoring"].any():
         table = table.drop(columns="scoring")
     if len(groups) <= WIDEST:
@@ -202,7 +209,7 @@ def held_out_values(groups: Sequence[Group]) -> pd.DataFrame:
                     remark = "" if finished else f"at step {step:.0f}, {run.row.status}"
                     error = known.get(f"{name}_standard_error")
                     values.append(Value(figure, "", group.code, known[name], error, form, lower_is_better, remark))
-    return summarise(values)
+    return summarise(groups, values)
 
 
 def ambiguous(groups: Sequence[Group]) -> list[str]:
@@ -223,7 +230,7 @@ def evaluation_values(groups: Sequence[Group], results: Path | None) -> pd.DataF
         for file in (results / run.name / MAIN).rglob("summary.json"):
             if not any(part.startswith(TEMPORARY) for part in file.parts):
                 values += [value._replace(group=group.code) for value in [read_result(file)] if value is not None]
-    return summarise(sorted(values, key=lambda value: (value.figure, value.scoring)))
+    return summarise(groups, sorted(values, key=lambda value: (value.figure, value.scoring)))
 
 
 def read_result(file: Path) -> Value | None:
@@ -266,7 +273,7 @@ def generation_values(groups: Sequence[Group], results: Path | None) -> pd.DataF
             ranked = None if way.startswith("real text") else lower_is_better
             values.append(Value(label, way, group.code, value, None, form, ranked, ""))
     labels = [label for label, _, _ in GENERATION.values()]
-    return summarise(sorted(values, key=lambda v: (labels.index(v.figure), v.scoring.startswith("real text"))))
+    return summarise(groups, sorted(values, key=lambda v: (labels.index(v.figure), v.scoring.startswith("real text"))))
 
 
 def _sample_metrics(file: Path) -> list[tuple[str, str, float]]:
