@@ -16,8 +16,9 @@ import vl_convert  # noqa: F401  # Imported here so that a missing package is re
 from markupsafe import Markup
 
 from ltg_mdlm import __version__
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.reporting.html_report import tables
-from ltg_mdlm.reporting.html_report.curve_charts import DASHES, METRICS, PROMINENT, charts_and_data, dash_of, order_groups
+from ltg_mdlm.reporting.html_report.curve_charts import METRICS, PROMINENT, charts_and_data, dashes_of, order_groups
 from ltg_mdlm.reporting.html_report.page import Extent
 from ltg_mdlm.reporting.html_report.pictures import recipe_pictures
 from ltg_mdlm.reporting.html_report.run_groups import RunRecord, group_runs, read_record
@@ -34,7 +35,11 @@ def report_page(paths: Sequence[Path], results: Path | None, extent: Extent) -> 
     # Vega and Vega-Lite as one script. It takes seconds and holds the interpreter, so another process makes it.
     with subprocess.Popen([sys.executable, "-c", _BUNDLE], stdout=subprocess.PIPE) as bundling:
         content = collect([read_record(path) for path in paths], results, extent)
-        library = bundling.communicate()[0].decode() if content["charts"] else ""
+        library = bundling.communicate()[0].decode()
+    if bundling.returncode:
+        raise UserError(
+            f"the chart library cannot be read: {_BUNDLE!r} fails\n  pip install --force-reinstall vl-convert-python"
+        )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ltg_mdlm.reporting.html_report", "templates"),
         autoescape=True,
@@ -44,7 +49,9 @@ def report_page(paths: Sequence[Path], results: Path | None, extent: Extent) -> 
     )
     environment.filters["table"] = tables.html_table
     environment.filters["in_script"] = _in_script
-    return environment.get_template("page.html").render(content, library=Markup(library.replace("</script", "<\\/script")))
+    return environment.get_template("page.html").render(
+        content, library=Markup(library.replace("</script", "<\\/script"))
+    )
 
 
 def _in_script(value: Any) -> Markup:
@@ -93,7 +100,7 @@ def collect(runs: Sequence[RunRecord], results: Path | None, extent: Extent) -> 
         "equal_versions": tables.equal_facts(groups, "versions"),
         "program": __version__,
         "made": time.strftime("%Y-%m-%d %H:%M"),
-        "dashes": lambda place: " ".join(map(str, DASHES[dash_of(place)])),
+        "dashes": lambda place: " ".join(map(str, dashes_of(place))),
         "shade": lambda share: f"{0.62 - 0.56 * share:.2f}",
     }
 

@@ -157,7 +157,7 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
         charts.append(Chart(metric, _describe(metric, table), table, notes))
     data = {
         "groups": [
-            {"code": group.code, "name": group.name, "look": place % PROMINENT, "dash": dash_of(place)}
+            {"code": group.code, "name": group.name, "look": place % PROMINENT, "dash": DASHES.index(dashes_of(place))}
             for place, group in enumerate(groups)
         ],
         "runs": [{"group": place, "seed": str(run.settings.get("seed", "")), "name": run.name} for place, run in runs],
@@ -170,9 +170,9 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
     return charts, data
 
 
-def dash_of(place: int) -> int:
-    """Index of the line style of a group. 36 groups in order differ in colour or line style."""
-    return (place + place // PROMINENT) % len(DASHES)
+def dashes_of(place: int) -> list[int]:
+    """Line style of a group, by its place. 36 successive groups differ in colour or line style."""
+    return DASHES[(place + place // PROMINENT) % len(DASHES)]
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,9 @@ def _values_table(finals: Sequence[tuple[int, float, float, float]], groups: Seq
 
 def _describe(metric: Metric, table: pd.DataFrame) -> str:
     ends = "; ".join(f"{row.group} from {row.first} to {row.last}" for row in table.itertuples())
-    return f"{metric.title} ({metric.unit}) over training: {ends or 'no finite value'}. The values are in a table below."
+    return (
+        f"{metric.title} ({metric.unit}) over training: {ends or 'no finite value'}. The values are in a table below."
+    )
 
 
 def template() -> dict[str, Any]:
@@ -329,11 +331,12 @@ def template() -> dict[str, Any]:
         .encode(opacity=alt.when(nearest, empty=False).then(alt.value(1)).otherwise(alt.value(0)), tooltip=tooltip)
         .add_params(nearest),
     )
-    colours = {"labelColor": "var(--muted)", "titleColor": "var(--ink)", "domainColor": "var(--axis)"}
     styled = chart.properties(width="container", height=220).configure(
         background="transparent",
         axis=alt.AxisConfig(
-            **colours,
+            labelColor="var(--muted)",
+            titleColor="var(--ink)",
+            domainColor="var(--axis)",
             tickColor="var(--axis)",
             gridColor="var(--grid)",
             titleFontWeight="normal",

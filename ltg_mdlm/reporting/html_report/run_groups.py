@@ -80,7 +80,7 @@ def group_names(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
         finer: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for values, members in parts.items():
             for i in members:
-                finer[(*values, repr(recipes[i].get(key)))].append(i)
+                finer[values + (repr(recipes[i].get(key)),)].append(i)  # noqa: RUF005
         # A setting that tells no more groups apart repeats the ones before.
         if len(finer) > len(parts):
             chosen, parts = [*chosen, key], finer

@@ -21,7 +21,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY
 from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.evaluation.answers import SETTINGS
-from ltg_mdlm.reporting.html_report.run_groups import PLUGINS, Group, RunRecord, differing, shown, shown_plugins
+from ltg_mdlm.reporting.html_report.run_groups import PLUGINS, Group, differing, shown, shown_plugins
 from ltg_mdlm.storage.metrics_file import ROWS
 
 WIDEST = 6
@@ -40,7 +40,7 @@ SUMMARY_COLUMNS = 9
 IN_SUMMARY = ("valid/bound", "valid/causal_nll", "valid/accuracy", "valid/minimal_pairs")
 """Validation metrics of the summary, before results of evaluation."""
 
-BOUND = dict((key, label) for key, label, _ in ROWS)["valid/bound"]
+BOUND = next(label for key, label, _ in ROWS if key == "valid/bound")
 
 
 class Value(NamedTuple):
@@ -70,7 +70,8 @@ MAIN = "main"
 def html_table(table: pd.DataFrame, caption: str) -> Markup:
     """The table as HTML, in a region that scrolls; its first column has the headings of lines. Text is escaped."""
     with pd.option_context("display.max_colwidth", None):
-        head, body = table.rename_axis(columns=None).to_html(border=0, na_rep=NONE, index=False).split("<tbody>")
+        known = table.astype(object).where(table.notna(), NONE).rename_axis(columns=None)
+        head, body = known.to_html(border=0, index=False).split("<tbody>")
     lines = [line.replace("<td>", '<th scope="row">', 1).replace("</td>", "</th>", 1) for line in body.split("<tr>")]
     head = head.replace("<th>", '<th scope="col">')
     region = Markup('<div class="scroll" role="region" tabindex="0" aria-label="{}">').format(caption)
@@ -185,7 +186,7 @@ def leader_sentence(groups: Sequence[Group], held_out: pd.DataFrame) -> str:
         return ""
     names = {group.code: f"{group.code} {group.name}" for group in groups}
     first, second = (row for row in bounds.head(2).itertuples())
-    lead = f"{names[first.group]} has the lowest bound, {second.mean - first.mean:.4f} nats per token below the next one"
+    lead = f"{names[first.group]} has the lowest bound, {second.mean - first.mean:.4f} nats per token below the next"
     if bounds["error"].isna().any():
         return f"{lead}; whether this is more than noise is unknown."
     return f"{lead}, which is {'beyond' if first.best else 'within'} the noise."
@@ -204,11 +205,10 @@ def held_out_values(groups: Sequence[Group]) -> pd.DataFrame:
         for group in groups:
             runs, finished = group.measured
             for run in runs:
-                known, step = run.row.figures, run.row.figures.get("validated")
-                if known.get(name) is not None:
-                    remark = "" if finished else f"at step {step:.0f}, {run.row.status}"
-                    error = known.get(f"{name}_standard_error")
-                    values.append(Value(figure, "", group.code, known[name], error, form, lower_is_better, remark))
+                value, error = run.row.figures.get(name), run.row.figures.get(f"{name}_standard_error")
+                if value is not None:
+                    remark = "" if finished else f"at step {run.row.figures['validated']:.0f}, {run.row.status}"
+                    values.append(Value(figure, "", group.code, value, error, form, lower_is_better, remark))
     return summarise(groups, values)
 
 
@@ -218,16 +218,19 @@ def ambiguous(groups: Sequence[Group]) -> list[str]:
     return sorted(name for name, times in names.items() if times > 1)
 
 
-def _named_runs(groups: Sequence[Group]) -> Iterator[tuple[Group, RunRecord]]:
-    unclear = set(ambiguous(groups))
-    return ((group, run) for group in groups for run in group.runs if run.name not in unclear)
+def _result_folders(groups: Sequence[Group], results: Path | None) -> Iterator[tuple[Group, Path]]:
+    """The folders with the results of the last checkpoints of runs whose name is unique."""
+    if results is not None:
+        unclear = set(ambiguous(groups))
+        for group in groups:
+            yield from ((group, results / run.name / MAIN) for run in group.runs if run.name not in unclear)
 
 
 def evaluation_values(groups: Sequence[Group], results: Path | None) -> pd.DataFrame:
     """The main metric of every task and scoring of the runs' last checkpoints; higher is better."""
     values = []
-    for group, run in _named_runs(groups) if results is not None else ():
-        for file in (results / run.name / MAIN).rglob("summary.json"):
+    for group, folder in _result_folders(groups, results):
+        for file in folder.rglob("summary.json"):
             if not any(part.startswith(TEMPORARY) for part in file.parts):
                 values += [value._replace(group=group.code) for value in [read_result(file)] if value is not None]
     return summarise(groups, sorted(values, key=lambda value: (value.figure, value.scoring)))
@@ -267,8 +270,8 @@ GENERATION = {
 def generation_values(groups: Sequence[Group], results: Path | None) -> pd.DataFrame:
     """Metrics of samples by sampling rule, those of held-out text last."""
     values = []
-    for group, run in _named_runs(groups) if results is not None else ():
-        for name, way, value in _sample_metrics(results / run.name / MAIN / "generation" / "summary.json"):
+    for group, folder in _result_folders(groups, results):
+        for name, way, value in _sample_metrics(folder / "generation" / "summary.json"):
             label, form, lower_is_better = GENERATION[name]
             ranked = None if way.startswith("real text") else lower_is_better
             values.append(Value(label, way, group.code, value, None, form, ranked, ""))
@@ -290,7 +293,9 @@ def _sample_metrics(file: Path) -> list[tuple[str, str, float]]:
             rule, steps = row["rule"], row["rule"].get("steps")
             others = {name: value for name, value in rule.items() if name not in ("sampler", "steps", "seed")}
             unusual = told(others, dict.fromkeys(others) | {"temperature": 1, "top_p": 1})
-            ways.append((f"{rule['sampler']}, {'one token per step' if steps is None else f'{steps} steps'}{unusual}", row))
+            ways.append(
+                (f"{rule['sampler']}, {'one token per step' if steps is None else f'{steps} steps'}{unusual}", row)
+            )
         common = told(summary, {"count": 100, "length": 64, "weights": "ema"})
         judge = f", judge {Path(summary['judge']).name}" if summary.get("judge") else ""
         return [
