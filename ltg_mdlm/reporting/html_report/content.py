@@ -19,7 +19,6 @@ from ltg_mdlm import __version__
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.reporting.html_report import tables
 from ltg_mdlm.reporting.html_report.curve_charts import METRICS, PROMINENT, charts_and_data, dashes_of, order_groups
-from ltg_mdlm.reporting.html_report.page import Extent
 from ltg_mdlm.reporting.html_report.pictures import recipe_pictures
 from ltg_mdlm.reporting.html_report.run_groups import RunRecord, group_runs, read_record
 from ltg_mdlm.reporting.html_report.sample_gallery import samples_of
@@ -30,16 +29,17 @@ MANY_RUNS = 20
 _BUNDLE = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 
 
-def report_page(paths: Sequence[Path], results: Path | None, extent: Extent) -> str:
-    """The report as one HTML page. Everything that comes from files is escaped."""
+def report_page(paths: Sequence[Path], results: Path | None, *, recipes: int, samples: int) -> str:
+    """The report as one HTML page, with pictures of so many recipes, and so many samples of each group.
+
+    Everything that comes from files is escaped.
+    """
     # Vega and Vega-Lite as one script. It takes seconds and holds the interpreter, so another process makes it.
     with subprocess.Popen([sys.executable, "-c", _BUNDLE], stdout=subprocess.PIPE) as bundling:
-        content = collect([read_record(path) for path in paths], results, extent)
+        content = collect([read_record(path) for path in paths], results, recipes, samples)
         library = bundling.communicate()[0].decode()
     if bundling.returncode:
-        raise UserError(
-            f"the chart library cannot be read: {_BUNDLE!r} fails\n  pip install --force-reinstall vl-convert-python"
-        )
+        raise UserError("the package vl_convert fails\n  pip install --force-reinstall vl-convert-python")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ltg_mdlm.reporting.html_report", "templates"),
         autoescape=True,
@@ -59,12 +59,12 @@ def _in_script(value: Any) -> Markup:
     return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
-def collect(runs: Sequence[RunRecord], results: Path | None, extent: Extent) -> dict[str, Any]:
+def collect(runs: Sequence[RunRecord], results: Path | None, most_recipes: int, samples: int) -> dict[str, Any]:
     """Everything that the template shows, by name."""
     groups, ordered_by = order_groups(group_runs(runs))
     charts, data = charts_and_data(groups)
     known = sum(chart.metric in METRICS for chart in charts)
-    recipes, left_out = recipe_pictures(groups[:PROMINENT], extent.recipes) if extent.recipes else ([], 0)
+    recipes, left_out = recipe_pictures(groups[:PROMINENT], most_recipes) if most_recipes else ([], 0)
     held_out, evaluation = tables.held_out_values(groups), tables.evaluation_values(groups, results)
     seeds = sorted({run["seed"] for run in data["runs"]})
     states = Counter(run.row.status for run in runs)
@@ -91,7 +91,7 @@ def collect(runs: Sequence[RunRecord], results: Path | None, extent: Extent) -> 
         "ambiguous": tables.ambiguous(groups),
         "recipes": recipes,
         "recipes_left_out": left_out,
-        "samples": samples_of(groups[:PROMINENT], results, extent.samples) if extent.samples else [],
+        "samples": samples_of(groups[:PROMINENT], results, samples) if samples else [],
         "run_table": tables.run_table(groups),
         "many_runs": len(runs) > MANY_RUNS,
         "differing": tables.differing_facts(groups, "settings"),

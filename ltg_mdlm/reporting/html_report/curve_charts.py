@@ -198,10 +198,11 @@ def progress_of(run: RunRecord) -> Progress:
     if "tokens" in amounts and "tokens_per_second" in columns:
         step_N, rate_N = columns["tokens_per_second"][:2]
         token_N = np.interp(step_N, *amounts["tokens"])
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             second_N = np.nan_to_num(np.diff(token_N, prepend=0) / rate_N, posinf=0, neginf=0)
+            hour_N = second_N.cumsum() / 3600
         # Before the first row, no time has passed.
-        amounts["hours"] = np.append(0, step_N), np.append(0, second_N.cumsum() / 3600)
+        amounts["hours"] = np.append(0, step_N), np.append(0, hour_N)
     return Progress(amounts)
 
 
@@ -304,9 +305,9 @@ def template() -> dict[str, Any]:
     letters = letters.transform_joinaggregate(points="count()", groupby=["line"]).transform_filter(
         "datum.place == 1 + floor(datum.points * (0.3 + 0.11 * datum.look))"
     )
-    nearest = alt.selection_point(nearest=True, on="pointerover", clear="pointerout", fields=["line", "bin"])
+    pointed = alt.selection_point(on="pointerover", clear="pointerout", fields=["line", "bin"])
     tooltip = [
-        alt.Tooltip("line:N", title="line"),
+        alt.Tooltip("line:N"),
         alt.Tooltip("x:Q", format=",.5~g"),
         alt.Tooltip("y:Q", format=".5~g", title="value"),
         alt.Tooltip("error:Q", format=".2~g", title="standard error"),
@@ -327,9 +328,9 @@ def template() -> dict[str, Any]:
         letters.mark_text(fontWeight="bold", fontSize=14, clip=True).encode(text="code:N"),
         selected.transform_filter("datum.cross").mark_text(text="✕", fontSize=15, color="var(--bad)", clip=True),
         selected.transform_filter("isValid(datum.y)")
-        .mark_point(filled=True, size=60, clip=True)
-        .encode(opacity=alt.when(nearest, empty=False).then(alt.value(1)).otherwise(alt.value(0)), tooltip=tooltip)
-        .add_params(nearest),
+        .mark_point(filled=True, size=300, clip=True)
+        .encode(opacity=alt.when(pointed, empty=False).then(alt.value(0.4)).otherwise(alt.value(0)), tooltip=tooltip)
+        .add_params(pointed),
     )
     styled = chart.properties(width="container", height=220).configure(
         background="transparent",

@@ -40,6 +40,6 @@ def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, exte
         message = f'the HTML report needs the package {error.name}\n  pip install "ltg-mdlm[plots]"'
         raise UserError(message) from None
     try:
-        write_text(page, content.report_page(runs, results, extent))
+        write_text(page, content.report_page(runs, results, recipes=extent.recipes, samples=extent.samples))
     except OSError as error:
         raise UserError(f"{page} cannot be written: {error.strerror}") from None

@@ -27,7 +27,7 @@ function rowsOf(chart, chosen) {
     const lastKnown = y.findLastIndex(value => value !== null);
     y.forEach((value, i) => {
       const x = axis[chosen.x][i];
-      if (x < chosen.from || x > chosen.to || (chosen.logX && x <= 0) || (chosen.logY && value <= 0)) return;
+      if (x === null || x < chosen.from || x > chosen.to || (chosen.logX && x <= 0) || (chosen.logY && value <= 0)) return;
       rows.push({
         line, code: group.code, name: group.name, x, y: value,
         look: selected ? group.look : -1, dash: group.dash,
@@ -48,11 +48,11 @@ function specification(chart, chosen, description) {
   made.description = description;
   for (const {encoding} of made.layer) {
     if (encoding.x && encoding.x.scale) {
-      if (chosen.logX) encoding.x.scale.type = "log";
+      if (chosen.logX) encoding.x.scale = {type: "log", nice: false};
       Object.assign(encoding.x.axis, {title: units[chosen.x], format: chosen.x === "hours" ? "~g" : "~s"});
     }
     if (encoding.y && encoding.y.scale) {
-      if (chosen.logY) encoding.y.scale.type = "log";
+      if (chosen.logY) encoding.y.scale = {type: "log", nice: false};
       else if (chosen.cut && chart.domain) encoding.y.scale.domain = chart.domain;
     }
     for (const tip of encoding.tooltip || []) if (tip.field === "x") tip.title = units[chosen.x];
