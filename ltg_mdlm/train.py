@@ -10,9 +10,12 @@ from ltg_mdlm.cli.error_output import report_errors  # isort: skip
 
 import typer
 
+from ltg_mdlm.cli.command_classes import CommandApp
 from ltg_mdlm.cli.options import Configs, Plugins, Resume, RunOut, Sets
 
-command = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+command = CommandApp(
+    no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
 
 
 @command.command()

@@ -1,5 +1,13 @@
 """The command line: one file per group of commands."""
 
+import sys
+
+if sys.platform == "win32":  # which has neither the file locks (fcntl) nor the signals of job schedulers
+    sys.exit(
+        "error: ltg-mdlm runs on Linux and macOS"
+        "\n  on Windows, use it in WSL 2: https://learn.microsoft.com/windows/wsl/install"
+    )
+
 from ltg_mdlm.core.preemption import end_on_ctrl_c
 
 # Before anything else is imported, which takes a second.

@@ -9,15 +9,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
 from ltg_mdlm import __version__
+from ltg_mdlm.cli.command_classes import Command, CommandApp
 from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.cli.eval_commands import eval_app
 from ltg_mdlm.cli.eval_harness import download, harness
@@ -29,7 +28,7 @@ from ltg_mdlm.cli.plugin_commands import plugins_app
 from ltg_mdlm.cli.submit_command import submit
 from ltg_mdlm.cli.sweep_commands import sweep_app
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = CommandApp(pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def _print_version(wanted: bool) -> None:
@@ -112,36 +111,19 @@ def bench(
         print_report(report, Console())
 
 
-class ManyTasks(TyperCommand):
+class ManyTasks(Command):
     """A command whose `--tasks` takes all names up to the next option, as that of lm-eval does."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse `--tasks a b` as `--tasks a --tasks b`."""
-        return super().parse_args(ctx, list(repeat_option(args, "--tasks")))
+    repeated = "--tasks"
 
 
-class ManyValid(TyperCommand):
+class ManyValid(Command):
     """A command whose `--valid` takes all paths up to the next option.
 
     A shell expands `--valid dev/*.dev` to several arguments. Without this, all but the first would be training files.
     """
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse `--valid a b` as `--valid a --valid b`."""
-        return super().parse_args(ctx, list(repeat_option(args, "--valid")))
-
-
-def repeat_option(args: Iterable[str], option: str) -> Iterator[str]:
-    """Insert `option` before every further value that follows it."""
-    belongs, bare = False, False
-    for arg in args:
-        if arg.startswith("-"):
-            belongs = bare = arg == option
-        elif belongs and not bare:
-            yield option
-        else:
-            bare = False
-        yield arg
+    repeated = "--valid"
 
 
 @app.command(cls=ManyValid)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ltg_mdlm.cli.command_classes import CommandApp
 from ltg_mdlm.cli.options import (
     AsJson,
     Csv,
@@ -65,7 +66,7 @@ Normalise = Annotated[
     typer.Option("--normalise", help="tokens: compare scores divided by the number of tokens."),
 ]
 
-eval_app = typer.Typer(no_args_is_help=True, help="Evaluate trained models.")
+eval_app = CommandApp(help="Evaluate trained models.")
 
 
 @eval_app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,10 @@ from ltg_mdlm.core.terminal import print_table
 
 DEFAULT_RESULTS = Path("results")
 
-Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that contain run folders, as of a sweep.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders, or folders that contain some, up to 3 levels deep."),
+]
 
 
 def report(
@@ -43,7 +47,15 @@ def report(
 
     The HTML report of --out is one file that works offline.
     """
-    from ltg_mdlm.reporting.run_table import damage_note, find_runs, read_run, report_table, text_table, write_csv
+    from ltg_mdlm.reporting.run_table import (
+        damage_note,
+        find_runs,
+        read_run,
+        report_table,
+        shared_folder,
+        text_table,
+        write_csv,
+    )
 
     if out is None and any(option is not None for option in (results, samples, recipes)):
         raise UserError("--results, --samples and --recipes only change the HTML report\n  add --out FILE.html")
@@ -55,9 +67,10 @@ def report(
             raise UserError(f"--results {results}: no such folder")
         found = results or (DEFAULT_RESULTS if DEFAULT_RESULTS.is_dir() else None)
         extent = {name: value for name, value in (("samples", samples), ("recipes", recipes)) if value is not None}
-        write_report(folders, out, results=found, extent=Extent(**extent))
+        rows = write_report(folders, out, results=found, extent=Extent(**extent))
         print(f"report: {out}", file=sys.stderr)
-    rows = [read_run(folder) for folder in folders]
+    else:
+        rows = [read_run(folder) for folder in folders]
     if note := damage_note(rows):
         print(f"note: {note}", file=sys.stderr)
     if csv is not None:
@@ -65,6 +78,7 @@ def report(
     if as_json:
         typer.echo(json.dumps(report_table(rows), indent=2))
     else:
+        print(f"{len(rows)} run(s) in {os.path.relpath(shared_folder(rows))}", file=sys.stderr)
         print_table(text_table(rows))
 
 

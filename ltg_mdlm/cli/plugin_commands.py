@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ltg_mdlm.cli.command_classes import Command, CommandApp
 from ltg_mdlm.cli.error_output import EXIT_USER_ERROR
 from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Sets
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table
 from ltg_mdlm.scaffold import Kind
 
-plugins_app = typer.Typer(no_args_is_help=True, help="List, inspect, check and create plugins.")
+plugins_app = CommandApp(help="List, inspect, check and create plugins.")
 
 
 @plugins_app.command("list")
@@ -99,7 +100,7 @@ def plugins_show(
     console.print(table)
 
 
-class CheckCommand(typer.core.TyperCommand):
+class CheckCommand(Command):
     """A command whose help ends with the list of all checks, which is read only when it is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ltg_mdlm.cli.command_classes import CommandApp
 from ltg_mdlm.cli.options import AsJson, Resume, Sets
 from ltg_mdlm.core.terminal import print_table
 
@@ -22,7 +23,7 @@ OutRoot = Annotated[
     typer.Option("--out-root", metavar="DIR", help="Parent of the run folders; default: `runs/<sweep>`."),
 ]
 
-sweep_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings and seeds, one run per point.")
+sweep_app = CommandApp(help="Train a grid of settings and seeds, one run per point.")
 
 
 @sweep_app.command("list")

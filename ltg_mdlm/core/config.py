@@ -283,13 +283,14 @@ def _wandb_mode(value: object) -> object:
 
 
 class LoggingConfig(Section):
-    """Console, metrics.jsonl and wandb."""
+    """Console, metrics.jsonl, wandb and TensorBoard."""
 
     every: Interval = Field(10, description="steps between log entries")
     wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_wandb_mode)] = Field(
         "auto", description="auto: if installed; online if logged in, else offline"
     )
     wandb_project: str = Field("ltg-mdlm", description="wandb project of the run")
+    tensorboard: bool = Field(False, description="also write event files of TensorBoard in the run folder")
 
 
 class RunSection(Section):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ Cell = str | int | float | bool | None
 
 SHOWN = ("validated", "bound", "bound_standard_error", "causal_nll", "accuracy", "minimal_pairs")
 """Validation metrics of the printed table. CSV and JSON have all of them."""
+
+DEPTH = 3
+"""Levels of folders that are searched for runs: of a sweep, of a folder of sweeps, and of a folder of those."""
 
 UNREADABLE = "unreadable"
 """Status of a run whose settings cannot be read."""
@@ -51,17 +55,34 @@ class RunRow:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Find run folders among `paths` and directly in them, in this order. Raises `UserError` if a path has none."""
+    """Find run folders among `paths` and up to `DEPTH` folders below them, in this order.
+
+    Raises `UserError` if a path has none.
+    """
     found: dict[Path, None] = {}
     for path in paths:
         try:
-            folders = [path] if _is_run(path) else sorted(inner for inner in path.glob("*/") if _is_run(inner))
+            folders = list(_runs_below(path, DEPTH))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         if not folders:
-            raise UserError(f"{path}: neither a run folder (no config.yaml) nor a folder that contains run folders")
+            raise UserError(
+                f"{path}: neither a run folder (no config.yaml) nor a folder that contains run folders"
+                f" (searched {DEPTH} levels deep)"
+            )
         found |= dict.fromkeys(folders)
     return list(found)
+
+
+def _runs_below(path: Path, depth: int) -> Iterator[Path]:
+    """The folder if it is a run, else the runs in it. Folders inside that may not be read have none."""
+    if _is_run(path):
+        yield path
+    elif depth > 0:
+        for inner in sorted(path.glob("*/")):
+            if not inner.name.startswith("."):
+                with suppress(OSError):
+                    yield from _runs_below(inner, depth - 1)
 
 
 def _is_run(path: Path) -> bool:
@@ -161,19 +182,38 @@ def _cell(value: Any) -> Cell:
 
 
 def text_table(rows: Sequence[RunRow]) -> Table:
-    """The table that is printed: columns that are not empty, with the metrics of `SHOWN`."""
+    """The table that is printed: columns that are not empty, with the metrics of `SHOWN`.
+
+    Names of runs are relative to `shared_folder(rows)`, and are never cut.
+    """
     records = report_table(rows, SHOWN)
-    columns = [name for name in records[0] if any(record[name] not in (None, "") for record in records)]
-    table = Table(*columns, box=None, pad_edge=False)
+    if all(record.get("validated") in (None, record["step"]) for record in records):
+        for record in records:
+            record.pop("validated", None)
+    shared = shared_folder(rows)
+    for row, record in zip(rows, records, strict=True):
+        record["run"] = str(row.folder.absolute().relative_to(shared))
+        error = record.pop("bound_standard_error", None)
+        if record.get("bound") is not None and error is not None:
+            record["bound"] = f"{record['bound']:.3f} ± {error:.3f}"
+    columns = [name for name in records[0] if any(record.get(name) not in (None, "") for record in records)]
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.replace("_", " "), no_wrap=name in ("run", "bound"), overflow="fold")
     for record in records:
-        table.add_row(*(escape(_text(name, record[name])) for name in columns))
+        table.add_row(*(escape(_text(name, record.get(name))) for name in columns))
     return table
+
+
+def shared_folder(rows: Sequence[RunRow]) -> Path:
+    """The innermost folder that contains all runs."""
+    return Path(os.path.commonpath([row.folder.absolute().parent for row in rows]))
 
 
 def _text(column: str, value: Cell) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if column in SHOWN and isinstance(value, float) else str(value)
+    return f"{value:.3f}" if column in SHOWN and isinstance(value, float) else str(value)
 
 
 def write_csv(table: Sequence[Mapping[str, Cell]], path: Path) -> None:

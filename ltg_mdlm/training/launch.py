@@ -33,7 +33,15 @@ from ltg_mdlm.training.consistency import (
     require_same_slots,
     resume_notes,
 )
-from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, Sink, WandbSink, wandb_mode
+from ltg_mdlm.training.metric_sinks import (
+    ConsoleSink,
+    JSONLines,
+    Sink,
+    TensorBoardSink,
+    WandbSink,
+    require_tensorboard,
+    wandb_mode,
+)
 from ltg_mdlm.training.precision import resolve_precision, stored_precision
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
@@ -56,6 +64,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     config = host.config
     with Ranks.setup(threads=config.training.threads) as ranks, StopRequest(can_save=False) as stop:
         require_same_program(host, ranks)
+        if config.logging.tensorboard:
+            require_tensorboard()
         console = Console(quiet=not ranks.is_main, markup=False, highlight=False)
         for text in host.check_config():
             console.print(f"warning: {text}", style="yellow", soft_wrap=True)
@@ -173,6 +183,8 @@ def prepare_trainer(
         sinks += [metrics, ConsoleSink(first_step, run.schedule.max_steps, console)]
         if (mode := wandb_mode(config.logging)) is not None:
             sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
+        if config.logging.tensorboard:
+            sinks.append(TensorBoardSink(folder.path, purge_step=first_step + 1 if state is not None else 0))
     trainer = Trainer(run, checkpoints, sinks, stop)
     if state is not None:
         with failures_named(run.recipe.components, lambda _: f"while it was restored from {checkpoint}"):

@@ -1,4 +1,4 @@
-"""Destinations of metrics: metrics.jsonl, the console, wandb."""
+"""Destinations of metrics: metrics.jsonl, the console, wandb, TensorBoard."""
 
 from __future__ import annotations
 
@@ -171,6 +171,34 @@ class WandbSink:
     def close(self) -> None:
         """Finish the wandb run."""
         self._run.finish()
+
+
+class TensorBoardSink:
+    """Copies every number to event files of TensorBoard, in `tensorboard/` of the run folder."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        """TensorBoard hides what an earlier process wrote of steps from `purge_step` on, which are repeated."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+
+    def write(self, row: Row) -> None:
+        """Add the numbers of the row at its step."""
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+def require_tensorboard() -> None:
+    """Raises UserError if TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "logging.tensorboard=true needs TensorBoard\n  pip install 'ltg-mdlm[tensorboard]', or leave it out"
+        )
 
 
 def run_id(folder: Path) -> str:

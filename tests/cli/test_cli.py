@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ltg_mdlm import __version__, train
 from ltg_mdlm.cli.app import app
+from ltg_mdlm.cli.command_classes import ORDER
 
 SMALL = (
     "--set", "data.builtin_words=4000",
@@ -106,6 +107,12 @@ def test_the_help_of_a_command_shows_its_texts_completely(program, name, command
     paragraphs = (command.help or "").split("\n\n")
     texts = [*paragraphs, *(getattr(parameter, "help", None) or "" for parameter in command.params)]
     assert [text for text in texts if re.sub(r"[\s`]+", "", text) not in shown] == []
+    assert "<bool>" not in shown
+
+
+def test_commands_are_listed_in_the_order_of_the_work():
+    shown = re.findall(r"^│ ([a-z]+) ", CliRunner().invoke(app, ["--help"]).output, re.MULTILINE)
+    assert shown == list(ORDER)
 
 
 def test_options_do_not_collide_with_torchruns_own():

@@ -84,3 +84,11 @@ def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch):
     monkeypatch.setattr("pathlib.Path.home", homeless)
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
         default_cache_dir()
+
+
+def test_on_windows_the_program_names_wsl_instead_of_a_missing_module():
+    code = "import sys; sys.platform = 'win32'; import signal; del signal.SIGUSR1; import ltg_mdlm.train"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ltg-mdlm runs on Linux and macOS")
+    assert "WSL" in ended.stderr

@@ -40,6 +40,9 @@ def test_runs_are_found_in_the_folders_of_sweeps_and_listed_once(tmp_path):
     b, a = make_run(tmp_path / "sweep" / "b"), make_run(tmp_path / "sweep" / "a")
     (tmp_path / "sweep" / "notes").mkdir()
     assert find_runs([b, tmp_path / "sweep"]) == [b, a]
+    deep = make_run(tmp_path / "results" / "sweep" / "c")
+    make_run(a / "checkpoints" / "not_a_run_of_its_own")
+    assert find_runs([tmp_path]) == [deep, a, b]
 
 
 @pytest.mark.parametrize("name", ["empty", "missing", "file"])
@@ -150,9 +153,10 @@ def test_text_json_and_csv_have_the_same_values(tmp_path, run):
     make_run(tmp_path / "runs" / "b", "failed", seed=2)
     code, out, err = run("report", str(tmp_path / "runs"), "--csv", str(tmp_path / "table.csv"))
     assert code == 0, err
-    heading, first, second = (line.split() for line in out.splitlines())
-    assert heading == ["run", "seed", "status", "step", "validated", "bound", "bound_standard_error", "reason"]
-    assert first == [str(tmp_path / "runs" / "a"), "1", "finished", "10", "10", "3.2500", "0.0100"]
+    heading, first, second = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines())
+    assert heading == ["run", "seed", "status", "step", "bound", "reason"]
+    assert first == ["a", "1", "finished", "10", "3.250 ± 0.010"]
+    assert f"2 run(s) in {os.path.relpath(tmp_path / 'runs')}" in err
     assert second[-1] == "because"
     printed = json.loads(run("report", str(tmp_path / "runs"), "--json")[1])
     written = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))

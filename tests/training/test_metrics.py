@@ -13,7 +13,7 @@ from rich.console import Console
 from ltg_mdlm.core.config import LoggingConfig
 from ltg_mdlm.core.terminal import clock
 from ltg_mdlm.training import metric_sinks as metrics
-from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, WandbSink, wandb_mode
+from ltg_mdlm.training.metric_sinks import ConsoleSink, JSONLines, TensorBoardSink, WandbSink, wandb_mode
 
 ROW = {"step": 1, "loss": 2.5, "lr": 1e-3, "tokens_per_second": 1234.0}
 
@@ -116,3 +116,24 @@ def test_a_resumed_run_continues_its_wandb_run(fake_wandb, tmp_path):
     assert ids[0] == ids[1]
     assert fake_wandb["resume"] == "allow"
     assert fake_wandb["rows"] == [(1, ROW), (1, ROW)]
+
+
+def test_tensorboard_shows_each_number_once_after_a_resume(tmp_path):
+    for purge_step, steps in ((0, (0, 1, 2, 3)), (2, (2, 3, 4))):  # the second process resumes after step 1
+        sink = TensorBoardSink(tmp_path, purge_step)
+        for step in steps:
+            sink.write({"step": step, "loss": 10.0 * purge_step + step, "event": "text is left out"})
+        sink.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["loss"]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 0), (1, 1), (2, 22), (3, 23), (4, 24)]
+
+
+def test_without_tensorboard_the_setting_is_refused_before_the_run(monkeypatch, tmp_path, run):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    code, _, err = run("train", "--out", str(tmp_path / "run"), "--set", "logging.tensorboard=true")
+    assert code == 2
+    assert "pip install 'ltg-mdlm[tensorboard]'" in err
+    assert not (tmp_path / "run").exists()

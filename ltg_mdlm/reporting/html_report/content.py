@@ -20,7 +20,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.reporting.html_report import tables
 from ltg_mdlm.reporting.html_report.curve_charts import METRICS, PROMINENT, charts_and_data, dashes_of, order_groups
 from ltg_mdlm.reporting.html_report.pictures import recipe_pictures
-from ltg_mdlm.reporting.html_report.run_groups import RunRecord, group_runs, read_record
+from ltg_mdlm.reporting.html_report.run_groups import RunRecord, group_runs
 from ltg_mdlm.reporting.html_report.sample_gallery import samples_of
 
 MANY_RUNS = 20
@@ -29,14 +29,14 @@ MANY_RUNS = 20
 _BUNDLE = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 
 
-def report_page(paths: Sequence[Path], results: Path | None, *, recipes: int, samples: int) -> str:
+def report_page(runs: Sequence[RunRecord], results: Path | None, *, recipes: int, samples: int) -> str:
     """The report as one HTML page, with pictures of so many recipes, and so many samples of each group.
 
     Everything that comes from files is escaped.
     """
     # Vega and Vega-Lite as one script. It takes seconds and holds the interpreter, so another process makes it.
     with subprocess.Popen([sys.executable, "-c", _BUNDLE], stdout=subprocess.PIPE) as bundling:
-        content = collect([read_record(path) for path in paths], results, recipes, samples)
+        content = collect(runs, results, recipes, samples)
         library = bundling.communicate()[0].decode()
     if bundling.returncode:
         raise UserError("the package vl_convert fails\n  pip install --force-reinstall vl-convert-python")

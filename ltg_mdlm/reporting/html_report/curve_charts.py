@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from ltg_mdlm.reporting.curves import run_line
 from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord
-from ltg_mdlm.storage.metrics_file import MetricsFile
-from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.storage.metrics_file import PROGRESS
 
 PROMINENT = 6
 """Groups that are selected when the page opens, and number of colours."""
@@ -33,6 +32,8 @@ MOST_BINS, LEAST_BINS, MOST_POINTS = 200, 24, 24_000
 
 OUTLIERS = 8.0
 """A chart whose range is this many times that of the central 98 % of its values is cut to the latter."""
+
+RATE = "tokens_per_second"
 
 LARGEST = 1e100
 """Larger values, as those of a run that diverged, are treated like values that are not finite."""
@@ -84,7 +85,7 @@ def metrics_of(groups: Sequence[Group]) -> list[Metric]:
         key for group in groups for run in group.runs for key, curve in run.metrics.curves.items() if len(curve) > 1
     }
     ours = [metric for metric in METRICS if metric.key in logged]
-    others = sorted(logged - {metric.key for metric in METRICS} - {*_NOT_SHOWN})
+    others = sorted(logged - {metric.key for metric in METRICS} - {*_NOT_SHOWN, *PROGRESS})
     return [*ours, *(Metric(key, key, "as logged") for key in others)]
 
 
@@ -188,15 +189,10 @@ class Progress:
 
 def progress_of(run: RunRecord) -> Progress:
     """Words and tokens as logged; hours of training, without validation, from tokens and throughput."""
-    logged = MetricsFile(RunFolder(run.row.folder).metrics_file, ("words_seen", "tokens_seen", "tokens_per_second"))
-    columns = {key: curve.columns() for key, curve in logged.refresh().curves.items()}
-    amounts = {
-        name: (columns[key][0], columns[key][1])
-        for name, key in (("words", "words_seen"), ("tokens", "tokens_seen"))
-        if key in columns
-    }
-    if "tokens" in amounts and "tokens_per_second" in columns:
-        step_N, rate_N = columns["tokens_per_second"][:2]
+    columns = {key: run.metrics.curves[key].columns() for key in (*PROGRESS, RATE) if key in run.metrics.curves}
+    amounts = {key.removesuffix("_seen"): (columns[key][0], columns[key][1]) for key in PROGRESS if key in columns}
+    if "tokens" in amounts and RATE in columns:
+        step_N, rate_N = columns[RATE][:2]
         token_N = np.interp(step_N, *amounts["tokens"])
         with np.errstate(all="ignore"):
             second_N = np.nan_to_num(np.diff(token_N, prepend=0) / rate_N, posinf=0, neginf=0)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import write_text
+from ltg_mdlm.reporting.html_report.run_groups import read_record
+from ltg_mdlm.reporting.run_table import RunRow
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Extent:
     """Samples of each selected group."""
 
 
-def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, extent: Extent) -> None:
-    """Write the HTML report of run folders to the file `page`, completely or not at all.
+def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, extent: Extent) -> list[RunRow]:
+    """Write the HTML report of run folders to the file `page`, completely or not at all. Returns what it read of them.
 
     `results` is the folder of evaluation results, or None. Raises `UserError` if the extra `plots` is missing, or if
     the file cannot be written.
@@ -39,7 +41,9 @@ def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, exte
     except ImportError as error:
         message = f'the HTML report needs the package {error.name}\n  pip install "ltg-mdlm[plots]"'
         raise UserError(message) from None
+    records = [read_record(path) for path in runs]
     try:
-        write_text(page, content.report_page(runs, results, recipes=extent.recipes, samples=extent.samples))
+        write_text(page, content.report_page(records, results, recipes=extent.recipes, samples=extent.samples))
     except OSError as error:
         raise UserError(f"{page} cannot be written: {error.strerror}") from None
+    return [record.row for record in records]

@@ -173,7 +173,7 @@ def read_record(path: Path) -> RunRecord:
     """Read a run folder. Damaged files do not raise."""
     row, metrics = read_run(path), MetricsFile(RunFolder(path).metrics_file).refresh()
     problems = []
-    if not metrics.curves:
+    if not metrics.names:
         problems.append("no metrics were logged")
     if metrics.unreadable:
         problems.append(damage(metrics.unreadable))
