@@ -6,7 +6,6 @@ selects runs and axes, smooths, and passes the rows to Vega-Lite, which averages
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +131,8 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
     last_step = max((c.steps[-1] for _, run in runs for c in run.metrics.curves.values()), default=1)
     bins = min(max(MOST_POINTS // max(len(runs), 1), LEAST_BINS), MOST_BINS)
     progress = [progress_of(run) for _, run in runs]
-    axes: dict[str, int] = {}
+    axes: list[dict[str, Any]] = []
+    axis_of: dict[tuple[int, bytes], int] = {}
     charts, drawn = [], []
     for metric in metrics_of(groups):
         scale, curves, finals = 100 if metric.percent else 1, [], []
@@ -143,8 +143,11 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
             value_P, low_P, high_P = (
                 np.where(np.abs(c) < LARGEST, scale * c, np.nan) for c in (line.value_P, line.low_P, line.high_P)
             )
-            axis = json.dumps({"step": _short(line.step_P), **progress[number].at(line.step_P)})
-            curve: dict[str, Any] = {"run": number, "axis": axes.setdefault(axis, len(axes)), "y": _short(value_P)}
+            # Metrics of a run that are logged together share their axis.
+            axis = axis_of.setdefault((number, line.step_P.tobytes()), len(axes))
+            if axis == len(axes):
+                axes.append({"step": _short(line.step_P), **progress[number].at(line.step_P)})
+            curve: dict[str, Any] = {"run": number, "axis": axis, "y": _short(value_P)}
             if np.nanmax(high_P - low_P, initial=0) > 0:
                 curve |= {"low": _short(low_P), "high": _short(high_P)}
             curves.append(curve)
@@ -162,7 +165,7 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
             for place, group in enumerate(groups)
         ],
         "runs": [{"group": place, "seed": str(run.settings.get("seed", "")), "name": run.name} for place, run in runs],
-        "axes": [json.loads(axis) for axis in axes],
+        "axes": axes,
         "charts": drawn,
         "bins": bins,
         "last_step": last_step,
@@ -299,7 +302,7 @@ def template() -> dict[str, Any]:
         place="row_number()", sort=[alt.SortField("bin")], groupby=["line"]
     )
     letters = letters.transform_joinaggregate(points="count()", groupby=["line"]).transform_filter(
-        "datum.place == 1 + floor(datum.points * (0.3 + 0.11 * datum.look))"
+        "datum.place == 1 + floor(datum.points * (0.2 + 0.12 * datum.look))"
     )
     pointed = alt.selection_point(on="pointerover", clear="pointerout", fields=["line", "bin"])
     tooltip = [
@@ -313,7 +316,7 @@ def template() -> dict[str, Any]:
     zoom = alt.selection_interval(bind="scales", zoom="wheel![event.ctrlKey || event.metaKey]")
     chart = alt.layer(
         lines.transform_filter("datum.look < 0")
-        .mark_line(color="var(--axis)", strokeWidth=0.7, opacity=0.6, clip=True)
+        .mark_line(color="var(--axis)", strokeWidth=0.7, opacity=0.4, clip=True)
         .encode(tooltip=["line:N"]),
         selected.mark_area(opacity=0.16, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q"),
         selected.mark_line(strokeWidth=2, clip=True).encode(strokeDash=dash).add_params(zoom),
