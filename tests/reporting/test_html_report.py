@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.fabricated import fabricate_large_sweep, fabricate_result, fabricat
 from support.trained import write_run
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.reporting import html_report
 from ltg_mdlm.reporting.html_report import content, curve_charts
 from ltg_mdlm.reporting.html_report.page import Extent, write_report
 from ltg_mdlm.reporting.html_report.run_groups import group_names, group_runs, read_record
@@ -391,6 +393,19 @@ def test_the_page_is_refused_before_anything_is_read_when_it_cannot_be_written(t
         write_report([tmp_path], tmp_path / "missing" / "page.html", results=None, extent=Extent())
     with pytest.raises(UserError, match="is a folder; name a file"):
         write_report([tmp_path], tmp_path, results=None, extent=Extent())
+
+
+@pytest.mark.parametrize("package", ["altair", "vl_convert"])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(tmp_path, monkeypatch, run, package):
+    folder = fabricate_run(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("content", "curve_charts"):
+        monkeypatch.delitem(sys.modules, f"ltg_mdlm.reporting.html_report.{module}")
+    monkeypatch.delattr(html_report, "content")
+    code, _, err = run("report", str(folder), "--out", str(tmp_path / "p.html"))
+    assert code == 2
+    assert f"needs the package {package}" in err
+    assert 'pip install "ltg-mdlm[plots]"' in err
 
 
 @pytest.mark.parametrize("option", [("--samples", "1"), ("--results", "somewhere"), ("--recipes", "0")])

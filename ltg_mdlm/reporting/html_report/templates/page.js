@@ -31,7 +31,7 @@ function rowsOf(chart, chosen) {
       rows.push({
         line, code: group.code, name: group.name, x, y: value,
         look: selected ? group.look : -1, dash: group.dash,
-        bin: Math.floor(axis.step[i] * data.bins / Math.max(data.last_step, 1)),
+        bin: Math.min(Math.floor(axis.step[i] * data.bins / Math.max(data.last_step, 1)), data.bins - 1),
         low: chosen.smoothing || !curve.low ? value : curve.low[i],
         high: chosen.smoothing || !curve.high ? value : curve.high[i],
         cross: i === lastKnown && lastKnown < y.length - 1,
