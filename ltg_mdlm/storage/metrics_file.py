@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from ltg_mdlm.core.files import write_errors, written_file
 
-NOT_CURVES = ("step", "epoch", "words_seen", "tokens_seen")
+PROGRESS = ("words_seen", "tokens_seen")
+"""Amounts of text up to a row, which have curves like metrics."""
+
+NOT_METRICS = ("step", "epoch", *PROGRESS)
 """Numbers of a row that describe the progress of training and are not metrics."""
 
 ROWS = (
@@ -242,9 +245,9 @@ class MetricsFile:
     """The curves of one run, kept up to date with its file by `refresh`.
 
     Attributes:
-        curves: curves by name of the metric, in order of appearance
+        curves: curves by name of the metric, in order of appearance, and of `PROGRESS`
         names: names of all metrics
-        last: newest value of every number in the rows, including `NOT_CURVES`
+        last: newest value of every number in the rows, including `NOT_METRICS`
         refused: number of updates that were refused because they were not finite
         unreadable: number of complete lines that are not rows
     """
@@ -270,7 +273,7 @@ class MetricsFile:
     @property
     def names(self) -> list[str]:
         """Names of all metrics."""
-        return [key for key, value in self._last.items() if _is_number(value) and key not in NOT_CURVES]
+        return [key for key, value in self._last.items() if _is_number(value) and key not in NOT_METRICS]
 
     def refresh(self) -> MetricsFile:
         """Read the complete lines that are new.  A resumed run has a new file, which is read from its start."""
@@ -337,7 +340,7 @@ class MetricsFile:
         self.refused += len(sound) - len(logged)
         for row in logged:
             self._last |= row
-        for key in self.names if self._wanted is None else self._wanted:
+        for key in [*self.names, *PROGRESS] if self._wanted is None else self._wanted:
             # Nearly all values are floats.
             found = [(row["step"], value) for row in logged if type(value := row.get(key, "")) is float]
             if len(found) < sum(key in row for row in logged):
