@@ -1,11 +1,12 @@
-"""Time and memory of a training pass (forward, cross-entropy, backward) compared with the published formulas.
+"""Time and memory of a training step (forward, cross-entropy, backward, LAMB) compared with the published formulas.
 
     python benchmarks/model_speed.py --precision bf16 --threads 2 --write docs/benchmarks.md
 
 Both implementations run the same small model (384 wide, 12 layers, 6 heads, 8192 token types) on the same rows, each
-with two documents, dropout 0.1 and 36 % supervised positions, for every workload ROWSxTOKENS.  The passes alternate,
-so that other load slows down both.  The table shows medians, and the smallest and largest ratio of neighbouring
-passes.  Peak memory is the resident size of a separate process that makes two passes of one kind.
+with two documents, dropout 0.1 and 36 % supervised positions, for every workload ROWSxTOKENS, and take the same step
+of our LAMB.  The steps alternate, so that other load slows down both.  The table shows medians, and the smallest and
+largest ratio of neighbouring steps.  Peak memory is the resident size of a separate process that makes two steps of one
+kind.  Ours uses the compiled operations; `--kernels torch` compares those of torch.
 
     python benchmarks/model_speed.py --operations --threads 1 --clock cpu --rounds 9 --write docs/benchmarks.md
 
@@ -31,7 +32,9 @@ import torch.nn.functional as F
 from markdown import add_write_option, conditions, publish, table
 from torch import Tensor
 
-from ltg_mdlm.core.machine import peak_memory
+from ltg_mdlm.core.config import OptimizerConfig
+from ltg_mdlm.core.machine import keep_freed_memory, peak_memory
+from ltg_mdlm.core.optimizer import ParameterGroup
 from ltg_mdlm.model.attention import (
     _RelativeScores,
     apply,
@@ -41,8 +44,10 @@ from ltg_mdlm.model.attention import (
     relative_scores,
     weighted_sum,
 )
+from ltg_mdlm.model.cpu_kernels import use_compiled_operations
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
+from ltg_mdlm.training.optimizers import build_optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from support.oracle import Oracle  # type: ignore[import-not-found]
@@ -95,15 +100,23 @@ def alternating(runs: Sequence[Callable[[], object]], rounds: int, clock: Callab
     return seconds
 
 
-# ---- training passes ----
+# ---- training steps ----
 
 
 class Workload:
-    """A model, a batch, and the two implementations of a training pass."""
+    """A model, a batch, and the two implementations of a training step."""
 
-    def __init__(self, size: Size, precision: str) -> None:
+    def __init__(self, size: Size, precision: str, kernels: str) -> None:
         torch.manual_seed(0)
         self.model = Transformer(SMALL)
+        if kernels == "compiled":
+            use_compiled_operations(self.model)
+        named = dict(self.model.named_parameters())
+        groups = [
+            ParameterGroup({name: p for name, p in named.items() if (p.dim() > 1) == matrices}, 0.1 * matrices)
+            for matrices in (True, False)
+        ]
+        self.optimizer = build_optimizer(groups, OptimizerConfig())
         self.autocast = precision == "bf16"
         self.ids_BT = torch.randint(16, SMALL.vocab_size, (size.rows, size.tokens))
         self.document_BT = (torch.arange(size.tokens) >= size.tokens // 2).int().expand(size.rows, -1)
@@ -114,11 +127,12 @@ class Workload:
         self.oracle = Oracle(SMALL, dict(self.model.named_parameters()), training=True)
 
     def run(self, kind: str) -> None:
-        """One forward and backward pass."""
+        """One step."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
             loss = self.ours_loss() if kind == "ours" else self.published_loss()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.model.zero_grad()
+        self.optimizer.step(1e-4)
+        self.optimizer.zero_grad()
 
     def ours_loss(self) -> Tensor:
         model = self.model
@@ -136,14 +150,15 @@ class Workload:
 
 
 def pass_row(size: Size, arguments: argparse.Namespace, clock: Callable[[], float]) -> list[str]:
-    """A row of the table of training passes."""
-    workload = Workload(size, arguments.precision)
+    """A row of the table of training steps."""
+    workload = Workload(size, arguments.precision, arguments.kernels)
     seconds = alternating([partial(workload.run, kind) for kind in KINDS], arguments.rounds, clock)
     ours, published = map(statistics.median, seconds)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     memory = {}
     for kind in KINDS:
         options = [f"--precision={arguments.precision}", f"--threads={arguments.threads}", f"--only={kind}"]
+        options.append(f"--kernels={arguments.kernels}")
         command = [sys.executable, __file__, str(size), *options]
         memory[kind] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     tokens = size.rows * size.tokens
@@ -253,21 +268,24 @@ def operation_rows(size: Size, rounds: int, clock: Callable[[], float]) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=Size.parse, default=[Size(32, 128), Size(8, 512)])
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32", help="of training passes")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32", help="of training steps")
+    parser.add_argument("--kernels", choices=("compiled", "torch"), default="compiled", help="training.cpu_kernels")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu depends less on the load of the machine"
     )
-    parser.add_argument("--operations", action="store_true", help="compare operations instead of training passes")
-    parser.add_argument("--only", choices=KINDS, help="make two passes of this kind and print the peak memory in GB")
+    parser.add_argument("--operations", action="store_true", help="compare operations instead of training steps")
+    parser.add_argument("--only", choices=KINDS, help="make two steps of this kind and print the peak memory in GB")
     add_write_option(parser)
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
+    if arguments.kernels == "compiled":  # as in training; it makes both implementations faster
+        keep_freed_memory()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     if arguments.only:
-        workload = Workload(arguments.sizes[0], arguments.precision)
+        workload = Workload(arguments.sizes[0], arguments.precision, arguments.kernels)
         workload.run(arguments.only)
         workload.run(arguments.only)
         print(peak_memory(torch.device("cpu")) / 1e9)
@@ -277,7 +295,10 @@ def main() -> None:
         publish("model_operations", f"{about}\n\n{table(OPERATION_HEADER, rows)}", arguments.write)
     else:
         rows = [pass_row(size, arguments, clock) for size in arguments.sizes]
-        about = f"{conditions()} {arguments.precision}, medians of {arguments.rounds} interleaved passes."
+        about = (
+            f"{conditions()} {arguments.precision}, {arguments.kernels} operations, medians of {arguments.rounds}"
+            " interleaved steps."
+        )
         publish(f"model_speed {arguments.precision}", f"{about}\n\n{table(PASS_HEADER, rows)}", arguments.write)
 
 

@@ -36,9 +36,11 @@ run_on_node() {
 export -f run_on_node
 
 # train_and_requeue RUN_FOLDER -m MODULE ARGUMENTS...: train on all nodes of the job.  A run that was stopped before its
-# end goes back to the queue; status.json in its folder says so, since under torchrun the exit code cannot.
+# end goes back to the queue; status.json in its folder says so, since under torchrun the exit code cannot.  So does a run
+# that failed, or lost a process, if it has saved a checkpoint in this job: what fails again and again before that ends.
 train_and_requeue() {
-    local run_folder=$1 code=0
+    local run_folder=$1 code=0 before
+    before=$(newest_of "$1")
     shift
     [ -z "$stop_signal" ] || requeue
     say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
@@ -46,7 +48,12 @@ train_and_requeue() {
     case $(status_of "$run_folder") in
         finished) exit "$code" ;;
         preempted) if [ "$code" = 0 ] || [ -n "$stop_signal" ]; then requeue; fi ;;
+        running) if [ -n "$stop_signal" ]; then requeue; fi ;; # its processes were killed before they could save
     esac
+    if [ "$(newest_of "$run_folder")" != "$before" ]; then
+        say "$run_folder failed, see above, but has saved $(newest_of "$run_folder"): trying again"
+        requeue
+    fi
     say "$run_folder is not finished: see above${stop_signal:+ (stopped by $stop_signal)}"
     exit "$((code > 0 ? code : 1))"
 }
@@ -58,6 +65,17 @@ run_once() {
     on_all_nodes "$@" || code=$?
     # A process that was told to stop ends without an error, which is not the same as being done.
     [ -z "$stop_signal" ] || code=75
+    exit "$code"
+}
+
+# run_and_requeue -m MODULE ARGUMENTS...: on all nodes of the job; if it is stopped, it goes back to the queue.  The command
+# must keep what it has done, since a signal kills its processes.
+run_and_requeue() {
+    local code=0
+    [ -z "$stop_signal" ] || requeue
+    say "start ${SLURM_RESTART_COUNT:-0} of ${*:2} on $SLURM_JOB_NODELIST"
+    on_all_nodes "$@" || code=$?
+    [ -z "$stop_signal" ] || requeue
     exit "$code"
 }
 
@@ -96,6 +114,8 @@ await() {
     while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
     wait "$1"
 }
+
+newest_of() { cat "$1/checkpoints/latest" 2>/dev/null || true; }
 
 status_of() { sed -n 's/.*"status": *"\([a-z]*\)".*/\1/p' "$1/status.json" 2>/dev/null || true; }
 

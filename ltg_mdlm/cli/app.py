@@ -1,4 +1,4 @@
-"""The command `ltg-mdlm`: its groups of commands, and the commands `train`, `check`, `bench` and `prepare`.
+"""The command `ltg-mdlm`: its groups of commands, and the commands `train`, `check` and `bench`.
 
 Commands import what they need when they run, so that `ltg-mdlm --help` does not import torch.
 """
@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from ltg_mdlm import __version__
 from ltg_mdlm.cli.command_classes import Command, CommandApp
+from ltg_mdlm.cli.corpus_commands import corpus_app, prepare
 from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.cli.eval_commands import eval_app
 from ltg_mdlm.cli.eval_harness import download, harness
@@ -126,53 +126,11 @@ class ManyValid(Command):
     repeated = "--valid"
 
 
-@app.command(cls=ManyValid)
-def prepare(
-    files: Annotated[
-        list[Path], typer.Argument(help="Text files or folders: .train, .dev, .txt, .jsonl, also as .gz or .zst.")
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Corpus folder to create.")],
-    valid: Annotated[
-        list[Path] | None, typer.Option("--valid", metavar="PATHS...", help="Held-out text files or folders.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this tokenizer; default: train one.")
-    ] = None,
-    vocab_size: Annotated[
-        int, typer.Option("--vocab-size", min=273, help="Vocabulary size of the trained tokenizer.")
-    ] = 16384,
-    drop_headings: Annotated[
-        bool, typer.Option("--drop-headings", help="Delete `= = = heading = = =` lines, as the published code does.")
-    ] = False,
-    source_field: Annotated[
-        str | None,
-        typer.Option(
-            "--source-field", metavar="FIELD", help="Field of .jsonl with a document's source; default: files."
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Number of processes; default: all cores.")
-    ] = None,
-) -> None:
-    """Convert text to a corpus folder: tokenizer, memory-mapped tokens, documents, counts, hashes of the sources."""
-    from ltg_mdlm.data.prepare import prepare_corpus
-
-    corpus = prepare_corpus(
-        files,
-        out,
-        valid=valid or (),
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        drop_headings=drop_headings,
-        source_field=source_field,
-        workers=workers,
-    )
-    typer.echo(corpus.describe())
-
-
+app.command(cls=ManyValid)(prepare)
 for command in (finetune, generate, report, watch, export, push, submit):
     app.command()(command)
 app.command("import")(import_)
+app.add_typer(corpus_app, name="corpus")
 app.add_typer(sweep_app, name="sweep")
 eval_app.command(cls=ManyTasks, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(harness)
 eval_app.command()(download)

@@ -13,6 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 ORDER = (
     "train",
     "prepare",
+    "corpus",
     "check",
     "bench",
     "watch",

@@ -89,6 +89,7 @@ def harness(
         load_tasks,
         require_supported,
         results_table,
+        task_tokenizer,
         write_results,
     )
     from ltg_mdlm.evaluation.result_folders import BACKENDS, model_folder
@@ -106,6 +107,8 @@ def harness(
         require_fit(trained, rule)
         folder = model_folder(out, trained) / "harness" / BACKENDS[rule.score]
         require_writable(folder)
+        if ranks.is_main:
+            typer.echo("reading the list of tasks and their data; lm-eval needs several seconds", err=True)
         task_manager, loaded = load_tasks(settings)
         greedy_tasks = require_supported(loaded["tasks"], rule)
         inner = set(chain.from_iterable(loaded["group_map"].values()))
@@ -115,7 +118,7 @@ def harness(
         scored = HarnessModel(trained, rule, ranks, greedy_tasks=None if settings.use_cache else greedy_tasks)
         if settings.use_cache:
             settings.use_cache += f"_{scored.fingerprint()}"
-        with redirect_stdout(sys.stderr):  # standard output is for the results
+        with redirect_stdout(sys.stderr), task_tokenizer(trained):  # standard output is for the results
             results = simple_evaluate(
                 scored,
                 tasks=outermost,

@@ -67,9 +67,10 @@ def report(
             raise UserError(f"--results {results}: no such folder")
         found = results or (DEFAULT_RESULTS if DEFAULT_RESULTS.is_dir() else None)
         extent = {name: value for name, value in (("samples", samples), ("recipes", recipes)) if value is not None}
-        write_report(folders, out, results=found, extent=Extent(**extent))
+        rows = write_report(folders, out, results=found, extent=Extent(**extent))
         print(f"report: {out}", file=sys.stderr)
-    rows = [read_run(folder) for folder in folders]
+    else:
+        rows = [read_run(folder) for folder in folders]
     if note := damage_note(rows):
         print(f"note: {note}", file=sys.stderr)
     if csv is not None:

@@ -132,14 +132,18 @@ def finetune(
     *,
     data: Annotated[
         Path,
-        typer.Option("--data", metavar="PATH", help="Folder of files such as rte.train.jsonl, or one of these files."),
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="Folder of files such as rte.train.jsonl or en_ewt-ud-train.conllu, or one of them.",
+        ),
     ],
     task: Annotated[
         list[str] | None,
         typer.Option(
             "--task",
             metavar="NAME",
-            help="boolq, multirc, mnli, rte, mrpc, qqp, wsc, or of the multilingual track sib200_en, arc_nl, ..."
+            help="boolq, multirc, mnli, rte, mrpc, qqp, wsc, or of the multilingual track sib200_en, arc_nl, ..., pos"
             " (repeatable); default: all found.",
         ),
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from ltg_mdlm.cli.command_classes import CommandApp
 from ltg_mdlm.cli.options import AsJson, Resume, Sets
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table
 
 SweepName = Annotated[str, typer.Argument(metavar="FILE", help="Sweep file, or the name of one in configs/sweeps.")]
@@ -72,14 +74,43 @@ def sweep_check(file: SweepName, set_: Sets = None, as_json: AsJson = False) -> 
 
 @sweep_app.command("run")
 def sweep_run(
-    file: SweepName, index: PointIndex, set_: Sets = None, out_root: OutRoot = None, resume: Resume = "auto"
+    file: SweepName,
+    index: Annotated[
+        int | None,
+        typer.Argument(metavar="[INDEX]", help="Index of one point, as `sweep list` shows it; default: all."),
+    ] = None,
+    set_: Sets = None,
+    out_root: OutRoot = None,
+    resume: Resume = "auto",
 ) -> None:
-    """Train one point, or resume it. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE INDEX`."""
+    """Train one point, or all points one after the other and compare them in a table and an HTML report.
+
+    Points that are finished are not trained again. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
+    """
+    from ltg_mdlm.reporting.html_report.page import Extent, write_report
+    from ltg_mdlm.reporting.run_table import read_run, text_table
     from ltg_mdlm.training.launch import launch
     from ltg_mdlm.training.sweep import open_sweep
 
     sweep = open_sweep(file, set_ or (), out_root)
-    raise typer.Exit(launch(sweep.settings(sweep.point(index)), resume))
+    if index is not None:
+        raise typer.Exit(launch(sweep.settings(sweep.point(index)), resume))
+    settings = [sweep.settings(point) for point in sweep.points]  # all mistakes are found before the first point
+    for of_point in settings:
+        if code := launch(of_point, resume):
+            raise typer.Exit(code)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    folders = [sweep.folder(point) for point in sweep.points]
+    typer.echo("")
+    print_table(text_table([read_run(folder) for folder in folders]))
+    page = sweep.out_root / "report.html"
+    try:
+        write_report(folders, page, results=None, extent=Extent())
+    except UserError as error:  # such as without the extra `plots`
+        typer.echo(f"no HTML report: {error}")
+    else:
+        typer.echo(f"report: {page}")
 
 
 @sweep_app.command("folder")

@@ -71,6 +71,11 @@ class DataConfig(Section):
     train: Path | None = Field(None, description="*_tokenized.bin of the existing stack, instead of a corpus folder")
     valid: Path | None = Field(None, description="*_tokenized.bin with validation documents, used with `train`")
     tokenizer: Path | None = Field(None, description="tokenizer JSON with which `train` was made")
+    words: str | None = Field(
+        None,
+        description="unit in which the words seen are counted, which `ltg-mdlm prepare --words` decides; null: that of"
+        " the corpus, which config.yaml of the run then states",
+    )
     end_of_document: bool = Field(False, description="append a maskable </s> to every document")
     mixture: Weights | None = Field(
         None,
@@ -164,6 +169,11 @@ class TrainingConfig(Section):
         "auto",
         description="fused: a Triton kernel for GPUs, which makes no matrix of scores; library: that of torch; auto: on"
         " GPUs the faster of both, if the fused one is right, measured at the start",
+    )
+    cpu_kernels: Literal["auto", "compiled", "torch"] = Field(
+        "auto",
+        description="operations between matrix products on CPUs. compiled: a C++ file, compiled at the first use;"
+        " torch: those of torch; auto: compiled in long runs, if there is a compiler; decided at the start",
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, slower"

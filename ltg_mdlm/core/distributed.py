@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +17,23 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+from torch.distributed.distributed_c10d import (
+    PrefixStore,
+    Store,
+    _abort_process_group,
+    _get_default_group,
+    _get_default_store,
+)
 from torch.distributed.rendezvous import rendezvous
 
-from ltg_mdlm.core.errors import PluginFailure, UserError
+from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others; longer than one process may take to write a checkpoint or make a corpus."""
+
+STEP_TIMEOUT = timedelta(minutes=10)
+"""How long the GPUs wait for each other within a step and a validation, where all processes have about the same work:
+torch's default for NCCL.  A file system may stop for minutes while the first process writes metrics."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -35,8 +45,8 @@ T = TypeVar("T")
 class Ranks:
     """The rank of this process, and communication with the other ranks.  A single process needs no process group.
 
-    As a context manager, it destroys the process group on exit.  Unexpected exceptions are printed before that, because
-    the other processes report errors of their own as soon as this one has left.
+    As a context manager, it leaves the process group on exit.  Unexpected exceptions are printed and announced before
+    that, because the other processes report errors of their own as soon as this one has left.
     """
 
     rank: int
@@ -54,6 +64,7 @@ class Ranks:
         *,
         threads: int | None = None,
         timeout: timedelta = TIMEOUT,
+        gpu_timeout: timedelta | None = None,
     ) -> Ranks:
         """Join the process group that torchrun's environment variables describe; without them, use a single process.
 
@@ -61,6 +72,7 @@ class Ranks:
             device: `auto` is the GPU of the local rank if there are GPUs, else the CPU
             threads: CPU threads of this process; by default its share of the available cores
             timeout: for every communication
+            gpu_timeout: for operations on tensors of the GPU, which NCCL performs, if it is another one
 
         Raises UserError if there are fewer GPUs than processes, or the other processes cannot be reached.
         """
@@ -76,7 +88,19 @@ class Ranks:
                 # Tensors on the CPU are reduced by gloo, on GPUs too.
                 backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
                 store = _store_of_this_attempt(rank, world_size, timeout)
-                dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+                dist.init_process_group(
+                    backend,
+                    store=store,
+                    rank=rank,
+                    world_size=world_size,
+                    timeout=timeout,
+                    # NCCL connects here, so that a wrong network is an error now and not in the first step.
+                    device_id=chosen if chosen.type == "cuda" else None,
+                )
+                if gpu_timeout is not None and chosen.type == "cuda":
+                    nccl = _get_default_group()._get_backend(chosen)
+                    if isinstance(nccl, dist.ProcessGroupNCCL):  # TORCH_DISTRIBUTED_DEBUG=DETAIL hides it
+                        nccl._set_default_timeout(gpu_timeout)
                 ranks.barrier()
         return ranks
 
@@ -125,9 +149,42 @@ class Ranks:
         """Wait for all ranks."""
         self.all_agree(True)
 
-    def close(self) -> None:
-        """Destroy the process group, if there is one."""
-        if dist.is_initialized():
+    def announce_failure(self, reason: str) -> None:
+        """Tell the other ranks that this one ends; only the first announcement counts."""
+        with suppress(RuntimeError):  # the process that holds the store has ended
+            text = f"process {self.rank} of {self.world_size} failed: {reason}"
+            _get_default_store().compare_set("failure", "", text)
+
+    def announced_failure(self) -> str | None:
+        """The first failure that a rank has announced; None if there is none.  Does not wait."""
+        with suppress(RuntimeError, ValueError):  # the store or the process group has ended
+            store = _get_default_store()
+            return store.get("failure").decode() if store.check(["failure"]) else None
+        return None
+
+    def note(self, name: str) -> None:
+        """Leave a note for the other ranks, which `without_note` reads.  Does not wait."""
+        with suppress(RuntimeError, ValueError):
+            _get_default_store().set(f"{name}/{self.rank}", "")
+
+    def without_note(self, name: str) -> list[int]:
+        """The ranks that have not left this note."""
+        with suppress(RuntimeError, ValueError):
+            store = _get_default_store()
+            return [rank for rank in range(self.world_size) if not store.check([f"{name}/{rank}"])]
+        return []
+
+    def close(self, *, abort: bool = False) -> None:
+        """Leave the process group, if there is one.
+
+        With `abort`, operations on GPUs end at once; without it, they are waited for, which takes for ever if another
+        process no longer takes part in them.
+        """
+        if not dist.is_initialized():
+            return
+        if abort and self.device.type == "cuda":
+            _abort_process_group()
+        else:
             dist.destroy_process_group()
 
     def __enter__(self) -> Ranks:
@@ -140,10 +197,10 @@ class Ranks:
             if error is not None and dist.is_initialized():
                 self._report(error)
         finally:
-            self.close()
+            self.close(abort=error is not None)
 
     def _report(self, error: BaseException) -> None:
-        """Report an error once, although several processes may have raised it.
+        """Report an error once, although several processes may have raised it, and announce it to the others.
 
         Raises UserError for a lost connection, and SystemExit after printing an unexpected exception.
         """
@@ -156,6 +213,7 @@ class Ranks:
                 error.only_here = _get_default_store().add(f"said/{digest}", 1) == 1
             except RuntimeError:  # the process that holds the store has ended
                 error.only_here = True
+            self.announce_failure(str(error))
         elif isinstance(error, Exception):
             print(f"process {self.rank} of {self.world_size} failed:", file=sys.stderr)
             if isinstance(error, PluginFailure):
@@ -163,6 +221,7 @@ class Ranks:
             else:
                 traceback.print_exception(error)
             sys.stderr.flush()
+            self.announce_failure(error.reason if isinstance(error, PluginFailure) else text_of(error))
             raise SystemExit(1) from None
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -19,6 +20,12 @@ PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
 
 PEAK_SECONDS = 1.0
 """Duration of `matrix_peak`."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt: how much free memory stays, -1 for all, and from which size on memory is mapped."""
+
+LARGEST_MMAP_THRESHOLD = 1 << 25
+"""glibc takes no larger value."""
 
 
 def matrix_peak(device: torch.device, *, bf16: bool) -> float:
@@ -93,3 +100,14 @@ def native_bf16(device: torch.device) -> bool:
 def bf16_for(precision: str, device: torch.device) -> bool:
     """Whether auto, fp32 or bf16 means bf16 on the device; auto means it where it is native."""
     return native_bf16(device) if precision == "auto" else precision == "bf16"
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for later allocations, if it is glibc; other libraries are left as they are.
+
+    Otherwise the tensors of every step are returned to the system and mapped again page by page.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)

@@ -1,8 +1,12 @@
-"""Output on a terminal: tables on standard output, progress bars on standard error, and durations."""
+"""Tables on standard output, progress on standard error, and durations.
+
+Progress is a bar on a terminal. In a log, it is a line every `LOG_SECONDS`.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -21,6 +25,9 @@ from rich.table import Table
 
 Advance = Callable[[int], None]
 
+LOG_SECONDS = 30.0
+"""Least time between two lines of progress in a log."""
+
 
 def print_table(table: Table) -> None:
     """Print a table folded to the width of the terminal; in a file or a pipe, every record is one line."""
@@ -29,12 +36,12 @@ def print_table(table: Table) -> None:
 
 
 def byte_progress(title: str, total: int | None, *, show: bool) -> AbstractContextManager[Advance]:
-    """A progress bar; the context yields a function that adds a number of bytes.  `total` is None if unknown."""
+    """Progress; the context yields a function that adds a number of bytes.  `total` is None if unknown."""
     return _progress(title, total, (DownloadColumn(), TransferSpeedColumn()), show)
 
 
 def count_progress(title: str, total: int, *, show: bool = True) -> AbstractContextManager[Advance]:
-    """A progress bar; the context yields a function that adds a number of finished items."""
+    """Progress; the context yields a function that adds a number of finished items."""
     return _progress(title, total, (MofNCompleteColumn(),), show)
 
 
@@ -42,10 +49,31 @@ def count_progress(title: str, total: int, *, show: bool = True) -> AbstractCont
 def _progress(title: str, total: int | None, columns: tuple[ProgressColumn, ...], show: bool) -> Iterator[Advance]:
     layout = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     console = Console(stderr=True)
+    if show and not console.is_terminal:
+        yield _log_progress(title, total)
+        return
     with Progress(*layout, console=console, disable=not (show and console.is_terminal)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
         progress.update(task, completed=total)  # blank lines of a file are not counted, so the sum may be smaller
+
+
+def _log_progress(title: str, total: int | None) -> Advance:
+    """A function that adds to what is done, and sometimes prints a line with the share and the remaining time."""
+    started = printed = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, printed
+        done += count
+        now = time.monotonic()
+        if now - printed < LOG_SECONDS or not total or not 0 < done < total:
+            return
+        printed = now
+        left = clock((now - started) / done * (total - done))
+        print(f"{title}: {100 * done / total:.0f} %, about {left} left", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def clock(seconds: float) -> str:

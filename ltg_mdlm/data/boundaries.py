@@ -10,11 +10,16 @@ its *units*, one after the other:
 
 The space at a cut belongs to no unit, because the tokenizer puts one before every text. A line break belongs to the
 unit that it ends.
+
+Text without blanks, such as Chinese, can also be cut at a *joint*: before a punctuation mark after a letter that has no
+case. There the regex always ends a match, since it takes a mark only as the first character before letters. No blank
+stands at a joint, so the tokens of the text that follows are those without the space that the normaliser adds.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 WHITE_SPACE = (
@@ -40,16 +45,23 @@ def split_units(text: str) -> list[str]:
     return _CUT.split(text.removesuffix(" "))
 
 
-def cut(text: str, limit: int, *, after: str = "\n ") -> Iterator[str]:
+_JOINT = re.compile(r"(?<=[^\W\d_])[!,.:;?、。〈《「『【〔！，．：；？（“‘…·،؛؟।၊။។]")
+
+_JOINT_WINDOW = 1 << 12
+"""Characters that are searched for a joint at once."""
+
+
+def cut(text: str, limit: int, *, after: str = "\n ", joints: bool = False) -> Iterator[str]:
     """Divide a text into parts of at most `limit` characters; the parts concatenate to `text`.
 
-    A part ends with one of the characters of `after`, if possible with the first. A text in which no such cut is safe
-    for more than `limit` characters is not divided any further.
+    A part ends with one of the characters of `after`, if possible with the first, or else with `joints` at a joint. A
+    text in which no such cut is safe for more than `limit` characters is not divided any further.
     """
     start = 0
     while len(text) - start > limit:
         stop = start + limit
         at = next(filter(None, (_last_cut(text, blank, start, stop) for blank in after)), 0)
+        at = at or (_last_joint(text, start, stop) if joints else 0)
         if not at:
             break
         yield text[start:at]
@@ -64,4 +76,16 @@ def _last_cut(text: str, blank: str, start: int, stop: int) -> int:
         if text[at - 1] not in WHITE_SPACE and text[at + 1 : at + 2] not in WHITE_SPACE + NORMALISED_TO_SPACE:
             return at + 1
         at = text.rfind(blank, start + 1, at)
+    return 0
+
+
+def _last_joint(text: str, start: int, stop: int) -> int:
+    """The last joint in `text[start:stop]`, 0 if there is none."""
+    while stop > start + 1:
+        first = max(start + 1, stop - _JOINT_WINDOW)
+        marks = [match.start() for match in _JOINT.finditer(text, first, stop)]
+        for at in reversed(marks):
+            if unicodedata.category(text[at - 1]) == "Lo" and text[at - 1] not in NORMALISED_TO_SPACE:
+                return at
+        stop = first
     return 0

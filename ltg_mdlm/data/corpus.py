@@ -1,10 +1,12 @@
 """A tokenised corpus on disk: memory-mapped, complete or absent.
 
-    corpus.json      format, tokenizer, settings, names of the sources; for each split its counts and the hash of every
-                     source file; the hash of every other file of the folder, and a digest of corpus.json itself
+    corpus.json      format, tokenizer, settings, unit of words, names of the sources; for each split its counts and the
+                     hash of every source file; the hash of every other file of the folder, a fingerprint of the
+                     content, and a digest of corpus.json itself
     tokenizer.json
     train/  valid/   tokens.bin  offsets.bin  words.bin  word_bits.bin  token_count_V.bin  source_D.bin
-                     (little-endian arrays; corpora of older versions have no sources)
+                     (little-endian arrays; corpora of older versions have no sources; there is words_N.bin instead of
+                     word_bits.bin if words are not runs of characters without white space)
 
 Suffixes: V vocabulary, N tokens of the split, D documents, I bounds.
 """
@@ -26,6 +28,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.encode import id_type
 from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.words import WHITESPACE, WordUnit
 
 FORMAT = 1
 """Version of the layout of the folder."""
@@ -50,10 +53,13 @@ class Split:
     words: NDArray[np.int32]
     """[D] words of each document"""
     word_bits: NDArray[np.uint8]
-    """[ceil(N / 8)] one bit per token, lowest first: the token contains the first character of a word"""
+    """[ceil(N / 8)] one bit per token, lowest first: the token contains the first character of a word; empty if there
+    is `words_N`"""
     token_count_V: NDArray[np.int64]
     text_bytes: int
     """Size of the text in UTF-8."""
+    words_N: NDArray[np.uint8] | None = None
+    """[N] words that begin in each token, if words are counted in another unit than whitespace"""
     sources: tuple[dict[str, Any], ...] = ()
     """Name, size and SHA-256 of every source file."""
     source_D: NDArray[np.int16] | None = None
@@ -117,11 +123,17 @@ class Split:
 
     def word_start(self, start: int, stop: int) -> NDArray[np.bool_]:
         """bool[stop - start]: whether a word begins in each of the tokens `start` to `stop`."""
+        if self.words_N is not None:
+            return self.words_N[start:stop] > 0
         bits = np.unpackbits(self.word_bits[start // 8 : -(-stop // 8)], bitorder="little")
         return bits[start % 8 :][: stop - start].astype(bool)
 
     def words_between(self, bound_I: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64[I - 1]: words that begin between consecutive bounds, which are increasing token indices."""
+        if self.words_N is not None:
+            between: NDArray[np.int64] = np.add.reduceat(np.append(self.words_N, 0), bound_I, dtype=np.int64)[:-1]
+            between[bound_I[:-1] == bound_I[1:]] = 0
+            return between
         byte_I, bit_I = bound_I // 8, bound_I % 8
         whole = np.add.reduceat(np.append(_BITS_SET[self.word_bits], 0), byte_I, dtype=np.int64)[:-1]
         whole[byte_I[:-1] == byte_I[1:]] = 0
@@ -160,18 +172,24 @@ class Corpus:
             if description["tokenizer"]["fingerprint"] not in (other.fingerprint, other.earlier_fingerprint):
                 raise UserError(f"{path}: this corpus was made with another tokenizer than {name}")
         splits, names = description["splits"], tuple(description.get("source_names", ()))
+        unit = WordUnit(description.get("words", WHITESPACE))
         return cls(
             path=path,
             tokenizer_path=path / "tokenizer.json",
             tokenizer=own,
-            train=_open_split(path / "train", splits["train"], own, names),
-            valid=_open_split(path / "valid", splits["valid"], own, names) if "valid" in splits else None,
+            train=_open_split(path / "train", splits["train"], own, names, unit),
+            valid=_open_split(path / "valid", splits["valid"], own, names, unit) if "valid" in splits else None,
             description=description,
         )
 
     @property
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
+
+    @property
+    def word_unit(self) -> str:
+        """The unit in which words are counted; `words` lists them."""
+        return str(self.description.get("words", WHITESPACE))
 
     def verify(self) -> str:
         """Compare the content of all files with the hashes in corpus.json; returns what was verified.
@@ -206,6 +224,8 @@ class Corpus:
         if text := facts.get("trained_on"):
             tokenizer += f", trained on {text['bytes'] / 1e6:,.1f} of {text['of_bytes'] / 1e6:,.1f} MB of text"
         lines = [f"corpus {self.path}", tokenizer]
+        if fingerprint := self.description.get("fingerprint"):
+            lines.append(f"  content: fingerprint {fingerprint[:12]}, words counted by {self.word_unit}")
         for name, split in (("train", self.train), ("valid", self.valid)):
             if split is not None:
                 lines.append(
@@ -213,6 +233,15 @@ class Corpus:
                     f"{split.num_tokens:,} tokens, {split.text_bytes / 1e6:,.1f} MB of text "
                     f"in {len(split.sources)} file(s)"
                 )
+                entry = self.description.get("splits", {}).get(name, {})
+                for reason, counts in entry.get("left_out", {}).items():
+                    lines.append(
+                        f"    left out, {reason.replace('_', ' ')}: {counts['documents']:,} documents,"
+                        f" {counts['words']:,} words"
+                    )
+                if size := entry.get("budget_size"):
+                    budget = self.description["request"]["budget"]["words"]
+                    lines.append(f"    adjusted size: {size:,} of {budget:,} words of English in the budget")
         if len(by_source := self.train.words_by_source()) > 1:
             largest = sorted(by_source.items(), key=lambda item: -item[1])
             shares = [f"{name} {words / max(self.train.num_words, 1):.1%}" for name, words in largest[:_SOURCES_SHOWN]]
@@ -292,12 +321,19 @@ def digest_of(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def fingerprint_of(description: dict[str, Any]) -> str:
+    """SHA-256 of the tokens, documents, words and sources of a corpus, whichever files they came from."""
+    files = {name: digest for name, digest in description["files"].items() if name.endswith(".bin")}
+    parts = [description["tokenizer"]["fingerprint"], description["words"], description.get("source_names", []), files]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _damaged(path: Path, problem: str) -> UserError:
     return UserError(f"{path}: damaged ({problem}); prepare the corpus again")
 
 
 def split_files(
-    num_tokens: int, num_documents: int, vocab_size: int, *, has_sources: bool
+    num_tokens: int, num_documents: int, vocab_size: int, *, has_sources: bool, unit: WordUnit
 ) -> dict[str, tuple[np.dtype[Any], int]]:
     """Type and length of the array in each file of a split; the files are named after the fields of `Split`."""
     sources = {"source_D": (np.dtype("<i2"), num_documents)} if has_sources else {}
@@ -305,15 +341,23 @@ def split_files(
         "tokens": (id_type(vocab_size).newbyteorder("<"), num_tokens),
         "offsets": (np.dtype("<i8"), num_documents + 1),
         "words": (np.dtype("<i4"), num_documents),
-        "word_bits": (np.dtype("u1"), -(-num_tokens // 8)),
+        **(
+            {"word_bits": (np.dtype("u1"), -(-num_tokens // 8))}
+            if unit.is_whitespace
+            else {"words_N": (np.dtype("u1"), num_tokens)}
+        ),
         "token_count_V": (np.dtype("<i8"), vocab_size),
         **sources,
     }
 
 
-def _open_split(folder: Path, entry: dict[str, Any], tokenizer: Tokenizer, source_names: tuple[str, ...]) -> Split:
-    arrays: dict[str, Any] = {}
-    files = split_files(entry["tokens"], entry["documents"], tokenizer.vocab_size, has_sources=bool(source_names))
+def _open_split(
+    folder: Path, entry: dict[str, Any], tokenizer: Tokenizer, source_names: tuple[str, ...], unit: WordUnit
+) -> Split:
+    arrays: dict[str, Any] = {} if unit.is_whitespace else {"word_bits": np.zeros(0, np.uint8)}
+    files = split_files(
+        entry["tokens"], entry["documents"], tokenizer.vocab_size, has_sources=bool(source_names), unit=unit
+    )
     for name, (dtype, length) in files.items():
         path, expected = folder / f"{name}.bin", length * dtype.itemsize
         try:

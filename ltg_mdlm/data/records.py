@@ -108,12 +108,12 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def read_table(file: Path) -> list[Record]:
-    """The rows of a CSV file with a header; all values are text.
+def read_table(file: Path, *, delimiter: str = ",") -> list[Record]:
+    """The rows of a CSV file with a header, or of another table; all values are text.
 
     Raises UserError for a row that is not as long as the header, and if there are no rows.
     """
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True, delimiter=delimiter)
     try:
         records = [Record(row, file, reader.line_num) for row in reader]
     except csv.Error as error:

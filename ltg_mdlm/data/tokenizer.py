@@ -215,6 +215,17 @@ class Tokenizer:
         same = all(stack[part] == own[part] for part in ("normalizer", "pre_tokenizer"))
         return same and len(own["added_tokens"]) == NUM_SPECIAL and not self.dropout
 
+    @cached_property
+    def without_space(self) -> tokenizers.Tokenizer:
+        """The backend without the space that it puts before a text, for a tokenizer that `cuts_at_spaces`."""
+        definition = json.loads(self.backend.to_str())
+        first, *others = definition["normalizer"]["normalizers"]
+        assert first["type"] == "Prepend"
+        definition["normalizer"]["normalizers"] = others
+        backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        backend.encode_special_tokens = True
+        return backend
+
 
 def _with_special_tokens(definition: Any, origin: str) -> dict[str, Any]:
     """A copy of a definition in which the special tokens are added tokens, and have the names of the stack.

@@ -58,9 +58,10 @@ def explanation(contamination: Contamination) -> str:
     """The meaning of the figures of the summary."""
     n = contamination.n
     return (
-        f"{contamination.corpus_words:,} words of training text searched for n-grams of {n} words and for whole texts\n"
+        f"{contamination.corpus_words:,} words of training text searched for n-grams of {n} terms and for whole texts\n"
+        "terms: runs of letters and digits, and single letters of scripts without blanks\n"
         f"texts: distinct texts; {ANY_FIELD}: questions, counted by any of their texts\n"
-        f"shorter: texts of fewer than {n} words, which can only occur as a whole\n"
+        f"shorter: texts of fewer than {n} terms, which can only occur as a whole\n"
         "shared: at least one n-gram occurs in the training text; verbatim: the whole text occurs"
     )
 

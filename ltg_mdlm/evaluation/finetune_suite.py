@@ -6,7 +6,8 @@ results/<model>/<revision>/finetune/<task>/
     items.jsonl        {"id", "uid", "label", "predictions", "correct"} per validation row, over all seeds
     summary.json       metrics of every epoch and seed, settings, counts
 
-Tasks of the multilingual track have `predictions.txt` and `eval_results.json` in place of the first two files.
+Tasks of the multilingual track have `predictions.txt` and `eval_results.json` in place of the first two files; `pos`
+has them in a folder for every language, with `predict_results.json`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from ltg_mdlm.evaluation.finetune_training import (
     steps_per_epoch,
 )
 from ltg_mdlm.evaluation.multiple_choice import Protocol
+from ltg_mdlm.evaluation.pos_tagging import EncodedTreebanks, encode_treebanks, tagging_files
 from ltg_mdlm.evaluation.result_folders import model_facts, model_folder, write_folder
 from ltg_mdlm.inference.trained_model import TrainedModel
 
@@ -113,7 +115,33 @@ def finetune_suite(
         UserError: before training, for missing or malformed files, wrong settings, existing results with other
             settings, and folders that cannot be written; during training, for a loss that is not finite.
     """
-    jobs = [prepare_job(trained, files, sets, seeds, out, protocol) for files in find_tasks(data, tasks)]
+    return finetune_files(
+        trained,
+        find_tasks(data, tasks),
+        ranks,
+        sets=sets,
+        seeds=seeds,
+        out=out,
+        protocol=protocol,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+def finetune_files(
+    trained: TrainedModel,
+    tasks: Sequence[TaskFiles],
+    ranks: Ranks,
+    *,
+    sets: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    out: Path = Path("results"),
+    protocol: Protocol = "2026",
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Summary]:
+    """Fine-tune on the tasks with these files; otherwise as `finetune_suite`."""
+    jobs = [prepare_job(trained, files, sets, seeds, out, protocol) for files in tasks]
     done = finished_results(jobs, overwrite=overwrite)
     for job in jobs:
         require_writable(job.folder)
@@ -146,13 +174,18 @@ def prepare_job(
             f"{trained.source}: the model takes at most {limit} tokens, fewer than seq_len {settings.seq_len};"
             f" add --set seq_len={limit}"
         )
-    classes = classes_of(files.train, task)
-    examples = read_examples(files.valid, task, classes)
-    evaluated = len(examples) - len(examples) % task.evaluation_batch or len(examples)
-    train, valid = (
-        encode(some, trained.tokenizer, settings.seq_len)
-        for some in (read_examples(files.train, task, classes), examples[:evaluated])
-    )
+    data: EncodedTask
+    if task.tags_words:
+        data = encode_treebanks(files, trained.tokenizer, settings.seq_len)
+    else:
+        classes = classes_of(files.train, task)
+        examples = read_examples(files.valid, task, classes)
+        evaluated = len(examples) - len(examples) % task.evaluation_batch or len(examples)
+        train, valid = (
+            encode(some, trained.tokenizer, settings.seq_len)
+            for some in (read_examples(files.train, task, classes), examples[:evaluated])
+        )
+        data = EncodedTask(task, classes, train, valid)
     seeds = list(dict.fromkeys(seeds or (task.seed,)))
     request = {
         "task": task.name,
@@ -163,8 +196,8 @@ def prepare_job(
         "settings": settings.model_dump(mode="json"),
     }
     folder = model_folder(out, trained) / "finetune" / task.name
-    data = EncodedTask(task, classes, train, valid)
-    return FinetuneJob(data, settings, seeds, request, files.valid.parent.name, folder)
+    source = [*files.files.values()][-1].parent.name
+    return FinetuneJob(data, settings, seeds, request, source, folder)
 
 
 def finished_results(jobs: Sequence[FinetuneJob], *, overwrite: bool) -> dict[str, Summary]:
@@ -217,16 +250,18 @@ def write_finetuning(job: FinetuneJob, runs: Sequence[FinetuneRun]) -> Summary:
     Raises UserError if it cannot be written.
     """
     name, labels, classes = job.name, job.data.valid.labels, job.data.classes
-    by_row = zip(*(run.best_epoch.predictions for run in runs), strict=True)
+    by_item = zip(*(run.best_epoch.predictions for run in runs), strict=True)
+    languages = job.data.languages if isinstance(job.data, EncodedTreebanks) else {}
+    uids = [language for language, splits in languages.items() for _ in splits.valid.labels] or [name] * len(labels)
     items = [
         {
             "id": f"{name}_{i}",
-            "uid": name,
+            "uid": uid,
             "label": classes[label],
             "predictions": [classes[prediction] for prediction in predictions],
             "correct": predictions.count(label) / len(predictions),
         }
-        for i, (label, predictions) in enumerate(zip(labels, by_row, strict=True))
+        for i, (uid, label, predictions) in enumerate(zip(uids, labels, by_item, strict=True))
     ]
     summary = summarise(job, runs)
     files = {
@@ -240,6 +275,8 @@ def write_finetuning(job: FinetuneJob, runs: Sequence[FinetuneRun]) -> Summary:
 
 def _official_files(job: FinetuneJob, run: FinetuneRun) -> dict[str, str]:
     """The files of the official scripts, by name: of strict tracks, or of the multilingual track."""
+    if isinstance(job.data, EncodedTreebanks):
+        return tagging_files(job.data, run.best_epoch)
     predictions = [job.data.classes[prediction] for prediction in run.best_epoch.predictions]
     if job.data.task.classes is None:
         lines = ["index\tprediction", *(f"{i}\t{label}" for i, label in enumerate(predictions))]
@@ -269,7 +306,7 @@ def summarise(job: FinetuneJob, runs: Sequence[FinetuneRun]) -> Summary:
             metric: statistics.stdev(found) if len(found) > 1 else None  # over the seeds
             for metric, found in values.items()
         },
-        "majority_accuracy": max(Counter(valid.labels).values()) / len(valid),
+        "majority_accuracy": max(Counter(valid.labels).values()) / len(valid.labels),
         "train": _counts(job.data.train, job.data.classes),
         "valid": _counts(valid, job.data.classes),
         "runs": [

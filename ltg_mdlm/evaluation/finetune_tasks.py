@@ -1,7 +1,8 @@
 """The classification tasks of the BabyLM evaluation: their files, metrics and published settings.
 
 The tasks are the subset of GLUE (Wang et al. 2019, arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) in the suite, and
-the tasks of the multilingual track. An example is a text or a pair of texts with a class. Files are JSON lines.
+the tasks of the multilingual track. An example is a text or a pair of texts with a class, in JSON lines. In `pos`, it
+is a sentence with a class for every word; see `pos_tagging`.
 """
 
 from __future__ import annotations
@@ -39,18 +40,19 @@ class FinetuneTask:
         seed: published seed.
         evaluation_batch: validation rows at the end that do not fill a batch of this size are left out, as in the
             official script.
+        tags_words: whether every word has a class; the files are treebanks, and there are no templates.
         places: places of the files below a given folder of evaluation data.
     """
 
     name: str
-    first: str
-    second: str | None
+    first: str = ""
+    second: str | None = None
     classes: tuple[Label, ...] | None = (0, 1)
     selects: MetricName = "accuracy"
     published: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 42
     evaluation_batch: int = 1
-
+    tags_words: bool = False
     places: tuple[str, ...] = ("", "glue_filtered", "full_eval/glue_filtered")
 
 
@@ -74,34 +76,62 @@ _GLUE = (
     ),
 )
 
+_MULTILINGUAL_SETTINGS = {
+    "lr": 5e-5,
+    "batch_rows": 64,
+    "seq_len": 128,
+    "warmup": 0,
+    "schedule": "linear",
+    "weight_decay": 0,
+    "clip": 1,
+    "patience": 3,
+    "keep": "last",
+    "pooling": "first",
+}
+
 _MULTILINGUAL = tuple(
     FinetuneTask(
         name=f"{name}_{language}",
         first="{premise}" if name in ("mnli", "xnli") else "{sentence}",
         second="{hypothesis}" if name in ("mnli", "xnli") else None,
         classes=None,
-        published={
-            "lr": 5e-5,
-            "batch_rows": 64,
-            "seq_len": 128,
-            "warmup": 0,
-            "schedule": "linear",
-            "weight_decay": 0,
-            "clip": 1,
-            "head_dropout": None,
-            "patience": 3,
-            "keep": "last",
-            "pooling": "first",
-        },
+        published={**_MULTILINGUAL_SETTINGS, "head_dropout": None},
         seed=12,
         evaluation_batch=8,
-        places=("", name, f"{language}/{name}", f"classification/{language}/{name}", f"multilingual/{language}/{name}"),
+        places=(
+            "",
+            name,
+            *(
+                f"{above}{language}/{name}"
+                for above in ("", "classification/", "multilingual/", "finetune/data/multilingual/")
+            ),
+        ),
     )
     for language in ("en", "nl", "zh")
     for name in ("arc", "belebele", "bmlama", "include", "mnli", "sib200", "truthfulqa", "xnli")
 )
 
-FINETUNE_TASKS: Mapping[str, FinetuneTask] = {task.name: task for task in (*_GLUE, *_MULTILINGUAL)}
+# fmt: off
+UNIVERSAL_TAGS = (
+    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM",
+    "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X", "_",
+)
+# fmt: on
+"""Parts of speech in Universal Dependencies; words that stand for several others, such as "don't", have `_`."""
+
+TREEBANKS = {"en": "en_ewt", "nl": "nl_alpino", "zh": "zh_gsdsimp"}
+"""The treebank of every language of the multilingual track, as its files are named."""
+
+_POS = FinetuneTask(
+    name="pos",
+    classes=UNIVERSAL_TAGS,
+    published=_MULTILINGUAL_SETTINGS,
+    seed=12,
+    tags_words=True,
+    places=("", "pos", "multilingual/pos"),
+)
+
+FINETUNE_TASKS: Mapping[str, FinetuneTask] = {task.name: task for task in (*_GLUE, *_MULTILINGUAL, _POS)}
 """By name, in the order in which they are run and shown."""
 
 
@@ -155,25 +185,37 @@ def settings_of(task: FinetuneTask, sets: Sequence[str] = (), protocol: Protocol
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """The two files of a task."""
+    """The files of a task.
+
+    Attributes:
+        files: by split, `train` and `valid`; of treebanks `en-train`, `en-dev`, `en-test`, `nl-train` and so on.
+    """
 
     task: FinetuneTask
-    train: Path
-    valid: Path
+    files: Mapping[str, Path]
+
+    @property
+    def train(self) -> Path:
+        return self.files["train"]
+
+    @property
+    def valid(self) -> Path:
+        return self.files["valid"]
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of both files, by split."""
-        files = {"train": self.train, "valid": self.valid}
-        return {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in files.items()}
+        """SHA-256 of all files, by split."""
+        return {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in self.files.items()}
 
 
-def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
-    """The files `<task>.train.jsonl` and `<task>.valid.jsonl` of the named tasks, by default of all tasks in `data`.
+def find_tasks(data: Path, names: Sequence[str] = (), *, required: bool = True) -> list[TaskFiles]:
+    """The files of the named tasks, by default of all tasks in `data`.
 
+    They are called `<task>.train.jsonl` and `<task>.valid.jsonl`, and `en_ewt-ud-train.conllu` and so on in `pos`.
     `data` is a folder with the files, an evaluation data folder that contains them, or one of the files.
 
-    Raises UserError for an unknown task, a missing task, and a task with only one of its files.
+    Raises UserError for an unknown task, a missing task, a task with only some of its files, and with `required` if
+    there are no tasks.
     """
     for name in names:
         if name not in FINETUNE_TASKS:
@@ -182,26 +224,40 @@ def find_tasks(data: Path, names: Sequence[str] = ()) -> list[TaskFiles]:
             )
     if not data.exists():
         raise UserError(f"{data}: no such file or folder of fine-tuning tasks")
-
-    def files_of(folder: Path, name: str) -> list[Path]:
-        return [folder / f"{name}.{split}.jsonl" for split in ("train", "valid")]
-
-    def folder_of(task: FinetuneTask) -> Path | None:
-        places = (data / place for place in task.places) if data.is_dir() else (data.parent,)
-        present = (place for place in places if any(map(Path.is_file, files_of(place, task.name))))
-        found = next(present, None)
-        return found if data.is_dir() or (found and data in files_of(found, task.name)) else None
-
-    folders = {name: folder_of(task) for name, task in FINETUNE_TASKS.items()}
-    wanted = [name for name in FINETUNE_TASKS if name in names or (not names and folders[name])]
-    if not wanted:
+    wanted = []
+    for task in FINETUNE_TASKS.values():
+        places = [data / place for place in task.places] if data.is_dir() else [data.parent]
+        sets = [files for place in places for files in _sets_of_files(task, place)]
+        present = [files for files in sets if any(map(Path.is_file, files.values()))]
+        if not data.is_dir():
+            present = [files for files in present if data in files.values()]
+        if task.name in names or (not names and present):
+            # A set that is found in several places is read from the first one.
+            chosen = present[::-1] or sets[:1]
+            wanted.append(TaskFiles(task, {split: file for files in chosen for split, file in files.items()}))
+    if not wanted and required:
         raise UserError(f"{data}: no task here; expected files named like rte.train.jsonl and rte.valid.jsonl")
-    found = [TaskFiles(FINETUNE_TASKS[name], *files_of(folders[name] or data, name)) for name in wanted]
-    for task, train, valid in ((files.task, files.train, files.valid) for files in found):
-        for file in (train, valid):
+    for files in wanted:
+        for file in files.files.values():
             if not file.is_file():
-                raise UserError(f"{file}: no such file; the task {task.name} needs {train.name} and {valid.name}")
-    return found
+                *others, last = (file.name for file in files.files.values())
+                needed = f"{', '.join(others)} and {last}"
+                raise UserError(f"{file}: no such file; the task {files.task.name} needs {needed}")
+    return wanted
+
+
+def _sets_of_files(task: FinetuneTask, folder: Path) -> list[dict[str, Path]]:
+    """The files of a task in a folder, present or not, by split; one set per treebank."""
+    if not task.tags_words:
+        return [{split: folder / f"{task.name}.{split}.jsonl" for split in ("train", "valid")}]
+    sets = []
+    for language, treebank in TREEBANKS.items():
+        # As downloaded, every treebank is in a folder of its own.
+        place = next((file.parent for file in sorted(folder.glob(f"UD_*/{treebank}-ud-*.conllu"))), folder)
+        sets.append(
+            {f"{language}-{split}": place / f"{treebank}-ud-{split}.conllu" for split in ("train", "dev", "test")}
+        )
+    return sets
 
 
 @dataclass(frozen=True, slots=True)

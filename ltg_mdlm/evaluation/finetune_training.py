@@ -1,6 +1,7 @@
 """Fine-tuning on one task with one seed: a deterministic function of weights, examples, settings and seed.
 
-Shape suffixes: B rows, T tokens per row, D width, L labels.
+Shape suffixes: B rows, T tokens per row, N items, D width, L labels. The items are what has a class: the rows, or the
+words of all rows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -34,26 +37,37 @@ class EncodedExamples:
 
     Attributes:
         ids: tokens of every row: `<s> first <s> second`, or `<s> first`.
-        labels: index of the class of every row.
+        labels: index of the class of every item.
         truncated: number of rows that were cut to fit.
+        word_tokens: for every row the number of tokens of each of its words, which follow `<s>`; None if items are
+            rows.
     """
 
     ids: list[list[int]]
     labels: list[int]
     truncated: int
+    word_tokens: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def items(self) -> list[range]:
+        """The items of every row."""
+        counts = [1] * len(self.ids) if self.word_tokens is None else map(len, self.word_tokens)
+        ends = list(accumulate(counts, initial=0))
+        return [range(start, end) for start, end in pairwise(ends)]
+
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task, the labels of its classes, and the examples of its two files."""
+    """A task, the labels of its classes, and the examples of its splits; only tagging has a split for tests."""
 
     task: FinetuneTask
     classes: Sequence[Label]
     train: EncodedExamples
     valid: EncodedExamples
+    test: EncodedExamples | None = None
 
     @property
     def selects(self) -> MetricName:
@@ -66,14 +80,16 @@ class Epoch:
     """Results of one pass over the training file.
 
     Attributes:
-        loss: mean cross-entropy of the training rows, in nats.
-        metrics: metrics on the validation rows.
-        predictions: predicted class of every validation row.
+        loss: mean cross-entropy of the training items, in nats.
+        metrics: metrics on the validation items.
+        predictions: predicted class of every validation item.
+        test_predictions: predicted class of every test item.
     """
 
     loss: float
     metrics: Mapping[MetricName, float]
     predictions: list[int]
+    test_predictions: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,12 @@ def finetune_once(
 
 
 def steps_per_epoch(data: EncodedTask, settings: FinetuneSettings) -> int:
-    """As in the official suite, rows that do not fill a step are dropped, different ones in every epoch."""
+    """As in the official scripts, rows that do not fill a step are dropped, different ones in every epoch.
+
+    In tagging they are the last step.
+    """
+    if data.task.tags_words:
+        return math.ceil(len(data.train) / settings.batch_rows)
     return max(1, len(data.train) // settings.batch_rows)
 
 
@@ -141,9 +162,14 @@ class Finetuning:
         # For the initial weights of the head and for dropout; the order of the rows has its own random stream.
         torch.manual_seed(stream_key(seed, "fine-tuning", data.task.name)[0])
         encoder = trainable_copy(trained.model, settings.dropout)
-        self._classifier = SequenceClassifier(
-            encoder, len(data.classes), settings.head_dropout, pooling=settings.pooling
-        ).to(self._device)
+        self._classifier: SequenceClassifier | WordTagger
+        if data.task.tags_words:
+            self._classifier = WordTagger(encoder, len(data.classes), settings.head_dropout)
+        else:
+            self._classifier = SequenceClassifier(
+                encoder, len(data.classes), settings.head_dropout, pooling=settings.pooling
+            )
+        self._classifier.to(self._device)
         trainable = {name: p for name, p in self._classifier.named_parameters() if p.requires_grad}
         self._optimizer = AdamW(
             [ParameterGroup(trainable, settings.weight_decay)],
@@ -158,10 +184,10 @@ class Finetuning:
         """Train for one epoch and evaluate. Raises UserError if a loss or gradient was not finite."""
         self._classifier.train()
         total = torch.zeros((), device=self._device)
-        trained_rows = 0
+        trained_items = 0
         for chosen in self._batches(number):
             total += self._step(chosen)
-            trained_rows += len(chosen)
+            trained_items += sum(len(self._data.train.items[row]) for row in chosen)
             step_done()
         valid = self._data.valid
         if refused := int(self._optimizer.refused_total):
@@ -171,7 +197,10 @@ class Finetuning:
             )
         predictions = self._predict(valid)
         return Epoch(
-            float(total) / trained_rows, scores(valid.labels, predictions, len(self._data.classes)), predictions
+            float(total) / trained_items,
+            scores(valid.labels, predictions, len(self._data.classes)),
+            predictions,
+            self._predict(self._data.test) if self._data.test else [],
         )
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
@@ -183,11 +212,12 @@ class Finetuning:
             yield order[step * per_step : (step + 1) * per_step]
 
     def _step(self, chosen: list[int]) -> Tensor:
-        """Update on the mean loss of the chosen rows; returns their summed loss, on the device."""
+        """Update on the mean loss of the items of the chosen rows; returns their summed loss, on the device."""
         total = torch.zeros((), device=self._device)
+        items = sum(len(self._data.train.items[row]) for row in chosen)
         for batch in micro_batches(self._data.train, chosen, self._budget, self._device, self._settings.pooling):
-            loss = cross_entropy(self._logits(batch), batch.label_B, reduction="sum")
-            (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
+            loss = cross_entropy(self._logits(batch), batch.label_N, reduction="sum")
+            (loss / items).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         settings, max_steps = self._settings, self._steps_per_epoch * self._settings.epochs
         if settings.schedule == "cosine":
@@ -203,19 +233,20 @@ class Finetuning:
 
     @torch.no_grad()
     def _predict(self, examples: EncodedExamples) -> list[int]:
-        """The most likely class of every row."""
+        """The most likely class of every item."""
         self._classifier.eval()
-        predictions = torch.zeros(len(examples), dtype=torch.int64, device=self._device)
+        predictions = torch.zeros(len(examples.labels), dtype=torch.int64, device=self._device)
         for batch in micro_batches(examples, range(len(examples)), self._budget, self._device, self._settings.pooling):
-            predictions[batch.row_B] = self._logits(batch).argmax(-1)
+            predictions[batch.item_N] = self._logits(batch).argmax(-1)
         return [int(label) for label in predictions.tolist()]
 
     def _logits(self, batch: LabelledBatch) -> Tensor:
         # Mask rate 0, as when an exported model is fine-tuned: nothing is masked.
-        value_B = self._value_for_rate(torch.zeros(len(batch.row_B), device=self._device))
+        value_B = self._value_for_rate(torch.zeros(len(batch.ids_BT), device=self._device))
+        inputs = (batch.ids_BT, batch.document_BT, value_B)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            logits_BL: Tensor = self._classifier(batch.ids_BT, batch.document_BT, value_B)
-        return logits_BL
+            logits_NL: Tensor = self._classifier(*inputs, *([] if batch.tokens_N is None else [batch.tokens_N]))
+        return logits_NL
 
 
 def linear_factor(step: int, max_steps: int, warmup: float) -> float:
@@ -253,6 +284,29 @@ class SequenceClassifier(nn.Module):
         """Logits, float32 [B, L]; the arguments are those of `Transformer`, without a causal mask."""
         hidden_BTD = self.encoder(ids_BT, document_BT, value_B=value_B)
         return cast(Tensor, self.head(hidden_BTD[:, self._position])).float()
+
+
+class WordTagger(nn.Module):
+    """The tagger of the multilingual track: dropout and Linear on the mean of the hidden states of a word's tokens."""
+
+    def __init__(self, encoder: Transformer, labels: int, dropout: float | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        dropout = encoder.config.hidden_dropout_prob if dropout is None else dropout
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.config.hidden_size, labels))
+
+    def forward(self, ids_BT: Tensor, document_BT: Tensor, value_B: Tensor | None, tokens_N: Tensor) -> Tensor:
+        """Logits, float32 [N, L], of the words of all rows.
+
+        Args:
+            document_BT: 0, and -1 at padding.
+            tokens_N: number of tokens of every word; together, all tokens except the first one of every row.
+        """
+        hidden_BTD = self.encoder(ids_BT, document_BT, value_B=value_B)
+        present_BT = document_BT >= 0
+        of_words_BT = present_BT & (present_BT.cumsum(1) > 1)  # all but `<s>`
+        hidden_ND = torch.segment_reduce(hidden_BTD[of_words_BT].float(), "mean", lengths=tokens_N)
+        return cast(Tensor, self.head(hidden_ND)).float()
 
 
 def trainable_copy(model: Transformer, dropout: float | None) -> Transformer:
@@ -302,9 +356,11 @@ class LabelledBatch(NamedTuple):
     ids_BT: Tensor
     document_BT: Tensor
     """0, and -1 at padding"""
-    label_B: Tensor
-    row_B: Tensor
-    """Indices of the rows in the file"""
+    label_N: Tensor
+    item_N: Tensor
+    """Indices of the items in the file"""
+    tokens_N: Tensor | None = None
+    """Number of tokens of every word; None if items are rows"""
 
 
 def micro_batches(
@@ -328,10 +384,8 @@ def micro_batches(
             start = longest - len(ids) if pooling == "last" else 0
             ids_T[start : start + len(ids)] = torch.tensor(ids)
             document_T[start : start + len(ids)] = 0
-        columns = (
-            ids_BT,
-            document_BT,
-            torch.tensor([examples.labels[row] for row in part]),
-            torch.tensor(part),
-        )
+        items = [item for row in part for item in examples.items[row]]
+        columns = [ids_BT, document_BT, torch.tensor([examples.labels[item] for item in items]), torch.tensor(items)]
+        if examples.word_tokens is not None:
+            columns.append(torch.tensor([count for row in part for count in examples.word_tokens[row]]))
         yield LabelledBatch(*(column.to(device) for column in columns))

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import logging
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
+import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window
 from rich.markup import escape
 from rich.table import Table
@@ -27,11 +34,14 @@ from ltg_mdlm.core.network_errors import is_network_error
 from ltg_mdlm.data.tokenizer import BOS
 from ltg_mdlm.evaluation.result_folders import model_facts
 from ltg_mdlm.evaluation.tasks import require_number
+from ltg_mdlm.inference.exported_tokenizer import write_tokenizer
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.inference.texts import Encoded
 from ltg_mdlm.inference.trained_model import TrainedModel
 
 to_json = partial(json.dumps, default=handle_non_serializable, ensure_ascii=False)
+
+Loaded = TypeVar("Loaded")
 
 _NO_TEXT = "generates text, but eval harness only scores given text\n  leave it out; ltg-mdlm generate draws samples"
 
@@ -184,6 +194,58 @@ def require_supported(tasks: Mapping[str, Any], rule: ScoringRule) -> set[str]:
     return greedy
 
 
+@contextmanager
+def task_tokenizer(trained: TrainedModel) -> Iterator[None]:
+    """Within the context, tasks that load a tokenizer with `transformers` get that of the model.
+
+    Tasks of the multilingual track find it through environment variables. Values that are set are kept.
+    """
+    with TemporaryDirectory(prefix="ltg-mdlm-tokenizer-") as folder:
+        write_tokenizer(trained.tokenizer, trained.model.config.max_position_embeddings, Path(folder))
+        ours = [name for name in ("HANZI_TOKENIZER", "GLOBAL_PIQA_TOKENIZER") if name not in os.environ]
+        os.environ.update(dict.fromkeys(ours, folder))
+        try:
+            yield
+        finally:
+            for name in ours:
+                del os.environ[name]
+
+
+class TaskFolder:
+    """The tasks of lm-eval in one folder, without those that come with lm-eval."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the index of the folder."""
+        without_override_warnings()
+        self._folder = folder
+        self._manager = TaskManager(include_path=str(folder), include_defaults=False)
+
+    def evaluate(self, name: str, model: HarnessModel) -> dict[str, Any]:
+        """lm-eval's results of a task or group without examples in the prompt, with a sample for every question.
+
+        Raises MissingData if the data cannot be had, and UserError for tasks that cannot be loaded or scored.
+        """
+        if name not in self._manager.all_tasks:
+            raise MissingData(f"{self._folder}: there is no task {name}")
+        loaded = _load(partial(self._manager.load, [name]))
+        require_supported(loaded["tasks"], model.rule)
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+        with redirect_stdout(sys.stderr):
+            results: dict[str, Any] = lm_eval.evaluate(model, loaded, log_samples=True)
+        return results
+
+
+class MissingData(UserError):
+    """The data of a task are neither here nor can they be downloaded."""
+
+
+def without_override_warnings() -> None:
+    """Tasks of a given folder replace those of lm-eval with the same names without a warning for each."""
+    logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)
+
+
 def load_tasks(settings: Any) -> tuple[Any, dict[str, dict[str, Any]]]:
     """lm-eval's task manager and the tasks and groups that the settings name, with their data.
 
@@ -192,29 +254,36 @@ def load_tasks(settings: Any) -> tuple[Any, dict[str, dict[str, Any]]]:
 
     Raises UserError for names that do not exist, and for tasks or data that cannot be loaded.
     """
-    try:
-        task_manager = settings.process_tasks(settings.metadata)
-        loaded = task_manager.load(settings.tasks)
-    except Exception as error:  # of lm-eval, datasets, yaml or the code of a task
-        raise UserError(
-            f"lm-eval cannot load the tasks: {type(error).__name__}: {error}\n  {_advice(error)}"
-        ) from error
+    without_override_warnings()
+
+    def load() -> tuple[Any, dict[str, dict[str, Any]]]:
+        manager = settings.process_tasks(settings.metadata)
+        return manager, manager.load(settings.tasks)
+
+    task_manager, loaded = _load(load)
     if not loaded["tasks"]:
         raise UserError(f"--tasks {' '.join(map(str, settings.tasks))}: no tasks in it")
     return task_manager, {"groups": {}, "group_map": {}, **loaded}
 
 
-def _advice(error: Exception) -> str:
-    if str(error).startswith("Tasks not found"):
-        return "`lm-eval ls tasks` lists the names; --include_path DIR adds the tasks in a folder"
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if "DatasetNotFoundError" in names or is_network_error(error) or "OfflineModeIsEnabled" in names:
-        return (
-            "the data of a task are loaded from the Hugging Face Hub: check the connection; for gated data, accept the"
-            " conditions there and run `hf auth login`; offline, copy the folder of HF_HOME from a machine where the"
-            " command has run"
-        )
-    return "check the YAML file of the task, and the data files that it names"
+def _load(load: Callable[[], Loaded]) -> Loaded:
+    """What `load` returns; its exceptions are raised as MissingData or another UserError."""
+    try:
+        return load()
+    except Exception as error:  # of lm-eval, datasets, yaml or the code of a task
+        problem = f"lm-eval cannot load the tasks: {type(error).__name__}: {error}\n  "
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if "DatasetNotFoundError" in names or is_network_error(error) or "OfflineModeIsEnabled" in names:
+            raise MissingData(
+                f"{problem}the data of a task are loaded from the Hugging Face Hub: check the connection; for gated"
+                " data, accept the conditions there and run `hf auth login`; offline, copy the folder of HF_HOME from a"
+                " machine where the command has run"
+            ) from error
+        if str(error).startswith("Tasks not found"):
+            advice = "`lm-eval ls tasks` lists the names; --include_path DIR adds the tasks in a folder"
+        else:
+            advice = "check the YAML file of the task, and the data files that it names"
+        raise UserError(problem + advice) from error
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:

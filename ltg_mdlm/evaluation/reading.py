@@ -19,7 +19,8 @@ import numpy as np
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.records import only_file, read_table
-from ltg_mdlm.evaluation.statistics import Floats, explained_by_last
+from ltg_mdlm.evaluation.result_folders import to_json
+from ltg_mdlm.evaluation.statistics import Floats, explained_by_last, fit
 from ltg_mdlm.evaluation.tasks import Task, TaskResult, ask_surprisals, data_name
 from ltg_mdlm.inference.texts import NextWord, Scorer
 
@@ -28,10 +29,13 @@ EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 
 SELF_PACED = "self_paced_reading_time"
 
-_OF_WORD = ("Subtlex_log10", "length", "context_length")
+MEASURES = (*EYE_TRACKING, SELF_PACED, "ELAN", "LAN", "N400", "P600", "EPNP", "PNP")
+"""Columns of all measures; the last six, of EEG, count in no score and may be missing."""
+
+OF_WORD = ("Subtlex_log10", "length", "context_length")
 """Columns of the predictors of a word."""
 
-_OF_PREVIOUS = "prev_length"
+OF_PREVIOUS = "prev_length"
 """Column of the additional predictor of self-paced reading."""
 
 
@@ -64,8 +68,10 @@ class Reading(Task):
             own, previous = NextWord(context, record.text("word")), None
             if record.values.get("prev_item", "") not in ("", "None"):
                 previous = NextWord(record.text("prev_item"), record.text("prev_word"))
-            columns = (*EYE_TRACKING, SELF_PACED, *_OF_WORD, _OF_PREVIOUS)
-            words.append(ReadWord(own, previous, {key: record.number_or_missing(key) for key in columns}))
+            columns = (*EYE_TRACKING, SELF_PACED, *OF_WORD, OF_PREVIOUS)
+            eeg = (key for key in MEASURES if key not in columns and key in record.values)
+            numbers = {key: record.number_or_missing(key) for key in (*columns, *eeg)}
+            words.append(ReadWord(own, previous, numbers))
         return words
 
     def run(self, path: Path, scorer: Scorer) -> TaskResult:
@@ -102,7 +108,8 @@ class Reading(Task):
             },
             place=self.name,
             other_files={
-                "report.txt": f"EYE TRACKING SCORE: {eye_tracking:.2f}\nSELF-PACED READING SCORE: {self_paced:.2f}\n"
+                **official_files(words, surprisals, previous),
+                "report.txt": f"EYE TRACKING SCORE: {eye_tracking:.2f}\nSELF-PACED READING SCORE: {self_paced:.2f}\n",
             },
         )
 
@@ -117,8 +124,8 @@ def gains_percent(
     Raises UserError, which names `path`, if a gain is undefined.
     """
     table = {key: np.array([word.numbers[key] for word in words]) for key in words[0].numbers}
-    of_word = [table[key] for key in _OF_WORD]
-    of_previous = [table[_OF_PREVIOUS], np.array(previous)]
+    of_word = [table[key] for key in OF_WORD]
+    of_previous = [table[OF_PREVIOUS], np.array(previous)]
     surprisal_N = np.array(surprisals)
     gains = {measure: gain_percent(table[measure], of_word, surprisal_N) for measure in EYE_TRACKING}
     gains[SELF_PACED] = gain_percent(table[SELF_PACED], [*of_word, *of_previous], surprisal_N)
@@ -137,3 +144,60 @@ def gain_percent(target_N: Floats, baseline: Sequence[Floats], surprisal_N: Floa
     table_NP = np.stack([target_N, *baseline, *products, surprisal_N], axis=1)
     table_NP = table_NP[~np.isnan(table_NP).any(1)]
     return 100 * explained_by_last(table_NP[:, 1:], table_NP[:, 0])
+
+
+def official_files(words: Sequence[ReadWord], surprisals: Sequence[float], previous: Sequence[float]) -> dict[str, str]:
+    """The other files of the official pipeline by name, for the measures that the data have.
+
+    `correlations.txt` has Pearson's correlation of surprisal with every measure, `predictive_power.jsonl` the
+    regression of every measure on surprisal and the predictors of the word, `predictive_power_spillover.jsonl` also on
+    those of the previous word, and `prediction.jsonl` the surprisals.
+
+    Args:
+        surprisals: of the words.
+        previous: of the words before them; NaN: none.
+    """
+    table = {key: np.array([word.numbers[key] for word in words]) for key in words[0].numbers}
+    surprisal_N = np.array(surprisals)
+    measures = [measure for measure in MEASURES if measure in table]
+    of_word = [table[key] for key in OF_WORD]
+    of_previous = [table[OF_PREVIOUS], np.array(previous)]
+    correlations, regressions = [], {"predictive_power": of_word, "predictive_power_spillover": of_word + of_previous}
+    for measure in measures:
+        there_N = ~np.isnan(table[measure])
+        r = np.corrcoef(surprisal_N[there_N], table[measure][there_N])[0, 1]
+        correlations.append(f"{measure}\t{r:.4f}\n")
+    files = {"correlations.txt": "".join(correlations)}
+    for name, baseline in regressions.items():
+        products = [a_N * b_N for a_N, b_N in combinations(baseline, 2)]
+        lines = []
+        for measure in measures:
+            table_NP = np.stack([table[measure], *baseline, *products, surprisal_N], axis=1)
+            table_NP = table_NP[~np.isnan(table_NP).any(1)]
+            without, whole = fit(table_NP[:, 1:-1], table_NP[:, 0]), fit(table_NP[:, 1:], table_NP[:, 0])
+            lines.append(
+                {
+                    "Predicted variable": measure,
+                    "Coefficient": whole.coefficient,
+                    "Number of standard deviations": whole.t,
+                    "P-value": whole.p,
+                    "R2": whole.r2,
+                    "Change in R2 from baseline": whole.r2 - without.r2,
+                    "AIC": whole.aic,
+                    "Change in AIC from baseline": whole.aic - without.aic,
+                }
+            )
+        files[f"{name}.jsonl"] = "".join(map(to_json, lines))
+    files["prediction.jsonl"] = "".join(
+        to_json(
+            {
+                "Index": i,
+                "Sentence": word.own.context,
+                "Word": word.own.word,
+                "Logprob": surprisals[i],
+                "Prev_Logprob": previous[i],
+            }
+        )
+        for i, word in enumerate(words)
+    )
+    return files

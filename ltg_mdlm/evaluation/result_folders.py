@@ -53,11 +53,12 @@ def scoring_facts(trained: TrainedModel, rule: ScoringRule, protocol: str) -> di
 def write_folder(folder: Path, files: Mapping[str, str]) -> None:
     """Write a result folder with these texts, in place of an older one. The folder is complete or absent.
 
-    Raises UserError if it cannot be written.
+    Names may be paths below the folder. Raises UserError if it cannot be written.
     """
     errors = write_errors(folder, "; choose another folder with --out")
     with errors, written_folder(folder, replace=True) as unfinished:
         for name, text in files.items():
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             (unfinished / name).write_text(text, encoding="utf-8")
 
 

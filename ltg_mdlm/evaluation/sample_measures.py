@@ -1,7 +1,6 @@
-"""Figures of samples without another model: diversity, repetition, token frequencies, and grammaticality.
+"""Figures of samples without another model: diversity, repetition and token frequencies.
 
-Most figures are functions of token ids, so they can only be compared between texts of one tokenizer. Grammaticality is
-checked with the grammar of the built-in corpus, a ground truth that no other corpus has.
+They are functions of token ids, so they can only be compared between texts of one tokenizer.
 
 Shape suffixes: V vocabulary, R ranks.
 """
@@ -9,28 +8,19 @@ Shape suffixes: V vocabulary, R ranks.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ltg_mdlm.core.terminal import count_progress
-from ltg_mdlm.data.synthetic.grammar_recogniser import Recogniser, sentences
-from ltg_mdlm.data.synthetic.grammar_talk import SPEAKERS
 
 Ids: TypeAlias = Sequence[int]
 
 LONGEST_NGRAM = 4
 
 _LARGEST_EXPONENT = 20.0
-
-_SPEAKER = re.compile(rf"\*(?:{'|'.join(sorted(SPEAKERS))}):\t")
-
-_SENTENCE_ENDS = (".", "?", "!")
 
 
 def text_statistics(samples: Sequence[Ids], corpus_count_V: NDArray[np.int64]) -> dict[str, float]:
@@ -116,70 +106,3 @@ def _mean(values: Sequence[float]) -> float:
     """Mean over the samples for which the figure is defined."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
-
-
-class GrammarVerdict(NamedTuple):
-    """Which sentences of a sample the grammar can produce."""
-
-    sentences: tuple[str, ...]
-    """The complete sentences"""
-    accepted: tuple[bool, ...]
-    """One per sentence"""
-    fragment: str
-    """The end of the sample that the length cut off; it is not judged"""
-
-    @property
-    def rejected(self) -> list[str]:
-        """The ungrammatical sentences."""
-        return [sentence for sentence, accepted in zip(self.sentences, self.accepted, strict=True) if not accepted]
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of samples.jsonl."""
-        return {"sentences": len(self.sentences), "rejected": self.rejected, "fragment": self.fragment}
-
-
-class Grammar:
-    """Judges samples, sentence by sentence, without regard to the order of sentences."""
-
-    def __init__(self) -> None:
-        """Takes some seconds."""
-        self._recogniser = Recogniser()
-
-    def judge(self, samples: Sequence[str], ended: Sequence[bool], *, progress: bool = False) -> list[GrammarVerdict]:
-        """A verdict for every sample; `ended` marks the samples that the model ended, so that nothing was cut off."""
-        verdicts = []
-        with count_progress("checking the grammar", len(samples), show=progress) as advance:
-            for text, complete in zip(samples, ended, strict=True):
-                found, fragment = split_sample(text, complete)
-                verdicts.append(GrammarVerdict(tuple(found), tuple(map(self._recogniser.accepts, found)), fragment))
-                advance(1)
-        return verdicts
-
-
-def split_sample(text: str, complete: bool = False) -> tuple[list[str], str]:
-    """The sentences of a sample, and the fragment at its end.
-
-    The first sentence counts, because samples start at the beginning of a document. In dialogue, a speaker of the
-    corpus before the tab is removed; anything else before a tab stays part of the sentence, which the grammar then
-    rejects. The text after the last full stop, question mark or exclamation mark is a fragment, unless the sample is
-    `complete`.
-    """
-    lines = [_SPEAKER.sub("", line, count=1) if _SPEAKER.match(line) else line for line in text.split("\n")]
-    found = [sentence for line in lines if line for sentence in sentences(line)]
-    if found and not complete and not found[-1].endswith(_SENTENCE_ENDS):
-        return found[:-1], found[-1]
-    return found, ""
-
-
-def acceptance(verdicts: Sequence[GrammarVerdict]) -> Mapping[str, float]:
-    """Share of grammatical sentences, and share of samples without an ungrammatical one; NaN if there are none.
-
-    Samples without a complete sentence are left out.
-    """
-    judged = [verdict.accepted for verdict in verdicts if verdict.accepted]
-    count = sum(map(len, judged))
-    return {
-        "grammatical_sentences": sum(map(sum, judged)) / count if count else math.nan,
-        "grammatical_samples": sum(map(all, judged)) / len(judged) if judged else math.nan,
-        "sentences": count,
-    }

@@ -24,9 +24,11 @@ from rich.table import Table
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import stored_config
 from ltg_mdlm.data.corpus import Corpus, Split
+from ltg_mdlm.data.synthetic.builtin import is_builtin
+from ltg_mdlm.data.synthetic.recogniser import GrammarVerdict, acceptance, judge_grammar
 from ltg_mdlm.evaluation.judge import Judge, open_judge, perplexities
 from ltg_mdlm.evaluation.result_folders import model_facts, model_folder, to_json, write_folder
-from ltg_mdlm.evaluation.sample_measures import Grammar, GrammarVerdict, acceptance, text_statistics
+from ltg_mdlm.evaluation.sample_measures import text_statistics
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.inference.sampling import Sample, generate
 from ltg_mdlm.inference.sampling_rule import Sampler, SamplingRule
@@ -149,9 +151,8 @@ def examine(
         raise UserError("--mauve: texts are compared by the features of a judge\n  give one with --judge")
     opened_judge = open_judge(judge, trained.device) if judge is not None else None
     compared, builtin = (Corpus.open(corpus), False) if corpus is not None else corpus_of(trained)
-    grammar = Grammar() if builtin else None
     size: dict[str, int] = {"count": count, "length": length, "seed": seed}
-    examiner = Examiner(trained, compared, opened_judge, grammar, **size, mauve=mauve)
+    examiner = Examiner(trained, compared, opened_judge, builtin, **size, mauve=mauve)
     about = {
         **model_facts(trained),
         "corpus": str(compared.path),
@@ -172,7 +173,8 @@ def corpus_of(trained: TrainedModel) -> tuple[Corpus, bool]:
         raise UserError(f"{trained.source}: its settings do not name the training corpus: give it with --corpus")
     config = stored_config(trained.about["config"], trained.source)
     try:
-        return open_corpus(config), config.data.train is None and config.data.corpus == "builtin"
+        corpus = open_corpus(config)
+        return corpus, is_builtin(corpus)
     except UserError as error:
         raise UserError(
             f"{error}\n  this is the training corpus of {trained.name}; if it has moved, use --corpus"
@@ -180,14 +182,14 @@ def corpus_of(trained: TrainedModel) -> tuple[Corpus, bool]:
 
 
 class Examiner:
-    """Measures texts in the vocabulary of a model against a corpus, a judge and a grammar."""
+    """Measures texts in the vocabulary of a model against a corpus, a judge and the built-in grammar."""
 
     def __init__(
         self,
         trained: TrainedModel,
         corpus: Corpus,
         judge: Judge | None,
-        grammar: Grammar | None,
+        grammar: bool,
         *,
         count: int,
         length: int,
@@ -244,12 +246,12 @@ class Examiner:
         self, ids: Sequence[Sequence[int]], texts: Sequence[str], ended: Sequence[bool]
     ) -> tuple[dict[str, float], list[GrammarVerdict]]:
         figures: dict[str, float] = {"texts": len(texts), "tokens": sum(map(len, ids))}
-        verdicts = self.grammar.judge(texts, ended, progress=True) if self.grammar is not None else []
+        verdicts = judge_grammar(texts, ended) if self.grammar else []
         if self.judge is not None:
             scored = [text for text in texts if text.strip()]
             figures |= perplexities(scored, self.judge.scores(scored))
         figures |= text_statistics(ids, self.corpus.train.token_count_V)
-        if self.grammar is not None:
+        if self.grammar:
             figures |= acceptance(verdicts)
         return figures, verdicts
 

@@ -163,3 +163,33 @@ def residual_squares(predictors_NP: Floats, target_N: Floats) -> float:
     centred_N = target_N - target_N.mean()
     weight_P = np.linalg.lstsq(design_NP, centred_N, rcond=None)[0]
     return float(np.square(centred_N - design_NP @ weight_P).sum())
+
+
+class Fit(NamedTuple):
+    """Least squares with an intercept; the figures are those of the last predictor and of the whole model."""
+
+    coefficient: float
+    t: float
+    p: float
+    r2: float
+    aic: float
+    """-2 log L + 2 (P + 1), L with the most likely variance"""
+
+
+def fit(predictors_NP: Floats, target_N: Floats) -> Fit:
+    """Regression on predictors that may depend on each other; NaN where a figure is undefined."""
+    from scipy import stats
+
+    rows = len(target_N)
+    design_NP = np.column_stack([np.ones(rows), predictors_NP])
+    inverse_PN = np.linalg.pinv(design_NP, rcond=1e-15)
+    coefficient_P = inverse_PN @ target_N
+    residual = float(np.sum((target_N - design_NP @ coefficient_P) ** 2))
+    rank = int(np.linalg.matrix_rank(design_NP))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.float64(residual) / (rows - rank)
+        t = coefficient_P[-1] / np.sqrt(variance * np.sum(inverse_PN[-1] ** 2))
+        r2 = 1 - np.float64(residual) / np.sum((target_N - target_N.mean()) ** 2)
+        aic = rows * (np.log(2 * np.pi * np.float64(residual) / rows) + 1) + 2 * rank
+    p = 2 * stats.t.sf(abs(t), rows - rank)
+    return Fit(*(float(value) for value in (coefficient_P[-1], t, p, r2, aic)))

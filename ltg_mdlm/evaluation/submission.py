@@ -36,12 +36,16 @@ from ltg_mdlm.evaluation.multiple_choice import (
     official_uid,
 )
 from ltg_mdlm.evaluation.reading import EYE_TRACKING, SELF_PACED, Reading, gains_percent
+from ltg_mdlm.evaluation.result_folders import BACKENDS
 from ltg_mdlm.inference.exported_folder import MAIN
 
-Track = Literal["strict", "strict-small"]
+Track = Literal["strict", "strict-small", "multilingual"]
 
 AOA = "AoA_word"
 """Name of the result folder of age of acquisition."""
+
+OFFICIAL_BACKENDS = {"mlm", "mntp", "causal"}
+"""Names of the scores in the pipeline of the strict tracks."""
 
 GLUE = ("boolq", "mnli", "mrpc", "multirc", "qqp", "rte", "wsc")
 """The fine-tuning tasks of a submission."""
@@ -124,7 +128,7 @@ FAST_PARTS = (
 
 def revisions_of(track: Track) -> list[str]:
     """The checkpoints that a submission to a track has: 19 or 28, in the order of training."""
-    return [f"chck_{million}M" for million in MILLIONS if track == "strict" or million <= 100]
+    return [f"chck_{million}M" for million in MILLIONS if track != "strict-small" or million <= 100]
 
 
 @dataclass(frozen=True)
@@ -277,21 +281,28 @@ class Collated:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(self.content, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def lines(self) -> list[str]:
-        """What is missing and how to get it: one line for every reason."""
-        reasons: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for missing in self.missing:
-            reasons[missing.reason][missing.what].append(missing.revision)
-        lines = []
-        for reason, parts in reasons.items():
-            shown = []
-            for what, revisions in parts.items():
-                named = [revision for revision in revisions if revision]
-                if len(named) > 3:
-                    named = [f"{len(named)} checkpoints from {named[0]} to {named[-1]}"]
-                shown.append(f"{what} of {', '.join(named)}" if named and what else what or ", ".join(named))
-            lines.append(f"{', '.join(shown)}: {reason}")
-        return lines
+
+def lines_of(missing: Sequence[Missing]) -> list[str]:
+    """What is missing and how to get it: one line for every reason."""
+    reasons: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for each in missing:
+        reasons[each.reason][each.what].append(each.revision)
+    lines = []
+    for reason, parts in reasons.items():
+        by_revisions: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for what, revisions in parts.items():
+            by_revisions[tuple(revisions)].append(what)
+        shown = []
+        for of_parts, names in by_revisions.items():
+            named = [revision for revision in of_parts if revision]
+            if len(named) > 3:
+                named = [f"{len(named)} checkpoints from {named[0]} to {named[-1]}"]
+            if "" in of_parts and named:
+                named.insert(0, "main")
+            what = ", ".join(names)
+            shown.append(f"{what} of {', '.join(named)}" if named and what else what or ", ".join(named))
+        lines.append(f"{'; '.join(shown)}: {reason}")
+    return lines
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -299,9 +310,10 @@ def checkpoint_folder(run: Path) -> Path:
     return run / "checkpoints" if (run / "checkpoints").is_dir() else run
 
 
-def backend_of(results: Path) -> str:
+def backend_of(results: Path, track: Track) -> str:
     """The backend of the results of a model. Raises UserError if there are results of none, or of several."""
-    found = sorted({path.name for path in results.glob("*/zero_shot/*/")} & {"mlm", "mntp", "causal"})
+    kind, backends = ("harness", {*BACKENDS.values()}) if track == "multilingual" else ("zero_shot", OFFICIAL_BACKENDS)
+    found = sorted({path.name for path in results.glob(f"*/{kind}/*/")} & backends)
     if not found:
         raise UserError(f"{results}: no results of this model; run the command without --collate-only")
     if len(found) > 1:
@@ -335,7 +347,7 @@ def collate(
     def load(file: Path, what: str, has_data: bool, problem: Callable[[Any], str], revision: str = "") -> Any:
         """The content of a file; None if it is missing or wrong, with the reason in `missing`."""
         if not file.is_file():
-            missing.append(Missing(_NOT_EVALUATED if has_data else _no_data(what, data), what, revision))
+            missing.append(Missing(NOT_EVALUATED if has_data else _no_data(what, data), what, revision))
             return None
         content = read_object(file)
         try:
@@ -392,7 +404,7 @@ def collate(
         content["glue"] |= found or {}  # the official file leaves missing tasks out
 
     if checkpoints is not None and (absent := [name for name in revisions if name not in checkpoints]):
-        missing += [Missing(_NO_CHECKPOINT, "", name) for name in absent]
+        missing += [Missing(NO_CHECKPOINT, "", name) for name in absent]
     fast: dict[str, list[dict[str, float] | None]] = {part.key: [] for part in FAST_PARTS}
     for part in FAST_PARTS:
         gold = data.folder(part)
@@ -414,9 +426,9 @@ def collate(
     return Collated(content, missing)
 
 
-_NOT_EVALUATED = "not evaluated yet; run the command without --collate-only"
+NOT_EVALUATED = "not evaluated yet; run the command without --collate-only"
 
-_NO_CHECKPOINT = "not in the run, which has not seen so many words, or was trained with checkpoint.by_words=false"
+NO_CHECKPOINT = "not in the run, which has not seen so many words, or was trained with checkpoint.by_words=false"
 
 _WRONG_SIZE = (
     "wrong number of predictions, null in the file; evaluate on the published data, or add --partial to compare with"

@@ -17,10 +17,11 @@ import fcntl
 import hashlib
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from ltg_mdlm.evaluation.age_of_acquisition import (
     surprisal_file,
     surprisals_of,
 )
-from ltg_mdlm.evaluation.finetune_suite import differing, finetune_suite
+from ltg_mdlm.evaluation.finetune_suite import differing, finetune_files
 from ltg_mdlm.evaluation.finetune_tasks import TaskFiles, settings_of
 from ltg_mdlm.evaluation.result_folders import (
     BACKENDS,
@@ -54,9 +55,8 @@ from ltg_mdlm.evaluation.submission import (
     FULL_PARTS,
     EvaluationData,
     Part,
-    Track,
-    revisions_of,
 )
+from ltg_mdlm.evaluation.tasks import Skip
 from ltg_mdlm.inference.exported_folder import MAIN
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, require_fit
 from ltg_mdlm.inference.texts import Scorer
@@ -146,7 +146,7 @@ def array_task(environment: Mapping[str, str]) -> tuple[int, int]:
     return index, count
 
 
-class SubmissionWork:
+class SubmissionWork(ABC):
     """All jobs of a submission, for one model and one score."""
 
     def __init__(
@@ -154,84 +154,56 @@ class SubmissionWork:
         trained: TrainedModel,
         rule: ScoringRule,
         ranks: Ranks,
-        track: Track,
-        data: EvaluationData,
+        revisions: Sequence[str],
         results: Path,
         *,
         sets: Sequence[str] = (),
     ) -> None:
-        """Lists the jobs; nothing is scored.
+        """Nothing is scored.
 
         Args:
             trained: the last checkpoint.
+            revisions: names of the checkpoints of the track.
             results: the folder below which the results of all models are.
             sets: `key=value` texts for the settings of fine-tuning.
 
-        Raises UserError for a score that the model cannot give, data that cannot be read, and results that cannot be
-        written.
+        Raises UserError for a score that the model cannot give, and results that cannot be written.
         """
         require_fit(trained, rule)
         if trained.revision != MAIN:
             raise UserError(f"{trained.source}: a submission is made of a run, not of one of its checkpoints")
         self.folder = results / trained.name
         require_writable(self.folder)
-        self._trained, self._rule, self._data, self._sets, self._results = trained, rule, data, sets, results
+        self._trained, self._rule, self._sets, self._results = trained, rule, sets, results
         self._alone = replace(ranks, rank=0, world_size=1)  # jobs are shared, not the rows of a job
         self._facts = scoring_facts(trained, rule, "2026")
         self._backend = BACKENDS[rule.score]
-        self._hash = cache(_sha256)  # all checkpoints share the data
+        self._hash = cache(hash_of_files)  # all checkpoints share the data
+        found = milestones(trained.source.parent, lambda path: self._scorer(path.name))
+        self.milestones = [milestone for milestone in found if milestone.name in revisions]
+        self._opened = (MAIN, trained)
 
-        def open_scorer(path: Path) -> Scorer:
-            return self._scorer(open_model(path, self._alone, weights=trained.weights))
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The jobs that have data. Raises UserError for data that cannot be read."""
+        return list(self._list_jobs())
 
-        wanted = revisions_of(track)
-        found = milestones(trained.source.parent, open_scorer)
-        self.milestones = [milestone for milestone in found if milestone.name in wanted]
-        self._opened: tuple[str, Scorer] = (MAIN, self._scorer(trained))
-        self.jobs = list(self._list_jobs())
+    @abstractmethod
+    def _list_jobs(self) -> Iterator[Job]: ...
 
-    def _scorer(self, trained: TrainedModel) -> Scorer:
-        return LikelihoodScorer(trained, self._rule, self._alone, show_progress=True)
+    def combine(self) -> None:  # noqa: B027
+        """Write what is computed from the results of several jobs, if there is such a thing."""
 
-    def _list_jobs(self) -> Iterator[Job]:
-        """The jobs that have data, checkpoint by checkpoint."""
-        main = Milestone(MAIN, lambda: self._scorer(self._trained))
-        for part in FULL_PARTS:
-            if folder := self._data.folder(part):
-                yield self._zero_shot(main, part, folder)
-        for files in self._data.glue_files():
-            name = files.task.name
-            yield Job(
-                MAIN,
-                name,
-                self.folder / MAIN / "finetune" / name,
-                _FINETUNING_COST * files.train.stat().st_size,
-                partial(self._finetune, files),
-                {
-                    "task": name,
-                    **model_facts(self._trained),
-                    "protocol": "2026",
-                    "sha256": files.hashes,
-                    "settings": settings_of(files.task, self._sets).model_dump(mode="json"),
-                },
-            )
-        fast = [(part, folder) for part in FAST_PARTS if (folder := self._data.folder(part))]
-        words = self._data.age_of_acquisition
-        for milestone in self.milestones:
-            for part, folder in fast:
-                yield self._zero_shot(milestone, part, folder)
-            if words:
-                yield Job(
-                    milestone.name,
-                    AOA,
-                    self._place(milestone.name) / AOA,
-                    _bytes(words),
-                    partial(self._words, milestone, words),
-                    self._request(milestone.name, AOA, words),
-                )
+    def _open(self, revision: str) -> TrainedModel:
+        """A checkpoint of the model; the last one that was used stays open."""
+        if revision != self._opened[0]:
+            path = self._trained.source.parent / revision
+            model = self._trained if revision == MAIN else open_model(path, self._alone, weights=self._trained.weights)
+            self._opened = (revision, model)
+        return self._opened[1]
 
-    def _place(self, revision: str) -> Path:
-        return self.folder / revision / "zero_shot" / self._backend
+    def _scorer(self, revision: str) -> Scorer:
+        return LikelihoodScorer(self._open(revision), self._rule, self._alone, show_progress=True)
 
     def _request(self, revision: str, task: str, data: Path) -> dict[str, Any]:
         request = {**self._facts, "revision": revision, "task": task, "sha256": self._hash(data)}
@@ -239,35 +211,21 @@ class SubmissionWork:
             del request["step"], request["words_seen"]
         return request
 
-    def _zero_shot(self, milestone: Milestone, part: Part, data: Path) -> Job:
-        folder = self._place(milestone.name) / part.place
-        request = self._request(milestone.name, part.task.name, data)
+    def _finetuning(self, files: TaskFiles) -> Job:
+        name = files.task.name
 
         def run() -> None:
-            started = time.monotonic()
-            result = part.task.run(data, self._open(milestone))
-            write_task_result(folder, result, request, time.monotonic() - started)
+            finetune_files(self._trained, [files], self._alone, sets=self._sets, out=self._results)
 
-        return Job(milestone.name, part.data, folder, _bytes(data), run, request)
-
-    def _open(self, milestone: Milestone) -> Scorer:
-        """The scorer of a checkpoint; the last one that was used stays open."""
-        if self._opened[0] != milestone.name:
-            self._opened = (milestone.name, milestone.open())
-        return self._opened[1]
-
-    def _finetune(self, files: TaskFiles) -> None:
-        folder, name = files.train.parent, files.task.name
-        finetune_suite(self._trained, folder, self._alone, tasks=[name], sets=self._sets, out=self._results)
-
-    def _words(self, milestone: Milestone, data: Path) -> None:
-        words = read_contexts(data / "cdi_childes.json")
-        surprisals = {milestone.name: surprisals_of(words, self._open(milestone))}
-        files = {
-            "surprisal.json": to_json(surprisal_file(self._trained.name, words, surprisals)),
-            "summary.json": to_json(self._request(milestone.name, AOA, data), indent=2),
+        request = {
+            "task": name,
+            **model_facts(self._trained),
+            "protocol": "2026",
+            "sha256": files.hashes,
+            "settings": settings_of(files.task, self._sets).model_dump(mode="json"),
         }
-        write_folder(self._place(milestone.name) / AOA, files)
+        size = sum(file.stat().st_size for split, file in files.files.items() if "train" in split)
+        return Job(MAIN, name, self.folder / MAIN / "finetune" / name, _FINETUNING_COST * size, run, request)
 
     def run(self, worker: Worker, say: Callable[[str], None]) -> list[str]:
         """Run the jobs of a worker that are not done; returns a line for every job that failed.
@@ -280,6 +238,10 @@ class SubmissionWork:
             began = time.monotonic()
             try:
                 job.run()
+            except Skip as reason:
+                say(f"{number}/{len(mine)} {job.revision} {job.name}: left out, {reason}")
+                total -= job.cost
+                continue
             except UserError as error:
                 failed.append(f"{job.revision} {job.name}: {error}")
                 say(f"{number}/{len(mine)} {failed[-1]}")
@@ -294,7 +256,59 @@ class SubmissionWork:
         """The jobs of all workers that are not done."""
         return [job for job in self.jobs if not job.done]
 
-    def combine_ages(self) -> None:
+
+class StrictWork(SubmissionWork):
+    """The jobs of the strict tracks; arguments are those of `SubmissionWork`, and the evaluation data."""
+
+    def __init__(self, *arguments: Any, data: EvaluationData, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._data = data
+
+    def _list_jobs(self) -> Iterator[Job]:
+        """The jobs that have data, checkpoint by checkpoint."""
+        for part in FULL_PARTS:
+            if folder := self._data.folder(part):
+                yield self._zero_shot(MAIN, part, folder)
+        yield from map(self._finetuning, self._data.glue_files())
+        fast = [(part, folder) for part in FAST_PARTS if (folder := self._data.folder(part))]
+        words = self._data.age_of_acquisition
+        for milestone in self.milestones:
+            for part, folder in fast:
+                yield self._zero_shot(milestone.name, part, folder)
+            if words:
+                yield Job(
+                    milestone.name,
+                    AOA,
+                    self._place(milestone.name) / AOA,
+                    bytes_of_files(words),
+                    partial(self._words, milestone, words),
+                    self._request(milestone.name, AOA, words),
+                )
+
+    def _place(self, revision: str) -> Path:
+        return self.folder / revision / "zero_shot" / self._backend
+
+    def _zero_shot(self, revision: str, part: Part, data: Path) -> Job:
+        folder = self._place(revision) / part.place
+        request = self._request(revision, part.task.name, data)
+
+        def run() -> None:
+            started = time.monotonic()
+            result = part.task.run(data, self._scorer(revision))
+            write_task_result(folder, result, request, time.monotonic() - started)
+
+        return Job(revision, part.data, folder, bytes_of_files(data), run, request)
+
+    def _words(self, milestone: Milestone, data: Path) -> None:
+        words = read_contexts(data / "cdi_childes.json")
+        surprisals = {milestone.name: surprisals_of(words, milestone.open())}
+        files = {
+            "surprisal.json": to_json(surprisal_file(self._trained.name, words, surprisals)),
+            "summary.json": to_json(self._request(milestone.name, AOA, data), indent=2),
+        }
+        write_folder(self._place(milestone.name) / AOA, files)
+
+    def combine(self) -> None:
         """Write the official files of age of acquisition from the surprisals of the checkpoints that are done.
 
         Nothing is written with fewer than three checkpoints, from which no curve can be fitted.
@@ -331,11 +345,12 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jsonl", ".csv"))
 
 
-def _bytes(folder: Path) -> float:
+def bytes_of_files(folder: Path) -> float:
+    """Size of the data files in a folder."""
     return float(sum(path.stat().st_size for path in _files(folder)))
 
 
-def _sha256(folder: Path) -> str:
+def hash_of_files(folder: Path) -> str:
     """Hash of the names and contents of the data files in a folder."""
     digest = hashlib.sha256()
     for path in _files(folder):

@@ -37,6 +37,16 @@ def open_corpus(config: RunConfig) -> Corpus:
     return Corpus.open(data.corpus)
 
 
+def with_word_unit(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """The config with the corpus's unit of words in `data.words`. Raises UserError if it asks for another one."""
+    if config.data.words not in (None, corpus.word_unit):
+        raise UserError(
+            f"data.words: {config.data.words}, but the corpus {corpus.path} counts words by {corpus.word_unit}"
+            f"\n  prepare it again with --words {config.data.words}, or leave the setting out"
+        )
+    return config.model_copy(update={"data": config.data.model_copy(update={"words": corpus.word_unit})})
+
+
 def corpus_statistics(config: RunConfig, corpus: Corpus) -> CorpusStatistics:
     """Counts over the training split without control tokens; `</s>` is counted if documents end with it."""
     count_V = torch.from_numpy(np.array(corpus.train.token_count_V, dtype=np.int64))

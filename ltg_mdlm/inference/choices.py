@@ -61,12 +61,6 @@ def accuracy_by_group(questions: Sequence[Question], answers: Sequence[Answer]) 
     }
 
 
-def accuracy_of(questions: Sequence[Question], scores: Sequence[Sequence[TextScore]]) -> float:
-    """Unweighted mean of the accuracies of all uids; a tie counts as a random guess among the tied candidates."""
-    answers = [answer(question, scored) for question, scored in zip(questions, scores, strict=True)]
-    return fmean(accuracy_by_group(questions, answers)["UID"].values())
-
-
 def pair_questions(pairs: Iterable[MinimalPair]) -> list[Question]:
     """One question per minimal pair: which of the two whole sentences is more likely?"""
     return [

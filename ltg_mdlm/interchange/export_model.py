@@ -37,17 +37,7 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_free_space, write_errors, written_folder
 from ltg_mdlm.core.terminal import byte_progress
-from ltg_mdlm.data.tokenizer import (
-    BOS,
-    EOS,
-    MASK,
-    NUM_SPECIAL,
-    PAD,
-    SPECIAL_TOKENS,
-    UNK,
-    Tokenizer,
-    untrained_tokenizer,
-)
+from ltg_mdlm.data.tokenizer import NUM_SPECIAL
 from ltg_mdlm.inference.exported_folder import (
     CONFIG_FILE,
     MAIN,
@@ -55,10 +45,10 @@ from ltg_mdlm.inference.exported_folder import (
     MODEL_TYPE,
     REVISIONS_FILE,
     TABLE_NAME,
-    TOKENIZER_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
 )
+from ltg_mdlm.inference.exported_tokenizer import ROLES, write_tokenizer
 from ltg_mdlm.inference.trained_model import TrainedModel, Weights, open_model
 from ltg_mdlm.interchange.model_card import model_card
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
@@ -91,9 +81,6 @@ CLASSES = {
 """`auto_map` in config.json; CAUSAL_CLASS is left out for models that were not trained on causal rows."""
 
 CAUSAL_CLASS = "AutoModelForCausalLM"
-
-ROLES = {"bos": BOS, "cls": BOS, "eos": EOS, "sep": EOS, "pad": PAD, "mask": MASK, "unk": UNK}
-"""Ids of the special tokens that `transformers` knows by name."""
 
 ROUGH_TABLE = 1e-3
 """Interpolation error of a rate table that causes a warning: the map has a jump, or a very steep slope."""
@@ -300,32 +287,6 @@ def _without_folders(value: Any) -> Any:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_tokenizer(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
-    """Write the three files of a fast tokenizer that puts `<s>` before a text and nothing after it.
-
-    `max_length` is the largest number of tokens per row.
-    """
-    template = json.loads(untrained_tokenizer().to_str())["post_processor"]
-    definition = tokenizer.definition | {"post_processor": template, "truncation": None, "padding": None}
-    text = json.dumps(definition, ensure_ascii=False, indent=1)
-    (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
-    special = {f"{role}_token": SPECIAL_TOKENS[token] for role, token in ROLES.items()}
-    _write_json(folder / "special_tokens_map.json", special)
-    added = {
-        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
-        for token in definition["added_tokens"]
-    }
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": max_length,
-        "padding_side": "right",
-        "clean_up_tokenization_spaces": False,
-        "added_tokens_decoder": added,
-    }
-    _write_json(folder / "tokenizer_config.json", settings | special)
 
 
 def write_embedding(embedding: nn.Module, cond_dim: int, folder: Path) -> None:

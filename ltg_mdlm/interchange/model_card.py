@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltg_mdlm.core.settings import flatten
+from ltg_mdlm.data.words import WHITESPACE
 from ltg_mdlm.inference.trained_model import TrainedModel
 from ltg_mdlm.storage.metrics_file import ROWS, read_validations
 from ltg_mdlm.storage.run_folder import RunFolder
@@ -140,10 +141,12 @@ def _training(trained: TrainedModel) -> list[str]:
     data = "the generated corpus of ltg-mdlm" if source == "builtin" else source.rstrip("/").rpartition("/")[2]
     chosen = {key: settings[key] for key in _TRAINING_KEYS if settings.get(key) is not None}
     plugins = {key: value for key, value in settings.items() if key.startswith("plugins.")}
+    unit = settings.get("data.words") or WHITESPACE
+    counted = "" if unit == WHITESPACE else f" (counted in the unit {unit})"
     return [
         "## Training",
         "",
-        f"{about['words_seen']:,} words seen in {about['step']:,} steps; {averaged}.",
+        f"{about['words_seen']:,} words seen{counted} in {about['step']:,} steps; {averaged}.",
         f"Data: {data}.",
         "",
         "| setting | value |",

@@ -413,3 +413,60 @@ class _WeightedSum(torch.autograd.Function):
         weight_K, *terms = ctx.saved_tensors
         grad_weight_K = torch.stack([torch.dot(grad_total.flatten(), term.flatten()) for term in terms])
         return grad_weight_K, *(grad_total * weight for weight in weight_K)
+
+
+# ---- what the layers compute between their matrix products ----
+
+
+def split_heads(x_xTD: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
+    """[.., T, count * D] to `count` tensors [.., H, T, E]."""
+    split = x_xTD.view(*x_xTD.shape[:-1], count, num_heads, -1)
+    inner = split.dim() - 3  # not -3: the ONNX exporter without dynamo writes negative dimensions as they are
+    return split.movedim((inner, inner + 1), (0, inner)).contiguous().unbind()
+
+
+class Operations:
+    """The operations of the layers between their matrix products, by those of torch.
+
+    Layers call the object in their attribute `operations`.  It can be replaced by a subclass that computes the same
+    values in another way.
+    """
+
+    def modulated_norm(
+        self, x_BTD: Tensor, shift_B1D: Tensor | None, scale_B1D: Tensor | None, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        """LayerNorm(x) * (1 + scale) + shift, as `dtype`; without shift and scale, LayerNorm(x)."""
+        normal_BTD = layer_norm(x_BTD, eps)
+        if shift_B1D is not None and scale_B1D is not None:
+            normal_BTD = torch.addcmul(shift_B1D, normal_BTD, 1 + scale_B1D)
+        return normal_BTD.to(dtype)
+
+    def gated_attention(
+        self,
+        projected_BXD: Tensor,
+        gate_BXD: Tensor,
+        query_pos: Tensor,
+        key_pos: Tensor,
+        geometry: Geometry | Kernel,
+        num_heads: int,
+        scale: float,
+        dropout_rate: float,
+        eps: float,
+    ) -> Tensor:
+        """LayerNorm(attention * GELU(gate)), [B, X, D]; for `projected_BXD`, query, key and value side by side.
+
+        The other arguments are those of `attend`, which computes the attention.
+        """
+        query, key, value = split_heads(projected_BXD, 3, num_heads)
+        context = attend(query, key, value, query_pos, key_pos, geometry, scale, dropout_rate)
+        return gated_norm(context.transpose(1, 2).flatten(2), gate_BXD, eps)
+
+    def gated_halves(self, x_xF: Tensor, eps: float) -> Tensor:
+        """LayerNorm(first half * GELU(second half)) over the last dimension, with the approximate GELU."""
+        inner_xF, gate_xF = x_xF.chunk(2, dim=-1)
+        return gated_norm(inner_xF, gate_xF, eps, approximate="tanh")
+
+    def add_update(self, x_BTD: Tensor, update_BTD: Tensor, gate_B1D: Tensor | None, dropout_rate: float) -> Tensor:
+        """x + gate * dropout(update)."""
+        update_BTD = dropout(update_BTD, dropout_rate, training=True)
+        return x_BTD + (update_BTD if gate_B1D is None else gate_B1D * update_BTD)

@@ -27,13 +27,13 @@ from torch.utils.checkpoint import checkpoint
 from .attention import (
     Geometry,
     Kernel,
-    attend,
+    Operations,
     batch_geometry,
     dropout,
-    gated_norm,
     is_exporting,
     layer_norm,
     matmul_dtype,
+    split_heads,
     weighted_sum,
 )
 from .visibility import Visibility
@@ -115,6 +115,8 @@ class TimeEmbedding(nn.Module):
 class Attention(nn.Module):
     """Self-attention with relative positions and a gate (arXiv 2303.09859, 2410.24159)."""
 
+    operations = Operations()
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.hidden_size
@@ -127,7 +129,10 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, relative_RD: Tensor, geometry: Geometry | Kernel) -> Tensor:
-        """The sublayer's output [B, T, D] for a normalised input; `relative_RD` is the relative-position table."""
+        """The sublayer's output [B, T, D], before dropout, for a normalised input.
+
+        `relative_RD` is the relative-position table.
+        """
         if type(self.in_proj_qk) is nn.Linear and type(self.in_proj_vg) is nn.Linear:
             # one product for query, key and value; another for the gate, which is used after the attention
             value_weight, gate_weight = self.in_proj_vg.weight.chunk(2)
@@ -139,24 +144,20 @@ class Attention(nn.Module):
         else:  # replaced by layers that compute more than their weight says, such as adapters
             value_BTD, gate_BTD = self.in_proj_vg(x_BTD).chunk(2, dim=-1)
             projected = torch.cat([self.in_proj_qk(x_BTD), value_BTD], dim=-1)
-        query, key, value = self.split_heads(projected, 3)
 
         relative_RD = dropout(relative_RD, self.dropout, self.training)
-        query_pos, key_pos = self.split_heads(self.in_proj_qk(relative_RD) * self.scale, 2)
+        query_pos, key_pos = split_heads(self.in_proj_qk(relative_RD) * self.scale, 2, self.num_heads)
         dropout_rate = self.dropout if self.training else 0.0
-        context = attend(query, key, value, query_pos, key_pos, geometry, self.scale, dropout_rate)
-        context_BTD = gated_norm(context.transpose(1, 2).flatten(2), gate_BTD, self.eps)
-        return dropout(self.out_proj(context_BTD), self.dropout, self.training)
-
-    def split_heads(self, x_xTD: Tensor, count: int) -> tuple[Tensor, ...]:
-        """[.., T, count * D] to `count` tensors [.., H, T, E]."""
-        split = x_xTD.view(*x_xTD.shape[:-1], count, self.num_heads, -1)
-        inner = split.dim() - 3  # not -3: the ONNX exporter without dynamo writes negative dimensions as they are
-        return split.movedim((inner, inner + 1), (0, inner)).contiguous().unbind()
+        context_BTD = self.operations.gated_attention(
+            projected, gate_BTD, query_pos, key_pos, geometry, self.num_heads, self.scale, dropout_rate, self.eps
+        )
+        return cast(Tensor, self.out_proj(context_BTD))
 
 
 class FeedForward(nn.Module):
     """GEGLU with a LayerNorm between the two matrices; no biases."""
+
+    operations = Operations()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -168,10 +169,8 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """The sublayer's output [B, T, D] for a normalised input."""
-        inner_BTF, gate_BTF = self.mlp["1"](x_BTD).chunk(2, dim=-1)
-        inner_BTF = gated_norm(inner_BTF, gate_BTF, self.eps, approximate="tanh")
-        return dropout(self.mlp["4"](inner_BTF), self.dropout, self.training)
+        """The sublayer's output [B, T, D], before dropout, for a normalised input."""
+        return cast(Tensor, self.mlp["4"](self.operations.gated_halves(self.mlp["1"](x_BTD), self.eps)))
 
 
 class DepthWeightedAverage(nn.Module):
@@ -193,6 +192,8 @@ class DepthWeightedAverage(nn.Module):
 
 class Encoder(nn.Module):
     """The layers, with time modulation and depth-weighted averaging if the config has them."""
+
+    operations = Operations()
 
     activation_checkpointing = False
     """Keep only the input of each sublayer, and repeat its forward pass in the backward pass (arXiv 1604.06174)."""
@@ -227,11 +228,15 @@ class Encoder(nn.Module):
                 # in the parameters' precision: in bfloat16, 1 + scale would lose a small scale
                 changes = linear(time_BC).to(linear.weight.dtype)[:, None].chunk(6, dim=-1)
                 attention_change, mlp_change = changes[:3], changes[3:]
-            for sublayer, change in ((self_attention, attention_change), (mlp, mlp_change)):
+            for sublayer, change, rate in (
+                (self_attention, attention_change, cast(Attention, attention).dropout),
+                (mlp, mlp_change, cast(FeedForward, mlp).dropout),
+            ):
+                residual = functools.partial(self.residual, sublayer, dropout_rate=rate if self.training else 0.0)
                 if self.activation_checkpointing and torch.is_grad_enabled():
-                    x_BTD = cast(Tensor, checkpoint(self.residual, sublayer, x_BTD, change, use_reentrant=False))
+                    x_BTD = cast(Tensor, checkpoint(residual, x_BTD, change, use_reentrant=False))
                 else:
-                    x_BTD = self.residual(sublayer, x_BTD, change)
+                    x_BTD = residual(x_BTD, change)
                 if self.dwa_modules is not None:
                     outputs.append(x_BTD)
                     x_BTD = self.dwa_modules(outputs)
@@ -240,18 +245,19 @@ class Encoder(nn.Module):
         return x_BTD
 
     def residual(
-        self, sublayer: Callable[[Tensor], Tensor], x_BTD: Tensor, change: tuple[Tensor, ...] | None
+        self,
+        sublayer: Callable[[Tensor], Tensor],
+        x_BTD: Tensor,
+        change: tuple[Tensor, ...] | None,
+        dropout_rate: float,
     ) -> Tensor:
-        """x + gate * sublayer(LayerNorm(x) * (1 + scale) + shift) (AdaLN-zero, arXiv 2212.09748).
+        """x + gate * dropout(sublayer(LayerNorm(x) * (1 + scale) + shift)) (AdaLN-zero, arXiv 2212.09748).
 
         `change` is (shift, scale, gate), each [B, 1, D]; None is (0, 0, 1).
         """
-        normal_BTD = layer_norm(x_BTD, self.eps)
-        dtype = matmul_dtype(x_BTD)
-        if change is None:
-            return x_BTD + sublayer(normal_BTD.to(dtype))
-        shift, scale, gate = change
-        return x_BTD + gate * sublayer(torch.addcmul(shift, normal_BTD, 1 + scale).to(dtype))
+        shift, scale, gate = change or (None, None, None)
+        normal_BTD = self.operations.modulated_norm(x_BTD, shift, scale, self.eps, matmul_dtype(x_BTD))
+        return self.operations.add_update(x_BTD, sublayer(normal_BTD), gate, dropout_rate)
 
 
 class OutputBias(nn.Module):

@@ -1,7 +1,8 @@
 """Pictures as lists of panels in one style.
 
-Colours can be distinguished with any colour vision (the set of Okabe and Ito; viridis for ordered series). Ordered
-series also differ in lightness, so they can be distinguished in greyscale.
+Colours can be distinguished with any colour vision (the set of Okabe and Ito; viridis for ordered series), and are
+darkened to a contrast of at least 3 to white. Ordered series also differ in lightness, so they can be distinguished in
+greyscale.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-DISTINCT = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+DISTINCT = ("#000000", "#B37400", "#0072B2", "#C24F00", "#00805D", "#A8487F")
 """Colours of series without an order."""
 
-ORDERED = ("#440154", "#3B528B", "#21918C", "#5EC962", "#D8B800")
-"""viridis from dark to light. The last yellow is darkened to be visible on white."""
+ORDERED = ("#440154", "#3B528B", "#21918C", "#3F9E48", "#AA8C00")
+"""viridis from dark to light."""
 
 MUTED = "#666666"
 """Colour of annotations."""
@@ -54,6 +55,8 @@ class Panel:
 
     title: str
     draw: Callable[[Axes], None]
+    caption: str = ""
+    """What it shows, for the HTML report."""
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 150) -> None:

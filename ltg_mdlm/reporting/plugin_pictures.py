@@ -196,10 +196,19 @@ def mask_at(masking: MaskingStrategy, batch: Batch, rate: float, step: Step) -> 
 def masking_panels(measured: MaskingByRank, when: str, rates: Sequence[float] = RATES) -> list[Panel]:
     """A panel of probabilities, and one of their ratio to the mask rate unless it is 1 everywhere."""
     ratio_GI = measured.probability_GI / torch.tensor(rates, dtype=torch.float64).unsqueeze(1)
-    panels = [Panel(f"Masking by frequency{when}", partial(_draw_probability, measured, rates))]
-    if bool((ratio_GI - 1).abs().max() > FLAT):
-        panels.append(Panel(f"Relative to the mask rate{when}", partial(_draw_ratio, measured.rank_I, ratio_GI, rates)))
-    return panels
+    by_frequency = Panel(
+        f"Masking by frequency{when}",
+        partial(_draw_probability, measured, rates),
+        "Probability that a token is masked, by the frequency rank of its type. A flat line does not depend on it.",
+    )
+    if bool((ratio_GI - 1).abs().max() <= FLAT):
+        return [by_frequency]
+    relative = Panel(
+        f"Relative to the mask rate{when}",
+        partial(_draw_ratio, measured.rank_I, ratio_GI, rates),
+        "The same, divided by the mask rate. Tokens above 1 are masked more often than the average token.",
+    )
+    return [by_frequency, relative]
 
 
 def _draw_probability(measured: MaskingByRank, rates: Sequence[float], axes: Axes) -> None:
@@ -239,15 +248,41 @@ def schedule_panels(schedule: NoiseSchedule) -> list[Panel]:
     panels: list[Panel] = []
     if not single:
         panels += [
-            Panel("Density of mask rates", partial(_draw_density, schedule, (0.0, 0.5, 1.0) if varies else (0.0,))),
-            Panel(f"Weight of {SCATTER_ROWS:,} drawn rows{when}", partial(_draw_row_weights, schedule, at)),
+            Panel(
+                "Density of mask rates",
+                partial(_draw_density, schedule, (0.0, 0.5, 1.0) if varies else (0.0,)),
+                "How often every mask rate is drawn. Bars are drawn rows, lines the density of the schedule.",
+            ),
+            Panel(
+                f"Weight of {SCATTER_ROWS:,} drawn rows{when}",
+                partial(_draw_row_weights, schedule, at),
+                "Weight of a row in the loss, for several derivative powers p. Every dot is one row.",
+            ),
         ]
     if has_density:
-        panels.append(Panel(f"Effective weight{when}", partial(_draw_effective_weights, schedule, at)))
+        panels.append(
+            Panel(
+                f"Effective weight{when}",
+                partial(_draw_effective_weights, schedule, at),
+                "Weight of a mask rate in the expected loss. At p = 1, it is the same for all schedules.",
+            )
+        )
     if varies and has_density:
-        panels.append(Panel("Density over training", partial(_draw_heat_map, schedule)))
+        panels.append(
+            Panel(
+                "Density over training",
+                partial(_draw_heat_map, schedule),
+                "How often every mask rate is drawn, from the start of training (left) to its end.",
+            )
+        )
     elif varies:
-        panels.append(Panel("Mask rates over training", partial(_draw_quantiles, schedule)))
+        panels.append(
+            Panel(
+                "Mask rates over training",
+                partial(_draw_quantiles, schedule),
+                "The mask rates that are drawn, from the start of training (left) to its end.",
+            )
+        )
     return panels
 
 

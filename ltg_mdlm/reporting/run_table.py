@@ -23,7 +23,16 @@ from ltg_mdlm.training.sweep import short_names
 
 Cell = str | int | float | bool | None
 
-SHOWN = ("validated", "bound", "bound_standard_error", "causal_nll", "accuracy", "minimal_pairs")
+SHOWN = (
+    "validated",
+    "bound",
+    "bound_standard_error",
+    "floor",
+    "causal_nll",
+    "accuracy",
+    "minimal_pairs",
+    "minimal_pairs_standard_error",
+)
 """Validation metrics of the printed table. CSV and JSON have all of them."""
 
 DEPTH = 3

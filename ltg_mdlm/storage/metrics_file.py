@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from ltg_mdlm.core.files import write_errors, written_file
 
-NOT_CURVES = ("step", "epoch", "words_seen", "tokens_seen")
+PROGRESS = ("words_seen", "tokens_seen")
+"""Amounts of text up to a row, which have curves like metrics."""
+
+NOT_METRICS = ("step", "epoch", *PROGRESS)
 """Numbers of a row that describe the progress of training and are not metrics."""
 
 ROWS = (
@@ -25,13 +28,21 @@ ROWS = (
     ("valid/training_bound", "  under the training's own masking", "{:.4f}"),
     ("valid/causal_nll", "causal -log p, nats per token", "{:.4f}"),
     ("valid/unigram", "unigram cross-entropy, for comparison", "{:.4f}"),
+    ("valid/floor", "floor: -log p under the generator", "{:.4f}"),
     ("valid/bits_per_byte", "bound, bits per byte of text", "{:.4f}"),
     ("valid/accuracy", "accuracy of masked tokens", "{:.1%}"),
     ("valid/accuracy_frequent", "  of frequent token types", "{:.1%}"),
     ("valid/accuracy_rare", "  of rare token types", "{:.1%}"),
+    ("valid/accuracy_rare_chance", "  of the best constant guess for them", "{:.1%}"),
     ("valid/minimal_pairs", "minimal pairs", "{:.1%}"),
 )
 """Rows of the summary: metric, label, format of the value."""
+
+PAIRS = "valid/pairs/"
+"""Prefix of the accuracies on minimal pairs by phenomenon."""
+
+_MOST_PHENOMENA = 20
+"""Phenomena that the summary lists; the metrics file has all of them."""
 
 
 _BLOCK = 1 << 20
@@ -234,9 +245,9 @@ class MetricsFile:
     """The curves of one run, kept up to date with its file by `refresh`.
 
     Attributes:
-        curves: curves by name of the metric, in order of appearance
+        curves: curves by name of the metric, in order of appearance, and of `PROGRESS`
         names: names of all metrics
-        last: newest value of every number in the rows, including `NOT_CURVES`
+        last: newest value of every number in the rows, including `NOT_METRICS`
         refused: number of updates that were refused because they were not finite
         unreadable: number of complete lines that are not rows
     """
@@ -262,7 +273,7 @@ class MetricsFile:
     @property
     def names(self) -> list[str]:
         """Names of all metrics."""
-        return [key for key, value in self._last.items() if _is_number(value) and key not in NOT_CURVES]
+        return [key for key, value in self._last.items() if _is_number(value) and key not in NOT_METRICS]
 
     def refresh(self) -> MetricsFile:
         """Read the complete lines that are new.  A resumed run has a new file, which is read from its start."""
@@ -329,7 +340,7 @@ class MetricsFile:
         self.refused += len(sound) - len(logged)
         for row in logged:
             self._last |= row
-        for key in self.names if self._wanted is None else self._wanted:
+        for key in [*self.names, *PROGRESS] if self._wanted is None else self._wanted:
             # Nearly all values are floats.
             found = [(row["step"], value) for row in logged if type(value := row.get(key, "")) is float]
             if len(found) < sum(key in row for row in logged):
@@ -351,12 +362,14 @@ def result_text(folder: Path) -> str:
         lines = [f"no validation text, so there is nothing to report beyond {folder / 'metrics.jsonl'}"]
     else:
         lines = [f"{'held-out text':<42}{'step ' + str(first['step']):>12}{'step ' + str(last['step']):>12}"]
-        for key, label, form in ROWS:
+        by_phenomenon = [key for key in last if key.startswith(PAIRS) and not key.endswith("_standard_error")]
+        shown = by_phenomenon if len(by_phenomenon) <= _MOST_PHENOMENA else []
+        for key, label, form in (*ROWS, *((key, f"  {key.removeprefix(PAIRS)}", "{:.1%}") for key in shown)):
             if last.get(key) is not None:
                 before = "-" if first.get(key) is None else form.format(first[key])
-                lines.append(f"{label:<42}{before:>12}{form.format(last[key]):>12}")
-        if (error := last.get("valid/bound_standard_error")) is not None:
-            lines.append(f"standard error of the bound: {error:.4f}")
+                error = last.get(f"{key}_standard_error")
+                plus_minus = f" ± {form.format(error)}" if error is not None else ""
+                lines.append(f"{label:<42}{before:>12}{form.format(last[key]):>12}{plus_minus}")
         lines.append(f"run folder: {folder}")
     if found.damaged:
         lines.append(f"note: {damage(found.damaged)}")

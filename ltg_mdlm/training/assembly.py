@@ -20,12 +20,19 @@ from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs
 from ltg_mdlm.data.row_loader import RowLoader, validation_batches
-from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS
+from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS, floor_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.result_checks import checked_row_order
-from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, corpus_statistics, epoch_sampling
+from ltg_mdlm.host.run_context import (
+    batch_schedule,
+    build_model,
+    components_of,
+    corpus_statistics,
+    epoch_sampling,
+    with_word_unit,
+)
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, default_score
 from ltg_mdlm.inference.trained_model import Denoiser
@@ -74,6 +81,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
 
     Raises UserError for settings that do not fit the corpus or the number of ranks, and PluginFailure.
     """
+    host.config = with_word_unit(host.config, corpus)
     schedule = batch_schedule(host.config, corpus)
     components = components_of(host, corpus, schedule, ranks)
     config = host.config  # complete once the components are built
@@ -193,6 +201,7 @@ def build_validator(
         seed=config.seed,
         tokens_per_byte=corpus.valid.num_tokens / max(corpus.valid.text_bytes, 1),
         ranks=ranks,
+        floor=floor_of(corpus),
     )
 
 

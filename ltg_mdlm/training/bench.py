@@ -30,6 +30,7 @@ from ltg_mdlm.storage.checkpoint import Checkpoints
 from ltg_mdlm.training.assembly import Run, build_run
 from ltg_mdlm.training.attention_choice import resolve_attention
 from ltg_mdlm.training.compilation import resolve_compile
+from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
 from ltg_mdlm.training.precision import resolve_precision
 from ltg_mdlm.training.trainer import Trainer
 
@@ -114,6 +115,7 @@ def bench(settings: Settings, *, rows: int | None = None, steps: int = 10, secon
         run, _ = resolve_precision(build_run(host, open_corpus(config), ranks))
         resolve_attention(run)
         run = resolve_compile(run)
+        run = resolve_cpu_kernels(run, None, steps=settings.config.training.max_steps)
         report = measure(run, steps, seconds)
         return report if ranks.is_main else None
 

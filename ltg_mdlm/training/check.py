@@ -18,7 +18,14 @@ from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.row_loader import RowLoader
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
-from ltg_mdlm.host.run_context import batch_schedule, build_model, components_of, epoch_sampling, open_corpus
+from ltg_mdlm.host.run_context import (
+    batch_schedule,
+    build_model,
+    components_of,
+    epoch_sampling,
+    open_corpus,
+    with_word_unit,
+)
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.training.recipe import MicroBatch, Recipe
@@ -27,8 +34,8 @@ from ltg_mdlm.training.sweep import SEED, Point, Sweep
 BABYLM_EPOCHS = 10
 """How often a BabyLM submission may see each word."""
 
-BABYLM_WORDS = 1_000_000_000
-"""Words that a strict-track model may see: 10 epochs of 100M."""
+BABYLM_WORDS = {"strict-small": 10_000_000, "strict": 100_000_000}
+"""Words of the training text in each track; the multilingual track has the limit of the strict one."""
 
 MOST_SOURCES = 40
 """Sources that the text of the report lists."""
@@ -73,6 +80,8 @@ class RunReport:
     rows: int
     tokens: int
     words: int
+    text_words: int
+    """Words of the training text, or their equivalent in English if it was cut to a budget."""
     stages: list[str]
     providers: dict[str, str]
     gpu_hours: float
@@ -91,6 +100,9 @@ class RunReport:
             "rows": self.rows,
             "tokens": self.tokens,
             "words": self.words,
+            "word_unit": self.config.data.words,
+            "text_words": self.text_words,
+            "babylm_track": track_of(self.text_words),
             "h200_hours": round(self.gpu_hours, 3),
             "slots": self.providers,
             "sources": {
@@ -119,6 +131,8 @@ class RunReport:
             ),
             *([f"{'':12} and {more} more sources (--json)"] if (more := len(self.sources) - MOST_SOURCES) > 0 else []),
             *(["sources      the plugin in the slot row_order decides how often each is seen"] if decides else []),
+            f"words        {self.text_words:,} of text, {self.words:,} seen; unit: {self.config.data.words};"
+            f" BabyLM track: {track_of(self.text_words) or 'none, too many'}",
             f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
             *([f"corpus       {self.verified}"] if self.verified else []),
             *(f"warning: {text}" for text in self.warnings),
@@ -142,6 +156,7 @@ def resolve(settings: Settings) -> Resolved:
     host = Host(settings.config, settings.sources)
     warnings = host.check_config()
     corpus = open_corpus(host.config)
+    host.config = with_word_unit(host.config, corpus)
     schedule = batch_schedule(host.config, corpus)
     return Resolved(host.config, warnings, corpus, schedule, components_of(host, corpus, schedule, Ranks.alone()))
 
@@ -164,6 +179,8 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
         seen = sampling.words_seen()
         words = sum(seen.values())
     sources = {name: SourceUse(count, seen[name]) for name, count in by_source.items()}
+    train_entry = resolved.corpus.description.get("splits", {}).get("train", {})
+    text_words = train_entry.get("budget_size", resolved.corpus.train.num_words)
     is_uniform = sampling is None and components.row_order is None
     flops = sum(
         tokens
@@ -181,13 +198,14 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
         rows=totals.rows,
         tokens=totals.tokens,
         words=words,
+        text_words=text_words,
         stages=schedule.describe(uniform=is_uniform),
         providers=components.providers,
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
         verified=resolved.corpus.verify() if verify else None,
         warnings=resolved.warnings
         + copies_warnings(components, views)
-        + budget_warnings(totals.epochs, words, sources),
+        + budget_warnings(totals.epochs, words, text_words, sources),
         sources=sources if components.row_order is None else {},
     )
 
@@ -251,8 +269,15 @@ def describe_sweep(sweep: Sweep) -> list[SweepCost]:
     return [SweepCost(tuple(points), describe_run(sweep.settings(points[0]))) for points in by_values.values()]
 
 
-def budget_warnings(epochs: float, words: int, sources: Mapping[str, SourceUse]) -> list[str]:
-    """A warning for each limit of the BabyLM challenge that a run would exceed."""
+def budget_warnings(epochs: float, words: int, text_words: int, sources: Mapping[str, SourceUse]) -> list[str]:
+    """A warning for each limit of the BabyLM challenge that a run would exceed.
+
+    Args:
+        epochs: passes over the training text
+        words: words that the whole training sees
+        text_words: words of the training text; in other languages than English, their equivalent
+        sources: how often each source is seen
+    """
     warnings = []
     most = max(sources, key=lambda name: sources[name].times, default="")
     if most and epochs <= BABYLM_EPOCHS < round(sources[most].times, 2):
@@ -262,8 +287,18 @@ def budget_warnings(epochs: float, words: int, sources: Mapping[str, SourceUse])
         )
     if epochs > BABYLM_EPOCHS:
         warnings.append(f"{epochs:.1f} epochs: BabyLM submissions may see each word at most {BABYLM_EPOCHS} times")
-    if words > BABYLM_WORDS:
+    track = track_of(text_words)
+    if track is None:
         warnings.append(
-            f"{words / 1e9:.1f}B words: BabyLM submissions may see 100M (strict-small) or 1B words (strict)"
+            f"{text_words / 1e6:.1f}M words of training text: BabyLM submissions may have"
+            f" {BABYLM_WORDS['strict-small'] // 10**6}M (strict-small) or {BABYLM_WORDS['strict'] // 10**6}M (strict);"
+            " `ltg-mdlm prepare --budget` cuts to a size"
         )
+    elif words > (limit := BABYLM_WORDS[track] * BABYLM_EPOCHS):
+        warnings.append(f"{words / 1e6:.1f}M words seen: BabyLM submissions to {track} may see {limit // 10**6}M")
     return warnings
+
+
+def track_of(text_words: int) -> str | None:
+    """The smallest track of the BabyLM challenge that a training text of this size fits."""
+    return next((track for track, limit in BABYLM_WORDS.items() if text_words <= limit), None)

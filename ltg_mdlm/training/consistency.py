@@ -38,6 +38,9 @@ FREE_ON_RESUME = (
 )
 """Prefixes of the settings that may change when a run is resumed: they do not change the data or masks of a step."""
 
+RESOLVED_AT_START = ("precision", "cpu_kernels")
+"""Settings of `training` whose value auto is replaced when a run is started, and kept when it is resumed."""
+
 MAX_SHOWN = 8
 """Differences between two ranks that an error lists."""
 
@@ -99,8 +102,11 @@ def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
     """Dotted keys of the settings that differ although a resumed run must not change them."""
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    if new.training.precision == "auto":  # resolved when the run was started
-        keys = [key for key in keys if key != "training.precision"]
+    for name in RESOLVED_AT_START:
+        if getattr(new.training, name) == "auto":
+            keys = [key for key in keys if key != f"training.{name}"]
+    if old.data.words is None or new.data.words is None:  # that of the corpus, or of an older version
+        keys = [key for key in keys if key != "data.words"]
     return [key for key in keys if not key.startswith(FREE_ON_RESUME) and key != "name"]
 
 

@@ -41,6 +41,7 @@ def start_facts(run: Run, attention: AttentionChoice, step: int) -> dict[str, An
         "machines": machines,
         "versions": versions | {"triton": triton} | config.plugin_versions,
         "precision": "bf16" if run.loss.bf16 else "fp32",
+        "cpu_kernels": config.training.cpu_kernels,
         "attention": {
             "kernel": attention.kernel,
             "milliseconds": attention.milliseconds,

@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 
 from ltg_mdlm.core.config import RunConfig
-from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.core.distributed import STEP_TIMEOUT, Ranks
 from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
 from ltg_mdlm.core.files import write_errors
+from ltg_mdlm.core.peer_watch import PeerWatch
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.host.failures import failures_named
@@ -34,6 +35,7 @@ from ltg_mdlm.training.consistency import (
     require_same_slots,
     resume_notes,
 )
+from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
 from ltg_mdlm.training.environment import previous_start, start_facts
 from ltg_mdlm.training.metric_sinks import (
     ConsoleSink,
@@ -45,6 +47,7 @@ from ltg_mdlm.training.metric_sinks import (
     wandb_mode,
 )
 from ltg_mdlm.training.precision import resolve_precision, stored_training
+from ltg_mdlm.training.run_ending import ending_text
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
 T = TypeVar("T")
@@ -64,7 +67,11 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     """
     host = Host(settings.config, settings.sources)
     config = host.config
-    with Ranks.setup(threads=config.training.threads) as ranks, StopRequest(can_save=False) as stop:
+    with (
+        Ranks.setup(threads=config.training.threads, gpu_timeout=STEP_TIMEOUT) as ranks,
+        # Left first, so that SIGTERM ends a process that hangs while it leaves the process group after an error.
+        StopRequest(can_save=False) as stop,
+    ):
         require_same_program(host, ranks)
         if config.logging.tensorboard:
             require_tensorboard()
@@ -101,6 +108,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             run, note = resolve_precision(run, stored)
             if note is not None:
                 console.print(note, soft_wrap=True)
+            run = resolve_cpu_kernels(run, stored, say=lambda line: console.print(line, soft_wrap=True))
             attention = resolve_attention(run, before)
             if ranks.device.type != "cpu":
                 console.print(attention.reason, soft_wrap=True)
@@ -219,6 +227,10 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         if trainer.ranks.is_main:
             folder.write_status(Status(status, trainer.next_step, reason))
 
+    def record_failure(reason: str) -> None:
+        with suppress(UserError):  # the disk may be full, or the folder lost
+            set_status("failed", reason)
+
     def moment_of(error: Exception) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_code is Trainer.train_step.__code__:
@@ -227,16 +239,18 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
 
     try:
         set_status("running")
+        watch = PeerWatch(trainer.ranks, record_failure) if trainer.ranks.world_size > 1 else nullcontext()
         # Closed before the final status is written, since every completed checkpoint sets the status to running.
-        with closing(trainer), failures_named(trainer.recipe.components, moment_of):
+        with watch, closing(trainer), failures_named(trainer.recipe.components, moment_of):
             finished = trainer.train()
     except NonFiniteTraining as error:
         set_status("failed", str(error))
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_NON_FINITE
     except BaseException as error:
-        with suppress(UserError):  # the disk may be full, or the folder lost
-            set_status("failed", error.reason if isinstance(error, PluginFailure) else text_of(error))
+        # If another process failed first, the error here is only a lost connection.
+        own_reason = error.reason if isinstance(error, PluginFailure) else text_of(error)
+        record_failure(trainer.ranks.announced_failure() or own_reason)
         raise
     if not finished:
         set_status("preempted", trainer.stop.signal_name or "another process was asked to stop")
@@ -247,7 +261,7 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         return EXIT_DONE if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
     set_status("finished")
     if trainer.ranks.is_main:
-        console.print("\n" + result_text(folder.path), soft_wrap=True)
+        console.print(f"\n{result_text(folder.path)}\n\n{ending_text(folder.path, trainer.run.corpus)}", soft_wrap=True)
     return EXIT_DONE
 
 

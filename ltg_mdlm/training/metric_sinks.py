@@ -143,7 +143,9 @@ def _validation_line(row: Row) -> str:
     if "valid/causal_nll" in row:
         parts.append(f"causal {row['valid/causal_nll']:.4f}")
     if "valid/minimal_pairs" in row:
-        parts.append(f"minimal pairs {float(row['valid/minimal_pairs']):.1%}")
+        error = row.get("valid/minimal_pairs_standard_error")
+        plus_minus = "" if error is None else f" ± {float(error):.1%}"
+        parts.append(f"minimal pairs {float(row['valid/minimal_pairs']):.1%}{plus_minus}")
     return f"validation at step {row['step']}: {', '.join(parts)}"
 
 

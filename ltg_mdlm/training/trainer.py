@@ -85,6 +85,7 @@ class Trainer:
             if stopping:
                 break
         self.checkpoints.finish()
+        self.ranks.barrier()
         return self.is_last
 
     def steps(self) -> Iterator[Step]:
@@ -263,6 +264,8 @@ class Trainer:
         # The flags of refused updates are not part of a checkpoint.
         self.report_refused()
         self.checkpoints.save(self.state())
+        # The first rank may wait for a slow disk.  The others wait here, where the time limit is longer than in a step.
+        self.ranks.barrier()
 
     def close(self) -> None:
         """Wait for a checkpoint that is being written, close the sinks, and leave data parallelism."""

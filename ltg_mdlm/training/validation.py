@@ -6,9 +6,12 @@ between two validations come from the model.  Validation never changes the train
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +21,12 @@ from ltg_mdlm.core.batch import IGNORE, Batch, Step, labels_for
 from ltg_mdlm.core.components import CorpusStatistics
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.data.records import MinimalPair
-from ltg_mdlm.inference.choices import accuracy_of, pair_questions
+from ltg_mdlm.inference.choices import answer, pair_questions
 from ltg_mdlm.inference.likelihood import block_sums, estimate_bound
-from ltg_mdlm.inference.texts import Scorer
+from ltg_mdlm.inference.texts import Scorer, standard_error
 from ltg_mdlm.model.cross_entropy import weighted_cross_entropy
 from ltg_mdlm.model.visibility import block_of, block_visibility
+from ltg_mdlm.storage.metrics_file import PAIRS
 from ltg_mdlm.training.recipe import DenoisingLoss, Recipe, padded_count
 
 FREQUENT_SHARE = 0.5
@@ -47,6 +51,7 @@ class Validator:
         seed: int,
         tokens_per_byte: float,
         ranks: Ranks,
+        floor: float | None = None,
     ) -> None:
         """Every rank must call it.
 
@@ -60,6 +65,7 @@ class Validator:
             seed: of masks and noise
             tokens_per_byte: of the held-out text
             ranks: processes of the run
+            floor: -log p of the held-out text under the process that generated it, in nats per token; None if unknown
         """
         self._loss, self._recipe, self._device = loss, recipe, ranks.device
         # Corpus positions belong to the training split; held-out tokens have none.
@@ -68,8 +74,12 @@ class Validator:
         self._tokens_per_byte = tokens_per_byte
         self._sum_over_ranks = ranks.sum_over_ranks
         self._frequent_V, self._rare_V = (types_V.to(ranks.device) for types_V in frequent_and_rare(statistics))
+        rare_count_V = statistics.token_count_V.cpu() * self._rare_V.cpu()
+        self._of_text = {"valid/accuracy_rare_chance": float(rare_count_V.max() / rare_count_V.sum().clamp(min=1))}
         self._unigram_nll_V = unigram_nll(statistics)
-        self._unigram = unigram_cross_entropy(self._unigram_nll_V, batches, ranks.sum_over_ranks)
+        self._of_text["valid/unigram"] = unigram_cross_entropy(self._unigram_nll_V, batches, ranks.sum_over_ranks)
+        if floor is not None:
+            self._of_text["valid/floor"] = floor
 
     def __call__(self, progress: float, epoch: float) -> dict[str, float]:
         """`valid/...` metrics, equal on every rank.  Every rank must call it."""
@@ -80,7 +90,7 @@ class Validator:
             if step.causal_R is not None and bool(step.causal_R.any()):
                 metrics["valid/causal_nll"] = self._causal_nll()
             if self._recipe.own_visibility:
-                return metrics | {"valid/unigram": self._unigram}
+                return metrics | self._of_text
             bound = estimate_bound(
                 self._batches,
                 self._masked_nll,
@@ -94,7 +104,7 @@ class Validator:
         return metrics | {
             "valid/bound": bound.nats_per_token,
             "valid/bound_standard_error": bound.standard_error,
-            "valid/unigram": self._unigram,
+            **self._of_text,
             "valid/bits_per_byte": bound.bits_per_byte(self._tokens_per_byte),
         }
 
@@ -214,10 +224,23 @@ class PairValidator:
         self._questions = pair_questions(pairs)
 
     def __call__(self) -> dict[str, float]:
-        """`valid/minimal_pairs`, equal on every rank.  Every rank must call it."""
+        """Accuracies and standard errors, equal on every rank: of all pairs, and of each phenomenon.
+
+        Every rank must call it.
+        """
         with evaluating(self._loss):
             scores = self._scorer([question.candidates for question in self._questions])
-        return {"valid/minimal_pairs": accuracy_of(self._questions, scores)}
+        correct: dict[str, list[float]] = defaultdict(list)
+        for question, scored in zip(self._questions, scores, strict=True):
+            correct[question.uid].append(answer(question, scored).correct)
+        errors = {uid: standard_error(values) for uid, values in correct.items()}
+        metrics = {
+            "valid/minimal_pairs": fmean(map(fmean, correct.values())),
+            "valid/minimal_pairs_standard_error": math.hypot(*errors.values()) / len(errors),
+        }
+        for uid, values in correct.items():
+            metrics |= {f"{PAIRS}{uid}": fmean(values), f"{PAIRS}{uid}_standard_error": errors[uid]}
+        return metrics
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -250,6 +251,30 @@ def test_unreachable_partners_are_reported_in_a_sentence(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="process 1 of 2 failed at meeting the other processes"):
         Ranks.setup("cpu", timeout=timedelta(seconds=1))
+
+
+@pytest.mark.usefixtures("outside_torchrun")
+def test_on_gpus_nccl_connects_at_the_start_and_has_a_time_limit_of_its_own(monkeypatch):
+    """What torch is asked for, without a GPU: the operations of gloo keep the longer limit."""
+    asked = {}
+
+    class ProcessGroupNCCL:
+        def _set_default_timeout(self, timeout):
+            asked["gpu_timeout"] = timeout
+
+    group = SimpleNamespace(_get_backend=lambda device: ProcessGroupNCCL())
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_device", lambda *_: torch.device("cuda", 1))
+    monkeypatch.setattr(distributed, "_store_of_this_attempt", lambda *_: None)
+    monkeypatch.setattr(distributed, "_get_default_group", lambda: group)
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", ProcessGroupNCCL, raising=False)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
+    monkeypatch.setattr(Ranks, "barrier", lambda self: None)
+    Ranks.setup(threads=1, timeout=timedelta(minutes=30), gpu_timeout=timedelta(minutes=10))
+    assert asked["backend"] == "cpu:gloo,cuda:nccl"
+    assert asked["device_id"] == torch.device("cuda", 1)
+    assert (asked["timeout"], asked["gpu_timeout"]) == (timedelta(minutes=30), timedelta(minutes=10))
 
 
 def _train(ranks, name, steps, bad_step):

@@ -17,6 +17,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.corpus import Corpus, Split, _open_split, digest_of, read_description
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.words import WHITESPACE, WordUnit
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def problem_with(path: Path, corpus: Corpus, *, reads_tokenizer: bool) -> str:
             read_description(path.parent)
         elif path.suffix == ".bin":
             entry, names = corpus.description["splits"]["train"], corpus.train.source_names
-            _open_split(path.parent, entry, corpus.tokenizer, names)
+            _open_split(path.parent, entry, corpus.tokenizer, names, WordUnit(WHITESPACE))
         elif reads_tokenizer:
             Tokenizer.read(path)
         corpus.verify()

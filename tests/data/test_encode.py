@@ -12,7 +12,7 @@ from support.corpora import documents, small_tokenizer
 from ltg_mdlm.data import encode
 from ltg_mdlm.data.boundaries import NORMALISED_TO_SPACE, WHITE_SPACE, cut, split_units
 from ltg_mdlm.data.encode import Encoder, word_starts_by_offsets
-from ltg_mdlm.data.sources import Piece
+from ltg_mdlm.data.readers import Piece
 from ltg_mdlm.data.tokenizer import Tokenizer
 
 CHARACTERS = "ab.'-1 \n\t\x0b\x1c\x85\xa0¨´é\u0301\u0345字\u2028\u3000ﬁﬁ㎡\u1680\u180e\u200b😀<>/_"

@@ -16,8 +16,8 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data import prepare
 from ltg_mdlm.data.corpus import Corpus, digest_of
 from ltg_mdlm.data.encode import EncoderPool
-from ltg_mdlm.data.prepare import batches, prepare_corpus, sample
-from ltg_mdlm.data.sources import Piece
+from ltg_mdlm.data.prepare import batches, copies, prepare_corpus
+from ltg_mdlm.data.readers import Piece
 from ltg_mdlm.data.tokenizer import Tokenizer
 
 TRAIN, VALID = documents(60), documents(10, seed=1)
@@ -83,10 +83,13 @@ def test_a_large_corpus_is_sampled_evenly_for_the_tokenizer(texts):
 
 
 def test_a_sample_is_evenly_spread():
-    chosen = np.array([int(text) for text in sample(map(str, range(10_000)), 0.1)])
+    chosen = np.array([number for number in range(10_000) if copies(number, 0.1)])
     assert len(chosen) == pytest.approx(1000, abs=5)
     assert np.bincount(chosen // 1000).tolist() == pytest.approx([100] * 10, abs=5)
-    assert list(sample("abc", 1.0)) == ["a", "b", "c"]
+    assert [copies(number, 1.0) for number in range(3)] == [1, 1, 1]
+    repeated = [copies(number, 2.25) for number in range(1000)]
+    assert set(repeated) == {2, 3}
+    assert sum(repeated) == pytest.approx(2250, abs=5)
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(texts, monkeypatch):
@@ -337,3 +340,26 @@ def test_a_vocabulary_above_65536_takes_four_bytes_per_token(texts):
     assert corpus.train.tokens.dtype == np.uint32
     assert corpus.train.tokens.tolist() == [65999, 65536, 400]
     assert corpus.train.words.tolist() == [1, 1, 1]
+
+
+def test_killed_at_any_time_and_repeated_it_makes_the_same_corpus(texts):
+    write_text(texts["train"], documents(3000))
+    expected = make(texts).description["fingerprint"]
+    shutil.rmtree(texts["out"])
+    command = [sys.executable, "-m", "ltg_mdlm", "prepare", str(texts["train"]), "--out", str(texts["out"])]
+    command += ["--valid", str(texts["valid"]), "--tokenizer", str(texts["tokenizer"])]
+
+    def unfinished() -> int:
+        walk = os.walk(texts["out"].parent)  # it ignores folders that vanish
+        return sum(len(files) for folder, _, files in walk if ".tmp-" in folder)
+
+    for written in range(4):  # killed when this many files of the unfinished folder exist
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and unfinished() < 3 * written:
+                pass
+            process.kill()
+        assert not texts["out"].exists() or make(texts).description["fingerprint"] == expected
+        shutil.rmtree(texts["out"], ignore_errors=True)
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=True).returncode == 0
+    assert make(texts).description["fingerprint"] == expected
+    assert not list(texts["out"].parent.glob(".tmp-*"))

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from support.corpora import documents, write_text
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data import sources
-from ltg_mdlm.data.sources import Piece, find_sources, read_pieces, source_names
+from ltg_mdlm.data import readers
+from ltg_mdlm.data.readers import Piece, Reading, read_pieces
+from ltg_mdlm.data.sources import find_sources
+from ltg_mdlm.data.text_files import TextFile, source_names
 
 
-def texts_of(path: Path, **options) -> list[str]:
+def texts_of(path: Path, limit: int | None = readers.PIECE_CHARACTERS, **reading) -> list[str]:
     """The documents of a file, joined from their pieces."""
     texts: list[str] = []
-    for piece in read_pieces(path, **options):
+    for piece in read_pieces(path, Reading(**reading), limit=limit):
         if piece.opens_document:
             texts.append(piece.text)
         else:
@@ -78,8 +80,8 @@ def test_blocks_and_pieces_never_change_the_documents(tmp_path_factory, text, bl
     paragraphs = "\n".join(line if line.strip() else "" for line in lines).split("\n\n")
     expected = [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BLOCK_CHARACTERS", block)
-        patch.setattr(sources, "_LONGEST_UNBROKEN", 1000)
+        patch.setattr(readers, "_BLOCK_CHARACTERS", block)
+        patch.setattr(readers, "_LONGEST_UNBROKEN", 1000)
         assert texts_of(path, drop_headings=drop, limit=limit) == expected
 
 
@@ -91,13 +93,13 @@ def test_a_long_line_is_read_in_pieces_with_little_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(pieces) == path.stat().st_size - 1
-    assert max(pieces) <= sources.PIECE_CHARACTERS
+    assert max(pieces) <= readers.PIECE_CHARACTERS
     assert peak < path.stat().st_size
 
 
 def test_a_file_without_any_blank_is_refused(tmp_path):
     path = write(tmp_path / "blob.txt", "x" * 6_000_000)
-    with pytest.raises(UserError, match=r"blob.txt: .* characters without a blank"):
+    with pytest.raises(UserError, match=r"blob.txt: .* characters without a blank or punctuation"):
         list(read_pieces(path))
 
 
@@ -115,8 +117,8 @@ def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, compression):
         (b'{"text": "a"', "line 2: not JSON"),
         (b"[1, 2]", "line 2: neither a JSON string nor"),
         (b"17", "line 2: neither a JSON string nor"),
-        (b'{"txt": "a"}', "line 2: neither a JSON string nor"),
-        (b'{"text": null}', "line 2: neither a JSON string nor"),
+        (b'{"txt": "a"}', "line 2: the object has no 'text'; its fields are: txt"),
+        (b'{"text": null}', "line 2: 'text' is null; correct the row"),
         (b'"\\ud800"', "line 2: half a surrogate pair"),
         (b'"\xff"', "line 2: not UTF-8"),
         (b"[" * 100_000, "line 2: not JSON that can be read: .*recursion"),
@@ -155,7 +157,7 @@ def test_folders_are_searched_in_order_and_other_files_in_them_are_ignored(tmp_p
     (tmp_path / "b").mkdir()
     for name in ("b/z.train.gz", "a.txt", "README.md", ".hidden.txt", "c.jsonl.zst"):
         write(tmp_path / name, "")
-    found = [str(path.relative_to(tmp_path)) for path in find_sources([tmp_path])]
+    found = [str(file.path.relative_to(tmp_path)) for file in find_sources([tmp_path])]
     assert found == ["a.txt", "b/z.train.gz", "c.jsonl.zst"]
 
 
@@ -163,7 +165,7 @@ def test_folders_are_searched_in_order_and_other_files_in_them_are_ignored(tmp_p
     ("name", "message"),
     [
         ("missing.txt", "no such file or folder"),
-        ("page.html", r"unknown kind of file; text files end in \.train"),
+        ("page.html", r"unknown kind of file; known are text \.txt"),
         ("folder", "no text files in this folder"),
     ],
 )
@@ -191,7 +193,7 @@ def test_byte_order_marks_at_the_beginning_of_lines_are_dropped(text, block):
     """Files that were concatenated have them inside; blocks of any size give the same documents."""
     expected = _without_marks(text)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BLOCK_CHARACTERS", block)
+        patch.setattr(readers, "_BLOCK_CHARACTERS", block)
         marked, clean = (write(Path(folder) / f"{i}.txt", part) for i, part in enumerate((text, expected)))
         assert texts_of(marked) == texts_of(clean)
         lines = write(Path(folder) / "a.jsonl", "\ufeff" + json.dumps("x" + text) + "\n\ufeff" + json.dumps("y"))
@@ -206,11 +208,11 @@ def _without_marks(text: str) -> str:
     ("files", "names"),
     [
         (["train/childes.train", "train/wiki.train.gz"], ["childes", "wiki"]),
-        (["zho/train.jsonl", "nld/train.jsonl", "en.txt"], ["zho/train", "nld/train", "en"]),
+        (["zho/train.jsonl", "nld/train.jsonl", "en.txt"], ["zho", "nld", "en"]),
         (["a/b/x.txt", "c/b/x.txt", "x.txt"], ["a/b/x", "c/b/x", "here/x"]),
         (["x.txt", "x.jsonl"], ["x", "x"]),
         (["v1.2.train"], ["v1.2"]),
     ],
 )
 def test_sources_are_named_after_their_files(files, names, tmp_path):
-    assert source_names([tmp_path / "here" / file for file in files]) == names
+    assert source_names([TextFile(tmp_path / "here" / file, "text") for file in files]) == names

@@ -13,12 +13,15 @@ from support.corpora import documents, real_data, small_tokenizer, write_text
 from support.results import write_result
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data import word_sequences
 from ltg_mdlm.data.corpus import Corpus, Split
 from ltg_mdlm.data.prepare import prepare_corpus
-from ltg_mdlm.data.sources import Piece, find_sources, read_pieces
+from ltg_mdlm.data.readers import Piece, read_pieces
+from ltg_mdlm.data.sources import find_sources
+from ltg_mdlm.data.word_sequences import WordSequences
+from ltg_mdlm.data.words import terms_of
 from ltg_mdlm.evaluation import contamination as decoded
-from ltg_mdlm.evaluation import contamination as word_sequences
-from ltg_mdlm.evaluation.contamination import WordSequences, decoded_pieces, find_contamination, words_of
+from ltg_mdlm.evaluation.contamination import decoded_pieces, find_contamination
 from ltg_mdlm.evaluation.contamination_report import effect_on, questions_asked, results_on, summary, worst
 from ltg_mdlm.evaluation.task_texts import read_task_texts
 
@@ -40,7 +43,7 @@ def words_by_document(pieces):
     for piece in pieces:
         if piece.opens_document:
             found.append([])
-        found[-1] += words_of(piece.text)
+        found[-1] += terms_of(piece.text)
     return found
 
 
@@ -55,7 +58,7 @@ def words_by_document(pieces):
     ],
 )
 def test_words_are_runs_of_letters_and_digits(text, words):
-    assert words_of(text) == words
+    assert terms_of(text) == words
 
 
 @given(SEQUENCES, DOCUMENTS, st.integers(1, 30))
@@ -83,11 +86,11 @@ def test_words_that_are_in_no_sequence_stand_between_the_others():
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50, 1 << 18])
-def test_decoded_documents_have_the_words_of_their_text(monkeypatch, at_once):
+def test_decoded_documents_have_the_terms_of_their_text(monkeypatch, at_once):
     monkeypatch.setattr(decoded, "_TOKENS_PER_PART", at_once)
     texts = documents(30)
     split = Split.of([np.array(small_tokenizer().encode(text)) for text in texts], small_tokenizer())
-    assert words_by_document(decoded_pieces(split, small_tokenizer())) == [words_of(text) for text in texts]
+    assert words_by_document(decoded_pieces(split, small_tokenizer())) == [terms_of(text) for text in texts]
 
 
 def test_pieces_of_a_decoded_document_follow_each_other(monkeypatch):
@@ -101,7 +104,7 @@ def test_pieces_of_a_decoded_document_follow_each_other(monkeypatch):
     assert [piece.opens_document for piece in pieces] == [True] + [False] * (len(pieces) - 1)
 
 
-def test_a_prepared_corpus_has_the_words_of_its_files(tmp_path):
+def test_a_prepared_corpus_has_the_terms_of_its_files(tmp_path):
     text = real_data("babylm_2024_merged", "train_100k", "childes.train")
     small_tokenizer().save(tmp_path / "tokenizer.json")
     prepare_corpus([text], tmp_path / "corpus", tokenizer=tmp_path / "tokenizer.json", workers=1, progress=False)
@@ -322,7 +325,7 @@ def test_the_command_searches_a_corpus_or_text_files(tmp_path, run, kind):
         ["blimp_fast", "sentence_bad", "4", "1", "0", "0.00%", "0", "0.00%"],
         ["blimp_fast", "(any)", "4", "1", "3", "75.00%", "2", "50.00%"],
     ]
-    assert lines[5].startswith("13 words of training text searched for n-grams of 3 words")
+    assert lines[5].startswith("13 words of training text searched for n-grams of 3 terms")
     assert lines[-1].split() == ["m", "main", "pll", "blimp_fast", "1", "3", "100.00%", "66.67%", "-33.33%"]
     assert len((tmp_path / "worst.jsonl").read_text().splitlines()) == 3
     found = json.loads(run(*arguments, "--json")[1])

@@ -69,11 +69,11 @@ def test_micro_batches_hold_every_chosen_row_once_within_the_budget(row_lengths,
     chosen = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True))
     pooling = data.draw(st.sampled_from(["last", "first"]))
     batches = list(micro_batches(rows, chosen, budget, CPU, pooling))
-    seen = [int(row) for batch in batches for row in batch.row_B]
+    seen = [int(row) for batch in batches for row in batch.item_N]
     assert sorted(seen) == sorted(chosen)
     for batch in batches:
-        assert batch.ids_BT.numel() <= budget or len(batch.row_B) == 1
-        for ids_T, document_T, label, row in zip(*batch, strict=True):
+        assert batch.ids_BT.numel() <= budget or len(batch.item_N) == 1
+        for ids_T, document_T, label, row in zip(*batch[:4], strict=True):
             length = len(rows.ids[row])
             padding = len(ids_T) - length
             left, right = (padding, 0) if pooling == "last" else (0, padding)
@@ -170,7 +170,7 @@ def test_the_first_update_is_that_of_torchs_adamw_on_the_mean_loss_of_the_batch(
     optimizer = torch.optim.AdamW(trainable, lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.3)
     literal.head.eval()  # its dropout would differ between batches
     ours._classifier.head.eval()
-    loss = F.cross_entropy(literal(whole.ids_BT, whole.document_BT, torch.zeros(8)), whole.label_B)
+    loss = F.cross_entropy(literal(whole.ids_BT, whole.document_BT, torch.zeros(8)), whole.label_N)
     loss.backward()
     optimizer.step()
     assert float(ours._step(list(range(8)))) / 8 == pytest.approx(loss.item(), rel=1e-5)
@@ -241,7 +241,7 @@ def test_padding_on_the_left_is_that_of_the_official_case():
     pairs = [("The dog runs.", "It is a very big dog that runs in the park."), ("A cat.", "No.")]
     rows = encode([Example(*pair, 0) for pair in pairs], tokenizer, 512)
     (batch,) = micro_batches(rows, range(2), 10_000, CPU, "last")
-    shorter = batch.row_B.tolist().index(1)
+    shorter = batch.item_N.tolist().index(1)
     ids = [BOS, *tokenizer.encode("A cat."), BOS, *tokenizer.encode("No.")]
     assert batch.ids_BT[shorter].tolist() == [PAD] * (batch.ids_BT.shape[1] - len(ids)) + ids
     assert batch.ids_BT[shorter, -1] == tokenizer.encode("No.")[-1]

@@ -1,6 +1,7 @@
 """Reading times, on top of a scorer whose surprisals are known."""
 
 import csv
+import json
 from itertools import combinations
 
 import numpy as np
@@ -121,3 +122,37 @@ def test_surprisal_that_explains_all_that_is_left_gains_a_hundred_per_cent(tmp_p
 def test_reading_times_that_cannot_be_used_are_the_users_error(tmp_path, rows, complaint):
     with pytest.raises(UserError, match=complaint):
         Reading().run(write_table(tmp_path / "reading" / "data.csv", rows), TableScorer())
+
+
+def test_the_other_official_files_hold_every_measure_that_the_data_have(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = (*EYE_TRACKING, SELF_PACED, "N400", "Subtlex_log10", "length", "context_length", "prev_length")
+    rows = [
+        reading_row(word=f"w{i}", prev_item="He", prev_word="a", **{name: float(rng.normal()) for name in columns})
+        for i in range(60)
+    ]
+    rows[3]["N400"] = ""
+    surprisals = {NextWord("He", f"w{i}"): float(rng.normal()) for i in range(60)} | {NextWord("He", "a"): 1.0}
+    files = (
+        Reading()
+        .run(write_table(tmp_path / "reading" / "t.csv", rows), TableScorer(surprisal=surprisals.__getitem__))
+        .other_files
+    )
+    measures = [*EYE_TRACKING, SELF_PACED, "N400"]
+    lines = dict(line.split("\t") for line in files["correlations.txt"].splitlines())
+    assert list(lines) == measures
+    without = [i for i in range(60) if i != 3]
+    n400 = [rows[i]["N400"] for i in without], [surprisals[NextWord("He", f"w{i}")] for i in without]
+    assert lines["N400"] == f"{np.corrcoef(*n400)[0, 1]:.4f}"
+    for name in ("predictive_power", "predictive_power_spillover"):
+        found = [json.loads(line) for line in files[f"{name}.jsonl"].splitlines()]
+        assert [row["Predicted variable"] for row in found] == measures
+        assert all(0 <= row["P-value"] <= 1 and row["Change in R2 from baseline"] >= -1e-9 for row in found)
+    first = json.loads(files["prediction.jsonl"].splitlines()[0])
+    assert first == {
+        "Index": 0,
+        "Sentence": "He",
+        "Word": "w0",
+        "Logprob": surprisals[NextWord("He", "w0")],
+        "Prev_Logprob": 1.0,
+    }

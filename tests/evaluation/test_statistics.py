@@ -13,6 +13,7 @@ from ltg_mdlm.evaluation.statistics import (
     PairedDifferences,
     correlation,
     explained_by_last,
+    fit,
     holm,
     mcnemar_p,
     seeds_and_questions_p,
@@ -262,3 +263,24 @@ def test_what_cannot_be_told_is_not_a_number():
     x_NP = np.arange(12.0).reshape(6, 2) ** 2
     assert math.isnan(explained_by_last(x_NP, np.ones(6)))
     assert math.isnan(explained_by_last(x_NP[:3], np.array([1.0, 2.0, 4.0])))
+
+
+def test_a_regression_has_the_figures_of_the_partial_correlation():
+    """Of the residuals of target and last predictor, after regression on the others."""
+    rng = np.random.default_rng(0)
+    rows = 40
+    predictors_NP = rng.normal(size=(rows, 4))
+    target_N = predictors_NP @ [1.0, -2.0, 0.5, 0.3] + rng.normal(size=rows)
+    others_NP = np.column_stack([np.ones(rows), predictors_NP[:, :-1]])
+    q_NP = np.linalg.qr(others_NP)[0]
+    own_N, last_N = (x_N - q_NP @ (q_NP.T @ x_N) for x_N in (target_N, predictors_NP[:, -1]))
+    line = stats.linregress(last_N, own_N)
+    r, df = line.rvalue, rows - 5
+    whole, without = fit(predictors_NP, target_N), fit(predictors_NP[:, :-1], target_N)
+    assert whole.coefficient == pytest.approx(line.slope)
+    assert whole.t == pytest.approx(r * math.sqrt(df / (1 - r**2)))
+    assert whole.p == pytest.approx(2 * stats.t.sf(abs(whole.t), df))
+    assert whole.r2 - without.r2 == pytest.approx(r**2 * (1 - without.r2))
+    assert whole.aic - without.aic == pytest.approx(rows * math.log(1 - r**2) + 2)
+    normal = stats.norm(0, np.sqrt(np.mean(own_N**2)))
+    assert without.aic == pytest.approx(2 * 4 - 2 * normal.logpdf(own_N).sum())

@@ -3,13 +3,10 @@
 `accept` is written from the published description of the collated file, and knows nothing of the program.
 """
 
-import csv
 import json
-import math
-import random
 
 import pytest
-from support.finetuning import write_task
+from support.submissions import CHECKPOINTS, SMALL, accept, write_data, write_rows
 from support.trained import write_run
 
 from ltg_mdlm.core.errors import UserError
@@ -17,74 +14,6 @@ from ltg_mdlm.evaluation import submission_work
 from ltg_mdlm.evaluation.submission import Size, published_sizes
 from ltg_mdlm.evaluation.submission_work import Job, Worker, array_task
 from ltg_mdlm.testing.ranks import run_on_ranks
-
-CHECKPOINTS = [f"chck_{i}M" for i in range(1, 9)]
-SMALL = [f"chck_{i}M" for i in [*range(1, 10), *range(10, 101, 10)]]
-WORDS = ("dog", "cats", "tree")
-
-
-def write_rows(file, *rows):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-
-
-def write_data(root):
-    """Every kind of data of the strict tracks, in few rows."""
-    rng = random.Random(0)
-    pairs = [{"sentence_good": f"the dog {i}", "sentence_bad": f"a the {i}"} for i in range(3)]
-    for folder in ("full_eval/blimp_filtered", "fast_eval/blimp_fast"):
-        for uid in ("Principle_A", "islands"):
-            write_rows(root / folder / f"{uid}.jsonl", *({**pair, "UID": uid} for pair in pairs))
-    for folder in ("full_eval/supplement_filtered", "fast_eval/supplement_fast"):
-        write_rows(root / folder / "hypernym.jsonl", *pairs[:2])
-    ewok = {
-        "Context1": "the dog ran.",
-        "Context2": "the cats ran.",
-        "Target1": "a dog",
-        "Target2": "a cat",
-        "Domain": "d",
-    }
-    for folder in ("full_eval/ewok_filtered", "fast_eval/ewok_fast"):
-        write_rows(root / folder / "d.jsonl", ewok, ewok | {"Context1": "a tree."})
-    boxes = [{"input_prefix": "Box", "options": [" a dog", " a tree"], "numops": n} for n in (0, 1, 1)]
-    nothing = {"input_prefix": "Box", "options": [" nothing", " a tree"], "numops": 0}
-    write_rows(root / "full_eval/entity_tracking/regular.jsonl", *boxes, nothing)
-    write_rows(root / "full_eval/entity_tracking/ambiref.jsonl", *boxes[:2])
-    write_rows(root / "fast_eval/entity_tracking_fast/regular.jsonl", nothing, *boxes)
-    comps = {"prefix_acceptable": "a dog", "prefix_unacceptable": "a tree", "property_phrase": "ran"}
-    write_rows(root / "full_eval/comps/comps_base.jsonl", comps)
-    write_rows(root / "full_eval/comps/comps_wugs_dist-before.jsonl", comps)
-    for name, solutions in (("parallel", 4), ("nonparallel", 2)):
-        rows = [
-            {"prompt": "the", "label": i % solutions, "example_id": f"e{i}"}
-            | {f"solution{j}": f"dog {j}" for j in range(solutions)}
-            for i in range(3)
-        ]
-        for half in ("full_eval", "fast_eval"):
-            write_rows(root / half / f"global_piqa_{name}" / "eng_latn.jsonl", *rows)
-    columns = ["RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound", "self_paced_reading_time"]
-    columns += ["Subtlex_log10", "length", "context_length", "prev_length"]
-    contexts = ["the", "the dog", "a cats saw", "it's the"]
-    file = root / "full_eval/reading/reading_data.csv"
-    file.parent.mkdir()
-    with file.open("w", newline="") as target:
-        writer = csv.writer(target)
-        writer.writerow(["item", "word", "prev_item", "prev_word", *columns])
-        for i in range(40):
-            own, previous = f"{rng.choice(contexts)} {i}", rng.choice(contexts)
-            before = ["None", ""] if i == 0 else [previous, rng.choice(WORDS)]
-            writer.writerow([own, rng.choice(WORDS), *before, *(rng.uniform(1, 9) for _ in columns)])
-    aoa = root / "full_eval/cdi_childes"
-    aoa.mkdir()
-    (aoa / "cdi_childes.json").write_text(json.dumps({w: [{"context": "a "}, {"context": "the "}] for w in WORDS}))
-    with (aoa / "cdi_human.csv").open("w", newline="") as target:
-        writer = csv.writer(target)
-        writer.writerow(["word", *range(16, 31)])
-        for i, word in enumerate(WORDS):
-            writer.writerow([word, *(1 / (1 + math.exp(20 + i - month)) for month in range(16, 31))])
-    write_task(root / "full_eval/glue_filtered", "rte", train=8, valid=4)
-    write_task(root / "full_eval/glue_filtered", "mrpc", train=8, valid=5)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -107,46 +36,6 @@ def submit(run, small_run, data, tmp_path):
         return run("submit", str(small_run), "--track", track, *where, *quick, *more)
 
     return call
-
-
-def accept(submission, revisions):
-    """The keys and numbers of predictions of the collated file, for the data of `write_data`."""
-    keys = "blimp blimp_supplement ewok entity_tracking_filtered comps global_piqa_parallel global_piqa_nonparallel"
-    assert set(submission) == {*keys.split(), "reading", "aoa_surprisals", "aoa", "glue", "fast_eval_results"}
-
-    def counts(key):
-        return {uid: len(entry["predictions"]) for uid, entry in submission[key].items()}
-
-    assert counts("blimp") == {"Principle_A": 3, "islands": 3}
-    assert counts("blimp_supplement") == {"hypernym": 2}
-    assert counts("ewok") == {"d": 2}
-    assert counts("entity_tracking_filtered") == {
-        "regular_0_ops": 1,
-        "regular_1_ops": 2,
-        "ambiref_0_ops": 1,
-        "ambiref_1_ops": 1,
-    }
-    assert counts("comps") == {"base": 1, "wugs_dist_before": 1}
-    assert counts("global_piqa_parallel") == counts("global_piqa_nonparallel") == {"e0": 1, "e1": 1, "e2": 1}
-    assert counts("reading") == {"reading": 40}
-    assert all(row.keys() == {"id", "pred", "prev_pred"} for row in submission["reading"]["reading"]["predictions"])
-    assert submission["ewok"]["d"]["predictions"][0]["pred"] in ("the dog ran. a dog", "the cats ran. a dog")
-    assert counts("glue") == {"rte": 4, "mrpc": 5}
-    assert submission["aoa"].keys() == {"aoa"}
-    fast = submission["fast_eval_results"]
-    assert set(fast) == {*keys.split(), "reading"} - {"comps"}
-    for key, of_checkpoints in fast.items():
-        assert len(of_checkpoints) == len(revisions)
-        for revision, figures in zip(revisions, of_checkpoints, strict=True):
-            assert (figures is None) == (revision not in CHECKPOINTS)
-            if figures is not None and key != "reading":
-                assert all(0 <= share <= 1 for share in figures.values())
-    first = {key: set(of_checkpoints[0]) for key, of_checkpoints in fast.items()}
-    assert first["reading"] == {"spr", "rt"}
-    assert first["global_piqa_parallel"] == {"global_piqa_parallel"}
-    assert first["entity_tracking_filtered"] == {"regular_0_ops", "regular_1_ops"}
-    # Right answers of a fast task, counted from the predictions of the same rows in the full task.
-    assert first["blimp"] == {"Principle_A", "islands"}
 
 
 def test_a_submission_is_built_end_to_end_although_it_is_killed_twice(submit, tmp_path, monkeypatch):
@@ -249,7 +138,7 @@ def test_missing_data_are_one_line_each_with_the_command_that_gets_them(submit, 
     lines = out.partition("missing:\n")[2].splitlines()
     assert len(lines) == 5  # strict, EWoK, both GlobalPIQA, checkpoints
     (strict,) = (line for line in lines if "download strict" in line)
-    for name in ("blimp_filtered", "reading", "comps", "age of acquisition", "mnli", "ewok_fast of 8 checkpoints"):
+    for name in ("blimp_filtered", "reading", "comps", "age of acquisition", "mnli", "ewok_fast", " of 8 checkpoints"):
         assert name in strict
     assert "--ewok-vocabulary" in next(line for line in lines if line.strip().startswith("ewok_filtered"))
 
@@ -284,7 +173,10 @@ def test_results_of_other_data_or_another_score_are_not_mixed(submit, tmp_path):
 
 def test_what_cannot_be_submitted_is_refused(submit, run, small_run, tmp_path):
     assert "no folder full_eval or fast_eval" in submit(data=tmp_path)[2]
-    assert "cannot be collated here" in submit(track="multilingual")[2]
+    assert "no folder tasks and no files of fine-tuning tasks" in submit(track="multilingual")[2]
+    assert "--score bound: only the track multilingual has this option" in submit("--score", "bound")[2]
+    assert "--language: only the track multilingual" in submit("--language", "eng")[2]
+    assert "--language deu: no such language; there are eng, nld, zho" in submit("--language", "deu")[2]
     assert "--score causal needs a model trained on causal rows" in submit("--score", "causal")[2]
     assert "no results of this model" in submit("--collate-only")[2]
 

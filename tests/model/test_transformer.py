@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ltg_mdlm.model import transformer
+from ltg_mdlm.model import attention as attention_module
 from ltg_mdlm.model.attention import attend_by_library
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 
@@ -297,7 +297,7 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(kind):
 @pytest.mark.parametrize("kind", [MDLM, GPT_BERT])
 def test_all_layers_run_the_same_two_graphs_of_the_compiler(kind, monkeypatch):
     """As on a GPU; no part falls back to Python, and the results are equal."""
-    monkeypatch.setattr(transformer, "attend", attend_by_library)
+    monkeypatch.setattr(attention_module, "attend", attend_by_library)
     model = disturbed_model(small_config(**kind))
     document_BT, causal_B = rows_of(24)
     plain = outputs_and_gradients(model, document_BT, causal_B, oracle=False)

@@ -12,7 +12,7 @@ from support.models import VOCAB, disturbed_model, packed, packed_rows, small_co
 from support.oracle import Oracle
 from torch import Tensor
 
-from ltg_mdlm.model import transformer
+from ltg_mdlm.model import attention as attention_module
 from ltg_mdlm.model.attention import attend, attend_by_library
 from ltg_mdlm.model.visibility import LAST, Visibility, block_of, block_visibility
 
@@ -140,7 +140,7 @@ def with_documents(visibility: Visibility, document_BT: Tensor) -> Tensor:
 @pytest.mark.parametrize(("length", "copies"), [(7, 0), (7, 1), (7, 3), (70, 1)])
 def test_outputs_and_all_gradients_with_copies_equal_the_oracle(attention, length, copies, monkeypatch):
     """Also those of the position tables, whose rows are summed over the copies; random integers as visibility."""
-    monkeypatch.setattr(transformer, "attend", attention)
+    monkeypatch.setattr(attention_module, "attend", attention)
     config = small_config(**SIZES | {"max_position_embeddings": max(32, length)})
     model = disturbed_model(config)
     torch.manual_seed(copies)
@@ -229,7 +229,7 @@ def test_the_default_visibility_and_the_explicit_one_are_bit_identical(copies):
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
 def test_layers_with_copies_are_whole_graphs_for_the_compiler(monkeypatch):
-    monkeypatch.setattr(transformer, "attend", attend_by_library)
+    monkeypatch.setattr(attention_module, "attend", attend_by_library)
     model = disturbed_model(small_config(**SIZES))
     document_BT = torch.stack([packed(5, 4)])
     visibility = block_visibility(document_BT, 3).with_clean_copy()

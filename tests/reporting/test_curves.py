@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ltg_mdlm.reporting.curves import group_line, run_line
+from ltg_mdlm.reporting.curves import run_line
 from ltg_mdlm.storage.metrics_file import Curve, MetricsFile
 
 
@@ -34,12 +34,6 @@ def test_means_and_extremes_of_a_long_curve_are_those_of_its_bins():
 def test_values_that_are_not_finite_interrupt_the_line():
     line = run_line(Curve([0, 10, 20], [3.0, math.nan, math.inf]), 20)
     assert np.isfinite(line.value_P).tolist() == [True, False, False]
-
-
-def test_several_seeds_give_their_mean_and_standard_deviation():
-    line = group_line([Curve([0, 10], [1.0, 2.0]), Curve([0, 10], [3.0, 5.0]), Curve([0], [2.0])], 10)
-    assert line.value_P.tolist() == [2, 3.5]
-    assert line.high_P - line.value_P == pytest.approx([1, np.std([2, 5], ddof=1)])
 
 
 def test_metrics_are_read_as_they_grow(tmp_path):

@@ -145,7 +145,7 @@ def test_a_damaged_line_does_not_keep_a_run_from_printing_its_result(tmp_path):
     metrics = run / "metrics.jsonl"
     first, *others = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join([first, '{"valid/loss": 1.0, "st\n', *others]))
-    assert re.search(r"^bound on -log p, nats per token +9\.0000 +3\.2500$", result_text(run), re.MULTILINE)
+    assert re.search(r"^bound on -log p, nats per token +9\.0000 +3\.2500 ± 0\.0100$", result_text(run), re.MULTILINE)
 
 
 def test_text_json_and_csv_have_the_same_values(tmp_path, run):

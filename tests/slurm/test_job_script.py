@@ -35,6 +35,32 @@ def test_a_run_that_never_started_has_no_status(tmp_path):
     assert bash(f"status_of {tmp_path}") == ""
 
 
+@pytest.mark.parametrize(
+    ("status", "saves", "signal", "ends"),
+    [
+        ("finished", True, "", "exit 1"),
+        ("failed", True, "", "requeue"),
+        ("failed", False, "", "exit 1"),
+        ("running", True, "", "requeue"),
+        ("running", False, "", "exit 1"),
+        ("running", False, "TERM", "requeue"),
+        ("preempted", False, "USR1", "requeue"),
+    ],
+)
+def test_a_run_that_lost_a_process_is_requeued_only_if_it_has_saved_since_the_job_started(
+    tmp_path, status, saves, signal, ends
+):
+    """So that what always fails at the same step is tried twice and not for ever."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step_0000004\n")
+    RunFolder(tmp_path).write_status(Status(status, 8))
+    training = f"echo step_0000008 > {tmp_path}/checkpoints/latest;" if saves else ""
+    functions = f"on_all_nodes() {{ {training} stop_signal={signal}; return 1; }};requeue() {{ echo requeue; exit 0; }}"
+    printed = bash(f"{functions}; (train_and_requeue {tmp_path} -m x) || echo exit $?", SLURM_JOB_NODELIST="here")
+    assert ends in printed.splitlines()
+    assert ("requeue" in printed.splitlines()) == (ends == "requeue")
+
+
 @pytest.mark.parametrize("chosen", ["", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
 def test_memory_of_gpus_is_in_segments_that_can_grow_unless_the_user_chose_otherwise(chosen):
     commands = (

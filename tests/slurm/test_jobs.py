@@ -10,6 +10,7 @@ import pytest
 from support import runs
 from support.runs import TINY, faulty_environment, losses, saved_bits
 from support.slurm import Cluster
+from support.submissions import SMALL, accept, write_data
 from support.trained import write_run
 from support.waiting import wait_until
 
@@ -124,10 +125,7 @@ def test_an_array_trains_every_point_of_a_sweep_and_a_killed_task_goes_on(jobs: 
     owner = Owner.parse((killed / "lock").read_text())
     trainer = owner.process
     os.kill(trainer, signal.SIGKILL)
-    jobs.await_end(f"{job}_{KILLED}")
-    assert jobs.status(killed) == "running", "a killed run cannot say that it ends"
     (tmp_path / "killed").touch()
-    jobs.cluster("scontrol", "requeue", f"{job}_{KILLED}")
     jobs.await_end(job)
 
     table = report_table([read_run(folder) for folder in find_runs([tmp_path / "runs" / "powers"])])
@@ -160,3 +158,18 @@ def test_an_array_evaluates_every_run_of_a_folder(jobs: Jobs, tmp_path: Path):
     assert models == {"freq_mdlm", "gpt_bert"}, jobs.output()
     assert {path.parts[-4] for path in results.glob("**/blimp_fast/items.jsonl")} == {"mlm", "mntp"}
     assert "runs has no run number 2" in jobs.output()
+
+
+def test_an_array_builds_a_submission_although_a_task_is_requeued(jobs: Jobs, tmp_path: Path):
+    write_run(tmp_path / "tiny", words_seen=[i * 1_000_000 for i in range(1, 9)])
+    data = write_data(tmp_path / "evaluation_data")
+    where = ("--data", str(data), "--out", "submission.json", "--partial")
+    quick = as_options("epochs=1", "batch_rows=8", "seq_len=64")
+    job = jobs.submit("submit.sbatch", "tiny", "--track", "strict-small", *where, *quick, options=("--array=0-1",))
+    jobs.await_file(tmp_path / "results" / "tiny" / "chck_2M")
+    jobs.cluster("scontrol", "requeue", f"{job}_1")
+    jobs.await_end(job)
+
+    assert (tmp_path / "submission.json").is_file(), jobs.output()
+    accept(json.loads((tmp_path / "submission.json").read_text()), SMALL)
+    assert jobs.output().count(" start 1 of ") == 1

@@ -11,12 +11,16 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.records import read_minimal_pairs
 from ltg_mdlm.data.synthetic import builtin
 from ltg_mdlm.data.synthetic.builtin import (
+    FLOOR,
     GENERATOR_VERSION,
     MINIMAL_PAIRS,
     builtin_corpus,
     default_cache_dir,
+    floor_of,
     write_builtin_text,
 )
+from ltg_mdlm.data.synthetic.document_likelihood import DocumentLikelihood
+from ltg_mdlm.data.synthetic.feature_grammar import english
 
 WORDS = 30_000
 SMALL = {"words": 3000, "vocab_size": 300}
@@ -63,7 +67,7 @@ def test_text_and_pairs_belong_to_the_generator_version(tmp_path):
     """If this fails, the generator writes other bytes: increase GENERATOR_VERSION and update the digest."""
     files = write_builtin_text(tmp_path, words=3000)
     written = b"".join(path.read_bytes() for path in (files.train, files.valid, files.minimal_pairs))
-    assert (GENERATOR_VERSION, hashlib.sha256(written).hexdigest()[:16]) == (2, "eac5f1c0530b8118")
+    assert (GENERATOR_VERSION, hashlib.sha256(written).hexdigest()[:16]) == (3, "77f66db3e9998c1e")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,17 @@ def test_the_sources_of_the_documents_are_their_styles(tmp_path):
     assert [corpus.train.source_names[source] for source in corpus.train.source_D] == styles
     assert set(styles) == set(corpus.valid.source_names) == {"book", "diary", "story", "talk"}
     assert [json.loads(line)["text"] for line in lines] == documents(corpus.path / "text" / "train.txt")
+
+
+def test_the_floor_is_the_mean_negative_log_probability_of_the_held_out_documents(tmp_path):
+    corpus = builtin_corpus(tmp_path, **SMALL)
+    likelihood = DocumentLikelihood(english())
+    texts = documents(corpus.path / "text" / "valid.txt")
+    nats = -sum(likelihood.log_probability(text) for text in texts)
+    assert floor_of(corpus) == pytest.approx(nats / corpus.valid.num_tokens)
+    assert 0 < floor_of(corpus) < 2.5
+    (corpus.path / FLOOR).unlink()
+    assert floor_of(corpus) is None, "other corpora have none"
 
 
 def test_different_parameters_give_different_corpora(tmp_path):

@@ -46,8 +46,9 @@ def trained(*sets: str, plugin: str = "gpt_bert") -> tuple[torch.Tensor, list[st
     return torch.cat([p.detach().flatten() for p in the_run.loss.model.parameters()]), reports
 
 
-@pytest.mark.parametrize("sets", [(), ("training.activation_checkpointing=true",)], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("plugin", ["gpt_bert", "block_diffusion"])
+@pytest.mark.parametrize(
+    ("plugin", "sets"), [("gpt_bert", ()), ("block_diffusion", ("training.activation_checkpointing=true",))]
+)
 def test_a_whole_training_compiles_two_graphs_for_every_row_length(plugin, sets, monkeypatch):
     """Over a batch ramp, micro-batches of all numbers of rows, both modes and both stages."""
     counted = CompileCounterWithBackend("aot_eager")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -19,10 +20,13 @@ from support.runs import (
     saved_bits,
     status,
 )
+from support.waiting import wait_until
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ltg_mdlm.core import peer_watch
 from ltg_mdlm.storage import checkpoint
-from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.storage.run_folder import Owner, RunFolder, Status
 from ltg_mdlm.training.consistency import differences, resume_notes, source_digest
 
 STEPS = 12
@@ -229,6 +233,23 @@ def handlers_kept():
             signal.signal(number, handler)
 
 
+def log_of_two_processes(folder, faults, restarts=0):
+    """What a run in `folder / "run"` under torchrun's agent writes to its standard error."""
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="test",
+        max_restarts=restarts,
+        start_method="forkserver",
+    )
+    with handlers_kept():
+        elastic_launch(agent, launch_under_agent)(folder / "run", faults, folder / "log")
+    return (folder / "log").read_text()
+
+
 def test_torchrun_restarts_a_run_of_which_processes_die(tmp_path, undisturbed):
     """First one raises: its traceback is printed before the error of the other process.  Then one is killed.
 
@@ -239,21 +260,36 @@ def test_torchrun_restarts_a_run_of_which_processes_die(tmp_path, undisturbed):
         *fault("step 5", "raise", rank=1, once=str(tmp_path / "raised")),
         *fault("step 10", "SIGKILL", rank=1, once=str(tmp_path / "killed")),
     )
-    agent = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id="test",
-        max_restarts=2,
-        start_method="forkserver",
-    )
-    with handlers_kept():
-        elastic_launch(agent, launch_under_agent)(tmp_path / "run", faults, tmp_path / "log")
-    log = (tmp_path / "log").read_text()
+    log = log_of_two_processes(tmp_path, faults, restarts=2)
     traceback, other = log.find("ArithmeticError: the culprit"), log.find("another process has ended")
     assert 0 < traceback < other, log
     assert log.count("ArithmeticError: the culprit") == 1
     assert (tmp_path / "killed").exists()
     require_same(tmp_path / "run", expected)
+
+
+def test_the_status_names_the_process_that_failed_first(tmp_path):
+    """Although the first rank, which writes it, only lost its connection."""
+    with pytest.raises(ChildFailedError):
+        log_of_two_processes(tmp_path, fault("step 5", "raise", rank=1))
+    said = status(tmp_path / "run")
+    assert said["status"] == "failed"
+    assert re.match("process 1 of 2 failed: plugin .*faulty.* with ArithmeticError: the culprit", said["reason"])
+
+
+def _impatient(rank, *args):
+    peer_watch.ANSWER_SECONDS = 1.0
+    return runs.launch_quietly(rank, *args)
+
+
+def test_the_status_says_so_if_another_process_hangs_after_sigterm(tmp_path, monkeypatch):
+    """One process is stopped; the other receives SIGTERM and waits outside Python until it is killed."""
+    monkeypatch.setattr(runs, "launch_quietly", _impatient)
+    folder = RunFolder(tmp_path / "run")
+    faults = (*fault("step 5", "SIGSTOP", rank=1), *fault("step 5", "SIGTERM", rank=0))
+    reason = "SIGTERM, and 1 of 2 processes did not answer, the first of them process 1: ended, or hangs"
+    with ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(killed, folder.path, plugin="faulty", processes=2, faults=faults)
+        wait_until(lambda: folder.read_status() == Status("failed", 5, reason), "the status", 300)
+        os.kill(Owner.parse((folder.path / "lock").read_text()).process, signal.SIGKILL)
+        ended.result()

@@ -9,6 +9,7 @@ from support.runs import TINY, losses
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import config_folders
+from ltg_mdlm.reporting.html_report import page
 from ltg_mdlm.training.check import describe_sweep, require_valid
 from ltg_mdlm.training.sweep import Sweep, folder_name, open_sweep, short_names
 
@@ -237,3 +238,19 @@ def test_a_point_is_trained_once_in_its_folder(sweep, run, tmp_path, monkeypatch
     assert "validation at step 3" in first[1]
     assert "points/max_steps=3-s0 is finished" in second[1]
     assert sorted(losses(tmp_path / "points" / "max_steps=3-s0")) == [1, 2, 3]
+
+
+def test_all_points_are_trained_and_compared_in_a_table_and_a_page(sweep, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pages = []
+    monkeypatch.setattr(page, "write_report", lambda folders, path, **_: pages.append((folders, path)))
+    opened = sweep(grid={"plugin": ["uniform_mdlm", "gpt_bert"], "training.max_steps": [2]})
+    sets = [part for text in TINY if not text.startswith("training.max_steps") for part in ("--set", text)]
+    code, out, err = run("sweep", "run", str(opened.path), *sets, "--out-root", "points")
+    assert code == 0, err
+    lines = out.splitlines()
+    heading = next(i for i, line in enumerate(lines) if line.startswith("run ") and "status" in line)
+    names = ["plugin=uniform_mdlm-s0", "plugin=gpt_bert-s0"]
+    assert [row.split()[0] for row in lines[heading + 1 : heading + 3]] == names
+    assert lines[-1] == "report: points/report.html"
+    assert pages == [([Path("points") / name for name in names], Path("points/report.html"))]

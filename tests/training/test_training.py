@@ -51,7 +51,8 @@ def test_validation_never_changes_the_training_curve(tmp_path: Path):
 def test_a_finished_run_prints_its_result_and_does_not_train(tmp_path: Path):
     (first,) = run(tmp_path / "run")
     (again,) = run(tmp_path / "run")
-    table = first.output[first.output.index("held-out text") :]
+    table = first.output[first.output.index("held-out text") : first.output.index("\nnext:")]
+    table = table[: table.index("run folder: ")]
     assert table in again.output
     assert "is finished" in again.output
 

@@ -15,15 +15,19 @@ from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.data.corpus import FORMAT, Corpus
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.records import write_minimal_pairs
-from ltg_mdlm.data.synthetic.grammar import styled_documents
-from ltg_mdlm.data.synthetic.grammar_lexicon import Lexicon
-from ltg_mdlm.data.synthetic.grammar_pairs import Attested, minimal_pairs
+from ltg_mdlm.data.synthetic.document_generator import DocumentGenerator
+from ltg_mdlm.data.synthetic.document_likelihood import DocumentLikelihood
+from ltg_mdlm.data.synthetic.feature_grammar import english
+from ltg_mdlm.data.synthetic.pair_generator import minimal_pairs, new_with_known_words
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Increases whenever the same parameters give a different corpus, so that an old cache is not used."""
 
 MINIMAL_PAIRS = "minimal_pairs.jsonl"
 """File of the minimal pairs in the corpus folder."""
+
+FLOOR = "floor.json"
+"""File of the corpus folder with -log p of the held-out text under the generator: no model is below it on average."""
 
 STYLE_FIELD = "style"
 """Field of the JSON lines with the style of a document, which is its source in the corpus."""
@@ -42,12 +46,13 @@ def builtin_corpus(
     """The built-in corpus with these parameters, generated if it is not in the cache.
 
     Several processes may call this at once: the folder is complete or absent, and the first process that finishes
-    publishes it. Besides the prepared corpus it contains the text (`text/`) and the minimal pairs (`MINIMAL_PAIRS`).
+    publishes it. Besides the prepared corpus it contains the text (`text/`), the minimal pairs (`MINIMAL_PAIRS`) and
+    the floor (`FLOOR`).
 
     Args:
         cache_dir: parent of the corpus folder, by default `${XDG_CACHE_HOME:-$HOME/.cache}/ltg_mdlm`
         words: words of the training text; the validation text has a twentieth of them
-        zipf_exponent: exponent of the word frequencies, see `Lexicon`
+        zipf_exponent: exponent of the word frequencies in each category; 0 makes its words equally frequent
         vocab_size: vocabulary size of the tokenizer
         seed: seed of the text
 
@@ -92,6 +97,23 @@ def _make(folder: Path, *, words: int, zipf_exponent: float, vocab_size: int, se
         for part in (*made.iterdir(), files.minimal_pairs):
             part.rename(aside / part.name)
         made.rmdir()
+        likelihood = DocumentLikelihood(english(zipf_exponent))
+        texts = [json.loads(line)["text"] for line in valid.read_text("utf-8").splitlines()]
+        nats = -math.fsum(map(likelihood.log_probability, texts))
+        held_out = Corpus.open(aside).valid
+        assert held_out is not None
+        per_token = nats / held_out.num_tokens
+        (aside / FLOOR).write_text(json.dumps({"nats": nats, "nats_per_token": per_token}) + "\n", encoding="utf-8")
+
+
+def is_builtin(corpus: Corpus) -> bool:
+    """Whether a corpus was made by `builtin_corpus`."""
+    return (corpus.path / FLOOR).is_file()
+
+
+def floor_of(corpus: Corpus) -> float | None:
+    """-log p of the held-out text under the generator, in nats per token; None unless the corpus is a built-in one."""
+    return float(json.loads((corpus.path / FLOOR).read_text("utf-8"))["nats_per_token"]) if is_builtin(corpus) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +141,18 @@ def write_builtin_text(out: Path | str, words: int = 300_000, seed: int = 0, zip
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files = BuiltinText(out / "train.txt", out / "valid.txt", out / MINIMAL_PAIRS)
-    lexicon = Lexicon(zipf_exponent)
-    train = _until(words, styled_documents(lexicon, seed, "train"))
+    for_train, for_valid, for_pairs = (
+        DocumentGenerator(english(zipf_exponent), f"{seed}/{part}") for part in ("train", "valid", "pairs")
+    )
+    train = _until(words, for_train.documents())
     known = frozenset(text for _, text in train)
-    unseen = (document for document in styled_documents(lexicon, seed, "valid") if document[1] not in known)
+    unseen = (document for document in for_valid.documents() if document[1] not in known)
     valid = _until(math.ceil(words * _VALID_SHARE), unseen)
     for path, documents in ((files.train, train), (files.valid, valid)):
         path.write_text("\n\n".join(text for _, text in documents) + "\n", encoding="utf-8", newline="\n")
         lines = [json.dumps({STYLE_FIELD: style, "text": text}, ensure_ascii=False) for style, text in documents]
         path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    attested = Attested.in_text([text for _, text in train])
-    write_minimal_pairs(files.minimal_pairs, minimal_pairs(lexicon, seed, attested))
+    write_minimal_pairs(files.minimal_pairs, minimal_pairs(for_pairs, new_with_known_words(known)))
     return files
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import base64
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.settings import read_yaml, stored_config
 from ltg_mdlm.reporting.figure import STYLE, Panel
-from ltg_mdlm.reporting.html_report.charts import inline_svg
 from ltg_mdlm.reporting.html_report.run_groups import Group, said
 
 _DECIDING = ("plugins", "slots", "data.")
@@ -28,10 +28,9 @@ ROWS = 256
 class Picture:
     """A drawn panel."""
 
-    title: str
-    svg: str
-    on_paper: bool
-    """Whether it contains a raster image, whose colours do not adapt to dark mode."""
+    panel: Panel
+    address: str
+    """An SVG file as a data URL. The page's style sheet inverts its lightness in dark mode."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _pictures_of(groups: Sequence[Group]) -> RecipePictures:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             panels = _panels(config)
-            return RecipePictures(groups, [_drawn(panel, groups[0].code) for panel in panels])
+            return RecipePictures(groups, [_drawn(panel) for panel in panels])
     except Exception as error:  # third-party plugins run here, perhaps in another version than in training
         return RecipePictures(groups, [], said(error))
 
@@ -82,16 +81,16 @@ def _panels(config: RunConfig) -> list[Panel]:
     return [*schedule_panels(components.noise_schedule), *measured_masking(components, host.config, corpus, end)]
 
 
-def _drawn(panel: Panel, code: str) -> Picture:
+def _drawn(panel: Panel) -> Picture:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**STYLE, "savefig.dpi": 110}):
+    file = io.BytesIO()
+    with mpl.rc_context({**STYLE, "savefig.dpi": 110, "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=_SIZE)
         # Several times faster than an automatic layout.
         axes = figure.add_subplot()
         figure.subplots_adjust(left=0.15, right=0.97, top=0.97, bottom=0.15)
         panel.draw(axes)
-        name = re.sub(r"\W+", "-", f"recipe-{code}-{panel.title}", flags=re.ASCII).strip("-").lower()
-        svg = inline_svg(figure, name, panel.title, f"{panel.title} of the recipe of group {code}.")
-    return Picture(panel.title, svg, on_paper="<image" in svg)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return Picture(panel, f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}")

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ class Group:
     """Runs with the same recipe."""
 
     code: str
-    """One or two letters that name the group in charts and tables."""
+    """Letters that name the group in charts and tables."""
     name: str
     """The settings that differ from those of other groups."""
     runs: tuple[RunRecord, ...]
@@ -57,37 +56,39 @@ class Group:
         return finished or self.runs, bool(finished)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation over seeds."""
-
-    mean: float
-    deviation: float | None
-    """Standard deviation with n - 1 in the denominator; None for a single seed."""
-    n: int
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Spread of the values that are not None; None if there are none. The mean is NaN if a value is not finite."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    if not all(map(math.isfinite, known)):
-        return Spread(math.nan, None, len(known))
-    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
-
-
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Group the runs, in order of appearance. A run without settings is a separate group."""
     alike: dict[str, list[RunRecord]] = defaultdict(list)
     for run in runs:
         settings = recipe(run)
         alike[repr(sorted(settings.items(), key=lambda item: item[0])) if settings else str(run.row.folder)].append(run)
-    recipes = list(alike.values())
-    keys = differing([recipe(members[0]) for members in recipes])
+    names = group_names([recipe(members[0]) for members in alike.values()])
     return [
-        Group(_code(i), _name(members[0], keys, alone=len(recipes) == 1), tuple(members))
-        for i, members in enumerate(recipes)
+        Group(_code(i), name or members[0].name, tuple(members))
+        for i, (name, members) in enumerate(zip(names, alike.values(), strict=True))
+    ]
+
+
+def group_names(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Short names: the plugins if they differ, and as few other settings as tell the groups apart.
+
+    The name of a group without settings is empty.
+    """
+    chosen: list[str] = []
+    parts: dict[tuple[str, ...], list[int]] = {(): [i for i, some in enumerate(recipes) if some]}
+    for key in differing(recipes):
+        finer: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for values, members in parts.items():
+            for i in members:
+                finer[values + (repr(recipes[i].get(key)),)].append(i)  # noqa: RUF005
+        # A setting that tells no more groups apart repeats the ones before.
+        if len(finer) > len(parts):
+            chosen, parts = [*chosen, key], finer
+    labels = short_names(chosen)
+    return [
+        ", ".join(setting_text(key, some[key], labels[key]) for key in chosen if key in some)
+        or (shown_plugins(some.get(PLUGINS)) if some else "")
+        for some in recipes
     ]
 
 
@@ -103,16 +104,10 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _code(index: int) -> str:
-    letters = string.ascii_uppercase
-    return letters[index] if index < 26 else letters[index // 26 - 1] + letters[index % 26]
-
-
-def _name(run: RunRecord, keys: Sequence[str], *, alone: bool) -> str:
-    if not run.settings:
-        return run.name
-    labels = short_names(keys)
-    parts = [setting_text(key, run.settings[key], labels[key]) for key in keys if key in run.settings]
-    return ", ".join(parts) if parts and not alone else shown_plugins(run.settings.get(PLUGINS))
+    code = ""
+    while index >= 0:
+        code, index = string.ascii_uppercase[index % 26] + code, index // 26 - 1
+    return code
 
 
 def setting_text(key: str, value: Any, label: str) -> str:
@@ -178,7 +173,7 @@ def read_record(path: Path) -> RunRecord:
     """Read a run folder. Damaged files do not raise."""
     row, metrics = read_run(path), MetricsFile(RunFolder(path).metrics_file).refresh()
     problems = []
-    if not metrics.curves:
+    if not metrics.names:
         problems.append("no metrics were logged")
     if metrics.unreadable:
         problems.append(damage(metrics.unreadable))

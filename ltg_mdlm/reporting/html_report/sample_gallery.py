@@ -10,8 +10,8 @@ from typing import Any
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.json_files import parse_object
 from ltg_mdlm.data.tokenizer import Tokenizer
-from ltg_mdlm.reporting.html_report.figures import MAIN, ambiguous
 from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord, said
+from ltg_mdlm.reporting.html_report.tables import MAIN, ambiguous
 from ltg_mdlm.storage.run_folder import RunFolder
 
 DRAWN_GROUPS = 6

@@ -1,0 +1,92 @@
+"""Tables of the report: averages, their errors, which group is marked as the best, and which results share a line."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ltg_mdlm.reporting.html_report.tables import Value, best_of, figure_tables, html_table, read_result, summarise
+
+GROUPS = [SimpleNamespace(code=code, name=code, measured=((0, 0, 0), True)) for code in "AB"]
+
+
+def compared(first, second, *, lower_is_better=False):
+    """Which of two groups (mean, error, runs) is marked."""
+    frame = pd.DataFrame([first, second], columns=["mean", "error", "runs"]).assign(lower_is_better=lower_is_better)
+    return "".join(code for code, best in zip("AB", best_of(frame), strict=True) if best)
+
+
+def values_of(**groups):
+    return [Value("f", "", code, v, None, "{:.2f}", False, "") for code, some in groups.items() for v in some]
+
+
+def test_several_runs_are_averaged_with_the_standard_error_of_their_mean():
+    found = summarise(GROUPS, values_of(A=[1.0, 2.0, 4.0])).iloc[0]
+    assert (found["mean"], found["runs"]) == (pytest.approx(7 / 3), 3)
+    assert found["error"] == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
+    assert found["text"] == "2.33 ± 0.88"
+
+
+def test_values_that_are_not_finite_are_left_out_and_the_number_of_the_others_is_named():
+    assert summarise(GROUPS, values_of(A=[1.0, math.nan, 3.0])).iloc[0]["text"] == "2.00 ± 1.00 (n = 2)"
+    assert summarise(GROUPS, values_of(A=[math.nan])).empty
+
+
+@pytest.mark.parametrize(("lead", "expected"), [(0.0, ""), (2.7, ""), (2.85, "B")])
+def test_the_errors_of_single_runs_decide_as_in_a_z_test(lead, expected):
+    """1.96 standard errors of the difference of two values with error 1 are 2.77."""
+    assert compared((50.0, 1.0, 1), (50.0 + lead, 1.0, 1)) == expected
+
+
+@pytest.mark.parametrize("lead", [1.0, 2.0, 3.0, 4.0, 6.0])
+def test_over_seeds_the_best_is_marked_if_welchs_t_test_is_significant(lead):
+    one, other = [50.0, 51.0, 54.0, 49.0], [51.0 + lead, 52.0 + lead, 51.5 + lead]
+    significant = stats.ttest_ind(one, other, equal_var=False).pvalue < 0.05
+    found = summarise(GROUPS, values_of(A=one, B=other))
+    assert found["best"].tolist() == [False, significant]
+
+
+def test_nothing_is_marked_if_an_error_is_unknown_or_no_direction_is_better():
+    assert compared((50.0, 1.0, 1), (90.0, math.nan, 1)) == ""
+    assert compared((50.0, 1.0, 1), (90.0, 1.0, 1), lower_is_better=None) == ""
+    assert compared((50.0, 1.0, 1), (90.0, 1.0, 1), lower_is_better=True) == "A"
+
+
+def test_a_group_with_a_remark_is_not_compared():
+    values = values_of(A=[1.0, 1.1, 1.2], B=[5.0, 5.1, 5.2])
+    values = [value._replace(remark="at step 3" if value.group == "B" else "") for value in values]
+    assert not summarise(GROUPS, values)["best"].any()
+
+
+def test_few_groups_are_columns_and_many_groups_are_lines():
+    many = [SimpleNamespace(code=f"G{i}", name="x", measured=((0,), True)) for i in range(8)]
+    values = [
+        Value(figure, "pll", group.code, 1.0, None, "{:.1f}", False, "") for figure in "abcdefgh" for group in many
+    ]
+    (narrow,) = figure_tables(many[:6], summarise(many, values))
+    assert (narrow.shape, narrow.columns[2]) == ((8, 8), "G0 x")
+    first, second = figure_tables(many, summarise(many, values))
+    assert (first.shape, first.columns[1], second.columns[-1]) == ((8, 7), "a, pll", "h, pll")
+
+
+def test_tables_have_headings_of_lines_and_columns_and_escape_text():
+    page = html_table(pd.DataFrame({"a<b": ["<i>&" * 20], "c": [None]}), "say <it>")
+    assert '<th scope="col">a&lt;b</th>' in page
+    assert f'<th scope="row">{"&lt;i&gt;&amp;" * 20}</th>' in page
+    assert "<td>–</td>" in page
+    assert 'aria-label="say &lt;it&gt;"' in page
+
+
+def test_pseudo_log_likelihoods_share_a_line_wherever_a_model_predicts(tmp_path):
+    found = []
+    for score in ("pll", "mntp", "causal"):
+        summary = {"task": "blimp", "data": "blimp_fast", "metric": "accuracy", "accuracy": 0.5, "standard_error": 0.01}
+        (tmp_path / "summary.json").write_text(json.dumps(summary | {"score": score, "weights": "ema"}))
+        result = read_result(tmp_path / "summary.json")
+        assert (result.figure, result.value, result.standard_error) == ("blimp/blimp_fast, accuracy, %", 50.0, 1.0)
+        found.append(result.scoring)
+    assert found == ["pll", "pll", "causal"]
