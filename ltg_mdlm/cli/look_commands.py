@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ltg_mdlm.cli.options import AsJson, Csv
+from ltg_mdlm.cli.options import AsJson, Csv, Latex
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table
 
@@ -26,6 +26,7 @@ def report(
     runs: Runs,
     as_json: AsJson = False,
     csv: Csv = None,
+    latex: Latex = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE.html", help="Also write an HTML report with curves, pictures and samples."),
@@ -75,6 +76,11 @@ def report(
         print(f"note: {note}", file=sys.stderr)
     if csv is not None:
         write_csv(report_table(rows), csv)
+    if latex is not None:
+        from ltg_mdlm.reporting.html_report.run_groups import group_runs, read_record
+        from ltg_mdlm.reporting.latex_tables import runs_latex, write_latex
+
+        write_latex(latex, runs_latex(group_runs([read_record(folder) for folder in folders])))
     if as_json:
         typer.echo(json.dumps(report_table(rows), indent=2))
     else:
