@@ -259,10 +259,11 @@ def compare(
     Models whose names differ only in `-s<seed>` are averaged. With several comparisons, corrected p-values (Holm)
     are printed, too.
     """
+    from ltg_mdlm.core.files import write_errors, write_text
     from ltg_mdlm.evaluation import comparison
     from ltg_mdlm.evaluation.answers import baseline_first, collect_groups
     from ltg_mdlm.evaluation.comparison import comparison_table, explanation
-    from ltg_mdlm.reporting.latex_tables import comparison_latex, write_latex
+    from ltg_mdlm.reporting.latex_tables import comparison_latex
     from ltg_mdlm.reporting.run_table import write_csv
 
     groups, others = collect_groups(results or (), group or ())
@@ -275,7 +276,8 @@ def compare(
     if csv is not None:
         write_csv(records, csv)
     if latex is not None:
-        write_latex(latex, comparison_latex(rows))
+        with write_errors(latex):
+            write_text(latex, comparison_latex(rows))
     if as_json:
         typer.echo(json.dumps(records, indent=2))
     else:

@@ -27,6 +27,10 @@ def report(
     as_json: AsJson = False,
     csv: Csv = None,
     latex: Latex = None,
+    bibtex: Annotated[
+        Path | None,
+        typer.Option("--bibtex", metavar="FILE.bib", help="Also write BibTeX entries of what the runs implement."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE.html", help="Also write an HTML report with curves, pictures and samples."),
@@ -48,6 +52,7 @@ def report(
 
     The HTML report of --out is one file that works offline.
     """
+    from ltg_mdlm.core.files import write_errors, write_text
     from ltg_mdlm.reporting.run_table import (
         damage_note,
         find_runs,
@@ -78,9 +83,19 @@ def report(
         write_csv(report_table(rows), csv)
     if latex is not None:
         from ltg_mdlm.reporting.html_report.run_groups import group_runs, read_record
-        from ltg_mdlm.reporting.latex_tables import runs_latex, write_latex
+        from ltg_mdlm.reporting.latex_tables import runs_latex
 
-        write_latex(latex, runs_latex(group_runs([read_record(folder) for folder in folders])))
+        table = runs_latex(group_runs([read_record(folder) for folder in folders]))
+        with write_errors(latex):
+            write_text(latex, table)
+    if bibtex is not None:
+        from ltg_mdlm.reporting.bibliography import bibliography
+
+        entries, notes = bibliography(folders)
+        with write_errors(bibtex):
+            write_text(bibtex, entries)
+        for text in notes:
+            print(f"note: {text}", file=sys.stderr)
     if as_json:
         typer.echo(json.dumps(report_table(rows), indent=2))
     else:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.files import write_errors, write_text
 from ltg_mdlm.evaluation.comparison import ComparisonRow
 from ltg_mdlm.reporting.html_report.run_groups import Group
 
@@ -78,12 +76,6 @@ def booktabs(heading: Sequence[str], lines: Sequence[Sequence[str]], caption: st
             "",
         ]
     )
-
-
-def write_latex(path: Path, table: str) -> None:
-    """Write the file, completely or not at all. Raises `UserError` if it cannot be written."""
-    with write_errors(path):
-        write_text(path, table)
 
 
 def runs_latex(groups: Sequence[Group]) -> str:

@@ -24,7 +24,7 @@ from ltg_mdlm.training.attention_choice import AttentionChoice
 
 def start_facts(run: Run, attention: AttentionChoice, step: int) -> dict[str, Any]:
     """The facts of a start at this step, as plain values for JSON; all ranks must call it."""
-    ranks, config = run.ranks, run.config
+    ranks, config, corpus = run.ranks, run.config, run.corpus
     machines: list[dict[str, Any]] = []
     for found in ranks.gather_objects(environment_of(ranks.device)):
         same = next((known for known in machines if found.items() <= known.items()), None)
@@ -47,6 +47,13 @@ def start_facts(run: Run, attention: AttentionChoice, step: int) -> dict[str, An
         "processes": ranks.world_size,
         "machines": machines,
         "versions": versions | {"triton": triton} | config.plugin_versions,
+        "corpus": {
+            "fingerprint": corpus.description.get("fingerprint"),
+            "words": corpus.train.num_words,
+            "tokens": corpus.train.num_tokens,
+            "documents": corpus.train.num_documents,
+        },
+        "parameters": run.parameters,
         "precision": "bf16" if run.loss.bf16 else "fp32",
         "cpu_kernels": config.training.cpu_kernels,
         "attention": {
