@@ -31,6 +31,9 @@ def report(
         Path | None,
         typer.Option("--bibtex", metavar="FILE.bib", help="Also write BibTeX entries of what the runs implement."),
     ] = None,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Print a methods paragraph about runs of one recipe, not the table.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE.html", help="Also write an HTML report with curves, pictures and samples."),
@@ -53,6 +56,7 @@ def report(
     The HTML report of --out is one file that works offline.
     """
     from ltg_mdlm.core.files import write_errors, write_text
+    from ltg_mdlm.reporting.html_report.run_groups import group_runs, read_record
     from ltg_mdlm.reporting.run_table import (
         damage_note,
         find_runs,
@@ -82,7 +86,6 @@ def report(
     if csv is not None:
         write_csv(report_table(rows), csv)
     if latex is not None:
-        from ltg_mdlm.reporting.html_report.run_groups import group_runs, read_record
         from ltg_mdlm.reporting.latex_tables import runs_latex
 
         table = runs_latex(group_runs([read_record(folder) for folder in folders]))
@@ -96,7 +99,11 @@ def report(
             write_text(bibtex, entries)
         for text in notes:
             print(f"note: {text}", file=sys.stderr)
-    if as_json:
+    if methods:
+        from ltg_mdlm.reporting.methods_paragraph import methods_paragraph
+
+        typer.echo(methods_paragraph(group_runs([read_record(folder) for folder in folders])))
+    elif as_json:
         typer.echo(json.dumps(report_table(rows), indent=2))
     else:
         print(f"{len(rows)} run(s) in {os.path.relpath(shared_folder(rows))}", file=sys.stderr)

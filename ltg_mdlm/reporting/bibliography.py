@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.host.discovery import find
-from ltg_mdlm.host.plugin_host import import_plugin
-from ltg_mdlm.reporting.html_report.run_groups import FALLBACK
+from ltg_mdlm.host.plugin_host import FALLBACK, import_plugin
 from ltg_mdlm.reporting.run_table import read_settings
 from ltg_mdlm.storage.run_folder import RunFolder
 

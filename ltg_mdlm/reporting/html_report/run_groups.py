@@ -27,8 +27,8 @@ PLUGINS = "plugins"
 WITHOUT_EFFECT = ("logging.", "checkpoint.", "training.threads", "training.micro_batch_rows")
 """Settings without effect on the trained model."""
 
-FALLBACK = "uniform_mdlm"
-"""The plugin whose components fill the slots of no other plugin."""
+
+_FALLBACK = "uniform_mdlm"
 
 
 _LONGEST_VALUE = 32
@@ -117,8 +117,8 @@ def setting_text(key: str, value: Any, label: str) -> str:
 
 def shown_plugins(value: Any) -> str:
     """Names of the selected plugins, without uniform_mdlm if there are others."""
-    names = [name for name in str(value or FALLBACK).split("+") if name]
-    return " + ".join([name for name in names if name != FALLBACK] or [FALLBACK])
+    names = [name for name in str(value or _FALLBACK).split("+") if name]
+    return " + ".join([name for name in names if name != _FALLBACK] or [_FALLBACK])
 
 
 def shown(value: Any) -> str:
