@@ -1,4 +1,4 @@
-"""`ltg-mdlm report` and `ltg-mdlm watch`: compare runs, and follow runs that are training."""
+"""`ltg-mdlm report`, `reproduce` and `watch`: compare runs, make one again, and follow runs that are training."""
 
 from __future__ import annotations
 
@@ -108,6 +108,18 @@ def report(
     else:
         print(f"{len(rows)} run(s) in {os.path.relpath(shared_folder(rows))}", file=sys.stderr)
         print_table(text_table(rows))
+
+
+def reproduce(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the new run; default: RUN-again.")
+    ] = None,
+) -> None:
+    """Print the commands and hashes that make a run again: versions, corpus, training, and the expected metrics."""
+    from ltg_mdlm.reporting.reproduction import reproduction
+
+    typer.echo(reproduction(run, out or run.with_name(f"{run.resolve().name}-again")))
 
 
 def watch(
