@@ -85,9 +85,10 @@ def bibliography(runs: Iterable[Path]) -> tuple[str, list[str]]:
         except UserError as error:
             notes.append(f"the publications of {name} are not known: {str(error).splitlines()[0]}")
             continue
-        if not text:
+        if isinstance(text, str) and text:
+            texts.append(text)
+        else:  # plugins of API 1 may use the name for something else
             notes.append(f"{name} states no publication (`bibtex` of its plugin class)")
-        texts.append(text)
     # Other optimisers come from plugins.
     texts += [OPTIMIZERS[name] for name in optimizers if name in OPTIMIZERS]
     entries: dict[str, None] = {}

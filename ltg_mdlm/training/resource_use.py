@@ -35,7 +35,6 @@ class ResourceMeter:
         self._wall, self._cpu = time.monotonic(), _cpu_seconds()
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._counters = {**_processor_counters(), **_gpu_counters(ranks.device)}
-        self._joules = {key: counter.joules() for key, counter in self._counters.items()}
 
     def __enter__(self) -> ResourceMeter:
         if self._counters:
@@ -52,7 +51,7 @@ class ResourceMeter:
         """
         device, host = self._ranks.device, socket.gethostname()
         with self._lock:
-            joules = {key: counter.joules() - self._joules[key] for key, counter in self._counters.items()}
+            joules = {key: counter.joules() for key, counter in self._counters.items()}
         # Processes on one machine read the same counters of its processors, which count once.
         mine: dict[str, Any] = {
             "cpu_seconds": _cpu_seconds() - self._cpu,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,3 +136,20 @@ def test_auto_keeps_the_attention_kernel_that_a_run_was_started_with(monkeypatch
     assert chosen("library", 0.0) == "library"
     assert chosen("fused", 0.5) == "fused"
     assert chosen("fused", 1.5) == "library"  # it has become wrong, on another GPU or with another compiler
+
+
+def test_the_energy_of_a_gpu_is_that_of_its_own_counter(monkeypatch):
+    millijoules = iter([1_000_000, 1_250_000])
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {"GPU-12ab": "handle"}[uuid],
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab"))
+    monkeypatch.setattr(resource_use, "POWERCAP", Path("/nowhere"))
+    meter = ResourceMeter(Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cuda", 0)))
+    facts = meter.facts()
+    assert facts["energy_joules"] == {"gpu": 250.0}
+    assert facts["device_seconds"] == facts["wall_seconds"]
