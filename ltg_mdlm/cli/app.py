@@ -21,7 +21,7 @@ from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.cli.eval_commands import eval_app
 from ltg_mdlm.cli.eval_harness import download, harness
 from ltg_mdlm.cli.generate_command import generate
-from ltg_mdlm.cli.look_commands import report, watch
+from ltg_mdlm.cli.look_commands import report, reproduce, watch
 from ltg_mdlm.cli.model_commands import export, finetune, import_, push
 from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Resume, RunOut, Sets
 from ltg_mdlm.cli.plugin_commands import plugins_app
@@ -127,7 +127,7 @@ class ManyValid(Command):
 
 
 app.command(cls=ManyValid)(prepare)
-for command in (finetune, generate, report, watch, export, push, submit):
+for command in (finetune, generate, report, reproduce, watch, export, push, submit):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(corpus_app, name="corpus")

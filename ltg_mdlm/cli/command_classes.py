@@ -18,6 +18,7 @@ ORDER = (
     "bench",
     "watch",
     "report",
+    "reproduce",
     "sweep",
     "generate",
     "eval",

@@ -16,6 +16,7 @@ from ltg_mdlm.cli.options import (
     AsJson,
     Csv,
     EvaluationProtocol,
+    Latex,
     ModelPath,
     ResultsOut,
     Temperature,
@@ -251,15 +252,18 @@ def compare(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of these draws.")] = 0,
     as_json: AsJson = False,
     csv: Csv = None,
+    latex: Latex = None,
 ) -> None:
     """Compare models with a baseline on the same questions: differences, confidence intervals, paired tests.
 
     Models whose names differ only in `-s<seed>` are averaged. With several comparisons, corrected p-values (Holm)
     are printed, too.
     """
+    from ltg_mdlm.core.files import write_errors, write_text
     from ltg_mdlm.evaluation import comparison
     from ltg_mdlm.evaluation.answers import baseline_first, collect_groups
     from ltg_mdlm.evaluation.comparison import comparison_table, explanation
+    from ltg_mdlm.reporting.latex_tables import comparison_latex
     from ltg_mdlm.reporting.run_table import write_csv
 
     groups, others = collect_groups(results or (), group or ())
@@ -271,6 +275,9 @@ def compare(
     _note("not compared, since not all models have results", comparison.left_out(groups))
     if csv is not None:
         write_csv(records, csv)
+    if latex is not None:
+        with write_errors(latex):
+            write_text(latex, comparison_latex(rows))
     if as_json:
         typer.echo(json.dumps(records, indent=2))
     else:

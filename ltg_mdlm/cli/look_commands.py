@@ -1,4 +1,4 @@
-"""`ltg-mdlm report` and `ltg-mdlm watch`: compare runs, and follow runs that are training."""
+"""`ltg-mdlm report`, `reproduce` and `watch`: compare runs, make one again, and follow runs that are training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ltg_mdlm.cli.options import AsJson, Csv
+from ltg_mdlm.cli.options import AsJson, Csv, Latex
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table
 
@@ -26,6 +26,14 @@ def report(
     runs: Runs,
     as_json: AsJson = False,
     csv: Csv = None,
+    latex: Latex = None,
+    bibtex: Annotated[
+        Path | None,
+        typer.Option("--bibtex", metavar="FILE.bib", help="Also write BibTeX entries of what the runs implement."),
+    ] = None,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Print a methods paragraph about runs of one recipe, not the table.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE.html", help="Also write an HTML report with curves, pictures and samples."),
@@ -47,6 +55,8 @@ def report(
 
     The HTML report of --out is one file that works offline.
     """
+    from ltg_mdlm.core.files import write_errors, write_text
+    from ltg_mdlm.reporting.html_report.run_groups import group_runs, read_record
     from ltg_mdlm.reporting.run_table import (
         damage_note,
         find_runs,
@@ -75,11 +85,41 @@ def report(
         print(f"note: {note}", file=sys.stderr)
     if csv is not None:
         write_csv(report_table(rows), csv)
-    if as_json:
+    if latex is not None:
+        from ltg_mdlm.reporting.latex_tables import runs_latex
+
+        table = runs_latex(group_runs([read_record(folder) for folder in folders]))
+        with write_errors(latex):
+            write_text(latex, table)
+    if bibtex is not None:
+        from ltg_mdlm.reporting.bibliography import bibliography
+
+        entries, notes = bibliography(folders)
+        with write_errors(bibtex):
+            write_text(bibtex, entries)
+        for text in notes:
+            print(f"note: {text}", file=sys.stderr)
+    if methods:
+        from ltg_mdlm.reporting.methods_paragraph import methods_paragraph
+
+        typer.echo(methods_paragraph(group_runs([read_record(folder) for folder in folders])))
+    elif as_json:
         typer.echo(json.dumps(report_table(rows), indent=2))
     else:
         print(f"{len(rows)} run(s) in {os.path.relpath(shared_folder(rows))}", file=sys.stderr)
         print_table(text_table(rows))
+
+
+def reproduce(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the new run; default: RUN-again.")
+    ] = None,
+) -> None:
+    """Print the commands and hashes that make a run again: versions, corpus, training, and the expected metrics."""
+    from ltg_mdlm.reporting.reproduction import reproduction
+
+    typer.echo(reproduction(run, out or run.with_name(f"{run.resolve().name}-again")))
 
 
 def watch(

@@ -82,3 +82,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Csv = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table, with all columns, to a CSV file.")
 ]
+
+Latex = Annotated[
+    Path | None, typer.Option("--latex", metavar="FILE.tex", help="Also write a table for a paper (LaTeX, booktabs).")
+]

@@ -54,6 +54,8 @@ class Plugin(Generic[O]):
     """version of the plugin API that the plugin is written for"""
     options_model: ClassVar[type[PluginOptions]] = PluginOptions
     """model of the settings under `plugins.<name>`"""
+    bibtex: ClassVar[str] = ""
+    """BibTeX entries of the publications that the plugin implements, for `ltg-mdlm report --bibtex`"""
 
     def __init__(self, options: O) -> None:
         self.options = options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,22 +54,26 @@ def model_card(trained: TrainedModel, config: Mapping[str, Any]) -> str:
         "",
         f"A language model of {parameters:,} parameters, trained with `ltg-mdlm`.",
     ]
-    sections = (header, _use(config), _training(trained), _results(trained))
+    sections = (header, _use(trained, config), _training(trained), _results(trained))
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
-def _use(config: Mapping[str, Any]) -> list[str]:
-    backends = config["backends"]
+def _use(trained: TrainedModel, config: Mapping[str, Any]) -> list[str]:
+    backends, encode = config["backends"], trained.tokenizer.encode
+    # Special tokens cut a text into parts. Most tokenizers put a blank before every part, so that one in the text would
+    # be a token of its own.
+    adds_blanks = encode("The dog a ball.") == encode("The dog") + encode("a ball.")
+    masked_text = "The dog<mask>a ball." if adds_blanks else "The dog<mask> a ball."
     model_class, text, position, where = {
         "mlm": (
             "AutoModelForMaskedLM",
-            "The dog<mask> a ball.",
+            masked_text,
             "masked",
             "The logits of a masked token are at its own position.",
         ),
         "mntp": (
             "AutoModelForMaskedLM",
-            "The dog<mask> a ball.",
+            masked_text,
             "masked - 1",
             "The logits of a masked token are one position earlier. For programs that read them at its own position,"
             " load the model with `mntp_shift=True`, or set `mntp_shift` in config.json, and use the backend `mlm`."
@@ -81,6 +86,7 @@ def _use(config: Mapping[str, Any]) -> list[str]:
             "The logits of a token are one position earlier.",
         ),
     }[backends[0]]
+    blanks = "The tokenizer adds the blank after a mask itself: write no blanks before or after `<mask>`."
     masked = ["masked = inputs.input_ids[0].tolist().index(tokenizer.mask_token_id)"] * ("<mask>" in text)
     lines = [
         "## Use",
@@ -89,8 +95,9 @@ def _use(config: Mapping[str, Any]) -> list[str]:
         "import torch",
         f"from transformers import {model_class}, AutoTokenizer",
         "",
-        f"model = {model_class}.from_pretrained(PATH, trust_remote_code=True)",
-        "tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)",
+        f"path = {json.dumps(trained.name)}  # this folder, or its name on the Hub",
+        f"model = {model_class}.from_pretrained(path, trust_remote_code=True)",
+        "tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)",
         f'inputs = tokenizer("{text}", return_tensors="pt")',
         *masked,
         "with torch.no_grad():",
@@ -99,6 +106,7 @@ def _use(config: Mapping[str, Any]) -> list[str]:
         "```",
         "",
         where,
+        *(["", blanks] if masked and adds_blanks else []),
         "",
         "Requires `transformers` 4.51 or later. `AutoModel` returns hidden states, `AutoModelForSequenceClassification`"
         f" adds a new head on the first token. Rows have up to {config['max_position_embeddings']} tokens.",

@@ -107,7 +107,7 @@ def read_run(path: Path) -> RunRow:
     state, reason = run_status(folder), status.reason if status is not None else ""
     compared: dict[str, Any] = {}
     try:
-        if settings := _read_settings(folder):
+        if settings := read_settings(folder):
             flat = {key: value for key, value in flatten(settings).items() if not key.startswith(_NOT_COMPARED)}
             chosen = settings.get(_PLUGINS)
             compared = flat | {_PLUGINS: "+".join(map(str, chosen)) if isinstance(chosen, dict | list) else ""}
@@ -124,7 +124,8 @@ def read_run(path: Path) -> RunRow:
     return RunRow(path, state, step, reason, settings=compared, figures=figures, damaged=found.damaged)
 
 
-def _read_settings(folder: RunFolder) -> Mapping[str, Any]:
+def read_settings(folder: RunFolder) -> Mapping[str, Any]:
+    """The resolved settings of a run; empty before they are written. Raises `UserError` if they cannot be read."""
     try:
         settings = parse_yaml(folder.read_config() or "{}", str(folder.config_file))
     except OSError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +14,7 @@ from typing import Any
 
 import torch
 
+import ltg_mdlm
 from ltg_mdlm import __version__
 from ltg_mdlm.core.machine import environment_of
 from ltg_mdlm.storage.run_folder import RunFolder
@@ -20,7 +24,7 @@ from ltg_mdlm.training.attention_choice import AttentionChoice
 
 def start_facts(run: Run, attention: AttentionChoice, step: int) -> dict[str, Any]:
     """The facts of a start at this step, as plain values for JSON; all ranks must call it."""
-    ranks, config = run.ranks, run.config
+    ranks, config, corpus = run.ranks, run.config, run.corpus
     machines: list[dict[str, Any]] = []
     for found in ranks.gather_objects(environment_of(ranks.device)):
         same = next((known for known in machines if found.items() <= known.items()), None)
@@ -32,14 +36,24 @@ def start_facts(run: Run, attention: AttentionChoice, step: int) -> dict[str, An
         triton = version("triton")
     except PackageNotFoundError:
         triton = None
+    commit = checkout_commit() if ranks.is_main else None
     versions = {"ltg_mdlm": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,
+        "command": shlex.join(sys.orig_argv),
+        **({"git": commit} if commit else {}),
         "device": ranks.device.type,
         "processes": ranks.world_size,
         "machines": machines,
         "versions": versions | {"triton": triton} | config.plugin_versions,
+        "corpus": {
+            "fingerprint": corpus.description.get("fingerprint"),
+            "words": corpus.train.num_words,
+            "tokens": corpus.train.num_tokens,
+            "documents": corpus.train.num_documents,
+        },
+        "parameters": run.parameters,
         "precision": "bf16" if run.loss.bf16 else "fp32",
         "cpu_kernels": config.training.cpu_kernels,
         "attention": {
@@ -49,6 +63,23 @@ def start_facts(run: Run, attention: AttentionChoice, step: int) -> dict[str, An
         },
         "compile": {"enabled": run.loss.compiled},
     }
+
+
+def checkout_commit() -> dict[str, Any] | None:
+    """Commit of the git checkout that runs, and whether its program differs from it; None if it is not a checkout."""
+    root = Path(ltg_mdlm.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--", "ltg_mdlm", "plugins", "configs", "pyproject.toml")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.SubprocessError):  # git is missing, or does not trust the owner of the folder
+        return None
 
 
 def previous_start(folder: RunFolder, checkpoint: Path | None, device: torch.device) -> Mapping[str, Any]:

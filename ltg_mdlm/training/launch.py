@@ -47,6 +47,7 @@ from ltg_mdlm.training.metric_sinks import (
     wandb_mode,
 )
 from ltg_mdlm.training.precision import resolve_precision, stored_training
+from ltg_mdlm.training.resource_use import ResourceMeter
 from ltg_mdlm.training.run_ending import ending_text
 from ltg_mdlm.training.trainer import NonFiniteTraining, Trainer
 
@@ -71,6 +72,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         Ranks.setup(threads=config.training.threads, gpu_timeout=STEP_TIMEOUT) as ranks,
         # Left first, so that SIGTERM ends a process that hangs while it leaves the process group after an error.
         StopRequest(can_save=False) as stop,
+        ResourceMeter(ranks) as meter,
     ):
         require_same_program(host, ranks)
         if config.logging.tensorboard:
@@ -113,7 +115,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             if ranks.device.type != "cpu":
                 console.print(attention.reason, soft_wrap=True)
             run = resolve_compile(run, stored, before)
-            trainer = prepare_trainer(folder, run, checkpoint, stop, console)
+            trainer = prepare_trainer(folder, run, checkpoint, stop, meter, console)
             facts = start_facts(run, attention, trainer.next_step)
             on_main(ranks, lambda: folder.add_to_environment(facts, new_start=True))
             stop.can_save = True
@@ -153,7 +155,12 @@ def checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
 
 
 def prepare_trainer(
-    folder: RunFolder, run: Run, checkpoint: Path | None, stop: StopRequest, console: Console
+    folder: RunFolder,
+    run: Run,
+    checkpoint: Path | None,
+    stop: StopRequest,
+    meter: ResourceMeter,
+    console: Console,
 ) -> Trainer:
     """A trainer restored from the checkpoint, with the files of the run folder written and metrics cut to its step.
 
@@ -209,7 +216,12 @@ def prepare_trainer(
         if run.ranks.is_main:
             folder.add_to_environment(facts)
 
-    trainer = Trainer(run, checkpoints, sinks, stop, report)
+    def record_use() -> None:
+        facts = meter.facts()
+        if run.ranks.is_main:
+            folder.add_to_environment(facts)
+
+    trainer = Trainer(run, checkpoints, sinks, stop, report, record_use)
     if state is not None:
         with failures_named(run.recipe.components, lambda _: f"while it was restored from {checkpoint}"):
             trainer.restore(state)

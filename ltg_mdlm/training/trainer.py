@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -45,10 +45,15 @@ class Trainer:
         sinks: Sequence[Sink],
         stop: StopRequest,
         report: Report = lambda *_: None,
+        record_use: Callable[[], None] = lambda: None,
     ) -> None:
-        """`report` is told about the compilation of the layers."""
+        """`report` is told about the compilation of the layers.
+
+        `record_use` is called on all ranks after every checkpoint and when training ends.
+        """
         self.run, self.config, self.recipe, self.ranks = run, run.config, run.recipe, run.ranks
         self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
+        self.record_use = record_use
         self.device = run.ranks.device
         self.loss: nn.Module = run.loss
         if self.ranks.world_size > 1:
@@ -70,6 +75,7 @@ class Trainer:
         checkpoint cannot be written, or if the first results of a component have wrong types or shapes.
         """
         if not self.ranks.all_agree(not self.stop.requested):
+            self.record_use()
             return False
         self.checkpoints.reserve(self.state())
         if self.next_step == 0:
@@ -86,6 +92,7 @@ class Trainer:
                 break
         self.checkpoints.finish()
         self.ranks.barrier()
+        self.record_use()
         return self.is_last
 
     def steps(self) -> Iterator[Step]:
@@ -237,6 +244,7 @@ class Trainer:
         self.report_refused()
         in_a_row = int(self.run.optimizer.refused_in_a_row)
         if in_a_row >= self.config.training.max_refused_updates:
+            self.record_use()
             raise NonFiniteTraining(
                 f"{in_a_row} updates in a row had a non-finite loss or gradient, the last at step {self.next_step};"
                 " they were not applied (metrics.jsonl lists them as refused_update).  Start a run in another folder"
@@ -266,6 +274,7 @@ class Trainer:
         self.checkpoints.save(self.state())
         # The first rank may wait for a slow disk.  The others wait here, where the time limit is longer than in a step.
         self.ranks.barrier()
+        self.record_use()
 
     def close(self) -> None:
         """Wait for a checkpoint that is being written, close the sinks, and leave data parallelism."""

@@ -77,11 +77,24 @@ class Options(PluginOptions):
         return self
 
 
+BIBTEX = r"""@inproceedings{kosmopoulou2025masked,
+  author = {Despoina Kosmopoulou and Efthymios Georgiou and Vaggelis Dorovatas and Georgios Paraskevopoulos and
+            Alexandros Potamianos},
+  title = {Masked Diffusion Language Models with Frequency-Informed Training},
+  booktitle = {Proceedings of the First {BabyLM} Workshop},
+  pages = {531--539},
+  year = {2025},
+  eprint = {2509.05056},
+  archiveprefix = {arXiv}
+}"""
+
+
 class FreqMDLM(Plugin[Options]):
     """Frequency-informed masked diffusion."""
 
     api_version = 2
     options_model = Options
+    bibtex = BIBTEX
     rarity_V: Tensor
     share_V: Tensor
 

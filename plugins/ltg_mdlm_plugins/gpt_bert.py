@@ -135,11 +135,21 @@ class HybridObjective(Objective):
         return weight_N, self._z_loss * weight_N if self._z_loss else None
 
 
+BIBTEX = r"""@misc{charpentier2024gptbert,
+  author = {Lucas Georges Gabriel Charpentier and David Samuel},
+  title = {{GPT} or {BERT}: why not both?},
+  year = {2024},
+  eprint = {2410.24159},
+  archiveprefix = {arXiv}
+}"""
+
+
 class GPTBert(Plugin[Options]):
     """GPT-BERT: span masking, next-token prediction in both modes, no time conditioning."""
 
     api_version = 2
     options_model = Options
+    bibtex = BIBTEX
 
     @hookimpl
     def ltg_mdlm_row_mode(self) -> RowMode:

@@ -130,11 +130,23 @@ class UniformMasking(MaskingStrategy):
         return noise.rate_B.float().unsqueeze(1).expand(batch.ids_BT.shape)
 
 
+BIBTEX = r"""@inproceedings{sahoo2024mdlm,
+  author = {Subham Sekhar Sahoo and Marianne Arriola and Yair Schiff and Aaron Gokaslan and Edgar Marroquin and
+            Justin T. Chiu and Alexander Rush and Volodymyr Kuleshov},
+  title = {Simple and Effective Masked Diffusion Language Models},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024},
+  eprint = {2406.07524},
+  archiveprefix = {arXiv}
+}"""
+
+
 class UniformMDLM(Plugin[Options]):
     """Masked diffusion with uniform masking.  Components that no other selected plugin provides come from here."""
 
     api_version = 2
     options_model = Options
+    bibtex = BIBTEX
 
     @hookimpl
     def ltg_mdlm_check_config(self, config: RunConfig) -> list[str]:

@@ -165,13 +165,16 @@ def lm_eval(exports):
 
 
 def card(exports):
-    """What the example of the model card prints, with nobody to answer a question."""
-    found = {}
+    """What the example of the model card prints, in the folder of the exports, with nobody to answer a question."""
+    found, aside = {}, Path.cwd()
     for name in ("uniform", "hybrid"):
         example = (exports / name / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        here: dict = {}
+        os.chdir(exports)
         with redirect_stdout(StringIO()) as printed, open(os.devnull) as sys.stdin:
-            exec(example, {"PATH": exports / name})
-        found[name] = printed.getvalue()
+            exec(example, here)
+        os.chdir(aside)
+        found[name] = {"printed": printed.getvalue(), "ids": here["inputs"].input_ids[0].tolist()}
     return found
 
 

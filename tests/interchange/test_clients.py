@@ -128,10 +128,13 @@ def test_minicons_gives_the_scores_of_both_kinds_of_model(models, tmp_path_facto
 def test_the_example_of_the_model_card_fills_its_mask_and_asks_nothing(new, models):
     for name, at in (("uniform", 0), ("hybrid", -1)):
         trained = opened(models, name)
-        before, after = (trained.tokenizer.encode(text) for text in ("The dog", " a ball."))
+        # The tokens around the mask are those of a text with a word there, so no blank stands beside it.
+        before, after = (trained.tokenizer.encode(text) for text in ("The dog", "a ball."))
+        assert before + after == trained.tokenizer.encode("The dog a ball.")
+        assert new["card"][name]["ids"] == [BOS, *before, MASK, *after]
         ids = torch.tensor([[BOS, *before, MASK, *after]])
         value = trained.value_for_rate(torch.tensor([1 / (ids.shape[1] - 1)]))
         with torch.no_grad():
             hidden = trained.model(ids, value_B=value)[0, 1 + len(before) + at]
         best = trained.model.logits(trained.model.head(hidden)).argmax()
-        assert new["card"][name] == trained.tokenizer.decode([int(best)]) + "\n"
+        assert new["card"][name]["printed"] == trained.tokenizer.decode([int(best)]) + "\n"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from support.runs import run
+from support.runs import killed, run
 
 from ltg_mdlm import __version__
+from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.storage.run_folder import RunFolder
-from ltg_mdlm.training import attention_choice
+from ltg_mdlm.training import attention_choice, environment, resource_use
 from ltg_mdlm.training.attention_choice import choose_attention
-from ltg_mdlm.training.environment import previous_start
+from ltg_mdlm.training.environment import checkout_commit, previous_start
+from ltg_mdlm.training.resource_use import EnergyCounter, ResourceMeter
 
 STOP = ({"at": "step 5", "do": "SIGTERM"},)
 
@@ -32,6 +39,57 @@ def test_every_start_of_a_run_is_listed_with_its_machine_and_choices(tmp_path):
     assert {"host", "cpu", "threads", "memory_bytes"} <= first["machines"][0].keys()
     choices = first["precision"], first["attention"]["kernel"], first["compile"]
     assert choices == ("fp32", "library", {"enabled": False})
+    for start in (first, second):  # the first one was preempted
+        assert start["command"]
+        assert 0 < start["cpu_seconds"] < 2 * start["processes"] * start["wall_seconds"]
+        assert start["device_seconds"] == 0
+
+
+def test_a_killed_start_keeps_the_sums_of_its_last_checkpoint(tmp_path):
+    killed(tmp_path / "run", faults=({"at": "step 6", "do": "SIGKILL"},))
+    [start] = starts(tmp_path / "run")
+    assert start["wall_seconds"] > 0
+
+
+def git(folder, *arguments):
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", "-C", str(folder), *author, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_and_dirty_if_its_program_was_changed(tmp_path, monkeypatch):
+    package = tmp_path / "ltg_mdlm" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr(environment.ltg_mdlm, "__file__", str(package))
+    assert checkout_commit() is None
+    git(tmp_path, "init", "-q")
+    assert checkout_commit() is None  # no commit yet
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text("{}")
+    assert checkout_commit() == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
+    package.write_text("changed = True\n")
+    assert checkout_commit()["dirty"]
+
+
+def test_energy_counters_that_start_again_are_added_up():
+    values = iter([90.0, 98.0, 3.0, 10.0])
+    counter = EnergyCounter(lambda: next(values), limit=100.0)
+    assert [counter.joules() for _ in range(4)] == [8.0, 13.0, 20.0, 20.0]  # at last it cannot be read
+
+
+def test_the_energy_of_processors_is_read_from_the_files_of_the_kernel(tmp_path, monkeypatch):
+    for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "max_energy_range_uj").write_text("262143328850\n")
+        (tmp_path / name / "energy_uj").write_text("5000000\n")
+    monkeypatch.setattr(resource_use, "POWERCAP", tmp_path)
+    with ResourceMeter(Ranks.alone()) as meter:
+        for name in ("intel-rapl:0", "intel-rapl:0:0"):
+            (tmp_path / name / "energy_uj").write_text("9500000\n")
+        assert meter.facts()["energy_joules"] == {"cpu": 4.5}
 
 
 @pytest.mark.parametrize("damaged", ['{"starts": [{"ti', "[]", '{"starts": [1]}', "", "\xff"])
@@ -78,3 +136,20 @@ def test_auto_keeps_the_attention_kernel_that_a_run_was_started_with(monkeypatch
     assert chosen("library", 0.0) == "library"
     assert chosen("fused", 0.5) == "fused"
     assert chosen("fused", 1.5) == "library"  # it has become wrong, on another GPU or with another compiler
+
+
+def test_the_energy_of_a_gpu_is_that_of_its_own_counter(monkeypatch):
+    millijoules = iter([1_000_000, 1_250_000])
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {"GPU-12ab": "handle"}[uuid],
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab"))
+    monkeypatch.setattr(resource_use, "POWERCAP", Path("/nowhere"))
+    meter = ResourceMeter(Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cuda", 0)))
+    facts = meter.facts()
+    assert facts["energy_joules"] == {"gpu": 250.0}
+    assert facts["device_seconds"] == facts["wall_seconds"]

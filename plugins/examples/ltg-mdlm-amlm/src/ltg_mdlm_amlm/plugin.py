@@ -37,11 +37,23 @@ class Options(PluginOptions):
         return DecliningRate(self.mask_rate_start, self.mask_rate_end)
 
 
+BIBTEX = r"""@inproceedings{edman2025mask,
+  author = {Lukas Edman and Alexander Fraser},
+  title = {Mask and You Shall Receive: Optimizing Masked Language Modeling For Pretraining {BabyLMs}},
+  booktitle = {Proceedings of the First {BabyLM} Workshop},
+  pages = {445--453},
+  year = {2025},
+  eprint = {2510.20475},
+  archiveprefix = {arXiv}
+}"""
+
+
 class AMLM(Plugin[Options]):
     """Adaptive masked language modelling: token types that are predicted poorly are masked more often."""
 
     api_version = 2
     options_model = Options
+    bibtex = BIBTEX
 
     @hookimpl
     def ltg_mdlm_check_config(self, config: RunConfig) -> list[str]:

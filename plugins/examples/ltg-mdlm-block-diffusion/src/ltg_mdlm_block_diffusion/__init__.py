@@ -99,11 +99,22 @@ class Unconditioned(TimeConditioning):
         return None
 
 
+BIBTEX = r"""@misc{arriola2025block,
+  author = {Marianne Arriola and Aaron Gokaslan and Justin T. Chiu and Zhihan Yang and Zhixuan Qi and Jiaqi Han and
+            Subham Sekhar Sahoo and Volodymyr Kuleshov},
+  title = {Block Diffusion: Interpolating Between Autoregressive and Diffusion Language Models},
+  year = {2025},
+  eprint = {2503.09573},
+  archiveprefix = {arXiv}
+}"""
+
+
 class BlockDiffusion(Plugin[Options]):
     """Block diffusion (BD3LM).  The objective is that of `uniform_mdlm`, whose derivative power 1 is the bound."""
 
     api_version = 2
     options_model = Options
+    bibtex = BIBTEX
 
     @hookimpl
     def ltg_mdlm_noise_schedule(self) -> NoiseSchedule:

@@ -29,10 +29,21 @@ class ComplementaryMasking(MaskingStrategy):
         return [first, replace(second, noise=opposite)]
 
 
+BIBTEX = r"""@misc{li2025lavida,
+  author = {Shufan Li and Konstantinos Kallidromitis and Hritik Bansal and Akash Gokul and Yusuke Kato and
+            Kazuki Kozuka and Jason Kuen and Zhe Lin and Kai-Wei Chang and Aditya Grover},
+  title = {{LaViDa}: A Large Diffusion Language Model for Multimodal Understanding},
+  year = {2025},
+  eprint = {2505.16839},
+  archiveprefix = {arXiv}
+}"""
+
+
 class Complementary(Plugin[PluginOptions]):
     """Every token is predicted in one of two views; the other slots are those of `uniform_mdlm` or other plugins."""
 
     api_version = 2
+    bibtex = BIBTEX
 
     @hookimpl
     def ltg_mdlm_masking(self, ctx: RunContext) -> MaskingStrategy:

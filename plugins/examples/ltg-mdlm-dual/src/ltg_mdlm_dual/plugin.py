@@ -25,11 +25,21 @@ class Options(PluginOptions):
     )
 
 
+BIBTEX = r"""@misc{samuel2025dual,
+  author = {David Samuel and Lucas Georges Gabriel Charpentier},
+  title = {Dual-objective Language Models: Training Efficiency Without Overfitting},
+  year = {2025},
+  eprint = {2512.14549},
+  archiveprefix = {arXiv}
+}"""
+
+
 class Dual(Plugin[Options]):
     """The dual objective: causal and masked rows in every global batch."""
 
     api_version = 2
     options_model = Options
+    bibtex = BIBTEX
 
     @hookimpl
     def ltg_mdlm_row_mode(self) -> RowMode:

@@ -24,11 +24,22 @@ class Options(PluginOptions):
     last: float = Field(1 - 1e-3, gt=0.5, lt=1, description="largest noise level; the rest of the bound is a constant")
 
 
+BIBTEX = r"""@misc{vonrutte2025generalized,
+  author = {von R{\"u}tte, Dimitri and Janis Fluri and Yuhui Ding and Antonio Orvieto and Bernhard Sch{\"o}lkopf and
+            Thomas Hofmann},
+  title = {Generalized Interpolating Discrete Diffusion},
+  year = {2025},
+  eprint = {2503.04482},
+  archiveprefix = {arXiv}
+}"""
+
+
 class GIDD(Plugin[Options]):
     """Generalized interpolating discrete diffusion with mask and uniform noise (arXiv 2503.04482)."""
 
     api_version = 2
     options_model = Options
+    bibtex = BIBTEX
 
     def process(self, ctx: RunContext) -> Process:
         """The diffusion process for the run's vocabulary."""

@@ -176,10 +176,20 @@ class Unconditioned(TimeConditioning):
         return None
 
 
+BIBTEX = r"""@misc{shi2024simplified,
+  author = {Jiaxin Shi and Kehang Han and Zhe Wang and Arnaud Doucet and Michalis K. Titsias},
+  title = {Simplified and Generalized Masked Diffusion for Discrete Data},
+  year = {2024},
+  eprint = {2406.04329},
+  archiveprefix = {arXiv}
+}"""
+
+
 class LearnedSchedule(Plugin[PluginOptions]):
     """Masked diffusion whose masking schedule is learned for every token type (arXiv 2406.04329)."""
 
     api_version = 2
+    bibtex = BIBTEX
 
     def strategy(self, ctx: RunContext) -> LearnedMasking:
         """The masking strategy, which the objective shares."""
