@@ -27,12 +27,13 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from markdown import add_write_option, publish, table
 from scipy import stats
 from trained_run import load_run
 
 from ltg_mdlm.core.distributed import Ranks
-from ltg_mdlm.core.settings import flatten
+from ltg_mdlm.core.settings import flatten, load_settings
 from ltg_mdlm.data.records import read_minimal_pairs
 from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS
 from ltg_mdlm.evaluation.statistics import holm
@@ -43,7 +44,7 @@ from ltg_mdlm.inference.trained_model import open_model
 from ltg_mdlm.reporting.run_table import read_run
 from ltg_mdlm.storage.metrics_file import parse_row
 from ltg_mdlm.training.assembly import first_of_each
-from ltg_mdlm.training.launch import launch
+from ltg_mdlm.training.launch import EXIT_NON_FINITE, launch
 from ltg_mdlm.training.sweep import Point, Sweep, open_sweep, short_names
 
 PILOT = 100
@@ -252,7 +253,8 @@ class Plan:
             return 0
         start = time.process_time()
         try:
-            return launch(sweep.settings(point))
+            code = launch(sweep.settings(point))
+            return 0 if code == EXIT_NON_FINITE else code
         finally:
             row = {"run": str(folder.relative_to(self.runs)), "core_seconds": time.process_time() - start}
             with (self.runs / "costs.jsonl").open("a", encoding="utf-8") as file:
@@ -280,8 +282,14 @@ def _seed_first(point: Point) -> tuple[bool, int, int]:
 
 
 def finished(folder: Path) -> dict[str, float]:
-    """The measures of a run, with its accuracy on blimp_fast if it has one; empty if it is not finished."""
-    if not folder.is_dir() or (run := read_run(folder)).status != "finished":
+    """The measures of a run, with its accuracy on blimp_fast if it has one; empty if it is not finished.
+
+    A run that diverged has those of its last validation, which is the one before training.
+    """
+    if not folder.is_dir():
+        return {}
+    run = read_run(folder)
+    if run.status != "finished" and not (run.status == "failed" and "not finite" in run.reason):
         return {}
     figures = {name: run.figures.get(name) for name in MEASURES}
     for summary in (folder.parent / "blimp").glob(f"{folder.name}/*/zero_shot/*/blimp/*/summary.json"):
@@ -413,40 +421,44 @@ def draw(figures: Figures, file: Path) -> None:
     pyplot.close(figure)
 
 
-def measure_likelihood(runs: Path) -> None:
-    """Score minimal pairs with every estimator, in the runs of uniform_mdlm and freq_mdlm of `methods`."""
-    plan = Plan("methods", runs)
+def measure_likelihood(plan: Plan) -> None:
+    """Question d: score minimal pairs with every estimator, in the runs of uniform_mdlm and freq_mdlm of `methods`."""
+    (plan.runs / "likelihood").mkdir(exist_ok=True)
     rates = plan.rates()
-    (runs / "likelihood").mkdir(exist_ok=True)
     for point in plan.main:
-        folder, plugin, seed = plan.sweep.folder(point), point.values["plugin"], point.values["seed"]
-        out = runs / "likelihood" / f"{plugin}-s{seed}.json"
+        plugin, seed = point.values["plugin"], point.values["seed"]
+        out = plan.runs / "likelihood" / f"{plugin}-s{seed}.json"
         chosen = rates.get(plan.arm(point)) == point.values[LR] and plugin in ("uniform_mdlm", "freq_mdlm")
-        if not chosen or not finished(folder) or out.exists():
-            continue
-        ranks = Ranks.alone()
-        model = open_model(folder, ranks)
-        pairs = read_minimal_pairs(open_corpus(plan.sweep.settings(point).config).path / MINIMAL_PAIRS)
-        questions = pair_questions(first_of_each(pairs, 20))
-        texts = [question.candidates for question in questions]
-        records = []
-        for score, time_, draws in ESTIMATORS:
-            margins, correct, passes = [], [], 0.0
-            for mask_seed in range(MASK_SEEDS if score == "bound" else 1):
-                rate = 0.3 if time_ == "constant" else None
-                rule = ScoringRule(score=score, time=time_, rate=rate, draws=draws, seed=mask_seed)
-                scores = LikelihoodScorer(model, rule, ranks)(texts)
-                answers = [answer(q, of_q) for q, of_q in zip(questions, scores, strict=True)]
-                margins.append([a.margin for a in answers])
-                correct.append(fmean(a.correct for a in answers))
-                passes = draws or fmean(s.tokens for of_q in scores for s in of_q)
-            figures = {"minimal_pairs": fmean(correct), "passes": passes}
-            if score == "bound":
-                figures["variance"] = float(np.var(margins, axis=0, ddof=1).mean())
-            arm = {"plugin": plugin, "score": score, "time": time_, "masks": draws or "as pll"}
-            records.append({"arm": arm, "seed": seed, "figures": figures})
-        out.write_text(json.dumps(records, indent=1), "utf-8")
-        print(out, flush=True)
+        if chosen and finished(plan.sweep.folder(point)) and not out.exists():
+            records = [
+                {"arm": {"plugin": plugin, **estimator}, "seed": seed, "figures": figures}
+                for estimator, figures in estimates(plan.sweep.folder(point))
+            ]
+            out.write_text(json.dumps(records, indent=1), "utf-8")
+
+
+def estimates(folder: Path, pairs: int = 20) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """Every estimator, and its accuracy, cost and variance on `pairs` pairs of each phenomenon, in one run."""
+    torch.set_num_threads(1)
+    ranks = Ranks.alone()
+    model = open_model(folder, ranks)
+    corpus = open_corpus(load_settings([str(folder / "config.yaml")]).config)
+    questions = pair_questions(first_of_each(read_minimal_pairs(corpus.path / MINIMAL_PAIRS), pairs))
+    texts = [question.candidates for question in questions]
+    for score, time_, draws in ESTIMATORS:
+        margins, correct, passes = [], [], 0.0
+        for seed in range(MASK_SEEDS if score == "bound" else 1):
+            rate = 0.3 if time_ == "constant" else None
+            rule = ScoringRule(score=score, time=time_, rate=rate, draws=draws, seed=seed)
+            scores = LikelihoodScorer(model, rule, ranks)(texts)
+            answers = [answer(question, of_texts) for question, of_texts in zip(questions, scores, strict=True)]
+            margins.append([found.margin for found in answers])
+            correct.append(fmean(found.correct for found in answers))
+            passes = draws or fmean(text.tokens for of_texts in scores for text in of_texts)
+        figures = {"minimal_pairs": fmean(correct), "passes": passes}
+        if score == "bound":
+            figures["variance"] = float(np.var(margins, axis=0, ddof=1).mean())
+        yield {"score": score, "time": time_, "masks": draws or "as pll"}, figures
 
 
 def likelihood_figures(runs: Path) -> Figures:
@@ -513,7 +525,7 @@ def write_tables(runs: Path, page: Path | None, pictures: Path) -> None:
     for name, (question, figures, rates) in (
         found | {"likelihood": (LIKELIHOOD, likelihood_figures(runs), {})}
     ).items():
-        if not figures:
+        if not any(tests(question, figures)):
             continue
         draw(figures, pictures / f"results_{name}.png")
         parts = [mean_table(figures, rates), comparison_table(question, figures)]
@@ -552,7 +564,7 @@ def main() -> int:
                 return code
             measure_accuracies(plan)
         if arguments.command == "likelihood":
-            measure_likelihood(runs)
+            measure_likelihood(Plan("methods", runs))
     return 0
 
 
