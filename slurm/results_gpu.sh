@@ -11,15 +11,19 @@ text=${1:?$usage} held_out=${2:?$usage} data=${3:?$usage}
 shift 3
 corpus=corpora/results_gpu
 [ -d "$corpus" ] || ltg-mdlm prepare "$text" --valid "$held_out" --vocab-size 16384 --out "$corpus"
-options=(results_gpu --set "data.corpus=$corpus" --out-root runs/results/results_gpu)
+runs=runs/results/results_gpu scores=runs/results/results_gpu_scores
+sweep=(results_gpu --set "data.corpus=$corpus")
+last=$(($(ltg-mdlm sweep list "${sweep[@]}" --json | grep -c '"index"') - 1))
 if command -v sbatch >/dev/null; then
-    last=$(($(ltg-mdlm sweep list results_gpu --set "data.corpus=$corpus" --json | grep -c '"index"') - 1))
-    trained=$(sbatch --parsable --array="0-$last" "$@" slurm/array.sbatch "${options[@]}")
-    sbatch --array="0-$last" --dependency="afterok:${trained%%;*}" "$@" slurm/eval.sbatch runs/results/results_gpu \
-        --data "$data" --out runs/results/results_gpu_scores
-else
-    ltg-mdlm sweep run "${options[@]}"
-    for config in runs/results/results_gpu/*/config.yaml; do
-        ltg-mdlm eval suite "${config%/config.yaml}" --data "$data" --out runs/results/results_gpu_scores
-    done
+    trained=$(sbatch --parsable --array="0-$last" "$@" slurm/array.sbatch "${sweep[@]}" --out-root "$runs")
+    sbatch --array="0-$last" --dependency="afterany:${trained%%;*}" "$@" slurm/eval.sbatch "$runs" --data "$data" --out "$scores"
+    exit
 fi
+for index in $(seq 0 "$last"); do
+    # A run that diverges (exit code 3) does not end the others.
+    ltg-mdlm sweep run "${sweep[@]:0:1}" "$index" "${sweep[@]:1}" --out-root "$runs" || [ $? = 3 ]
+done
+for config in "$runs"/*/config.yaml; do
+    run=${config%/config.yaml}
+    [ -f "$scores/${run##*/}/main/suite.json" ] || ltg-mdlm eval suite "$run" --data "$data" --out "$scores"
+done
