@@ -144,6 +144,7 @@ class Lamb(AdamW):
         has_ratio = (parameter_norms > 0) & (update_norms > 0)
         trust_ratios = torch.where(has_ratio, parameter_norms / update_norms, 1.0)
         rates = trust_ratios * lr * (1 - refused.float())
+        # Not by foreach: it has no fused kernel for numbers on the device, and would launch as many kernels.
         for parameter, update, rate in zip(parameters, updates, rates.unbind(), strict=True):
             parameter.addcmul_(update, rate)
 

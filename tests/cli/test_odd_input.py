@@ -63,8 +63,12 @@ def test_ctrl_c_in_a_command_ends_with_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("ltg_mdlm.core.settings.load_settings", interrupted)
     monkeypatch.setattr(sys, "argv", ["ltg-mdlm", "check"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
