@@ -11,9 +11,12 @@ from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.training.assembly import Run, build_run
 
 
-def load_run(folder: Path) -> Run:
-    """Load a run, and use one CPU thread.  Raises UserError if the folder has no run with a checkpoint."""
-    settings = load_settings([str(folder / "config.yaml")], [f"run.init_from={folder}"])
+def load_run(folder: Path, *sets: str) -> Run:
+    """Load a run, with other settings, and use one CPU thread.
+
+    Raises UserError if the folder has no run with a checkpoint.
+    """
+    settings = load_settings([str(folder / "config.yaml")], [f"run.init_from={folder}", *sets])
     host = Host(settings.config, settings.sources)
     torch.set_num_threads(1)
     return build_run(host, open_corpus(host.config), Ranks.alone())

@@ -1,0 +1,206 @@
+"""benchmarks/results.py: what it trains, and its tables, on runs that nobody had to train."""
+
+import importlib
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from support.fabricated import fabricate_result, fabricate_run
+from support.runs import TINY
+
+from ltg_mdlm.core.settings import load_settings
+from ltg_mdlm.reporting.run_table import read_run
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MUON_RATES = (0.003, 0.006, 0.012)
+
+
+@pytest.fixture
+def results(monkeypatch):
+    """The module; its neighbour `markdown` has the name of a package."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for name in ("markdown", "trained_run", "results"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("results")
+    yield module
+    for name in ("markdown", "trained_run", "results"):
+        del sys.modules[name]
+
+
+@pytest.fixture
+def fabricated(results, monkeypatch, tmp_path):
+    """Fabricates runs instead of training them: the folders that were launched, and their settings."""
+    launched = {}
+
+    def launch(settings):
+        config = settings.config
+        (plugin,) = config.plugins.keys() - {"uniform_mdlm"} or {"uniform_mdlm"}
+        # `amlm` is better by 0.5 nats, and its best rate is the highest; that of the others is the middle one.
+        off = abs(MUON_RATES.index(config.optimizer.lr) - (2 if plugin == "amlm" else 1))
+        level = (4.5 if plugin == "amlm" else 5.0) + off
+        folder = config.run_folder()
+        fabricate_run(folder, plugin, f"optimizer.lr={config.optimizer.lr}", seed=config.seed, steps=5, level=level)
+        launched[folder.relative_to(tmp_path).as_posix()] = config
+        return 0
+
+    monkeypatch.setattr(results, "launch", launch)
+    return launched
+
+
+def test_only_the_pilot_and_the_points_at_the_best_rate_of_each_arm_are_trained(results, fabricated, tmp_path):
+    plan = results.Plan("methods", tmp_path)
+    assert plan.train() == 0
+    pilot = [config for config in fabricated.values() if config.seed >= 100]
+    main = [config for config in fabricated.values() if config.seed < 100]
+    assert (len(pilot), len(main)) == (6 * 3 * 2, 6 * 5)
+    assert {config.seed for config in main} == {0, 1, 2, 3, 4}
+    for config in main:
+        assert config.optimizer.lr == (0.012 if "amlm" in config.plugins else 0.006)
+
+
+def test_training_resumes_with_what_is_missing(results, fabricated, monkeypatch, tmp_path):
+    plan = results.Plan("methods", tmp_path)
+    fabricate = results.launch
+    monkeypatch.setattr(results, "launch", lambda settings: 75 if len(fabricated) == 40 else fabricate(settings))
+    assert plan.train() == 75
+    monkeypatch.setattr(results, "launch", fabricate)
+    assert plan.train() == 0
+    assert len(fabricated) == 66
+    fabricated.clear()
+    assert plan.train() == 0
+    assert not fabricated
+
+
+def test_equal_time_means_fewer_steps_for_a_slower_method(results, fabricated, monkeypatch, tmp_path):
+    assert results.Plan("methods", tmp_path).train() == 0
+    monkeypatch.setattr(
+        results, "tokens_per_second", lambda folder: [100.0] if "block_diffusion" in folder.name else [200.0]
+    )
+    fabricated.clear()
+    plan = results.Plan("methods_time", tmp_path)
+    assert plan.train() == 0
+    steps = {name: config.training.max_steps for name, config in fabricated.items()}
+    assert len(steps) == 5 * 5
+    assert all(n == (750 if "block_diffusion" in name else 1500) for name, n in steps.items())
+    assert (("plugin", '"uniform_mdlm"'),) in plan.figures()
+
+
+def test_differences_and_intervals_are_those_of_the_paired_t_test_of_scipy(results, fabricated, tmp_path):
+    plan = results.Plan("methods", tmp_path)
+    plan.train()
+    found = {name: difference for name, claim, difference in results.tests(plan.question, plan.figures())}
+    assert len(found) == 5  # fabricated runs have no minimal pairs
+    folder = tmp_path / "results_methods"
+    amlm = [read_run(folder / f"plugin=amlm-lr=0.012-s{seed}").figures["bound"] for seed in range(5)]
+    uniform = [read_run(folder / f"plugin=uniform_mdlm-lr=0.006-s{seed}").figures["bound"] for seed in range(5)]
+    expected = stats.ttest_rel(amlm, uniform)
+    difference = found["plugin amlm"]
+    assert difference.mean == pytest.approx(statistics.fmean(amlm) - statistics.fmean(uniform))
+    assert difference.p == pytest.approx(expected.pvalue)
+    assert difference[1:3] == pytest.approx(tuple(expected.confidence_interval()))
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "p", "sign", "expected"),
+    [
+        (0.20, 0.05, 0.01, +1, "yes"),
+        (0.20, 0.05, 0.01, -1, "no"),
+        (-0.20, 0.05, 0.01, -1, "yes"),
+        (0.20, 0.05, 0.20, +1, "undecided"),
+        (0.02, 0.01, 0.01, +1, "no"),  # significant, but too small to matter
+        (0.05, 0.20, 0.50, 0, "undecided"),
+        (0.01, 0.02, 0.50, 0, "no"),
+        (-0.20, 0.05, 0.01, 0, "yes"),
+        (-0.20, 0.05, 0.20, 0, "undecided"),
+    ],
+)
+def test_a_verdict_needs_significance_the_predicted_sign_and_a_difference_that_matters(
+    results, mean, half, p, sign, expected
+):
+    difference = results.Difference(mean, mean - half, mean + half, p, 5)
+    assert results.verdict(difference, p, sign, 0.1) == expected
+
+
+def test_every_claim_has_its_arms_and_its_baseline(results, tmp_path):
+    for name, question in results.QUESTIONS.items():
+        plan = results.Plan(name, tmp_path)
+        run = dict.fromkeys(results.MEASURES, 0.5)
+        figures = {plan.arm(point): dict.fromkeys(range(3), run) for point in plan.main}
+        if question.rates_of:
+            figures[(("plugin", '"uniform_mdlm"'),)] = dict.fromkeys(range(3), run)
+        count = {"power": 4, "frequency": 26, "optimizers": 8, "distortions": 18}.get(name, 10)
+        assert len(list(results.tests(question, figures))) == count
+        tested = {claim for _, claim, _ in ((n, id(c), d) for n, c, d in results.tests(question, figures))}
+        assert tested == {id(claim) for claim in question.claims}
+
+
+def test_the_plan_stays_within_its_budget(results, tmp_path):
+    total = results.plan_table(tmp_path).splitlines()[-1].split("|")
+    assert float(total[-3]) < 40
+
+
+def test_a_run_that_diverged_is_not_trained_again_and_counts_as_untrained(results, monkeypatch, tmp_path):
+    plan = results.Plan("methods", tmp_path)
+    fabricate_run(plan.sweep.folder(plan.pilot[0]), status="failed", steps=5, level=7.0)
+    monkeypatch.setattr(results, "launch", lambda settings: pytest.fail("trained again"))
+    assert plan._train(plan.sweep, plan.pilot[0]) == 0
+    assert results.finished(plan.sweep.folder(plan.pilot[0]))["bound"] == pytest.approx(7, abs=0.3)
+
+
+def test_tables_and_pictures_are_rebuilt_from_the_folder_of_runs(results, fabricated, monkeypatch, tmp_path):
+    results.Plan("methods", tmp_path).train()
+    for seed in range(5):
+        for plugin, lr, accuracy in (("amlm", 0.012, 0.6), ("uniform_mdlm", 0.006, 0.5)):
+            fabricate_result(
+                tmp_path / "results_methods" / "blimp", f"plugin={plugin}-lr={lr}-s{seed}", accuracy + seed / 100
+            )
+    (tmp_path / "likelihood").mkdir()
+    records = [
+        {
+            "arm": {"plugin": "p", "score": score, "time": "fraction", "masks": "as pll"},
+            "seed": seed,
+            "figures": figures,
+        }
+        for seed in range(5)
+        for score, figures in (
+            ("pll", {"minimal_pairs": 0.9, "passes": 8.0}),
+            ("bound", {"minimal_pairs": 0.8 + seed / 100, "passes": 8.0, "variance": 2.0}),
+        )
+    ]
+    (tmp_path / "likelihood" / "p.json").write_text(json.dumps(records))
+    page = tmp_path / "results.md"
+    names = ("results plan", *(f"results {name}" for name in (*results.QUESTIONS, "likelihood")))
+    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in names))
+    arguments = ["tables", "--runs", str(tmp_path), "--write", str(page), "--pictures", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["results.py", *arguments])
+    assert results.main() == 0
+    text = page.read_text()
+    assert "| plugin amlm | 0.012 | 5 | 4." in text
+    assert "| 62.00 ± 1.96 |" in text  # blimp_fast: t interval of 60 .. 64
+    dual, amlm = (
+        line.split(" | ") for line in text.splitlines() if line.startswith(("| plugin amlm;", "| plugin dual;"))
+    )
+    assert amlm[-1] == "yes |"
+    assert dual[-1] != "yes |"
+    assert "| score bound, time fraction, masks as pll; against score pll | minimal pairs, % |" in text.replace(
+        "plugin p, ", ""
+    )
+    assert {p.name for p in tmp_path.glob("*.png")} == {"results_methods.png", "results_likelihood.png"}
+
+
+def test_the_variance_of_the_bound_falls_with_its_cost_and_pll_has_none(results, monkeypatch, tmp_path):
+    assert results.launch(load_settings([], TINY, ["uniform_mdlm"], tmp_path / "run")) == 0
+    monkeypatch.setattr(results, "ESTIMATORS", (("pll", "zero", None), ("bound", "zero", 2), ("bound", "zero", 16)))
+    pll, few, many = (figures for _, figures in results.estimates(tmp_path / "run", pairs=2))
+    assert "variance" not in pll
+    assert (few["passes"], many["passes"]) == (2, 16)
+    assert many["variance"] < few["variance"] / 3  # one eighth, for independent pairs of masks
+
+
+def test_the_page_has_a_place_for_every_table(results, tmp_path):
+    text = (BENCHMARKS.parent / "docs" / "results.md").read_text()
+    for name in ("plan", "likelihood", *results.QUESTIONS):
+        assert text.count(f"<!-- results {name} -->") == text.count(f"<!-- /results {name} -->") == 1
