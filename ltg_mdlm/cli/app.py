@@ -77,7 +77,7 @@ def check(
     from ltg_mdlm.core.settings import load_settings
     from ltg_mdlm.training.check import describe_run
 
-    report = describe_run(load_settings(config or (), set_ or (), plugin or ()), verify=verify)
+    report = describe_run(load_settings(config or (), set_ or (), plugin or ()), verify=verify, measure=True)
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
 
 

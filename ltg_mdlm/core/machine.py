@@ -28,12 +28,12 @@ LARGEST_MMAP_THRESHOLD = 1 << 25
 """glibc takes no larger value."""
 
 
-def matrix_peak(device: torch.device, *, bf16: bool) -> float:
-    """The measured peak rate of large square matrix products, in FLOP per second."""
+def matrix_peak(device: torch.device, *, bf16: bool, seconds: float = PEAK_SECONDS) -> float:
+    """The peak rate of large square matrix products, in FLOP per second, measured for so many seconds."""
     size = PEAK_SIZE[device.type]
     left = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     right = torch.randn_like(left)
-    best, end = float("inf"), time.perf_counter() + PEAK_SECONDS
+    best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
         for _ in range(4):

@@ -12,6 +12,7 @@ from ltg_mdlm.core.batch import Step
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.machine import bf16_for, describe_machine, matrix_peak
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
@@ -44,7 +45,16 @@ H200_FLOPS = 790e12
 """Measured rate of dense bf16 matrix products on one H200, in FLOP per second."""
 
 ASSUMED_UTILISATION = 0.4
-"""Share of `H200_FLOPS` that training is assumed to reach."""
+"""Share of its matrix peak that training on a GPU is assumed to reach."""
+
+ASSUMED_CPU_UTILISATION = 0.2
+"""The same for CPUs, as `bench` measured it (docs/benchmarks.md)."""
+
+PEAK_SECONDS = 0.3
+"""Time for which the matrix peak is measured."""
+
+LONG_HOURS = 48.0
+"""Estimated hours on a CPU from which `check` warns."""
 
 ASSUMED_SUPERVISED = 0.4
 """Share of positions that are assumed to have a loss."""
@@ -90,6 +100,10 @@ class RunReport:
     """How often each source is seen; empty if sources are unknown, or if a plugin decides it."""
     verified: str | None = None
     """What of the corpus was verified, if that was asked for."""
+    hours_here: float | None = None
+    """Estimated hours of one process on this machine, if it was measured."""
+    machine: str = ""
+    """The device and precision of `hours_here`."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values for JSON."""
@@ -104,6 +118,7 @@ class RunReport:
             "text_words": self.text_words,
             "babylm_track": track_of(self.text_words),
             "h200_hours": round(self.gpu_hours, 3),
+            **({"hours_here": round(self.hours_here, 3)} if self.hours_here is not None else {}),
             "slots": self.providers,
             "sources": {
                 name: {"words": use.words, "words_seen": use.seen, "times": round(use.times, 4)}
@@ -134,6 +149,7 @@ class RunReport:
             f"words        {self.text_words:,} of text, {self.words:,} seen; unit: {self.config.data.words};"
             f" BabyLM track: {track_of(self.text_words) or 'none, too many'}",
             f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
+            *([f"hours here   {self.hours_here:.2g} ({self.machine}; an estimate)"] if self.hours_here else []),
             *([f"corpus       {self.verified}"] if self.verified else []),
             *(f"warning: {text}" for text in self.warnings),
         ]
@@ -161,8 +177,10 @@ def resolve(settings: Settings) -> Resolved:
     return Resolved(host.config, warnings, corpus, schedule, components_of(host, corpus, schedule, Ranks.alone()))
 
 
-def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
-    """Size and cost of a run, with `verify` after the content of the corpus was verified.
+def describe_run(settings: Settings, *, verify: bool = False, measure: bool = False) -> RunReport:
+    """Size and cost of a run; with `verify` after the content of the corpus was verified.
+
+    With `measure`, the matrix peak of this machine is measured, from which the hours of the run here are estimated.
 
     Corrupts a few rows of the first step, which shows what the components return.  Raises UserError, and PluginFailure
     if a component fails.
@@ -190,6 +208,19 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
         for length, tokens in totals.tokens_by_length
         for view in views
     )
+    warnings = resolved.warnings + copies_warnings(components, views)
+    hours_here, machine = None, ""
+    if measure:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        bf16 = bf16_for(config.training.precision, device)
+        share = ASSUMED_UTILISATION if device.type == "cuda" else ASSUMED_CPU_UTILISATION
+        hours_here = flops / (matrix_peak(device, bf16=bf16, seconds=PEAK_SECONDS) * share) / 3600
+        machine = f"{describe_machine(device)}, {'bf16' if bf16 else 'fp32'}, {share:.0%} of its matrix peak"
+        if device.type == "cpu" and hours_here > LONG_HOURS:
+            warnings.append(
+                f"this run would take about {hours_here / 24:,.0f} days on this machine's CPU; --config laptop_wide"
+                " trains on your own text in minutes"
+            )
     return RunReport(
         config=config,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -203,9 +234,9 @@ def describe_run(settings: Settings, *, verify: bool = False) -> RunReport:
         providers=components.providers,
         gpu_hours=flops / (H200_FLOPS * ASSUMED_UTILISATION) / 3600,
         verified=resolved.corpus.verify() if verify else None,
-        warnings=resolved.warnings
-        + copies_warnings(components, views)
-        + budget_warnings(totals.epochs, words, text_words, sources),
+        hours_here=hours_here,
+        machine=machine,
+        warnings=warnings + budget_warnings(totals.epochs, words, text_words, sources),
         sources=sources if components.row_order is None else {},
     )
 
