@@ -281,6 +281,8 @@ def _load(load: Callable[[], Loaded]) -> Loaded:
             ) from error
         if str(error).startswith("Tasks not found"):
             advice = "`lm-eval ls tasks` lists the names; --include_path DIR adds the tasks in a folder"
+        elif isinstance(error, ModuleNotFoundError):
+            advice = f"the code of the task needs another package: pip install {error.name}"
         else:
             advice = "check the YAML file of the task, and the data files that it names"
         raise UserError(problem + advice) from error
