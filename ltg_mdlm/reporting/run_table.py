@@ -203,13 +203,14 @@ def text_table(rows: Sequence[RunRow]) -> Table:
     shared = shared_folder(rows)
     for row, record in zip(rows, records, strict=True):
         record["run"] = str(row.folder.absolute().relative_to(shared))
-        error = record.pop("bound_standard_error", None)
-        if record.get("bound") is not None and error is not None:
-            record["bound"] = f"{record['bound']:.3f} ± {error:.3f}"
+        for name in ("bound", "minimal_pairs"):
+            error = record.pop(f"{name}_standard_error", None)
+            if record.get(name) is not None and error is not None:
+                record[name] = f"{record[name]:.3f} ± {error:.3f}"
     columns = [name for name in records[0] if any(record.get(name) not in (None, "") for record in records)]
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name.replace("_", " "), no_wrap=name in ("run", "bound"), overflow="fold")
+        table.add_column(name.replace("_", " "), no_wrap=name in ("run", "bound", "minimal_pairs"), overflow="fold")
     for record in records:
         table.add_row(*(escape(_text(name, record.get(name))) for name in columns))
     return table
