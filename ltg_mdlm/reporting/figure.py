@@ -59,6 +59,29 @@ class Panel:
     """What it shows, for the HTML report."""
 
 
+def draw_panel(panel: Panel, axes: Axes) -> None:
+    """Draw a panel, with plain powers of ten on logarithmic axes.
+
+    matplotlib's own labels are mathematical text, and its minor ticks, eight per decade, are never labelled here.
+    Together they take half of the time of a picture.
+    """
+    from matplotlib.ticker import LogFormatter
+
+    panel.draw(axes)
+    axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            axis.set_major_formatter(power_of_ten)
+
+
+def power_of_ten(value: float, _: int = 0) -> str:
+    """For example 0.01, 1, 100, and 10⁻⁴; other values as they are."""
+    exponent = math.log10(value)
+    if abs(exponent) <= 2 or not exponent.is_integer():
+        return f"{value:g}"
+    return "10" + f"{exponent:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 150) -> None:
     """Draw the panels, up to three in one row or more in two rows, and write the picture.
 
@@ -78,7 +101,7 @@ def save_panels(panels: Sequence[Panel], path: Path, *, title: str, dpi: int = 1
         for place, panel in enumerate(panels, start=1):
             axes = figure.add_subplot(lines, columns, place)
             axes.set_title(panel.title)
-            panel.draw(axes)
+            draw_panel(panel, axes)
         try:
             figure.savefig(path, dpi=dpi)
         except OSError as error:

@@ -64,6 +64,9 @@ LEAST_SPAN = 0.1
 HISTOGRAM_ROWS, SCATTER_ROWS = 65536, 4096
 """Rows that are drawn for a histogram, and for a scatter plot."""
 
+DOT_SIZES = (4.0, 3.0, 2.0, 1.0)
+"""Sizes of the dots of the powers, so that they can be told apart without colours, and where they coincide."""
+
 DASHES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
 """Line styles of the powers."""
 
@@ -315,9 +318,9 @@ def _draw_density(schedule: NoiseSchedule, progress: tuple[float, ...], axes: Ax
     rate_G = torch.linspace(0.0005, 0.9995, 2000, dtype=torch.float64)
     several, highest = len(progress) > 1, 0.0
     for at, colour in zip(progress, ORDERED[::2] if several else (DISTINCT[2],), strict=True):
-        drawn = axes.hist(
-            draw(schedule, at).rate_B.numpy(), bins=100, range=(0, 1), density=True, color=colour, alpha=0.25
-        )
+        rate_B = draw(schedule, at).rate_B.numpy()
+        # One shape is drawn several times faster than a hundred bars.
+        drawn = axes.hist(rate_B, 100, range=(0, 1), density=True, histtype="stepfilled", color=colour, alpha=0.25)
         # Without the first and the last bar, where densities can be infinite or have atoms.
         highest = max(highest, *map(float, drawn[0][1:-1]))
         density_G = schedule.density(rate_G, at)
@@ -335,9 +338,9 @@ def _draw_row_weights(schedule: NoiseSchedule, progress: float, axes: Axes) -> N
     noise = draw(schedule, progress, rows=SCATTER_ROWS)
     shown_R = noise.rate_B >= LEAST_RATE
     rate_R, slope_R = noise.rate_B[shown_R], noise.slope_B[shown_R]
-    for power, colour in zip(POWERS, DISTINCT, strict=False):
-        axes.plot(rate_R, slope_R**power / rate_R, ".", color=colour, markersize=2.5, alpha=0.6, rasterized=True)
-        axes.plot([], [], "o", color=colour, markersize=4, label=f"p = {power:g}")
+    for power, colour, size in zip(POWERS, DISTINCT, DOT_SIZES, strict=False):
+        axes.plot(rate_R, slope_R**power / rate_R, "o", color=colour, markersize=size, mew=0, rasterized=True)
+        axes.plot([], [], "o", color=colour, markersize=size + 1.5, label=f"p = {power:g}")
     if not shown_R.all():
         most = (noise.slope_B.clamp(min=1) ** max(POWERS) / noise.rate_B).max()
         note = f"{(~shown_R).double().mean():.1%} further left, up to {float(most):.0e}"

@@ -14,7 +14,8 @@ from support.trained import write_run
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.reporting import html_report
-from ltg_mdlm.reporting.html_report import content, curve_charts
+from ltg_mdlm.reporting.html_report import curve_charts
+from ltg_mdlm.reporting.html_report import page as page_file
 from ltg_mdlm.reporting.html_report.page import Extent, write_report
 from ltg_mdlm.reporting.html_report.run_groups import group_names, group_runs, read_record
 from ltg_mdlm.reporting.html_report.sample_gallery import shown_sample
@@ -24,7 +25,7 @@ from ltg_mdlm.storage.run_folder import RunFolder
 class Outline(HTMLParser):
     """Headings, ids, tables and references of a page; fails on tags that are not closed."""
 
-    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+    VOID = frozenset({"meta", "link", "br", "wbr", "img", "input", "hr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class Outline(HTMLParser):
 def without_library():
     """Pages without Vega-Lite, which takes seconds; test_report_in_browser.py has it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "_BUNDLE", "print('// no library')")
+        patch.setattr(page_file, "_BUNDLE", "print('// no library')")
         yield
 
 

@@ -9,9 +9,17 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ltg_mdlm.reporting.html_report.tables import Value, best_of, figure_tables, html_table, read_result, summarise
+from ltg_mdlm.reporting.html_report.tables import (
+    Value,
+    best_of,
+    figure_tables,
+    html_table,
+    read_result,
+    summarise,
+    welch_test,
+)
 
-GROUPS = [SimpleNamespace(code=code, name=code, measured=((0, 0, 0), True)) for code in "AB"]
+GROUPS = [SimpleNamespace(code=code, label=code, measured=((0, 0, 0), True)) for code in "AB"]
 
 
 def compared(first, second, *, lower_is_better=False):
@@ -28,11 +36,14 @@ def test_several_runs_are_averaged_with_the_standard_error_of_their_mean():
     found = summarise(GROUPS, values_of(A=[1.0, 2.0, 4.0])).iloc[0]
     assert (found["mean"], found["runs"]) == (pytest.approx(7 / 3), 3)
     assert found["error"] == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
-    assert found["text"] == "2.33 ± 0.88"
+    assert found["text"] == "2.33\u00a0±\u00a00.88"
 
 
 def test_values_that_are_not_finite_are_left_out_and_the_number_of_the_others_is_named():
-    assert summarise(GROUPS, values_of(A=[1.0, math.nan, 3.0])).iloc[0]["text"] == "2.00 ± 1.00 (n = 2)"
+    assert (
+        summarise(GROUPS, values_of(A=[1.0, math.nan, 3.0])).iloc[0]["text"]
+        == "2.00\u00a0±\u00a01.00 (n\u00a0=\u00a02)"
+    )
     assert summarise(GROUPS, values_of(A=[math.nan])).empty
 
 
@@ -50,6 +61,15 @@ def test_over_seeds_the_best_is_marked_if_welchs_t_test_is_significant(lead):
     assert found["best"].tolist() == [False, significant]
 
 
+def test_the_p_values_are_those_of_scipy():
+    mean, error, runs = np.array([5.0, 5.3, 4.1]), np.array([0.1, 0.02, 0.4]), np.array([3.0, 5.0, 2.0])
+    expected = [
+        stats.ttest_ind_from_stats(5.0, 0.1 * 3**0.5, 3, m, e * n**0.5, n, equal_var=False).pvalue
+        for m, e, n in zip(mean, error, runs, strict=True)
+    ]
+    assert welch_test(mean, error, runs, 0) == pytest.approx(expected, rel=1e-10)
+
+
 def test_nothing_is_marked_if_an_error_is_unknown_or_no_direction_is_better():
     assert compared((50.0, 1.0, 1), (90.0, math.nan, 1)) == ""
     assert compared((50.0, 1.0, 1), (90.0, 1.0, 1), lower_is_better=None) == ""
@@ -63,14 +83,14 @@ def test_a_group_with_a_remark_is_not_compared():
 
 
 def test_few_groups_are_columns_and_many_groups_are_lines():
-    many = [SimpleNamespace(code=f"G{i}", name="x", measured=((0,), True)) for i in range(8)]
+    many = [SimpleNamespace(code=f"G{i}", label=f"G{i} x", measured=((0,), True)) for i in range(8)]
     values = [
         Value(figure, "pll", group.code, 1.0, None, "{:.1f}", False, "") for figure in "abcdefgh" for group in many
     ]
     (narrow,) = figure_tables(many[:6], summarise(many, values))
     assert (narrow.shape, narrow.columns[2]) == ((8, 8), "G0 x")
     first, second = figure_tables(many, summarise(many, values))
-    assert (first.shape, first.columns[1], second.columns[-1]) == ((8, 7), "a, pll", "h, pll")
+    assert (first.shape, first.columns[2], second.columns[-1]) == ((8, 8), "a, pll", "h, pll")
 
 
 def test_tables_have_headings_of_lines_and_columns_and_escape_text():

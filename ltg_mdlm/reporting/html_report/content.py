@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +14,6 @@ import vl_convert  # noqa: F401  # Imported here so that a missing package is re
 from markupsafe import Markup
 
 from ltg_mdlm import __version__
-from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.reporting.html_report import tables
 from ltg_mdlm.reporting.html_report.curve_charts import METRICS, PROMINENT, charts_and_data, dashes_of, order_groups
 from ltg_mdlm.reporting.html_report.pictures import recipe_pictures
@@ -26,20 +23,9 @@ from ltg_mdlm.reporting.html_report.sample_gallery import samples_of
 MANY_RUNS = 20
 """The table of more runs is collapsed."""
 
-_BUNDLE = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 
-
-def report_page(runs: Sequence[RunRecord], results: Path | None, *, recipes: int, samples: int) -> str:
-    """The report as one HTML page, with pictures of so many recipes, and so many samples of each group.
-
-    Everything that comes from files is escaped.
-    """
-    # Vega and Vega-Lite as one script. It takes seconds and holds the interpreter, so another process makes it.
-    with subprocess.Popen([sys.executable, "-c", _BUNDLE], stdout=subprocess.PIPE) as bundling:
-        content = collect(runs, results, recipes, samples)
-        library = bundling.communicate()[0].decode()
-    if bundling.returncode:
-        raise UserError("the package vl_convert fails\n  pip install --force-reinstall vl-convert-python")
+def render(contents: dict[str, Any], library: str) -> str:
+    """The HTML page with these contents and the script `library`. Everything that comes from files is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ltg_mdlm.reporting.html_report", "templates"),
         autoescape=True,
@@ -50,7 +36,7 @@ def report_page(runs: Sequence[RunRecord], results: Path | None, *, recipes: int
     environment.filters["table"] = tables.html_table
     environment.filters["in_script"] = _in_script
     return environment.get_template("page.html").render(
-        content, library=Markup(library.replace("</script", "<\\/script"))
+        contents, library=Markup(library.replace("</script", "<\\/script"))
     )
 
 
@@ -109,4 +95,4 @@ def _title(runs: Sequence[RunRecord]) -> str:
     if len(runs) == 1:
         return f"Run {runs[0].name}"
     folders = {run.row.folder.resolve().parent for run in runs}
-    return f"{len(runs)} runs" + (f" of {folders.pop().name}" if len(folders) == 1 else "")
+    return f"{len(runs):,} runs" + (f" of {folders.pop().name}" if len(folders) == 1 else "")

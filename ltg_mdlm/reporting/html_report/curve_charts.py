@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import altair as alt
@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltg_mdlm.reporting.curves import run_line
-from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord
+from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord, group_code
 from ltg_mdlm.storage.metrics_file import PROGRESS
 
 PROMINENT = 6
@@ -59,6 +59,7 @@ METRICS = (
     Metric("valid/training_bound", "Bound under the training's own masking, held-out text", "nats per token", True),
     Metric("valid/masked_nll", "Masked tokens, held-out text, -log p", "nats per token", True),
     Metric("masked_nll", "Masked tokens in training, -log p", "nats per token", True),
+    Metric("causal_nll", "Causal -log p in training", "nats per token", True),
     Metric("valid/causal_nll", "Causal -log p on held-out text", "nats per token", True),
     Metric("valid/minimal_pairs", "Minimal pairs", "% correct", False, percent=True),
     Metric("valid/accuracy", "Accuracy of masked tokens, held-out text", "% of masked tokens", False, percent=True),
@@ -66,6 +67,7 @@ METRICS = (
     Metric(
         "valid/accuracy_frequent", "Accuracy of frequent token types, held-out text", "% of them", False, percent=True
     ),
+    Metric("accuracy", "Accuracy of masked tokens in training", "% of masked tokens", False, percent=True),
     Metric("tokens_per_second", "Throughput", "tokens per second", False),
     Metric("lr", "Learning rate", "as the optimizer gets it"),
     Metric("grad_norm", "Gradient norm", "before clipping"),
@@ -95,14 +97,14 @@ def metrics_of(groups: Sequence[Group]) -> list[Metric]:
 def order_groups(groups: Sequence[Group]) -> tuple[list[Group], str]:
     """The groups, best first, and the title of the metric that orders them; "" without such a metric.
 
-    Groups without a finished run, or whose last value is not finite, stay in order behind the others.
+    The codes follow the order, so that A is the best. Groups without a finished run, or whose last value is not finite,
+    stay in order behind the others.
     """
     for metric in METRICS:
         values = {group.code: _final(group, metric) for group in groups}
         if metric.lower_is_better is not None and any(map(math.isfinite, values.values())):
-            return sorted(groups, key=lambda group: (not math.isfinite(values[group.code]), values[group.code])), (
-                metric.title
-            )
+            ordered = sorted(groups, key=lambda group: (not math.isfinite(values[group.code]), values[group.code]))
+            return [replace(group, code=group_code(i)) for i, group in enumerate(ordered)], metric.title
     return list(groups), ""
 
 
@@ -162,6 +164,9 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
         domain, notes = _domain(curves)
         table = _values_table(finals, groups, metric)
         drawn.append({"curves": curves, "references": references(metric, [run for _, run in runs]), "domain": domain})
+        without = {*range(min(len(groups), PROMINENT))} - {place for place, *_ in finals}
+        if without:
+            notes += (f"No values of {', '.join(groups[place].code for place in sorted(without))}.",)
         charts.append(Chart(metric, _describe(metric, table), table, notes))
     data = {
         "groups": [
@@ -257,7 +262,7 @@ def _values_table(finals: Sequence[tuple[int, float, float, float]], groups: Seq
     table = mean.rename(columns={"best": best}).map(lambda value: f"{value:.4g}" if math.isfinite(value) else "–")
     table["standard error"] = [f"{e:.2g}" if math.isfinite(e) else "–" for e in error]
     table["runs"] = n
-    table.insert(0, "group", [f"{groups[place].code} {groups[place].name}" for place in table.index])
+    table.insert(0, "group", [groups[place].label for place in table.index])
     return table
 
 
@@ -282,7 +287,8 @@ def template() -> dict[str, Any]:
     )
     dash = alt.StrokeDash("dash:O", scale=alt.Scale(domain=[*range(len(DASHES))], range=[*DASHES]), legend=None)
     x = alt.X("x:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickCount=5, grid=False))
-    y = alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5, title=None))
+    short = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : datum.label"
+    y = alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5, title=None, labelExpr=short))
     lines = (
         alt.Chart(alt.NamedData("curves"))
         .transform_aggregate(
@@ -306,8 +312,17 @@ def template() -> dict[str, Any]:
         place="row_number()", sort=[alt.SortField("bin")], groupby=["line"]
     )
     letters = letters.transform_joinaggregate(points="count()", groupby=["line"]).transform_filter(
-        "datum.place == 1 + floor(datum.points * (0.2 + 0.12 * datum.look))"
+        # The best groups have their letters further right, where lines are further apart.
+        "datum.place === (datum.points < 8 ? datum.points - datum.look % datum.points"
+        " : 1 + floor(datum.points * (0.75 - 0.13 * datum.look)))"
     )
+    # Text at the edge of the chart would be cut.
+    inside = {
+        "align": alt.expr("scale('x', datum.x) < 10 ? 'left' : scale('x', datum.x) > width - 10 ? 'right' : 'center'"),
+        "baseline": alt.expr(
+            "scale('y', datum.y) < 8 ? 'top' : scale('y', datum.y) > height - 8 ? 'bottom' : 'middle'"
+        ),
+    }
     pointed = alt.selection_point(on="pointerover", clear="pointerout", fields=["line", "bin"])
     tooltip = [
         alt.Tooltip("line:N"),
@@ -325,10 +340,15 @@ def template() -> dict[str, Any]:
         selected.mark_area(opacity=0.16, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q"),
         selected.mark_line(strokeWidth=2, clip=True).encode(strokeDash=dash).add_params(zoom),
         reference.mark_rule(color="var(--muted)", strokeDash=[3, 3], clip=True),
-        reference.mark_text(align="right", dy=-6, fontSize=12, color="var(--muted)", clip=True).encode(
-            x=alt.value("width"), text="label:N"
-        ),
-        letters.mark_text(fontWeight="bold", fontSize=14, clip=True).encode(text="code:N"),
+        # Chance and the untrained model are often close, so their labels have other places.
+        reference.mark_text(
+            align=alt.expr("datum.label === 'untrained' ? 'center' : 'right'"),
+            dy=alt.expr("scale('y', datum.y) < 14 ? 8 : -6"),
+            fontSize=12,
+            color="var(--muted)",
+            clip=True,
+        ).encode(x=alt.value(alt.expr("datum.label === 'untrained' ? width / 2 : width")), text="label:N"),
+        letters.mark_text(fontWeight="bold", fontSize=14, clip=True, **inside).encode(text="code:N"),
         selected.transform_filter("datum.cross").mark_text(text="✕", fontSize=15, color="var(--bad)", clip=True),
         selected.transform_filter("isValid(datum.y)")
         .mark_point(filled=True, size=300, clip=True)

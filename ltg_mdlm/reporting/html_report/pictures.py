@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.settings import read_yaml, stored_config
-from ltg_mdlm.reporting.figure import STYLE, Panel
+from ltg_mdlm.reporting.figure import STYLE, Panel, draw_panel
 from ltg_mdlm.reporting.html_report.run_groups import Group, said
 
 _DECIDING = ("plugins", "slots", "data.")
 """Settings on which the pictures depend."""
 
 
-_SIZE = (4.7, 3.4)
+_SIZE = (4.3, 3.1)
 
 
 ROWS = 256
@@ -45,13 +45,20 @@ class RecipePictures:
 
 def recipe_pictures(groups: Sequence[Group], most: int) -> tuple[list[RecipePictures], int]:
     """Pictures of the first `most` recipes, and the number of other recipes."""
+    import torch
+
     alike: dict[str, list[Group]] = {}
     for group in groups:
         deciding = {key: value for key, value in group.settings.items() if key.startswith(_DECIDING)}
         if deciding:
             alike.setdefault(repr(sorted(deciding.items(), key=lambda item: item[0])), []).append(group)
-    recipes = list(alike.values())
-    return [_pictures_of(recipe) for recipe in recipes[:most]], max(len(recipes) - most, 0)
+    recipes, threads = list(alike.values()), torch.get_num_threads()
+    # The tensors are small: several threads take longer than one, and many times longer on a machine that is busy.
+    torch.set_num_threads(1)
+    try:
+        return [_pictures_of(recipe) for recipe in recipes[:most]], max(len(recipes) - most, 0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pictures_of(groups: Sequence[Group]) -> RecipePictures:
@@ -90,7 +97,7 @@ def _drawn(panel: Panel) -> Picture:
         figure = Figure(figsize=_SIZE)
         # Several times faster than an automatic layout.
         axes = figure.add_subplot()
-        figure.subplots_adjust(left=0.15, right=0.97, top=0.97, bottom=0.15)
-        panel.draw(axes)
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.subplots_adjust(left=0.16, right=0.97, top=0.97, bottom=0.16)
+        draw_panel(panel, axes)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return Picture(panel, f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}")

@@ -45,6 +45,11 @@ class Group:
     runs: tuple[RunRecord, ...]
 
     @property
+    def label(self) -> str:
+        """Code and name, which no line break separates."""
+        return f"{self.code}\u00a0{self.name}"
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """The settings that all runs of the group share."""
         return recipe(self.runs[0])
@@ -64,7 +69,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         alike[repr(sorted(settings.items(), key=lambda item: item[0])) if settings else str(run.row.folder)].append(run)
     names = group_names([recipe(members[0]) for members in alike.values()])
     return [
-        Group(_code(i), name or members[0].name, tuple(members))
+        Group(group_code(i), name or members[0].name, tuple(members))
         for i, (name, members) in enumerate(zip(names, alike.values(), strict=True))
     ]
 
@@ -103,7 +108,8 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({repr(some[key]) for some in settings if key in some}) > 1]
 
 
-def _code(index: int) -> str:
+def group_code(index: int) -> str:
+    """A, B, ..., Z, AA, AB, ..."""
     code = ""
     while index >= 0:
         code, index = string.ascii_uppercase[index % 26] + code, index // 26 - 1

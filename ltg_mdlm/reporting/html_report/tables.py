@@ -7,6 +7,7 @@ leads beyond the noise.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from scipy import stats
+from numpy.typing import NDArray
+from scipy.special import stdtr
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY
 from ltg_mdlm.core.json_files import read_object
-from ltg_mdlm.evaluation.answers import SETTINGS
 from ltg_mdlm.reporting.html_report.run_groups import PLUGINS, Group, differing, shown, shown_plugins
 from ltg_mdlm.storage.metrics_file import ROWS
 
@@ -73,9 +74,11 @@ def html_table(table: pd.DataFrame, caption: str) -> Markup:
         known = table.astype(object).where(table.notna(), NONE).rename_axis(columns=None)
         head, body = known.to_html(border=0, index=False).split("<tbody>")
     lines = [line.replace("<td>", '<th scope="row">', 1).replace("</td>", "</th>", 1) for line in body.split("<tr>")]
-    head = head.replace("<th>", '<th scope="col">')
+    cells = "<tbody>".join([head.replace("<th>", '<th scope="col">'), "<tr>".join(lines)])
+    # Names of metrics and tasks may break after a slash and an underscore.
+    cells = re.sub(r"([/_])(?=[^<>]*</th>)", r"\1<wbr>", cells)
     region = Markup('<div class="scroll" role="region" tabindex="0" aria-label="{}">').format(caption)
-    return region + Markup(f"{head}<tbody>{'<tr>'.join(lines)}</div>")
+    return region + Markup(f"{cells}</div>")
 
 
 def summarise(groups: Sequence[Group], values: Sequence[Value]) -> pd.DataFrame:
@@ -90,6 +93,8 @@ def summarise(groups: Sequence[Group], values: Sequence[Value]) -> pd.DataFrame:
     found = by_group[["format", "lower_is_better", "remark", "standard_error"]].first()
     found["mean"], found["runs"] = by_group["value"].mean(), by_group["value"].size()
     found["error"] = by_group["value"].sem().where(found["runs"] > 1, found["standard_error"])
+    # A property of the text, equal in all runs, has no error.
+    found.loc[(found["runs"] > 1) & (by_group["value"].nunique() == 1), "error"] = math.nan
     found = found.reset_index()
     best: set[Any] = set()
     for _, compared in found[found["remark"] == ""].groupby(["figure", "scoring"], sort=False):
@@ -103,10 +108,10 @@ def _text(row: Any, expected: int) -> str:
     """Text of a cell, which names the number of runs if there are fewer than expected."""
     text = str(row.format.format(row.mean))
     if math.isfinite(row.error):
-        text += f" ± {row.format.format(row.error)}"
+        text += f"\u00a0±\u00a0{row.format.format(row.error)}"
     if row.best:
-        text += f" {BEST}"
-    details = [f"n = {row.runs}"] * (row.runs < expected) + [row.remark] * bool(row.remark)
+        text += f"\u00a0{BEST}"
+    details = [f"n\u00a0=\u00a0{row.runs}"] * (row.runs < expected) + [row.remark] * bool(row.remark)
     return f"{text} ({', '.join(details)})" if details else text
 
 
@@ -120,15 +125,24 @@ def best_of(compared: pd.DataFrame) -> list[bool]:
     if pd.isna(lower_is_better) or len(compared) < 2 or not (compared["error"] > 0).all():
         return [False] * len(compared)
     mean, error, runs = (compared[name].to_numpy(float) for name in ("mean", "error", "runs"))
-    size = np.where(runs > 1, runs, 1e9)
-    deviation = error * np.sqrt(size)
     best = int(mean.argmin() if lower_is_better else mean.argmax())
-    with np.errstate(invalid="ignore"):
-        chance = stats.ttest_ind_from_stats(
-            mean[best], deviation[best], size[best], mean, deviation, size, equal_var=False
-        ).pvalue
+    chance = welch_test(mean, error, np.where(runs > 1, runs, 1e9), best)
     chance[best] = 0.0
     return [place == best and bool((chance < SIGNIFICANCE).all()) for place in range(len(mean))]
+
+
+def welch_test(
+    mean: NDArray[np.float64], error: NDArray[np.float64], runs: NDArray[np.float64], other: int
+) -> NDArray[np.float64]:
+    """p-values of Welch's two-sided t test of means against the one at `other`, from standard errors of means.
+
+    As `scipy.stats.ttest_ind_from_stats` (Welch 1947), whose import takes half a second.
+    """
+    variance, variance_of_other = error**2, error[other] ** 2
+    total = variance + variance_of_other
+    freedom = total**2 / (variance**2 / (runs - 1) + variance_of_other**2 / (runs[other] - 1))
+    found: NDArray[np.float64] = 2 * stdtr(freedom, -np.abs(mean - mean[other]) / np.sqrt(total))
+    return found
 
 
 def figure_tables(groups: Sequence[Group], found: pd.DataFrame) -> list[pd.DataFrame]:
@@ -142,7 +156,7 @@ def figure_tables(groups: Sequence[Group], found: pd.DataFrame) -> list[pd.DataF
 
 def _heading(group: Group) -> str:
     runs = len(group.measured[0])
-    return f"{group.code} {group.name}" + (f" (n\u00a0=\u00a0{runs})" if runs > 1 else "")
+    return group.label + (f" (n\u00a0=\u00a0{runs})" if runs > 1 else "")
 
 
 def _tables(groups: Sequence[Group], table: pd.DataFrame) -> list[pd.DataFrame]:
@@ -155,16 +169,17 @@ def _tables(groups: Sequence[Group], table: pd.DataFrame) -> list[pd.DataFrame]:
     names = [column for column in table.columns if column not in headings]
     labels = [", ".join(filter(None, row)) for row in table[names].itertuples(index=False)]
     turned = table[list(headings)].T.set_axis(labels, axis=1)
-    turned.insert(0, "group", list(headings.values()))
+    turned.insert(0, "group", [group.label for group in groups])
+    turned.insert(1, "n", [len(group.measured[0]) for group in groups])
     return [
-        turned.iloc[:, [0, *range(start, min(start + WIDEST, turned.shape[1]))]]
-        for start in range(1, turned.shape[1], WIDEST)
+        turned.iloc[:, [0, 1, *range(start, min(start + WIDEST, turned.shape[1]))]]
+        for start in range(2, turned.shape[1], WIDEST)
     ]
 
 
 def summary_table(groups: Sequence[Group], held_out: pd.DataFrame, evaluation: pd.DataFrame) -> pd.DataFrame:
     """One line per group: its runs and words, its main validation metrics, and results of evaluation."""
-    table = pd.DataFrame({"group": [f"{group.code} {group.name}" for group in groups]})
+    table = pd.DataFrame({"group": [group.label for group in groups]})
     states = [Counter(run.row.status for run in group.runs) for group in groups]
     table["runs"] = [", ".join(f"{times} {state}" for state, times in some.items()) for some in states]
     words = [max((run.words_seen or 0 for run in group.measured[0]), default=0) for group in groups]
@@ -184,7 +199,7 @@ def leader_sentence(groups: Sequence[Group], held_out: pd.DataFrame) -> str:
     bounds = held_out[(held_out["figure"] == BOUND) & (held_out["remark"] == "")].sort_values("mean")
     if len(bounds) < 2:
         return ""
-    names = {group.code: f"{group.code} {group.name}" for group in groups}
+    names = {group.code: group.label for group in groups}
     first, second = (row for row in bounds.head(2).itertuples())
     lead = f"{names[first.group]} has the lowest bound, {second.mean - first.mean:.4f} nats per token below the next"
     if bounds["error"].isna().any():
@@ -242,6 +257,8 @@ def evaluation_values(groups: Sequence[Group], results: Path | None) -> pd.DataF
 
 def read_result(file: Path) -> Value | None:
     """The result of a task, of no group yet; None if the file cannot be read."""
+    from ltg_mdlm.evaluation.answers import SETTINGS  # needs torch, which takes a second
+
     try:
         summary = read_object(file)
         metric = summary["metric"]

@@ -73,6 +73,7 @@ function choices() {
 // Draws all charts one after the other; a newer call ends an older one. Level 1 logs errors only.
 async function draw() {
   const mine = ++turn, chosen = choices();
+  document.getElementById("factor").textContent = chosen.smoothing;
   for (const place of document.querySelectorAll(".chart")) {
     if (mine !== turn) return;
     const made = specification(data.charts[place.dataset.chart], chosen, place.dataset.description);
@@ -84,14 +85,17 @@ async function draw() {
 
 if (form) {
   form.addEventListener("change", draw);
-  form.addEventListener("reset", () => setTimeout(draw));
   form.addEventListener("submit", event => event.preventDefault());
-  const filter = document.getElementById("filter");
-  filter?.addEventListener("input", () => {
-    for (const label of form.querySelectorAll(".group")) {
-      label.hidden = !label.textContent.toLowerCase().includes(filter.value.toLowerCase());
-    }
+  const filter = document.getElementById("filter"), labels = [...form.querySelectorAll(".group")];
+  const find = () => labels.forEach(label => {
+    label.hidden = filter !== null && !label.textContent.toLowerCase().includes(filter.value.toLowerCase());
   });
+  filter?.addEventListener("input", find);
   filter?.addEventListener("change", event => event.stopPropagation());
+  form.addEventListener("reset", () => setTimeout(() => { find(); draw(); }));
+  for (const button of form.querySelectorAll("button")) button.addEventListener("click", () => {
+    for (const label of labels) if (!label.hidden) label.querySelector("input").checked = button.value !== "";
+    draw();
+  });
   draw();
 }
