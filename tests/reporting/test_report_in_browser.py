@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from support.browser import CHROMIUM, Browser
-from support.fabricated import fabricate_result, fabricate_sweep
+from support.fabricated import fabricate_result, fabricate_run, fabricate_sweep
 
 from ltg_mdlm.reporting.html_report.page import Extent, write_report
 
@@ -27,6 +27,15 @@ def page(runs, tmp_path_factory):
     for run in runs:
         fabricate_result(folder / "results", run.name, 0.6)
     write_report(runs, folder / "page.html", results=folder / "results", extent=Extent(recipes=1, samples=0))
+    return folder / "page.html"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """The page of 14 groups."""
+    folder = tmp_path_factory.mktemp("many")
+    runs = [fabricate_run(folder / f"{i}", "freq_mdlm", f"plugins.freq_mdlm.power={i / 10}") for i in range(1, 15)]
+    write_report(runs, folder / "page.html", results=None, extent=Extent(recipes=0, samples=0))
     return folder / "page.html"
 
 
@@ -88,6 +97,47 @@ def test_nothing_is_wider_than_the_window(browser, page, width):
     shown(browser, page, width=width)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(TOO_WIDE) == []
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_text_of_a_chart_is_cut_at_its_edge(browser, page, width):
+    shown(browser, page, width=width)
+    assert browser.evaluate("document.querySelectorAll('.chart .mark-text text').length") > 20
+    cut = """[...document.querySelectorAll('.chart .mark-text text')].filter(e => {
+        const text = e.getBoundingClientRect(), chart = e.closest('svg').getBoundingClientRect();
+        return text.left < chart.left - 1 || text.right > chart.right + 1 || text.top < chart.top - 1;
+    }).map(e => e.textContent)"""
+    assert browser.evaluate(cut) == []
+
+
+def test_every_selected_group_has_its_letter_at_another_place(browser, many):
+    shown(browser, many)
+    places = browser.evaluate("""[...document.querySelectorAll('.chart')].map(chart =>
+        [...chart.querySelectorAll('.mark-text text')].filter(e => /^[A-Z]$/.test(e.textContent))
+        .map(e => [e.textContent, Math.round(e.getBoundingClientRect().left)]))""")
+    for letters in places:
+        assert sorted(letter for letter, _ in letters) == list("ABCDEF")
+        assert len({place for _, place in letters}) == 6
+
+
+def test_groups_are_found_by_name_and_selected_together_until_the_form_is_reset(browser, many):
+    shown(browser, many)
+    visible = "[...form.querySelectorAll('.group')].filter(e => e.offsetHeight).map(e => e.innerText.trim().slice(2))"
+    selected = "new FormData(form).getAll('group').length"
+    assert (len(browser.evaluate(visible)), browser.evaluate(selected)) == (14, 6)
+    browser.evaluate("form.querySelector('button[value=\"\"]').click()")
+    assert browser.evaluate(selected) == 0
+    browser.evaluate(
+        "{const find = document.getElementById('filter'); find.value = 'POWER=1.'; "
+        "find.dispatchEvent(new Event('input'))}"
+    )
+    assert set(browser.evaluate(visible)) == {"power=1.0", "power=1.1", "power=1.2", "power=1.3", "power=1.4"}
+    browser.evaluate("form.querySelector('button[value=\"1\"]').click()")
+    assert browser.evaluate(selected) == 5
+    before = int(browser.evaluate("document.body.dataset.drawn"))
+    browser.evaluate("form.reset()")
+    drawn(browser, before)
+    assert (len(browser.evaluate(visible)), browser.evaluate(selected)) == (14, 6)
 
 
 def test_dark_mode_changes_page_text_lines_and_pictures(browser, page):

@@ -39,6 +39,10 @@ def test_several_runs_are_averaged_with_the_standard_error_of_their_mean():
     assert found["text"] == "2.33\u00a0±\u00a00.88"
 
 
+def test_a_property_of_the_text_that_is_equal_in_all_runs_has_no_error():
+    assert summarise(GROUPS, values_of(A=[0.1, 0.1, 0.1])).iloc[0]["text"] == "0.10"
+
+
 def test_values_that_are_not_finite_are_left_out_and_the_number_of_the_others_is_named():
     assert (
         summarise(GROUPS, values_of(A=[1.0, math.nan, 3.0])).iloc[0]["text"]

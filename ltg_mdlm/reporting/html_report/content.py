@@ -56,7 +56,7 @@ def collect(runs: Sequence[RunRecord], results: Path | None, most_recipes: int, 
     states = Counter(run.row.status for run in runs)
     return {
         "title": _title(runs),
-        "states": ", ".join(f"{times} {state}" for state, times in states.items()),
+        "states": ", ".join(f"{times:,} {state}" for state, times in states.items()),
         "runs": runs,
         "groups": groups,
         "ordered_by": ordered_by,

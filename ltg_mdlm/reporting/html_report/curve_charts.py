@@ -286,9 +286,13 @@ def template() -> dict[str, Any]:
         legend=None,
     )
     dash = alt.StrokeDash("dash:O", scale=alt.Scale(domain=[*range(len(DASHES))], range=[*DASHES]), legend=None)
-    x = alt.X("x:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickCount=5, grid=False))
-    short = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : datum.label"
-    y = alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5, title=None, labelExpr=short))
+    ticks: dict[str, Any] = {
+        "tickCount": 5,
+        "labelExpr": "abs(datum.value) >= 10000 ? format(datum.value, '~s') : datum.label",
+        "labelSeparation": 6,
+    }
+    x = alt.X("x:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(grid=False, **ticks))
+    y = alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=None, **ticks))
     lines = (
         alt.Chart(alt.NamedData("curves"))
         .transform_aggregate(
@@ -337,17 +341,17 @@ def template() -> dict[str, Any]:
         lines.transform_filter("datum.look < 0")
         .mark_line(color="var(--axis)", strokeWidth=0.7, opacity=0.4, clip=True)
         .encode(tooltip=["line:N"]),
-        selected.mark_area(opacity=0.16, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        selected.mark_line(strokeWidth=2, clip=True).encode(strokeDash=dash).add_params(zoom),
         reference.mark_rule(color="var(--muted)", strokeDash=[3, 3], clip=True),
-        # Chance and the untrained model are often close, so their labels have other places.
+        # Chance and the untrained model are often close, so their labels have different places.
         reference.mark_text(
-            align=alt.expr("datum.label === 'untrained' ? 'center' : 'right'"),
+            align=alt.expr("datum.label === 'chance' ? 'right' : 'center'"),
             dy=alt.expr("scale('y', datum.y) < 14 ? 8 : -6"),
             fontSize=12,
             color="var(--muted)",
             clip=True,
-        ).encode(x=alt.value(alt.expr("datum.label === 'untrained' ? width / 2 : width")), text="label:N"),
+        ).encode(x=alt.value(alt.expr("datum.label === 'chance' ? width : 0.4 * width")), text="label:N"),
+        selected.mark_area(opacity=0.16, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        selected.mark_line(strokeWidth=2, clip=True).encode(strokeDash=dash).add_params(zoom),
         letters.mark_text(fontWeight="bold", fontSize=14, clip=True, **inside).encode(text="code:N"),
         selected.transform_filter("datum.cross").mark_text(text="✕", fontSize=15, color="var(--bad)", clip=True),
         selected.transform_filter("isValid(datum.y)")

@@ -49,7 +49,7 @@ function specification(chart, chosen, description) {
   for (const {encoding} of made.layer) {
     if (encoding.x && encoding.x.scale) {
       if (chosen.logX) encoding.x.scale = {type: "log", nice: false};
-      Object.assign(encoding.x.axis, {title: units[chosen.x], format: chosen.x === "hours" ? "~g" : "~s"});
+      encoding.x.axis.title = units[chosen.x];
     }
     if (encoding.y && encoding.y.scale) {
       if (chosen.logY) encoding.y.scale = {type: "log", nice: false};
@@ -66,7 +66,8 @@ function choices() {
   return {
     x: read.get("x"), from: number("from", -Infinity), to: number("to", Infinity), smoothing: number("smoothing", 0),
     groups: new Set(read.getAll("group")), seeds: seeds.length ? new Set(read.getAll("seed")) : null,
-    ...Object.fromEntries(["logX", "logY", "average", "references", "cut", "others"].map(name => [name, read.has(name)])),
+    ...Object.fromEntries(["logX", "logY", "references", "cut", "others"].map(name => [name, read.has(name)])),
+    average: !form.elements.average || read.has("average"),
   };
 }
 
