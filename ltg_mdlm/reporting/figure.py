@@ -74,7 +74,7 @@ def draw_panel(panel: Panel, axes: Axes) -> None:
             axis.set_major_formatter(power_of_ten)
 
 
-def power_of_ten(value: float, _: int = 0) -> str:
+def power_of_ten(value: float, _: float = 0) -> str:
     """For example 0.01, 1, 100, and 10⁻⁴; other values as they are."""
     exponent = math.log10(value)
     if abs(exponent) <= 2 or not exponent.is_integer():

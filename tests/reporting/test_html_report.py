@@ -171,6 +171,19 @@ def test_reference_lines_are_chance_unigrams_the_grammar_and_the_untrained_model
     assert [line["label"] for line in pairs] == ["chance", "untrained"]
 
 
+def test_untrained_models_have_a_line_only_if_they_start_alike(tmp_path):
+    runs = []
+    for name, starts in (("a", (7.0, 7.1)), ("b", (7.02, 9.0))):
+        runs.append(fabricate_run(tmp_path / name))
+        rows = [
+            {"step": step, "valid/bound": starts[0] - 3 * step, "valid/loss": starts[1] - step} for step in range(2)
+        ]
+        (runs[-1] / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    bound, loss = (chart["references"] for chart in data_of(page_of(runs, tmp_path))["charts"])
+    assert bound == [{"label": "untrained", "y": 7.01}]
+    assert loss == []
+
+
 def test_settings_that_differ_are_shown_and_equal_ones_are_collapsed(sweep):
     page, _ = sweep
     differing = page[page.index('id="differences"') : page.index("that are equal in all runs")]
@@ -243,7 +256,7 @@ def test_the_codes_of_groups_follow_their_bound_and_missing_curves_are_reported(
     page = page_of(runs, tmp_path)
     names = [(group["code"], group["name"]) for group in data_of(page)["groups"]]
     assert names == [("A", "freq_mdlm"), ("B", "gpt_bert"), ("C", "uniform_mdlm")]
-    assert re.search(r"<figcaption>freq_mdlm/power <small>as logged. No values of B, C.</small>", page)
+    assert re.search(r"<figcaption>freq_mdlm/power <small>as logged. Values of A only.</small>", page)
 
 
 def test_an_unfinished_group_is_not_called_the_best(tmp_path):

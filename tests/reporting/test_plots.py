@@ -19,7 +19,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.data.tokenizer import MASK
 from ltg_mdlm.host.plugin_host import Host
-from ltg_mdlm.reporting.figure import Panel, check_writable, save_panels
+from ltg_mdlm.reporting.figure import Panel, check_writable, draw_panel, power_of_ten, save_panels
 from ltg_mdlm.reporting.plugin_pictures import (
     frequency_rank,
     mask_at,
@@ -36,7 +36,7 @@ PNG = b"\x89PNG"
 
 def drawn(panel: Panel) -> Axes:
     axes = Figure().add_subplot()
-    panel.draw(axes)
+    draw_panel(panel, axes)
     return axes
 
 
@@ -56,6 +56,12 @@ def test_effective_weight_at_power_zero_is_the_cosine_density_over_the_rate():
     panel = next(panel for panel in schedule_panels(schedule("cosine")) if panel.title == "Effective weight")
     rate, weight = curve(drawn(panel), "p = 0")
     assert weight == pytest.approx(2 / np.pi / np.sqrt(1 - (1 - rate) ** 2) / rate, rel=1e-9)
+
+
+def test_labels_of_logarithmic_axes_are_plain_powers_of_ten():
+    assert [power_of_ten(x) for x in (1e-4, 0.01, 0.03, 1.0, 1000.0)] == ["10⁻⁴", "0.01", "0.03", "1", "10³"]
+    axes = drawn(Panel("", lambda axes: axes.set(xscale="log", xlim=(1, 1000))))
+    assert [axes.xaxis.get_major_formatter()(x) for x in (1.0, 10.0, 1000.0)] == ["1", "10", "10³"]
 
 
 def test_density_curve_lies_on_the_histogram_of_drawn_rates():

@@ -33,6 +33,9 @@ MOST_BINS, LEAST_BINS, MOST_POINTS = 200, 24, 24_000
 OUTLIERS = 8.0
 """A chart whose range is this many times that of the central 98 % of its values is cut to the latter."""
 
+ALIKE = 0.1
+"""The untrained models have one line if their values differ by no more than this fraction of the range of values."""
+
 RATE = "tokens_per_second"
 
 LARGEST = 1e100
@@ -164,9 +167,10 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
         domain, notes = _domain(curves)
         table = _values_table(finals, groups, metric)
         drawn.append({"curves": curves, "references": references(metric, [run for _, run in runs]), "domain": domain})
-        without = {*range(min(len(groups), PROMINENT))} - {place for place, *_ in finals}
-        if without:
-            notes += (f"No values of {', '.join(groups[place].code for place in sorted(without))}.",)
+        shown = range(min(len(groups), PROMINENT))
+        having = [groups[place].code for place in shown if any(place == other for other, *_ in finals)]
+        if len(having) < len(shown):
+            notes += (f"Values of {', '.join(having) or 'other groups'} only.",)
         charts.append(Chart(metric, _describe(metric, table), table, notes))
     data = {
         "groups": [
@@ -227,8 +231,10 @@ def references(metric: Metric, runs: Sequence[RunRecord]) -> list[dict[str, Any]
             found += [(label, value) for run in runs if (value := run.row.figures.get(name)) is not None]
     if metric.key.startswith("valid/"):
         curves = [run.metrics.curves[metric.key].columns() for run in runs if metric.key in run.metrics.curves]
-        first = [curve[1, 0] for curve in curves if curve[0, 0] == 0 and math.isfinite(curve[1, 0])]
-        found += [("untrained", (100 if metric.percent else 1) * float(np.mean(first)))] if first else []
+        ends_R2 = np.array([c[1, [0, -1]] for c in curves if c[0, 0] == 0 and np.isfinite(c[1, [0, -1]]).all()])
+        # Objectives of different plugins start at different values.
+        if len(ends_R2) and np.ptp(ends_R2[:, 0]) <= ALIKE * np.ptp(ends_R2):
+            found.append(("untrained", (100 if metric.percent else 1) * float(ends_R2[:, 0].mean())))
     distinct = dict.fromkeys((label, float(f"{value:.4g}")) for label, value in found)
     of_kind = {label: [value for other, value in distinct if other == label] for label, _ in distinct}
     return [{"label": label, "y": value} for label, values in of_kind.items() for value in sorted(values)[:3]]

@@ -170,10 +170,13 @@ def _tables(groups: Sequence[Group], table: pd.DataFrame) -> list[pd.DataFrame]:
     labels = [", ".join(filter(None, row)) for row in table[names].itertuples(index=False)]
     turned = table[list(headings)].T.set_axis(labels, axis=1)
     turned.insert(0, "group", [group.label for group in groups])
-    turned.insert(1, "n", [len(group.measured[0]) for group in groups])
+    counts = [len(group.measured[0]) for group in groups]
+    if max(counts) > 1:
+        turned.insert(1, "n", counts)
+    fixed = turned.shape[1] - len(labels)
     return [
-        turned.iloc[:, [0, 1, *range(start, min(start + WIDEST, turned.shape[1]))]]
-        for start in range(2, turned.shape[1], WIDEST)
+        turned.iloc[:, [*range(fixed), *range(start, min(start + WIDEST, turned.shape[1]))]]
+        for start in range(fixed, turned.shape[1], WIDEST)
     ]
 
 
@@ -181,7 +184,7 @@ def summary_table(groups: Sequence[Group], held_out: pd.DataFrame, evaluation: p
     """One line per group: its runs and words, its main validation metrics, and results of evaluation."""
     table = pd.DataFrame({"group": [group.label for group in groups]})
     states = [Counter(run.row.status for run in group.runs) for group in groups]
-    table["runs"] = [", ".join(f"{times} {state}" for state, times in some.items()) for some in states]
+    table["runs"] = [", ".join(f"{times}\u00a0{state}" for state, times in some.items()) for some in states]
     words = [max((run.words_seen or 0 for run in group.measured[0]), default=0) for group in groups]
     table["words seen"] = [f"{seen:,}" if seen else NONE for seen in words]
     labels = [label for key, label, _ in ROWS if key in IN_SUMMARY]
