@@ -11,6 +11,7 @@ import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Group:
         """Code and name, which no line break separates."""
         return f"{self.code}\u00a0{self.name}"
 
-    @property
+    @cached_property
     def settings(self) -> Mapping[str, Any]:
         """The settings that all runs of the group share."""
         return recipe(self.runs[0])
@@ -153,7 +154,7 @@ class RunRecord:
         """Name of the folder."""
         return self.row.folder.resolve().name
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Settings by key path, without the versions of plugins."""
         return {key: value for key, value in self.row.settings.items() if not key.startswith(_OF_VERSIONS)}
