@@ -24,7 +24,7 @@ from ltg_mdlm.cli.options import (
     TopP,
     Weights,
 )
-from ltg_mdlm.core.terminal import print_table
+from ltg_mdlm.core.terminal import busy, print_table
 
 if TYPE_CHECKING:
     from ltg_mdlm.evaluation.suite import Outcome
@@ -270,7 +270,8 @@ def compare(
     groups, others = collect_groups(results or (), group or ())
     if baseline is not None:
         groups = baseline_first(groups, baseline)
-    rows = comparison.compare(groups, by_uid=by_uid, draws=draws, seed=seed)
+    with busy("drawing bootstrap samples and permutations"):
+        rows = comparison.compare(groups, by_uid=by_uid, draws=draws, seed=seed)
     records = [row.record() for row in rows]
     _note("no right or wrong answers, not compared", others)
     _note("not compared, since not all models have results", comparison.left_out(groups))

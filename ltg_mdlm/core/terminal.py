@@ -18,6 +18,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -47,6 +48,11 @@ def byte_progress(title: str, total: int | None, *, show: bool) -> AbstractConte
 def count_progress(title: str, total: int, *, show: bool = True) -> AbstractContextManager[Advance]:
     """Progress; the context yields a function that adds a number of finished items."""
     return _progress(title, total, (MofNCompleteColumn(),), show)
+
+
+def share_progress(title: str, total: int, *, show: bool = True) -> AbstractContextManager[Advance]:
+    """Progress in per cent; the context yields a function that adds an amount of finished work."""
+    return _progress(title, total, (TaskProgressColumn(),), show)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import write_text
+from ltg_mdlm.core.terminal import busy
 from ltg_mdlm.reporting.html_report.run_groups import read_record
 from ltg_mdlm.reporting.run_table import RunRow
 
@@ -41,9 +42,11 @@ def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, exte
     except ImportError as error:
         message = f'the HTML report needs the package {error.name}\n  pip install "ltg-mdlm[plots]"'
         raise UserError(message) from None
-    records = [read_record(path) for path in runs]
+    with busy(f"building the page of {len(runs)} run(s)"):
+        records = [read_record(path) for path in runs]
+        text = content.report_page(records, results, recipes=extent.recipes, samples=extent.samples)
     try:
-        write_text(page, content.report_page(records, results, recipes=extent.recipes, samples=extent.samples))
+        write_text(page, text)
     except OSError as error:
         raise UserError(f"{page} cannot be written: {error.strerror}") from None
     return [record.row for record in records]
