@@ -103,16 +103,21 @@ def _log_progress(title: str, total: int | None) -> Advance:
     started = time.monotonic()
     due = started + FIRST_SECONDS
     done = 0
+    # What is done, and the time, after the first part, which is slow: it warms up.
+    first: tuple[int, float] | None = None
 
     def advance(count: int) -> None:
-        nonlocal done, due
+        nonlocal done, due, first
         done += count
         now = time.monotonic()
+        first = first or (done, now)
         if now < due or not total or not 0 < done < total:
             return
         due = now + LOG_SECONDS
-        left = clock((now - started) / done * (total - done))
-        print(f"{title}: {100 * done / total:.0f} %, about {left} left", file=sys.stderr, flush=True)
+        when = f"{clock(now - started)} so far"
+        if done > first[0]:
+            when = f"about {clock((now - first[1]) / (done - first[0]) * (total - done))} left"
+        print(f"{title}: {100 * done / total:.0f} %, {when}", file=sys.stderr, flush=True)
 
     return advance
 

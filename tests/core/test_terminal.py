@@ -20,6 +20,19 @@ def test_a_log_has_a_line_of_progress_with_the_time_left_after_five_seconds_and_
     ]
 
 
+def test_the_time_left_leaves_out_the_first_part_which_warms_up(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.count_progress("drawing tokens", 10) as advance:
+        for seconds in (60, 10, 20, 20):
+            now[0] += seconds
+            advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "drawing tokens: 10 %, 1:00 so far",
+        "drawing tokens: 30 %, about 1:45 left",  # 15 s each
+    ]
+
+
 def test_progress_that_is_not_wanted_is_silent(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
