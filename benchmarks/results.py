@@ -6,8 +6,8 @@
     python benchmarks/results.py likelihood                           # question d, with the models of `methods`
     python benchmarks/results.py tables --write docs/results.md
 
-`run` trains the pilot of a sweep `results_NAME` (seeds from 100), chooses the learning rate of every arm by the lowest
-mean bound, and trains the other seeds at that rate.  All runs are in one folder, which `ltg-mdlm report` shows.
+`run` trains the pilot of a sweep `results_NAME` (seed 100), chooses the learning rate of every arm by the lowest
+bound, and trains the other seeds at that rate.  All runs are in one folder, which `ltg-mdlm report` shows.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Plan:
         return tuple((name, json.dumps(value)) for name, value in values)
 
     def rates(self) -> dict[Arm, float]:
-        """The learning rate of every arm whose pilot is finished: the one with the lowest mean bound."""
+        """The learning rate of every arm whose pilot is finished: the one with the lowest bound, averaged over its seeds."""
         if self.question.rates_of:
             return Plan(self.question.rates_of, self.runs).rates()
         found: dict[Arm, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
