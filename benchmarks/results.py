@@ -94,7 +94,7 @@ class Plan:
         return tuple((name, json.dumps(value)) for name, value in values)
 
     def rates(self) -> dict[Arm, float]:
-        """The learning rate of every arm whose pilot is finished: the one with the lowest bound, averaged over its seeds."""
+        """The learning rate of every arm whose pilot is finished: with the lowest bound (mean of seeds)."""
         if self.question.rates_of:
             return Plan(self.question.rates_of, self.runs).rates()
         found: dict[Arm, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
