@@ -14,13 +14,16 @@ measured in them is in `results.jsonl` beside this script, from which `tables` r
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -73,14 +76,29 @@ class Records:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        self.by_run: dict[str, dict[str, Any]] = {row["run"]: row for row in map(json.loads, lines)}
+
+    def by_run(self) -> dict[str, dict[str, Any]]:
+        """All records; other processes may have added some."""
+        lines = self.file.read_text("utf-8").splitlines() if self.file.exists() else []
+        return {row["run"]: row for row in map(json.loads, lines)}
 
     def add(self, run: str, **measured: Any) -> None:
-        """Append a run; several processes may write."""
-        self.by_run[run] = {"run": run, **measured}
+        """Append a run."""
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.by_run[run]) + "\n")
+            file.write(json.dumps({"run": run, **measured}) + "\n")
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this process may do the work that the file stands for, or another one does it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 class Plan:
@@ -106,7 +124,7 @@ class Plan:
 
     def record(self, point: Point) -> Mapping[str, Any] | None:
         """What was measured in the run of a point; None if it is not finished."""
-        return self.records.by_run.get(self._name(point))
+        return self.records.by_run().get(self._name(point))
 
     def _name(self, point: Point) -> str:
         return self.sweep.folder(point).relative_to(self.runs).as_posix()
@@ -138,44 +156,48 @@ class Plan:
         own, uniform = fastest[point.values["plugin"]], fastest["uniform_mdlm"]
         return [f"training.max_steps={round(of_uniform * own / uniform, -1):.0f}"]
 
+    def chosen(self) -> list[Point]:
+        """The points to train after the pilot, at the best rates: all arms with one seed, then with the next."""
+        rates = self.rates()
+        return [point for point in self.main if rates[self.arm(point)] == point.values[LR]]
+
     def train(self, blimp: Path | None = None) -> int:
-        """Train and measure what is missing, the pilot first; all arms with one seed, then the next seed.
+        """Train and measure what is missing, the pilot first.  Several processes share the work.
 
         `blimp` is the folder of blimp_fast, if it is to be scored.  Returns an exit code.
         """
-        for point in self.pilot:
-            if code := self._train(point, self.sweep, lambda folder: {}):
-                return code
 
         def measure(folder: Path) -> dict[str, float]:
             scored = blimp_accuracy(folder, blimp) if blimp else {}
             return scored | (accuracies(folder, self.question.same_masks) if self.question.same_masks else {})
 
-        rates = self.rates()
-        for point in self.main:
-            if rates[self.arm(point)] == point.values[LR] and (
-                code := self._train(point, self._open(*self.steps(point)), measure)
-            ):
-                return code
+        for points_of, measured in ((lambda: self.pilot, lambda folder: {}), (self.chosen, measure)):
+            while missing := [point for point in points_of() if not self.record(point)]:
+                for point in missing:
+                    if code := self._train(point, measured):
+                        return code
+                time.sleep(1)  # the rest is trained by other processes
         return 0
 
-    def _train(self, point: Point, sweep: Sweep, measure: Callable[[Path], dict[str, float]]) -> int:
-        folder = sweep.folder(point)
-        if self.record(point):
+    def _train(self, point: Point, measure: Callable[[Path], dict[str, float]]) -> int:
+        name, folder = self._name(point), self.sweep.folder(point)
+        with claimed(self.runs / "claims" / name.replace("/", "-")) as mine:
+            if not mine or self.record(point):
+                return 0
+            settings = self._open(*self.steps(point)).settings(point)
+            if not outcome(folder) and (code := launch(settings)) not in (0, EXIT_NON_FINITE):
+                return code
+            start = core_seconds()
+            figures = outcome(folder) | measure(folder)
+            starts = RunFolder(folder).read_environment()
+            self.records.add(
+                name,
+                figures=figures,
+                tokens_per_second=throughput(folder),
+                core_seconds=round(sum(s.get("cpu_seconds", 0) for s in starts) + core_seconds() - start, 1),
+                **{key: starts[-1].get(key) for key in ("git", "machines", "versions") if starts},
+            )
             return 0
-        if not outcome(folder) and (code := launch(sweep.settings(point))) not in (0, EXIT_NON_FINITE):
-            return code
-        start = core_seconds()
-        figures = outcome(folder) | measure(folder)
-        starts = RunFolder(folder).read_environment()
-        self.records.add(
-            self._name(point),
-            figures=figures,
-            tokens_per_second=throughput(folder),
-            core_seconds=round(sum(s.get("cpu_seconds", 0) for s in starts) + core_seconds() - start, 1),
-            **{key: starts[-1].get(key) for key in ("git", "machines", "versions") if starts},
-        )
-        return 0
 
     def figures(self) -> Figures:
         """The measures of finished runs at the chosen rates; for equal time, those of `uniform_mdlm` are added."""
@@ -359,15 +381,13 @@ def draw(figures: Figures, file: Path) -> None:
 
 def measure_likelihood(plan: Plan) -> None:
     """Question d: score minimal pairs with every estimator, in the runs of uniform_mdlm and freq_mdlm of `methods`."""
-    rates = plan.rates()
-    for point in plan.main:
-        plugin = point.values["plugin"]
-        name = f"likelihood/{plugin}-s{point.values['seed']}"
-        chosen = rates.get(plan.arm(point)) == point.values[LR] and plugin in ("uniform_mdlm", "freq_mdlm")
-        if chosen and plan.record(point) and name not in plan.records.by_run:
+    for point in plan.chosen():
+        plugin, seed = point.values["plugin"], point.values["seed"]
+        name = f"likelihood/{plugin}-s{seed}"
+        if plugin in ("uniform_mdlm", "freq_mdlm") and name not in plan.records.by_run():
             start = core_seconds()
             found = [
-                {"arm": {"plugin": plugin, **estimator}, "seed": point.values["seed"], "figures": figures}
+                {"arm": {"plugin": plugin, **estimator}, "seed": seed, "figures": figures}
                 for estimator, figures in estimates(plan.sweep.folder(point))
             ]
             plan.records.add(name, estimates=found, core_seconds=round(core_seconds() - start, 1))
@@ -400,7 +420,7 @@ def estimates(folder: Path, pairs: int = 20) -> Iterator[tuple[dict[str, Any], d
 def likelihood_figures(records: Records) -> Figures:
     """What `measure_likelihood` recorded."""
     found = defaultdict[Arm, dict[int, dict[str, float]]](dict)
-    for record in records.by_run.values():
+    for record in records.by_run().values():
         for estimate in record.get("estimates", ()):
             arm = tuple((name, json.dumps(value)) for name, value in estimate["arm"].items())
             found[arm][estimate["seed"]] = estimate["figures"]
@@ -410,7 +430,7 @@ def likelihood_figures(records: Records) -> Figures:
 def plan_table(runs: Path, records: Records) -> str:
     """Runs and core hours of every question, planned and used."""
     used: dict[str, float] = defaultdict(float)
-    for run, record in records.by_run.items():
+    for run, record in records.by_run().items():
         used[run.partition("/")[0]] += record["core_seconds"] / 3600
     rows, total = [], 0.0
     for name, question in QUESTIONS.items():

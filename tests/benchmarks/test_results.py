@@ -149,8 +149,18 @@ def test_a_run_that_diverged_is_not_trained_again_and_counts_as_untrained(result
     plan = results.Plan("methods", tmp_path, records)
     fabricate_run(plan.sweep.folder(plan.pilot[0]), status="failed", steps=5, level=7.0)
     monkeypatch.setattr(results, "launch", lambda settings: pytest.fail("trained again"))
-    assert plan._train(plan.pilot[0], plan.sweep, lambda folder: {}) == 0
+    assert plan._train(plan.pilot[0], lambda folder: {}) == 0
     assert plan.record(plan.pilot[0])["figures"]["bound"] == pytest.approx(7, abs=0.3)
+
+
+def test_what_another_process_trains_is_left_to_it(results, monkeypatch, records, tmp_path):
+    plan = results.Plan("methods", tmp_path, records)
+    monkeypatch.setattr(results, "launch", lambda settings: pytest.fail("trained twice"))
+    name = plan.sweep.folder(plan.pilot[0]).relative_to(tmp_path).as_posix().replace("/", "-")
+    with results.claimed(tmp_path / "claims" / name) as mine:
+        assert mine
+        assert plan._train(plan.pilot[0], lambda folder: {}) == 0
+    assert plan.record(plan.pilot[0]) is None
 
 
 def test_tables_and_pictures_are_rebuilt_from_the_file_of_records(results, fabricated, monkeypatch, records, tmp_path):
@@ -158,7 +168,7 @@ def test_tables_and_pictures_are_rebuilt_from_the_file_of_records(results, fabri
     shutil.rmtree(tmp_path / "runs")
     for seed in range(5):
         for plugin, lr, accuracy in (("amlm", 0.012, 0.6), ("uniform_mdlm", 0.006, 0.5)):
-            record = records.by_run[f"results_methods/plugin={plugin}-lr={lr}-s{seed}"]
+            record = records.by_run()[f"results_methods/plugin={plugin}-lr={lr}-s{seed}"]
             records.add(**record | {"figures": record["figures"] | {"blimp_fast": accuracy + seed / 100}})
         scores = {
             "pll": {"minimal_pairs": 0.9, "passes": 8.0},
