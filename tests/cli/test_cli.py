@@ -123,7 +123,9 @@ def test_the_help_of_a_command_is_in_plain_words(program, name, command, columns
     assert not re.search(r"\w[<>]=|[<>]=\w|\{|\[\[", "".join(panels))
     options = [part for line in panels if (part := re.search(r"^│ [* ]*--(\S+).*?  +(\S.*) │$", line))]
     assert {part[1] for part in options} == {
-        parameter.opts[0].removeprefix("--") for parameter in command.params if parameter.opts[0].startswith("--")
+        parameter.opts[0].removeprefix("--")
+        for parameter in command.params
+        if parameter.opts[0].startswith("--") and not parameter.hidden
     } | {"help"}
 
 
