@@ -171,12 +171,14 @@ class Plan:
             scored = blimp_accuracy(folder, blimp) if blimp else {}
             return scored | (accuracies(folder, self.question.same_masks) if self.question.same_masks else {})
 
-        for points_of, measured in ((lambda: self.pilot, lambda folder: {}), (self.chosen, measure)):
-            while missing := [point for point in points_of() if not self.record(point)]:
-                for point in missing:
-                    if code := self._train(point, measured):
-                        return code
-                time.sleep(1)  # the rest is trained by other processes
+        return self._train_all(self.pilot, lambda folder: {}) or self._train_all(self.chosen(), measure)
+
+    def _train_all(self, points: Sequence[Point], measure: Callable[[Path], dict[str, float]]) -> int:
+        while missing := [point for point in points if not self.record(point)]:
+            for point in missing:
+                if code := self._train(point, measure):
+                    return code
+            time.sleep(1)  # the rest is trained by other processes
         return 0
 
     def _train(self, point: Point, measure: Callable[[Path], dict[str, float]]) -> int:
