@@ -6,13 +6,15 @@
     python benchmarks/results.py likelihood                           # question d, with the models of `methods`
     python benchmarks/results.py tables --write docs/results.md
 
-`run` trains the pilot of a sweep `results_NAME` (seeds from 100), chooses the learning rate of every arm by the lowest
-mean bound, and trains the other seeds at that rate.  All runs are in one folder, which `ltg-mdlm report` shows.
+`run` trains the pilot of a sweep `results_NAME` (seed 100), chooses the learning rate of every arm by the lowest
+bound, and trains the other seeds at that rate.  All runs are in one folder, which `ltg-mdlm report` shows; what was
+measured in them is in `results.jsonl` beside this script, from which `tables` rebuilds everything.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import os
@@ -20,7 +22,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -43,6 +46,7 @@ from ltg_mdlm.inference.scoring import LikelihoodScorer, Score, ScoringRule, Tim
 from ltg_mdlm.inference.trained_model import open_model
 from ltg_mdlm.reporting.run_table import read_run
 from ltg_mdlm.storage.metrics_file import parse_row
+from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training.assembly import first_of_each
 from ltg_mdlm.training.launch import EXIT_NON_FINITE, launch
 from ltg_mdlm.training.sweep import Point, Sweep, open_sweep, short_names
@@ -51,11 +55,6 @@ PILOT = 100
 """Seeds from here on only tune the learning rate."""
 
 LR = "optimizer.lr"
-
-ACCURACIES = ("accuracy_frequent", "accuracy_rare")
-
-SAME_MASKS = "accuracies.json"
-"""File in a run folder with its accuracies under `Question.same_masks`."""
 
 ESTIMATORS: tuple[tuple[Score, Time, int | None], ...] = (
     *((score, time, None) for score in ("pll", "bound") for time in ("fraction", "zero", "constant")),
@@ -72,12 +71,42 @@ Figures = dict[Arm, dict[int, dict[str, float]]]
 """The measures of finished runs by arm and seed."""
 
 
+class Records:
+    """What was measured in the finished runs, by run folder: a file with one JSON object per line."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def by_run(self) -> dict[str, dict[str, Any]]:
+        """All records; other processes may have added some."""
+        lines = self.file.read_text("utf-8").splitlines() if self.file.exists() else []
+        return {row["run"]: row for row in map(json.loads, lines)}
+
+    def add(self, run: str, **measured: Any) -> None:
+        """Append a run."""
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"run": run, **measured}) + "\n")
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this process may do the work that the file stands for, or another one does it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 class Plan:
     """The points of a question: what is trained, and what is finished."""
 
-    def __init__(self, name: str, runs: Path, sets: Sequence[str] = ()) -> None:
+    def __init__(self, name: str, runs: Path, records: Records, sets: Sequence[str] = ()) -> None:
         """`runs` is the folder of all questions."""
-        self.name, self.runs, self.sets = name, runs, sets
+        self.name, self.runs, self.records, self.sets = name, runs, records, sets
         self.question = QUESTIONS[name]
         self.sweep = self._open()
         self._short = short_names(self.sweep.content.varying)
@@ -93,71 +122,94 @@ class Plan:
         values = ((self._short[key], point.values[key]) for key in self._short if key != LR)
         return tuple((name, json.dumps(value)) for name, value in values)
 
+    def record(self, point: Point) -> Mapping[str, Any] | None:
+        """What was measured in the run of a point; None if it is not finished."""
+        return self.records.by_run().get(self._name(point))
+
+    def _name(self, point: Point) -> str:
+        return self.sweep.folder(point).relative_to(self.runs).as_posix()
+
     def rates(self) -> dict[Arm, float]:
-        """The learning rate of every arm whose pilot is finished: the one with the lowest mean bound."""
+        """The learning rate of every arm whose pilot is finished: the one with the lowest bound."""
         if self.question.rates_of:
-            return Plan(self.question.rates_of, self.runs).rates()
-        found: dict[Arm, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+            return Plan(self.question.rates_of, self.runs, self.records).rates()
+        bounds: dict[Arm, dict[float, float]] = defaultdict(dict)
         for point in self.pilot:
-            figures = finished(self.sweep.folder(point))
-            found[self.arm(point)][point.values[LR]].append(figures.get("bound", math.nan))
-        mean = {arm: {lr: fmean(bounds) for lr, bounds in by_rate.items()} for arm, by_rate in found.items()}
-        complete = {arm: by_rate for arm, by_rate in mean.items() if not any(map(math.isnan, by_rate.values()))}
-        return {arm: min(by_rate, key=by_rate.__getitem__) for arm, by_rate in complete.items()}
+            record = self.record(point)
+            bounds[self.arm(point)][point.values[LR]] = record["figures"]["bound"] if record else math.nan
+        complete = {arm: of_rate for arm, of_rate in bounds.items() if not any(map(math.isnan, of_rate.values()))}
+        return {arm: min(of_rate, key=of_rate.__getitem__) for arm, of_rate in complete.items()}
 
     def steps(self, point: Point) -> list[str]:
         """For equal time: the `--set` that gives this arm as many steps as uniform_mdlm trains in the same time."""
         if self.question.rates_of is None:
             return []
-        reference = Plan(self.question.rates_of, self.runs)
-        speeds: dict[str, list[float]] = defaultdict(list)
+        reference = Plan(self.question.rates_of, self.runs, self.records)
+        fastest: dict[str, float] = defaultdict(float)
         for other in reference.pilot:
-            speeds[other.values["plugin"]] += tokens_per_second(reference.sweep.folder(other))
-        # The 90th percentile: other work on the machine can only slow a run down.
-        own, uniform = (float(np.quantile(speeds[p], 0.9)) for p in (point.values["plugin"], "uniform_mdlm"))
-        of_uniform = reference.sweep.settings(reference.pilot[0]).config.training.max_steps
+            record = reference.record(other)
+            assert record is not None
+            plugin = other.values["plugin"]
+            fastest[plugin] = max(fastest[plugin], record["tokens_per_second"])
+        of_uniform = self.sweep.settings(point).config.training.max_steps
         assert of_uniform is not None
-        return [f"training.max_steps={round(of_uniform * own / uniform, -1)}"]
+        own, uniform = fastest[point.values["plugin"]], fastest["uniform_mdlm"]
+        return [f"training.max_steps={round(of_uniform * own / uniform, -1):.0f}"]
 
-    def train(self) -> int:
-        """Train what is missing, the pilot first; all arms with one seed, then the next seed.  Returns an exit code."""
-        for point in self.pilot:
-            if code := self._train(self.sweep, point):
-                return code
+    def chosen(self) -> list[Point]:
+        """The points to train after the pilot, at the best rates: all arms with one seed, then with the next."""
         rates = self.rates()
-        for point in self.main:
-            if rates[self.arm(point)] == point.values[LR] and (
-                code := self._train(self._open(*self.steps(point)), point)
-            ):
-                return code
+        return [point for point in self.main if rates[self.arm(point)] == point.values[LR]]
+
+    def train(self, blimp: Path | None = None) -> int:
+        """Train and measure what is missing, the pilot first.  Several processes share the work.
+
+        `blimp` is the folder of blimp_fast, if it is to be scored.  Returns an exit code.
+        """
+
+        def measure(folder: Path) -> dict[str, float]:
+            scored = blimp_accuracy(folder, blimp) if blimp else {}
+            return scored | (accuracies(folder, self.question.same_masks) if self.question.same_masks else {})
+
+        return self._train_all(self.pilot, lambda folder: {}) or self._train_all(self.chosen(), measure)
+
+    def _train_all(self, points: Sequence[Point], measure: Callable[[Path], dict[str, float]]) -> int:
+        while missing := [point for point in points if not self.record(point)]:
+            for point in missing:
+                if code := self._train(point, measure):
+                    return code
+            time.sleep(1)  # the rest is trained by other processes
         return 0
 
-    def _train(self, sweep: Sweep, point: Point) -> int:
-        folder = sweep.folder(point)
-        if finished(folder):
+    def _train(self, point: Point, measure: Callable[[Path], dict[str, float]]) -> int:
+        name, folder = self._name(point), self.sweep.folder(point)
+        with claimed(self.runs / "claims" / name.replace("/", "-")) as mine:
+            if not mine or self.record(point):
+                return 0
+            settings = self._open(*self.steps(point)).settings(point)
+            if not outcome(folder) and (code := launch(settings)) not in (0, EXIT_NON_FINITE):
+                return code
+            start = core_seconds()
+            figures = outcome(folder) | measure(folder)
+            starts = RunFolder(folder).read_environment()
+            self.records.add(
+                name,
+                figures=figures,
+                tokens_per_second=throughput(folder),
+                core_seconds=round(sum(s.get("cpu_seconds", 0) for s in starts) + core_seconds() - start, 1),
+                **{key: starts[-1].get(key) for key in ("git", "machines", "versions") if starts},
+            )
             return 0
-        start = time.process_time()
-        try:
-            code = launch(sweep.settings(point))
-            return 0 if code == EXIT_NON_FINITE else code
-        finally:
-            row = {"run": str(folder.relative_to(self.runs)), "core_seconds": time.process_time() - start}
-            with (self.runs / "costs.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
 
     def figures(self) -> Figures:
-        """The measures of the finished runs at the chosen rates; for equal time, those of `uniform_mdlm` are added."""
+        """The measures of finished runs at the chosen rates; for equal time, those of `uniform_mdlm` are added."""
         rates, found = self.rates(), defaultdict[Arm, dict[int, dict[str, float]]](dict)
         for point in self.main:
-            arm, folder = self.arm(point), self.sweep.folder(point)
-            if rates.get(arm) == point.values[LR] and (run := finished(folder)):
-                if self.question.same_masks:
-                    file = folder / SAME_MASKS
-                    run = {name: value for name, value in run.items() if name not in ACCURACIES}
-                    run |= json.loads(file.read_text("utf-8")) if file.exists() else {}
-                found[arm][point.values["seed"]] = run
+            arm, record = self.arm(point), self.record(point)
+            if record and rates.get(arm) == point.values[LR]:
+                found[arm][point.values["seed"]] = record["figures"]
         if self.question.rates_of:
-            reference = Plan(self.question.rates_of, self.runs).figures()
+            reference = Plan(self.question.rates_of, self.runs, self.records).figures()
             found |= {arm: runs for arm, runs in reference.items() if dict(arm)["plugin"] == '"uniform_mdlm"'}
         return dict(found)
 
@@ -166,8 +218,8 @@ def _seed_first(point: Point) -> tuple[bool, int, int]:
     return (point.values["seed"] < PILOT, point.values["seed"], point.index)
 
 
-def finished(folder: Path) -> dict[str, float]:
-    """The measures of a run, with its accuracy on blimp_fast if it has one; empty if it is not finished.
+def outcome(folder: Path) -> dict[str, float]:
+    """The measures of a run in its folder; empty if it is not finished.
 
     A run that diverged has those of its last validation, which is the one before training.
     """
@@ -176,16 +228,39 @@ def finished(folder: Path) -> dict[str, float]:
     run = read_run(folder)
     if run.status != "finished" and not (run.status == "failed" and "not finite" in run.reason):
         return {}
-    figures = {name: run.figures.get(name) for name in MEASURES}
-    for summary in (folder.parent / "blimp").glob(f"{folder.name}/*/zero_shot/*/blimp/*/summary.json"):
-        figures["blimp_fast"] = json.loads(summary.read_text("utf-8"))["accuracy"]
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: value for name in MEASURES if (value := run.figures.get(name)) is not None}
 
 
-def tokens_per_second(folder: Path) -> list[float]:
-    """The throughput in every logged step of a run."""
+def accuracies(folder: Path, masks: Sequence[str]) -> dict[str, float]:
+    """Accuracies of frequent and rare types under these settings of masking.
+
+    Those of the training's own validation depend on which tokens the method masks, and how many.
+    """
+    run = load_run(folder, *masks)
+    assert run.validator is not None
+    metrics = run.validator(1.0, run.schedule.epoch(run.schedule.max_steps))
+    return {name: metrics[f"valid/{name}"] for name in ("accuracy_frequent", "accuracy_rare")}
+
+
+def blimp_accuracy(folder: Path, data: Path) -> dict[str, float]:
+    """Accuracy on all pairs of blimp_fast, by `ltg-mdlm eval pairs`, which resumes."""
+    out = folder.parent / "blimp"
+    command = ["eval", "pairs", str(folder), "--data", str(data), "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "ltg_mdlm", *command], check=True)
+    (summary,) = out.glob(f"{folder.name}/*/zero_shot/*/blimp/*/summary.json")
+    return {"blimp_fast": json.loads(summary.read_text("utf-8"))["accuracy"]}
+
+
+def throughput(folder: Path) -> float:
+    """90th percentile of tokens per second over the logged steps: other work can only slow a run down."""
     rows = map(parse_row, (folder / "metrics.jsonl").read_bytes().splitlines())
-    return [row["tokens_per_second"] for row in rows if row and "tokens_per_second" in row]
+    logged = [row["tokens_per_second"] for row in rows if row and "tokens_per_second" in row]
+    return round(float(np.quantile(logged, 0.9)), 1)
+
+
+def core_seconds() -> float:
+    """CPU seconds of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 class Difference(NamedTuple):
@@ -308,18 +383,16 @@ def draw(figures: Figures, file: Path) -> None:
 
 def measure_likelihood(plan: Plan) -> None:
     """Question d: score minimal pairs with every estimator, in the runs of uniform_mdlm and freq_mdlm of `methods`."""
-    (plan.runs / "likelihood").mkdir(exist_ok=True)
-    rates = plan.rates()
-    for point in plan.main:
+    for point in plan.chosen():
         plugin, seed = point.values["plugin"], point.values["seed"]
-        out = plan.runs / "likelihood" / f"{plugin}-s{seed}.json"
-        chosen = rates.get(plan.arm(point)) == point.values[LR] and plugin in ("uniform_mdlm", "freq_mdlm")
-        if chosen and finished(plan.sweep.folder(point)) and not out.exists():
-            records = [
+        name = f"likelihood/{plugin}-s{seed}"
+        if plugin in ("uniform_mdlm", "freq_mdlm") and name not in plan.records.by_run():
+            start = core_seconds()
+            found = [
                 {"arm": {"plugin": plugin, **estimator}, "seed": seed, "figures": figures}
                 for estimator, figures in estimates(plan.sweep.folder(point))
             ]
-            out.write_text(json.dumps(records, indent=1), "utf-8")
+            plan.records.add(name, estimates=found, core_seconds=round(core_seconds() - start, 1))
 
 
 def estimates(folder: Path, pairs: int = 20) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
@@ -346,69 +419,44 @@ def estimates(folder: Path, pairs: int = 20) -> Iterator[tuple[dict[str, Any], d
         yield {"score": score, "time": time_, "masks": draws or "as pll"}, figures
 
 
-def likelihood_figures(runs: Path) -> Figures:
-    """What `measure_likelihood` wrote."""
+def likelihood_figures(records: Records) -> Figures:
+    """What `measure_likelihood` recorded."""
     found = defaultdict[Arm, dict[int, dict[str, float]]](dict)
-    for file in sorted((runs / "likelihood").glob("*.json")):
-        for record in json.loads(file.read_text("utf-8")):
-            arm = tuple((name, json.dumps(value)) for name, value in record["arm"].items())
-            found[arm][record["seed"]] = record["figures"]
+    for record in records.by_run().values():
+        for estimate in record.get("estimates", ()):
+            arm = tuple((name, json.dumps(value)) for name, value in estimate["arm"].items())
+            found[arm][estimate["seed"]] = estimate["figures"]
     return dict(found)
 
 
-def measure_accuracies(plan: Plan) -> None:
-    """Accuracies of frequent and rare types under masks that all arms share, in all finished runs but the pilot.
-
-    Those of the training's own validation depend on which tokens the method masks, and how many.
-    """
-    for folder in map(plan.sweep.folder, plan.main):
-        if plan.question.same_masks and finished(folder) and not (folder / SAME_MASKS).exists():
-            run = load_run(folder, *plan.question.same_masks)
-            assert run.validator is not None
-            metrics = run.validator(1.0, run.schedule.epoch(run.schedule.max_steps))
-            figures = {name: metrics[f"valid/{name}"] for name in ACCURACIES}
-            (folder / SAME_MASKS).write_text(json.dumps(figures), "utf-8")
-
-
-def score_blimp(plan: Plan, data: Path) -> int:
-    """`ltg-mdlm eval pairs` for the finished runs that have no accuracy on blimp_fast.  Returns an exit code."""
-    for folder in map(plan.sweep.folder, plan.main):
-        if (run := finished(folder)) and "blimp_fast" not in run:
-            command = ["eval", "pairs", str(folder), "--data", str(data), "--out", str(folder.parent / "blimp")]
-            if code := subprocess.run([sys.executable, "-m", "ltg_mdlm", *command]).returncode:
-                return code
-    return 0
-
-
-def plan_table(runs: Path, sets: Sequence[str] = ()) -> str:
+def plan_table(runs: Path, records: Records) -> str:
     """Runs and core hours of every question, planned and used."""
     used: dict[str, float] = defaultdict(float)
-    if (costs := runs / "costs.jsonl").exists():
-        for line in costs.read_text("utf-8").splitlines():
-            row = json.loads(line)
-            used[Path(row["run"]).parts[0]] += row["core_seconds"] / 3600
+    for run, record in records.by_run().items():
+        used[run.partition("/")[0]] += record["core_seconds"] / 3600
     rows, total = [], 0.0
     for name, question in QUESTIONS.items():
-        plan = Plan(name, runs, sets)
+        plan = Plan(name, runs, records)
         main = len({(plan.arm(point), point.values["seed"]) for point in plan.main})
         hours = (len(plan.pilot) * question.minutes + main * (question.minutes + question.scoring_minutes)) / 60
         total += hours
         cells = [question.title, f"`results_{name}`", str(len(plan.pilot)), str(main), f"{question.minutes:g}"]
         rows.append([*cells, f"{hours:.1f}", f"{used[plan.sweep.out_root.name]:.1f}"])
-    rows.append([LIKELIHOOD.title, "", "", "10", f"{LIKELIHOOD.minutes:g}", f"{10 * LIKELIHOOD.minutes / 60:.1f}", ""])
-    total += 10 * LIKELIHOOD.minutes / 60
-    rows.append(["total", "", "", "", "", f"{total:.1f}", f"{sum(used.values()):.1f}"])
+    hours = 10 * LIKELIHOOD.minutes / 60
+    cells = [LIKELIHOOD.title, "", "", "10", f"{LIKELIHOOD.minutes:g}"]
+    rows.append([*cells, f"{hours:.1f}", f"{used['likelihood']:.1f}"])
+    rows.append(["total", "", "", "", "", f"{total + hours:.1f}", f"{sum(used.values()):.1f}"])
     head = ["question", "sweep", "pilot runs", "runs", "core minutes per run", "core hours planned", "used"]
     return table(head, rows)
 
 
-def write_tables(runs: Path, page: Path | None, pictures: Path) -> None:
+def write_tables(runs: Path, records: Records, page: Path | None, pictures: Path) -> None:
     """All tables and pictures of which there are runs."""
-    publish("results plan", plan_table(runs), page)
-    plans = {name: Plan(name, runs) for name in QUESTIONS}
+    publish("results plan", plan_table(runs, records), page)
+    plans = {name: Plan(name, runs, records) for name in QUESTIONS}
     found = {name: (question, plans[name].figures(), plans[name].rates()) for name, question in QUESTIONS.items()}
     for name, (question, figures, rates) in (
-        found | {"likelihood": (LIKELIHOOD, likelihood_figures(runs), {})}
+        found | {"likelihood": (LIKELIHOOD, likelihood_figures(records), {})}
     ).items():
         if not any(tests(question, figures)):
             continue
@@ -424,32 +472,31 @@ def main() -> int:
     parser.add_argument("command", choices=["plan", "run", "likelihood", "tables"])
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"for run: {', '.join(QUESTIONS)}")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="folder of all runs")
+    beside = Path(__file__).with_name("results.jsonl")
+    parser.add_argument("--records", type=Path, default=beside, help="file of what was measured in finished runs")
     parser.add_argument("--corpus", type=Path, help="for text: folder made by `ltg-mdlm prepare`")
     parser.add_argument("--blimp", type=Path, help="for text: folder with blimp_fast")
     parser.add_argument("--pictures", type=Path, default=Path("docs"), help="folder of the pictures")
     add_write_option(parser)
     arguments = parser.parse_args()
-    runs: Path = arguments.runs
+    runs, records = arguments.runs.absolute(), Records(arguments.records)
     if unknown := set(arguments.questions) - set(QUESTIONS):
         parser.error(f"no such question: {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
     if "text" in arguments.questions and not (arguments.corpus and arguments.blimp):
         parser.error("text needs --corpus and --blimp")
     if arguments.command == "plan":
-        print(plan_table(runs))
+        print(plan_table(runs, records))
     elif arguments.command == "tables":
-        write_tables(runs, arguments.write, arguments.pictures)
+        write_tables(runs, records, arguments.write, arguments.pictures)
+    elif arguments.command == "likelihood":
+        measure_likelihood(Plan("methods", runs, records))
     else:
         os.nice(19)
-        runs.mkdir(parents=True, exist_ok=True)
         for name in arguments.questions:
-            sets = [f"data.corpus={arguments.corpus.absolute()}"] if name == "text" else []
-            plan = Plan(name, runs, sets)
-            code = plan.train() or (score_blimp(plan, arguments.blimp) if name == "text" else 0)
-            if code:
+            text = name == "text"
+            plan = Plan(name, runs, records, [f"data.corpus={arguments.corpus.absolute()}"] if text else [])
+            if code := plan.train(arguments.blimp if text else None):
                 return code
-            measure_accuracies(plan)
-        if arguments.command == "likelihood":
-            measure_likelihood(Plan("methods", runs))
     return 0
 
 

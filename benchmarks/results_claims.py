@@ -70,7 +70,7 @@ _UNIFORM = {"plugin": "uniform_mdlm"}
 QUESTIONS = {
     "power": Question(
         "a. derivative power and schedule",
-        2,
+        1.3,
         [
             Claim("bound", {"schedule": "bimodal_gaussian", "derivative_power": 1}, {"derivative_power": 0}, +1, 0.1),
             Claim(
@@ -83,7 +83,7 @@ QUESTIONS = {
     ),
     "frequency": Question(
         "b. frequency weighting and Zipf's law",
-        2,
+        1.3,
         [
             Claim("accuracy_rare", {}, {"power": 0}, +1),
             Claim("bound", {}, {"power": 0}),
@@ -91,15 +91,15 @@ QUESTIONS = {
         ],
         same_masks=("plugins.freq_mdlm.power=0", *_LINEAR),
     ),
-    "methods": Question("c. methods at equal tokens", 2.4, _each(_BOTH, {}, _UNIFORM)),
-    "methods_time": Question("c. methods at equal time", 2, _each(_BOTH, {}, _UNIFORM), rates_of="methods"),
-    "optimizers": Question("c. optimisers", 2, _each(_BOTH, {}, {"name": "lamb"})),
+    "methods": Question("c. methods at equal tokens", 1.6, _each(_BOTH, {}, _UNIFORM)),
+    "methods_time": Question("c. methods at equal time", 1.3, _each(_BOTH, {}, _UNIFORM), rates_of="methods"),
+    "optimizers": Question("c. optimisers", 1.3, _each(_BOTH, {}, {"name": "lamb"})),
     "text": Question(
         "c. methods on English text", 18, _each(("bound", "blimp_fast"), {}, _UNIFORM), scoring_minutes=15
     ),
     "distortions": Question(
         "e. distortions of the published code",
-        2,
+        1.3,
         _each(
             ("bound", "minimal_pairs", "accuracy_rare"),
             {},

@@ -2,6 +2,6 @@
 
 from ltg_mdlm.core.moved import keep_moved_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 keep_moved_names()

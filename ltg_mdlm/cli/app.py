@@ -96,7 +96,7 @@ def bench(
 ) -> None:
     """Measure training speed: tokens per second, time of every part of a step, memory, share of the peak FLOP/s.
 
-    Nothing is written. For several processes: `torchrun --nproc-per-node 2 -m ltg_mdlm bench ...`.
+    Nothing is written. For several processes: `torchrun --nproc-per-node 2 -m ltg_mdlm bench`.
     """
     from ltg_mdlm.core.settings import load_settings
     from ltg_mdlm.training.bench import bench as measure

@@ -14,7 +14,7 @@ from ltg_mdlm.cli.options import AsJson, Csv
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.terminal import print_table
 
-corpus_app = CommandApp(help="Look at prepared corpora.")
+corpus_app = CommandApp(help="Look at prepared corpora; write the built-in text.")
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
@@ -182,3 +182,27 @@ def show(
         return
     typer.echo(opened.describe() + "\n")
     print_table(corpus_table(summaries))
+
+
+@corpus_app.command()
+def builtin(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
+    words: Annotated[int, typer.Option("--words", min=1000, help="Words of the training text.")] = 300_000,
+    zipf_exponent: Annotated[
+        float, typer.Option("--zipf-exponent", min=0, help="Exponent of the word frequencies; 0: equally frequent.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the text.")] = 0,
+) -> None:
+    """Write the text of the built-in corpus: train.txt, valid.txt, both as JSON lines, and minimal pairs.
+
+    The same options give the same bytes on every machine.
+    """
+    from ltg_mdlm.core.files import write_errors, written_folder
+    from ltg_mdlm.data.synthetic.builtin import write_builtin_text
+
+    if out.exists():
+        raise UserError(f"{out} exists\n  give another folder with --out, or delete this one")
+    with write_errors(out), written_folder(out) as aside:
+        files = write_builtin_text(aside, words, seed, zipf_exponent)
+    for file in (files.train, files.valid, files.minimal_pairs):
+        typer.echo(str(out / file.name))

@@ -24,7 +24,7 @@ from ltg_mdlm.cli.options import (
     TopP,
     Weights,
 )
-from ltg_mdlm.core.terminal import print_table
+from ltg_mdlm.core.terminal import busy, print_table
 
 if TYPE_CHECKING:
     from ltg_mdlm.evaluation.suite import Outcome
@@ -90,7 +90,7 @@ def pairs(
     """Score minimal pairs and multiple-choice tasks: BLiMP, its supplement, EWoK, entity tracking, COMPS, GlobalPIQA.
 
     Writes predictions in the official format, and all scores. For several processes:
-    `torchrun --nproc-per-node 4 -m ltg_mdlm eval pairs ...`.
+    `torchrun --nproc-per-node 4 -m ltg_mdlm eval pairs`.
     """
     from ltg_mdlm.core.distributed import Ranks
     from ltg_mdlm.evaluation.multiple_choice import CHOICE_TASKS
@@ -129,7 +129,7 @@ def suite(
 ) -> None:
     """Run all tasks that the data folder has data for. Writes one table and one JSON file; lists skipped tasks.
 
-    For several processes: `torchrun --nproc-per-node 4 -m ltg_mdlm eval suite ...`.
+    For several processes: `torchrun --nproc-per-node 4 -m ltg_mdlm eval suite`.
     """
     from ltg_mdlm.core.distributed import TIMEOUT, Ranks
     from ltg_mdlm.evaluation.finetune_suite import TIMEOUT as FINETUNING_TIMEOUT
@@ -160,11 +160,12 @@ def generation(
         typer.Option(
             "--sampler",
             metavar="ancestral|confidence|entropy|block|autoregressive",
-            help="Repeatable; default: ancestral, or autoregressive for a model trained only on causal rows.",
+            help="Sampler (repeatable); default: ancestral, or autoregressive for a model trained only on causal rows.",
         ),
     ] = None,
     steps: Annotated[
-        list[int] | None, typer.Option("--steps", min=1, help="Repeatable; default: one step per token.")
+        list[int] | None,
+        typer.Option("--steps", min=1, help="Steps of the reverse process (repeatable); default: one per token."),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Samples per sampler and number of steps.")] = 100,
     length: Annotated[int, typer.Option("--length", min=1, help="Tokens per sample.")] = 64,
@@ -269,7 +270,8 @@ def compare(
     groups, others = collect_groups(results or (), group or ())
     if baseline is not None:
         groups = baseline_first(groups, baseline)
-    rows = comparison.compare(groups, by_uid=by_uid, draws=draws, seed=seed)
+    with busy("drawing bootstrap samples and permutations"):
+        rows = comparison.compare(groups, by_uid=by_uid, draws=draws, seed=seed)
     records = [row.record() for row in rows]
     _note("no right or wrong answers, not compared", others)
     _note("not compared, since not all models have results", comparison.left_out(groups))

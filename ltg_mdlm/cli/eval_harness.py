@@ -69,7 +69,7 @@ def harness(
     `--limit`, `--log_samples` and `--use_cache`; see `lm-eval run --help`. Texts have one `<s>` in front, as in the
     multilingual track of BabyLM.
 
-    For several processes: `torchrun --nproc-per-node 4 -m ltg_mdlm eval harness ...`.
+    For several processes: `torchrun --nproc-per-node 4 -m ltg_mdlm eval harness`.
     """
     if str(model).startswith("-"):
         raise UserError(f"{model}: MODEL must be the first argument\n  ltg-mdlm eval harness MODEL --tasks NAMES...")
@@ -189,7 +189,7 @@ def download(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAMES]...",
+            metavar="NAMES...",
             help="strict (all of the strict tracks but the next), global_piqa_parallel, global_piqa_nonparallel, ewok;"
             " default: all, ewok only with --ewok-vocabulary.",
         ),

@@ -47,7 +47,9 @@ OrderPlugins = Annotated[
 
 OrderOptions = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="plugins.NAME.OPTION=VALUE", help="Option of such a plugin (repeatable)."),
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Option of such a plugin, `plugins.NAME.OPTION` (repeatable)."
+    ),
 ]
 
 Steps = Annotated[
@@ -117,7 +119,7 @@ def generate(
 ) -> None:
     """Sample texts from a trained model, by masked diffusion or from left to right.
 
-    For several processes, which share the samples: `torchrun --nproc-per-node 4 -m ltg_mdlm generate ...`.
+    For several processes, which share the samples: `torchrun --nproc-per-node 4 -m ltg_mdlm generate`.
     """
     from ltg_mdlm.core.distributed import Ranks
     from ltg_mdlm.core.settings import did_you_mean

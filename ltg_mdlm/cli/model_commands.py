@@ -30,7 +30,7 @@ def export(
         ),
     ] = None,
     constant_rate: Annotated[
-        float | None, typer.Option("--constant-rate", metavar="RATE", help="The rate of --mask-rate constant.")
+        float | None, typer.Option("--constant-rate", min=0, max=1, help="The rate of --mask-rate constant.")
     ] = None,
 ) -> None:
     """Export a model to a folder that Hugging Face transformers can load."""
@@ -109,7 +109,7 @@ def import_(
     """Import a checkpoint of the published code bases as a run folder that can be evaluated, exported and trained.
 
     No code in the file is executed. To continue training:
-    `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN ...`.
+    `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN`.
     """
     from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 
@@ -172,7 +172,7 @@ def finetune(
 ) -> None:
     """Fine-tune on (Super)GLUE or multilingual tasks with the settings of the BabyLM evaluation, and write its files.
 
-    For several processes, which share the tasks: `torchrun --nproc-per-node 4 -m ltg_mdlm finetune ...`.
+    For several processes, which share the tasks: `torchrun --nproc-per-node 4 -m ltg_mdlm finetune`.
     """
     from ltg_mdlm.core.distributed import Ranks
     from ltg_mdlm.evaluation.finetune_suite import TIMEOUT, finetune_suite, finetuning_table

@@ -117,7 +117,10 @@ def plugins_check(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="CHECK", help="Run one check, and those that it requires (repeatable); names are below."
+            "--only",
+            metavar="CHECK",
+            help="Run one check, and those that it requires (repeatable). Names are below; write them in quotes, or"
+            " with underscores.",
         ),
     ] = None,
     set_: Sets = None,

@@ -65,10 +65,11 @@ def submit(
         bool,
         typer.Option("--partial", help="Compare sizes with the data in --data, not with those of the published data."),
     ] = False,
-    array: Annotated[
+    no_array: Annotated[
         bool,
-        typer.Option("--array/--no-array", help="In a Slurm array, share the work with the other tasks of the array."),
-    ] = True,
+        typer.Option("--no-array", help="Do not share the work with the other tasks of a Slurm array."),
+    ] = False,
+    array: Annotated[bool, typer.Option("--array", hidden=True, help="The default.")] = False,
 ) -> None:
     """Evaluate a run for a submission to BabyLM, and collate its predictions in the official JSON file.
 
@@ -154,7 +155,7 @@ def submit(
             work = MultilingualWork(*common, sets=set_ or (), data=evaluation_data, languages=languages)
         else:
             work = StrictWork(*common, sets=set_ or (), data=evaluation_data)
-        worker = Worker.here(ranks, array=array)
+        worker = Worker.here(ranks, array=array or not no_array)
         say = _say(f"worker {worker.index + 1} of {worker.count}: " if worker.count > 1 else "")
         failed = [line for each in ranks.gather_objects(work.run(worker, say)) for line in each]
         if ranks.is_main:

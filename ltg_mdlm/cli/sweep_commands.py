@@ -77,7 +77,7 @@ def sweep_run(
     file: SweepName,
     index: Annotated[
         int | None,
-        typer.Argument(metavar="[INDEX]", help="Index of one point, as `sweep list` shows it; default: all."),
+        typer.Argument(metavar="INDEX", help="Index of one point, as `sweep list` shows it; default: all."),
     ] = None,
     set_: Sets = None,
     out_root: OutRoot = None,

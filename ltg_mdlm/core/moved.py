@@ -1,4 +1,4 @@
-"""Old names of documented modules.  They keep working until version 0.3, with a DeprecationWarning."""
+"""Old names of documented modules.  They keep working until version 0.3, with a FutureWarning."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Warn, and let the module look its attributes up in the new one."""
         new = MOVED[module.__name__]
-        warnings.warn(f"{module.__name__} has moved to {new}", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{module.__name__} has moved to {new}", FutureWarning, stacklevel=2)
         module.__getattr__ = lambda name: getattr(importlib.import_module(new), name)  # type: ignore[method-assign]
 
 

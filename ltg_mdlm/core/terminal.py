@@ -1,11 +1,12 @@
 """Tables on standard output, progress on standard error, and durations.
 
-Progress is a bar on a terminal. In a log, it is a line every `LOG_SECONDS`.
+Progress is a bar on a terminal. In a log, it is a line after `FIRST_SECONDS` and then every `LOG_SECONDS`.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -25,8 +27,11 @@ from rich.table import Table
 
 Advance = Callable[[int], None]
 
+FIRST_SECONDS = 5.0
+"""Time until the first line of progress in a log; shorter work is silent."""
+
 LOG_SECONDS = 30.0
-"""Least time between two lines of progress in a log."""
+"""Least time between two further lines."""
 
 
 def print_table(table: Table) -> None:
@@ -45,6 +50,41 @@ def count_progress(title: str, total: int, *, show: bool = True) -> AbstractCont
     return _progress(title, total, (MofNCompleteColumn(),), show)
 
 
+def share_progress(title: str, total: int, *, show: bool = True) -> AbstractContextManager[Advance]:
+    """Progress in per cent; the context yields a function that adds an amount of finished work."""
+    return _progress(title, total, (TaskProgressColumn(),), show)
+
+
+@contextmanager
+def busy(title: str, *, show: bool = True) -> Iterator[None]:
+    """Progress of work that cannot be counted: a spinner on a terminal; in a log, lines with the time so far.
+
+    Not inside of other progress: a terminal shows one at a time.
+    """
+    console = Console(stderr=True)
+    if not show:
+        yield
+    elif console.is_terminal:
+        with console.status(title):
+            yield
+    else:
+        started, done = time.monotonic(), threading.Event()
+
+        def report() -> None:
+            wait = FIRST_SECONDS
+            while not done.wait(wait):
+                print(f"{title}: {clock(time.monotonic() - started)} so far", file=sys.stderr, flush=True)
+                wait = LOG_SECONDS
+
+        reporter = threading.Thread(target=report, name="progress", daemon=True)
+        reporter.start()
+        try:
+            yield
+        finally:
+            done.set()
+            reporter.join()
+
+
 @contextmanager
 def _progress(title: str, total: int | None, columns: tuple[ProgressColumn, ...], show: bool) -> Iterator[Advance]:
     layout = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
@@ -60,18 +100,24 @@ def _progress(title: str, total: int | None, columns: tuple[ProgressColumn, ...]
 
 def _log_progress(title: str, total: int | None) -> Advance:
     """A function that adds to what is done, and sometimes prints a line with the share and the remaining time."""
-    started = printed = time.monotonic()
+    started = time.monotonic()
+    due = started + FIRST_SECONDS
     done = 0
+    # What is done, and the time, after the first part, which is slow: it warms up.
+    first: tuple[int, float] | None = None
 
     def advance(count: int) -> None:
-        nonlocal done, printed
+        nonlocal done, due, first
         done += count
         now = time.monotonic()
-        if now - printed < LOG_SECONDS or not total or not 0 < done < total:
+        first = first or (done, now)
+        if now < due or not total or not 0 < done < total:
             return
-        printed = now
-        left = clock((now - started) / done * (total - done))
-        print(f"{title}: {100 * done / total:.0f} %, about {left} left", file=sys.stderr, flush=True)
+        due = now + LOG_SECONDS
+        when = f"{clock(now - started)} so far"
+        if done > first[0]:
+            when = f"about {clock((now - first[1]) / (done - first[0]) * (total - done))} left"
+        print(f"{title}: {100 * done / total:.0f} %, {when}", file=sys.stderr, flush=True)
 
     return advance
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import ltg_mdlm
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_free_space, write_errors, written_folder
-from ltg_mdlm.core.terminal import byte_progress
+from ltg_mdlm.core.terminal import busy, byte_progress
 from ltg_mdlm.data.boundaries import cut
 from ltg_mdlm.data.corpus import (
     FORMAT,
@@ -190,7 +190,8 @@ def prepare_corpus(
         if names := _names_of_sources(splits):
             description["source_names"] = names
         written = sorted(path for path in folder.rglob("*") if path.is_file())
-        description["files"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in written}
+        with busy("hashing the corpus", show=progress):
+            description["files"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in written}
         description["fingerprint"] = fingerprint_of(description)
         description["digest"] = digest_of(description)
         (folder / "corpus.json").write_text(json.dumps(description, indent=1), "utf-8")
@@ -264,7 +265,8 @@ class SplitText:
             with byte_progress(f"selecting {self.name}", total, show=progress) as advance:
                 for piece in self.pieces(PIECE_CHARACTERS, advance):
                     self.selection.add(piece)
-            self._kept_D = self.selection.decide()
+            with busy(f"comparing documents of {self.name}", show=progress):
+                self._kept_D = self.selection.decide()
         with byte_progress(
             f"reading {self.name}", sum(source.bytes for source in self.sources), show=progress
         ) as advance:
@@ -312,7 +314,8 @@ def _train_tokenizer(
     if balance:
         per_source = target / len(share)
         share = {name: min(per_source / size, MOST_REPEATS) for name, size in train.bytes_of_source.items()}
-    with byte_progress("training the tokenizer", target, show=progress) as advance:
+    with ExitStack() as stack:
+        advance = stack.enter_context(byte_progress("counting words for the tokenizer", target, show=progress))
 
         def texts() -> Iterator[str]:
             nonlocal used
@@ -325,6 +328,8 @@ def _train_tokenizer(
                         advance(length)
                         yield part
                     parts_of[piece.source] += 1
+            stack.close()
+            stack.enter_context(busy("merging tokens for the tokenizer", show=progress))
 
         tokenizer = Tokenizer.train(texts(), vocab_size)
     return tokenizer, {"bytes": used, "of_bytes": train.text_bytes}

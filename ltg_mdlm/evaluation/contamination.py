@@ -12,7 +12,6 @@ Shape suffixes: T distinct texts, G n-grams of all texts, S searched sequences.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,7 +115,7 @@ def find_contamination(found: TaskTexts, corpus: Iterable[Piece], n: int) -> Con
 
 @contextmanager
 def training_text(corpus: Path | None, files: Sequence[Path]) -> Iterator[Iterator[Piece]]:
-    """The documents of the training split of a corpus folder and of text files, with a progress bar on a terminal.
+    """The documents of the training split of a corpus folder and of text files, with progress.
 
     Raises UserError if neither is given, or one of them cannot be read.
     """
@@ -125,7 +124,7 @@ def training_text(corpus: Path | None, files: Sequence[Path]) -> Iterator[Iterat
     opened = Corpus.open(corpus) if corpus is not None else None
     sources = find_sources(files) if files else []
     total = (opened.train.text_bytes if opened else 0) + sum(source.path.stat().st_size for source in sources)
-    with byte_progress("searching", total, show=sys.stderr.isatty()) as advance:
+    with byte_progress("searching", total, show=True) as advance:
 
         def pieces() -> Iterator[Piece]:
             if opened is not None:

@@ -28,7 +28,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_writable
 from ltg_mdlm.core.json_files import read_object
 from ltg_mdlm.core.settings import flatten
-from ltg_mdlm.core.terminal import count_progress
+from ltg_mdlm.core.terminal import share_progress
 from ltg_mdlm.evaluation.finetune_tasks import (
     FinetuneSettings,
     Label,
@@ -44,7 +44,7 @@ from ltg_mdlm.evaluation.finetune_training import (
     FinetuneRun,
     encode,
     finetune_once,
-    steps_per_epoch,
+    work_per_seed,
 )
 from ltg_mdlm.evaluation.multiple_choice import Protocol
 from ltg_mdlm.evaluation.pos_tagging import EncodedTreebanks, encode_treebanks, tagging_files
@@ -75,11 +75,6 @@ class FinetuneJob:
     @property
     def name(self) -> str:
         return self.data.task.name
-
-    @property
-    def steps(self) -> int:
-        """Updates of all epochs and seeds."""
-        return len(self.seeds) * self.settings.epochs * steps_per_epoch(self.data, self.settings)
 
     @property
     def tokens(self) -> int:
@@ -150,10 +145,9 @@ def finetune_files(
         if job.name in done and ranks.is_main:
             say(f"{job.name}: already finished, in {job.folder} (--overwrite repeats it)")
     for job in share([job for job in jobs if job.name not in done], ranks):
-        with count_progress(job.name, job.steps, show=ranks.is_main) as advance:
-            runs = [
-                finetune_once(trained, job.data, job.settings, seed, step_done=lambda: advance(1)) for seed in job.seeds
-            ]
+        work = len(job.seeds) * work_per_seed(job.data, job.settings)
+        with share_progress(f"fine-tuning on {job.name}", work, show=ranks.is_main) as advance:
+            runs = [finetune_once(trained, job.data, job.settings, seed, advance=advance) for seed in job.seeds]
         done[job.name] = write_finetuning(job, runs)
         say(f"{job.name}: {job.folder}")
     everyones = {name: summary for each in ranks.gather_objects(done) for name, summary in each.items()}

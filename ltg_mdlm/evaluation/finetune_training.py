@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -23,6 +23,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.machine import bf16_for
 from ltg_mdlm.core.optimizer import ParameterGroup
 from ltg_mdlm.core.random import permutation, stream_key
+from ltg_mdlm.core.terminal import Advance
 from ltg_mdlm.data.tokenizer import BOS, PAD, Tokenizer
 from ltg_mdlm.evaluation.finetune_tasks import Example, FinetuneSettings, FinetuneTask, Label, MetricName, scores
 from ltg_mdlm.inference.trained_model import TrainedModel
@@ -113,9 +114,9 @@ def finetune_once(
     settings: FinetuneSettings,
     seed: int,
     *,
-    step_done: Callable[[], None] = lambda: None,
+    advance: Advance = lambda amount: None,
 ) -> FinetuneRun:
-    """Fine-tune a copy of the model with one seed.
+    """Fine-tune a copy of the model with one seed; `advance` is told about finished parts of `work_per_seed`.
 
     As in the official suite, the best epoch is selected on the validation file, and its metrics on the same file are
     reported. They are therefore slightly higher than the metrics on held-out text would be. With `keep="last"`, the
@@ -128,7 +129,7 @@ def finetune_once(
     epochs: list[Epoch] = []
     highest, waited = -math.inf, 0
     for number in range(settings.epochs):
-        epochs.append(finetuning.epoch(number, step_done))
+        epochs.append(finetuning.epoch(number, advance))
         value = epochs[-1].metrics[data.selects]
         waited = 0 if value > highest + 0.001 else waited + 1
         highest = max(highest, value)
@@ -147,6 +148,13 @@ def steps_per_epoch(data: EncodedTask, settings: FinetuneSettings) -> int:
     if data.task.tags_words:
         return math.ceil(len(data.train) / settings.batch_rows)
     return max(1, len(data.train) // settings.batch_rows)
+
+
+def work_per_seed(data: EncodedTask, settings: FinetuneSettings) -> int:
+    """Forward passes of rows in all epochs; a row that is trained on counts as three, for its backward pass."""
+    trained = min(steps_per_epoch(data, settings) * settings.batch_rows, len(data.train))
+    evaluated = len(data.valid) + (len(data.test) if data.test else 0)
+    return settings.epochs * (3 * trained + evaluated)
 
 
 class Finetuning:
@@ -180,7 +188,7 @@ class Finetuning:
         self._steps_per_epoch = steps_per_epoch(data, settings)
         self._next_step = 0
 
-    def epoch(self, number: int, step_done: Callable[[], None]) -> Epoch:
+    def epoch(self, number: int, advance: Advance) -> Epoch:
         """Train for one epoch and evaluate. Raises UserError if a loss or gradient was not finite."""
         self._classifier.train()
         total = torch.zeros((), device=self._device)
@@ -188,19 +196,19 @@ class Finetuning:
         for chosen in self._batches(number):
             total += self._step(chosen)
             trained_items += sum(len(self._data.train.items[row]) for row in chosen)
-            step_done()
+            advance(3 * len(chosen))
         valid = self._data.valid
         if refused := int(self._optimizer.refused_total):
             raise UserError(
                 f"{self._data.task.name}, seed {self._seed}: {refused} updates of epoch {number + 1} were not finite;"
                 f" try a lower lr than {self._settings.lr:g}, or --set clip=1"
             )
-        predictions = self._predict(valid)
+        predictions = self._predict(valid, advance)
         return Epoch(
             float(total) / trained_items,
             scores(valid.labels, predictions, len(self._data.classes)),
             predictions,
-            self._predict(self._data.test) if self._data.test else [],
+            self._predict(self._data.test, advance) if self._data.test else [],
         )
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
@@ -232,12 +240,13 @@ class Finetuning:
         return total
 
     @torch.no_grad()
-    def _predict(self, examples: EncodedExamples) -> list[int]:
-        """The most likely class of every item."""
+    def _predict(self, examples: EncodedExamples, advance: Advance) -> list[int]:
+        """The most likely class of every item; `advance` is told the number of rows that are done."""
         self._classifier.eval()
         predictions = torch.zeros(len(examples.labels), dtype=torch.int64, device=self._device)
         for batch in micro_batches(examples, range(len(examples)), self._budget, self._device, self._settings.pooling):
             predictions[batch.item_N] = self._logits(batch).argmax(-1)
+            advance(len(batch.ids_BT))
         return [int(label) for label in predictions.tolist()]
 
     def _logits(self, batch: LabelledBatch) -> Tensor:

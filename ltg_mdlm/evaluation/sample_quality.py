@@ -23,6 +23,7 @@ from rich.table import Table
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import stored_config
+from ltg_mdlm.core.terminal import busy
 from ltg_mdlm.data.corpus import Corpus, Split
 from ltg_mdlm.data.synthetic.builtin import is_builtin
 from ltg_mdlm.data.synthetic.recogniser import GrammarVerdict, acceptance, judge_grammar
@@ -246,7 +247,8 @@ class Examiner:
         self, ids: Sequence[Sequence[int]], texts: Sequence[str], ended: Sequence[bool]
     ) -> tuple[dict[str, float], list[GrammarVerdict]]:
         figures: dict[str, float] = {"texts": len(texts), "tokens": sum(map(len, ids))}
-        verdicts = judge_grammar(texts, ended) if self.grammar else []
+        with busy(f"parsing {len(texts)} texts"):
+            verdicts = judge_grammar(texts, ended) if self.grammar else []
         if self.judge is not None:
             scored = [text for text in texts if text.strip()]
             figures |= perplexities(scored, self.judge.scores(scored))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def measure(
     facts, folder = scoring_facts(trained, rule, protocol), model_folder(out, trained)
     outcomes = []
     started = time.monotonic()
-    for outcome in run_suite(tasks, scorer, data):
+    for outcome in run_suite(tasks, scorer, data, say=_say if ranks.is_main else lambda text: None):
         outcomes.append(outcome)
         seconds, started = time.monotonic() - started, time.monotonic()
         result = outcome.result
@@ -173,8 +174,16 @@ def measure(
     return outcomes
 
 
-def run_suite(tasks: Sequence[Task], scorer: Scorer, data: Path) -> Iterator[Outcome]:
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_suite(
+    tasks: Sequence[Task], scorer: Scorer, data: Path, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Outcome]:
     """Run the tasks on all data below a folder; then yield the tasks without data as skipped.
+
+    `say` is told the number and the name of every task that begins.
 
     A task with malformed data fails alone. Under torchrun, every rank must consume all outcomes.
 
@@ -185,7 +194,7 @@ def run_suite(tasks: Sequence[Task], scorer: Scorer, data: Path) -> Iterator[Out
         expected = ", ".join(f"{prefix}*" for task in tasks for prefix in task.prefixes)
         raise UserError(f"{data}: no evaluation data; expected folders such as {expected}")
     seen: dict[tuple[str, str], Path] = {}
-    for path, task in found:
+    for number, (path, task) in enumerate(found, 1):
         name = data_name(path)
         if task is None:
             yield Outcome(task="-", data=name, status="skipped", reason="not the data of a known task")
@@ -195,6 +204,7 @@ def run_suite(tasks: Sequence[Task], scorer: Scorer, data: Path) -> Iterator[Out
             reason = f"{first} has the same name; its results would be overwritten"
             yield Outcome(task=task.name, data=name, status="skipped", reason=reason)
             continue
+        say(f"{number}/{len(found)} {name}")
         try:
             result = task.run(path, scorer)
         except Skip as skip:

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.terminal import count_progress
+from ltg_mdlm.core.terminal import share_progress
 from ltg_mdlm.data.tokenizer import MASK
 from ltg_mdlm.inference.likelihood import block_sums
 from ltg_mdlm.inference.texts import Encoded, NextWord, Text, TextScore, encode_next_words, encode_texts, pieces
@@ -231,12 +231,17 @@ class LikelihoodScorer:
         device = self.denoiser.device
         total = torch.zeros(sum(r.num_sums for r in requests), dtype=torch.float64, device=device)
         tokens = self.rule.tokens_per_batch or TOKENS_PER_BATCH[device.type]
-        with count_progress("scoring texts", sum(map(len, shares)), show=self._show_progress) as advance:
-            for share in filter(None, shares):
-                for batch in build(share).batches(tokens):
+        # In tokens of the rows, since long texts, which come last, have most of them.
+        costs = [sum(len(r.text.ids) * r.num_rows(build) for r in share) for share in shares]
+        with share_progress("scoring texts", sum(costs), show=self._show_progress) as advance:
+            for share, cost in zip(shares, costs, strict=True):
+                if not share:
+                    continue
+                rows = build(share)
+                for batch in rows.batches(tokens):
                     value_N = self._forward(batch, of_token)
                     total.index_add_(0, batch.sum_N.to(device), value_N * batch.weight_N.to(device))
-                advance(len(share))
+                    advance(cost * len(batch.ids_RT) // len(rows.ids_RT))
         return cast(list[float], self._ranks.sum_over_ranks(total).tolist())
 
     def _forward(self, rows: Rows, of_token: TokenMeasure) -> Tensor:
@@ -277,6 +282,12 @@ class _Request(NamedTuple):
     @property
     def num_sums(self) -> int:
         return 1 if self.masked_JT is None else len(self.masked_JT) // 2
+
+    def num_rows(self, build: RowBuilder) -> int:
+        """Rows that `build` makes of the text, before equal rows are merged."""
+        if self.masked_JT is not None:
+            return len(self.masked_JT)
+        return self.text.scored if build is rows_masked_in_turn else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,7 +150,7 @@ def export_model(
         sizes = {name: (checkpoint / "model.safetensors").stat().st_size for name, checkpoint in checkpoints.items()}
         total = sum(sizes.values())
         require_free_space(aside, total)
-        with byte_progress("exporting", total, show=len(sizes) > 1 and sys.stderr.isatty()) as advance:
+        with byte_progress("exporting", total, show=len(sizes) > 1) as advance:
             for name, checkpoint in checkpoints.items():
                 folder = aside / name if revisions else aside
                 folder.mkdir(exist_ok=True)

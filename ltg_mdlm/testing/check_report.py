@@ -61,7 +61,7 @@ def check_table() -> Table:
     """The names of all checks, and what they require."""
     table = Table("check", "requirement", box=None, pad_edge=False)
     for check in CHECKS:
-        table.add_row(check.name, escape((check.function.__doc__ or "").partition("\n\n")[0]))
+        table.add_row(check.title, escape((check.function.__doc__ or "").partition("\n\n")[0]))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.machine import describe_machine, matrix_peak, peak_memory, synchronise
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.settings import Settings
+from ltg_mdlm.core.terminal import busy, clock
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.model.flops import flops_per_token
@@ -112,10 +114,11 @@ def bench(settings: Settings, *, rows: int | None = None, steps: int = 10, secon
     config = steady(settings.config, rows, max_steps=WARM_UP_STEPS + 3 * max(steps, MIN_STEPS))
     host = Host(config, settings.sources)
     with Ranks.setup(threads=host.config.training.threads) as ranks:
-        run, _ = resolve_precision(build_run(host, open_corpus(config), ranks))
-        resolve_attention(run)
-        run = resolve_compile(run)
-        run = resolve_cpu_kernels(run, None, steps=settings.config.training.max_steps)
+        with busy("preparing the steps to measure", show=ranks.is_main):
+            run, _ = resolve_precision(build_run(host, open_corpus(config), ranks))
+            resolve_attention(run)
+            run = resolve_compile(run)
+            run = resolve_cpu_kernels(run, None, steps=settings.config.training.max_steps)
         report = measure(run, steps, seconds)
         return report if ranks.is_main else None
 
@@ -151,11 +154,14 @@ def measure(run: Run, steps: int, seconds: float) -> BenchReport:
 
     warm_up = step_seconds(trainer, upcoming, WARM_UP_STEPS)
     steps = run.ranks.broadcast_object(max(MIN_STEPS, min(steps, int(seconds / warm_up[-1] / 2))))
+    if run.ranks.is_main:  # a line and no spinner, which would take time from the steps
+        left = clock(2 * steps * warm_up[-1])
+        print(f"timing {steps} steps, and {steps} more with their parts: about {left}", file=sys.stderr, flush=True)
     whole = step_seconds(trainer, upcoming, steps)
-    clock = PhaseClock(device)
-    with clock.attached(trainer):
+    phases = PhaseClock(device)
+    with phases.attached(trainer):
         for _ in range(steps):
-            clock.time_step(trainer, next(upcoming))
+            phases.time_step(trainer, next(upcoming))
     waiting = None
     if run.ranks.world_size > 1:
         assert isinstance(trainer.loss, DistributedDataParallel)
@@ -178,7 +184,7 @@ def measure(run: Run, steps: int, seconds: float) -> BenchReport:
         non_pad_share=tokens / positions,
         supervised_share=supervised,
         step_seconds=Spread(statistics.median(whole), min(whole), max(whole)),
-        phase_seconds=clock.medians(),
+        phase_seconds=phases.medians(),
         waiting_for_gradients=waiting,
         peak_memory_bytes=memory,
         peak_flops=matrix_peak(device, bf16=run.loss.bf16),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -48,8 +49,11 @@ class CompiledLayers:
     without compiled layers: compilers fail in many ways, and training does not need them.
     """
 
-    def __init__(self, loss: DenoisingLoss, ranks: Ranks, report: Report) -> None:
-        self._loss, self._ranks, self._report = loss, ranks, report
+    def __init__(
+        self, loss: DenoisingLoss, ranks: Ranks, report: Report, busy: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
+        """`busy` shows its text while the layers are compiled."""
+        self._loss, self._ranks, self._report, self._busy = loss, ranks, report, busy
         self.seconds: dict[str, float] = {}
         """Time of the first pass, by row length."""
 
@@ -63,7 +67,9 @@ class CompiledLayers:
         views = [m for m in micro_batches if m.views is micro_batches[0].views]
         problem, start = "", time.perf_counter()
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), loss.autocast(device):
+            devices = [device] if device.type == "cuda" else []
+            busy = self._busy(f"compiling layers for rows of {length}")
+            with busy, torch.random.fork_rng(devices=devices), loss.autocast(device):
                 for micro_batch in views:
                     hidden_BTD = loss.hidden(micro_batch, training=True)
                     weights = [p for p in loss.model.parameters() if p.requires_grad]

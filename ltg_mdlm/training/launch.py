@@ -19,6 +19,7 @@ from ltg_mdlm.core.files import write_errors
 from ltg_mdlm.core.peer_watch import PeerWatch
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.settings import Settings
+from ltg_mdlm.core.terminal import busy
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
@@ -97,21 +98,26 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             # By default torch then also fills new tensors with NaN, which finds errors and costs time.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         # The first rank generates the built-in corpus, if it is used, before the others open it.
-        corpus = on_main(ranks, lambda: open_corpus(config), share=False) or open_corpus(config)
+        with busy("opening the corpus", show=ranks.is_main):
+            corpus = on_main(ranks, lambda: open_corpus(config), share=False) or open_corpus(config)
         # Opening has checked sizes and ranges; the first start, before config.yaml is written, reads the whole content.
-        on_main(ranks, lambda: folder.config_file.exists() or corpus.verify())
-        run = build_run(host, corpus, ranks)
+        with busy("verifying the corpus", show=ranks.is_main):
+            on_main(ranks, lambda: folder.config_file.exists() or corpus.verify())
+        with busy("building the model and the order of the rows", show=ranks.is_main):
+            run = build_run(host, corpus, ranks)
 
         with on_main(ranks, folder.claim, share=False) or nullcontext():
             # Searched under the lock: a process that held it until now may have written another checkpoint.
             checkpoint = on_main(ranks, lambda: checkpoint_to_resume(folder, resume))
             before = on_main(ranks, lambda: previous_start(folder, checkpoint, ranks.device))
             stored = on_main(ranks, lambda: stored_training(folder, checkpoint))
-            run, note = resolve_precision(run, stored)
+            with busy("measuring fp32 and bf16", show=ranks.is_main):
+                run, note = resolve_precision(run, stored)
             if note is not None:
                 console.print(note, soft_wrap=True)
             run = resolve_cpu_kernels(run, stored, say=lambda line: console.print(line, soft_wrap=True))
-            attention = resolve_attention(run, before)
+            with busy("measuring attention kernels", show=ranks.is_main):
+                attention = resolve_attention(run, before)
             if ranks.device.type != "cpu":
                 console.print(attention.reason, soft_wrap=True)
             run = resolve_compile(run, stored, before)
@@ -204,8 +210,10 @@ def prepare_trainer(
         return JSONLines(folder.metrics_file, folder.require_claimed)
 
     sinks: list[Sink] = []
+    display = None
     if (metrics := on_main(run.ranks, start_files, share=False)) is not None:
-        sinks += [metrics, ConsoleSink(first_step, run.schedule.max_steps, console)]
+        display = ConsoleSink(first_step, run.schedule.max_steps, console)
+        sinks += [metrics, display]
         if (mode := wandb_mode(config.logging)) is not None:
             sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
         if config.logging.tensorboard:
@@ -221,7 +229,7 @@ def prepare_trainer(
         if run.ranks.is_main:
             folder.add_to_environment(facts)
 
-    trainer = Trainer(run, checkpoints, sinks, stop, report, record_use)
+    trainer = Trainer(run, checkpoints, sinks, stop, report, record_use, display)
     if state is not None:
         with failures_named(run.recipe.components, lambda _: f"while it was restored from {checkpoint}"):
             trainer.restore(state)
@@ -273,7 +281,10 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         return EXIT_DONE if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
     set_status("finished")
     if trainer.ranks.is_main:
-        console.print(f"\n{result_text(folder.path)}\n\n{ending_text(folder.path, trainer.run.corpus)}", soft_wrap=True)
+        console.print(f"\n{result_text(folder.path)}", soft_wrap=True)
+        with busy("sampling"):
+            ending = ending_text(folder.path, trainer.run.corpus)
+        console.print(f"\n{ending}", soft_wrap=True)
     return EXIT_DONE
 
 

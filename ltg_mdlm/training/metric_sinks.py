@@ -9,17 +9,18 @@ import netrc
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ltg_mdlm.core.config import LoggingConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import reason_of
-from ltg_mdlm.core.terminal import clock
+from ltg_mdlm.core.terminal import FIRST_SECONDS, LOG_SECONDS, busy, clock
 
 Row = Mapping[str, float | int | str]
 """Values by name; `step` is always present."""
@@ -80,15 +81,22 @@ class JSONLines:
 
 
 class ConsoleSink:
-    """A progress bar on a terminal; elsewhere at most a line every 10 seconds, so that log files stay short."""
+    """A progress bar on a terminal.  Elsewhere lines, so many that a log is neither silent nor long.
+
+    In a log, logged steps are printed at most every `SECONDS_BETWEEN_LINES`.  Where these are rarer than `LOG_SECONDS`,
+    or `FIRST_SECONDS` before the first ETA, a line tells the number of steps.  The ETA is the mean time of all steps of
+    this process but the first, which is slow, times the number of steps that are left.
+    """
 
     SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, first_step: int, max_steps: int, console: Console) -> None:
         self._console, self._max_steps = console, max_steps
-        # Step and time of the first training row: the ETA excludes start-up and the first validation.
+        # Step and time at the end of the first step of this process.
         self._started: tuple[int, float] | None = None
-        self._last_line = -math.inf
+        self._last_row, self._last_line = -math.inf, time.monotonic()
+        self._patience = FIRST_SECONDS
+        self._training = ""
         self._progress: Progress | None = None
         if console.is_terminal:
             self._progress = Progress(
@@ -96,8 +104,6 @@ class ConsoleSink:
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
                 TextColumn("{task.fields[status]}"),
                 console=console,
             )
@@ -108,29 +114,60 @@ class ConsoleSink:
         """Show a training row; print events and validations."""
         step, now = int(row["step"]), time.monotonic()
         if "event" in row:
-            text = f"step {step}: {str(row['event']).replace('_', ' ')}, see metrics.jsonl"
+            self._print(f"step {step}: {str(row['event']).replace('_', ' ')}, see metrics.jsonl")
         elif "loss" not in row:
-            text = _validation_line(row)
+            self._print(_validation_line(row))
         else:
-            training = f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
-            if self._progress is not None:
-                self._progress.update(self._task, completed=float(step), status=training)
-                return
-            if now - self._last_line < self.SECONDS_BETWEEN_LINES and step < self._max_steps:
-                return
-            self._last_line = now
-            text = f"step {step}/{self._max_steps}  {training}"
-            if self._started is None:
-                self._started = step, now
-            else:
-                first_step, start = self._started
-                text += f"  ETA {clock((now - start) / (step - first_step) * (self._max_steps - step))}"
-        self._console.print(text, highlight=False, soft_wrap=True)
+            self._training = f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
+            if self._progress is None and (
+                now - self._last_row >= self.SECONDS_BETWEEN_LINES or step == self._max_steps
+            ):
+                self._last_row = now
+                self._print(f"step {step}/{self._max_steps}  {self._training}", self._eta(step, now))
+
+    def step_done(self, step: int) -> None:
+        """Show that the first `step` steps are done; called after every step, once its row is written."""
+        now = time.monotonic()
+        eta = self._eta(step, now)
+        if self._progress is not None:
+            status = f"{eta}  {self._training}".strip()
+            self._progress.update(self._task, completed=float(step), status=status)
+        elif eta and now - self._last_line >= self._patience and step < self._max_steps:
+            self._print(f"step {step}/{self._max_steps}", eta)
+
+    @contextmanager
+    def busy(self, title: str) -> Iterator[None]:
+        """Show what is done between two steps."""
+        if self._progress is None:
+            with busy(title):
+                yield
+        else:
+            status = self._progress.tasks[0].fields["status"]
+            self._progress.update(self._task, status=title)
+            try:
+                yield
+            finally:
+                self._progress.update(self._task, status=status)
 
     def close(self) -> None:
         """Remove the progress bar."""
         if self._progress is not None:
             self._progress.stop()
+
+    def _eta(self, step: int, now: float) -> str:
+        """Time until the last step, or nothing in the first step of this process."""
+        if self._started is None:
+            self._started = step, now
+        first_step, start = self._started
+        if step == first_step:
+            return ""
+        return f"  ETA {clock((now - start) / (step - first_step) * (self._max_steps - step))}"
+
+    def _print(self, text: str, eta: str = "") -> None:
+        self._console.print(text + eta, highlight=False, soft_wrap=True)
+        self._last_line = time.monotonic()
+        if eta:
+            self._patience = LOG_SECONDS
 
 
 def _validation_line(row: Row) -> str:

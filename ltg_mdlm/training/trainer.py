@@ -26,7 +26,7 @@ from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
 from ltg_mdlm.storage.named_tensors import copy_named
 from ltg_mdlm.training.assembly import Run
 from ltg_mdlm.training.compilation import CompiledLayers, Report
-from ltg_mdlm.training.metric_sinks import Row, Sink
+from ltg_mdlm.training.metric_sinks import ConsoleSink, Row, Sink
 from ltg_mdlm.training.optimizers import learning_rate_factor
 from ltg_mdlm.training.recipe import MicroBatch, StepMetrics
 
@@ -46,20 +46,22 @@ class Trainer:
         stop: StopRequest,
         report: Report = lambda *_: None,
         record_use: Callable[[], None] = lambda: None,
+        console: ConsoleSink | None = None,
     ) -> None:
         """`report` is told about the compilation of the layers.
 
-        `record_use` is called on all ranks after every checkpoint and when training ends.
+        `record_use` is called on all ranks after every checkpoint and when training ends.  `console`, which is also
+        among the sinks, shows every step and what is done between steps.
         """
         self.run, self.config, self.recipe, self.ranks = run, run.config, run.recipe, run.ranks
         self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
-        self.record_use = record_use
+        self.record_use, self.console = record_use, console
         self.device = run.ranks.device
         self.loss: nn.Module = run.loss
         if self.ranks.world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
             self.loss = DistributedDataParallel(run.loss, device_ids=device_ids, gradient_as_bucket_view=True)
-        self.compiled_layers = CompiledLayers(run.loss, run.ranks, report)
+        self.compiled_layers = CompiledLayers(run.loss, run.ranks, report, self.busy)
         self.next_step = 0
         # One flag per step since the last logged step, read together with the metrics.
         self._refused_steps = torch.zeros(self.config.logging.every, dtype=torch.bool, device=self.device)
@@ -83,6 +85,8 @@ class Trainer:
         self._clock = (time.monotonic(), self.run.loader.tokens_seen(self.next_step - 1))
         for step in self.steps():
             self.train_step(step)
+            if self.console is not None:
+                self.console.step_done(self.next_step)
             self.validate()
             stopping = bool(self._stopping_ranks.get() > 0)
             words_seen = self.run.loader.words_seen(step.step)
@@ -90,8 +94,9 @@ class Trainer:
                 self.save()
             if stopping:
                 break
-        self.checkpoints.finish()
-        self.ranks.barrier()
+        with self.busy("waiting for the last checkpoint"):
+            self.checkpoints.finish()
+            self.ranks.barrier()
         self.record_use()
         return self.is_last
 
@@ -188,7 +193,7 @@ class Trainer:
             return
         started = time.monotonic()
         measured: dict[str, float] = {}
-        with run.ema.swap():
+        with self.busy(f"validation at step {self.next_step}"), run.ema.swap():
             if validator is not None:
                 measured |= validator(self.next_step / run.schedule.max_steps, run.loader.epoch(self.next_step))
             if pairs is not None and not self.recipe.own_visibility:
@@ -206,6 +211,10 @@ class Trainer:
         words = run.loader.words_seen(self.next_step - 1)
         self.write({"step": self.next_step, "words_seen": words, **measured})
         self._clock = (self._clock[0] + time.monotonic() - started, self._clock[1])
+
+    def busy(self, title: str) -> AbstractContextManager[None]:
+        """Show what is done between two steps."""
+        return nullcontext() if self.console is None else self.console.busy(title)
 
     @property
     def is_last(self) -> bool:

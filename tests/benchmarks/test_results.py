@@ -1,14 +1,14 @@
 """benchmarks/results.py: what it trains, and its tables, on runs that nobody had to train."""
 
 import importlib
-import json
+import shutil
 import statistics
 import sys
 from pathlib import Path
 
 import pytest
 from scipy import stats
-from support.fabricated import fabricate_result, fabricate_run
+from support.fabricated import fabricate_run
 from support.runs import TINY
 
 from ltg_mdlm.core.settings import load_settings
@@ -50,46 +50,49 @@ def fabricated(results, monkeypatch, tmp_path):
     return launched
 
 
-def test_only_the_pilot_and_the_points_at_the_best_rate_of_each_arm_are_trained(results, fabricated, tmp_path):
-    plan = results.Plan("methods", tmp_path)
+@pytest.fixture
+def records(results, tmp_path):
+    return results.Records(tmp_path / "results.jsonl")
+
+
+def test_only_the_pilot_and_the_points_at_the_best_rate_of_each_arm_are_trained(results, fabricated, records, tmp_path):
+    plan = results.Plan("methods", tmp_path, records)
     assert plan.train() == 0
     pilot = [config for config in fabricated.values() if config.seed >= 100]
     main = [config for config in fabricated.values() if config.seed < 100]
-    assert (len(pilot), len(main)) == (6 * 3 * 2, 6 * 5)
+    assert (len(pilot), len(main)) == (6 * 3, 6 * 5)
     assert {config.seed for config in main} == {0, 1, 2, 3, 4}
     for config in main:
         assert config.optimizer.lr == (0.012 if "amlm" in config.plugins else 0.006)
 
 
-def test_training_resumes_with_what_is_missing(results, fabricated, monkeypatch, tmp_path):
-    plan = results.Plan("methods", tmp_path)
+def test_training_resumes_with_what_is_missing(results, fabricated, monkeypatch, records, tmp_path):
+    plan = results.Plan("methods", tmp_path, records)
     fabricate = results.launch
     monkeypatch.setattr(results, "launch", lambda settings: 75 if len(fabricated) == 40 else fabricate(settings))
     assert plan.train() == 75
     monkeypatch.setattr(results, "launch", fabricate)
     assert plan.train() == 0
-    assert len(fabricated) == 66
+    assert len(fabricated) == 48
     fabricated.clear()
     assert plan.train() == 0
     assert not fabricated
 
 
-def test_equal_time_means_fewer_steps_for_a_slower_method(results, fabricated, monkeypatch, tmp_path):
-    assert results.Plan("methods", tmp_path).train() == 0
-    monkeypatch.setattr(
-        results, "tokens_per_second", lambda folder: [100.0] if "block_diffusion" in folder.name else [200.0]
-    )
+def test_equal_time_means_fewer_steps_for_a_slower_method(results, fabricated, monkeypatch, records, tmp_path):
+    monkeypatch.setattr(results, "throughput", lambda folder: 100.0 if "block_diffusion" in folder.name else 200.0)
+    assert results.Plan("methods", tmp_path, records).train() == 0
     fabricated.clear()
-    plan = results.Plan("methods_time", tmp_path)
+    plan = results.Plan("methods_time", tmp_path, records)
     assert plan.train() == 0
     steps = {name: config.training.max_steps for name, config in fabricated.items()}
     assert len(steps) == 5 * 5
-    assert all(n == (750 if "block_diffusion" in name else 1500) for name, n in steps.items())
+    assert all(n == (380 if "block_diffusion" in name else 750) for name, n in steps.items())
     assert (("plugin", '"uniform_mdlm"'),) in plan.figures()
 
 
-def test_differences_and_intervals_are_those_of_the_paired_t_test_of_scipy(results, fabricated, tmp_path):
-    plan = results.Plan("methods", tmp_path)
+def test_differences_and_intervals_are_those_of_the_paired_t_test_of_scipy(results, fabricated, records, tmp_path):
+    plan = results.Plan("methods", tmp_path, records)
     plan.train()
     found = {name: difference for name, claim, difference in results.tests(plan.question, plan.figures())}
     assert len(found) == 5  # fabricated runs have no minimal pairs
@@ -124,58 +127,62 @@ def test_a_verdict_needs_significance_the_predicted_sign_and_a_difference_that_m
     assert results.verdict(difference, p, sign, 0.1) == expected
 
 
-def test_every_claim_has_its_arms_and_its_baseline(results, tmp_path):
+def test_every_claim_has_its_arms_and_its_baseline(results, records, tmp_path):
     for name, question in results.QUESTIONS.items():
-        plan = results.Plan(name, tmp_path)
+        plan = results.Plan(name, tmp_path, records)
         run = dict.fromkeys(results.MEASURES, 0.5)
         figures = {plan.arm(point): dict.fromkeys(range(3), run) for point in plan.main}
         if question.rates_of:
             figures[(("plugin", '"uniform_mdlm"'),)] = dict.fromkeys(range(3), run)
-        count = {"power": 4, "frequency": 26, "optimizers": 8, "distortions": 18}.get(name, 10)
+        count = {"power": 4, "frequency": 26, "optimizers": 8, "distortions": 18, "text": 4}.get(name, 10)
         assert len(list(results.tests(question, figures))) == count
         tested = {claim for _, claim, _ in ((n, id(c), d) for n, c, d in results.tests(question, figures))}
         assert tested == {id(claim) for claim in question.claims}
 
 
-def test_the_plan_stays_within_its_budget(results, tmp_path):
-    total = results.plan_table(tmp_path).splitlines()[-1].split("|")
+def test_the_plan_stays_within_its_budget(results, records, tmp_path):
+    total = results.plan_table(tmp_path, records).splitlines()[-1].split("|")
     assert float(total[-3]) < 40
 
 
-def test_a_run_that_diverged_is_not_trained_again_and_counts_as_untrained(results, monkeypatch, tmp_path):
-    plan = results.Plan("methods", tmp_path)
+def test_a_run_that_diverged_is_not_trained_again_and_counts_as_untrained(results, monkeypatch, records, tmp_path):
+    plan = results.Plan("methods", tmp_path, records)
     fabricate_run(plan.sweep.folder(plan.pilot[0]), status="failed", steps=5, level=7.0)
     monkeypatch.setattr(results, "launch", lambda settings: pytest.fail("trained again"))
-    assert plan._train(plan.sweep, plan.pilot[0]) == 0
-    assert results.finished(plan.sweep.folder(plan.pilot[0]))["bound"] == pytest.approx(7, abs=0.3)
+    assert plan._train(plan.pilot[0], lambda folder: {}) == 0
+    assert plan.record(plan.pilot[0])["figures"]["bound"] == pytest.approx(7, abs=0.3)
 
 
-def test_tables_and_pictures_are_rebuilt_from_the_folder_of_runs(results, fabricated, monkeypatch, tmp_path):
-    results.Plan("methods", tmp_path).train()
+def test_what_another_process_trains_is_left_to_it(results, monkeypatch, records, tmp_path):
+    plan = results.Plan("methods", tmp_path, records)
+    monkeypatch.setattr(results, "launch", lambda settings: pytest.fail("trained twice"))
+    name = plan.sweep.folder(plan.pilot[0]).relative_to(tmp_path).as_posix().replace("/", "-")
+    with results.claimed(tmp_path / "claims" / name) as mine:
+        assert mine
+        assert plan._train(plan.pilot[0], lambda folder: {}) == 0
+    assert plan.record(plan.pilot[0]) is None
+
+
+def test_tables_and_pictures_are_rebuilt_from_the_file_of_records(results, fabricated, monkeypatch, records, tmp_path):
+    results.Plan("methods", tmp_path / "runs", records).train()
+    shutil.rmtree(tmp_path / "runs")
     for seed in range(5):
         for plugin, lr, accuracy in (("amlm", 0.012, 0.6), ("uniform_mdlm", 0.006, 0.5)):
-            fabricate_result(
-                tmp_path / "results_methods" / "blimp", f"plugin={plugin}-lr={lr}-s{seed}", accuracy + seed / 100
-            )
-    (tmp_path / "likelihood").mkdir()
-    records = [
-        {
-            "arm": {"plugin": "p", "score": score, "time": "fraction", "masks": "as pll"},
-            "seed": seed,
-            "figures": figures,
+            record = records.by_run()[f"results_methods/plugin={plugin}-lr={lr}-s{seed}"]
+            records.add(**record | {"figures": record["figures"] | {"blimp_fast": accuracy + seed / 100}})
+        scores = {
+            "pll": {"minimal_pairs": 0.9, "passes": 8.0},
+            "bound": {"minimal_pairs": 0.8 + seed / 100, "passes": 8.0, "variance": 2.0},
         }
-        for seed in range(5)
-        for score, figures in (
-            ("pll", {"minimal_pairs": 0.9, "passes": 8.0}),
-            ("bound", {"minimal_pairs": 0.8 + seed / 100, "passes": 8.0, "variance": 2.0}),
-        )
-    ]
-    (tmp_path / "likelihood" / "p.json").write_text(json.dumps(records))
+        arm = {"plugin": "p", "time": "fraction", "masks": "as pll"}
+        estimates = [{"arm": arm | {"score": s}, "seed": seed, "figures": figures} for s, figures in scores.items()]
+        records.add(f"likelihood/p-s{seed}", estimates=estimates, core_seconds=36.0)
     page = tmp_path / "results.md"
     names = ("results plan", *(f"results {name}" for name in (*results.QUESTIONS, "likelihood")))
     page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in names))
-    arguments = ["tables", "--runs", str(tmp_path), "--write", str(page), "--pictures", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["results.py", *arguments])
+    paths = {"--runs": tmp_path / "runs", "--records": records.file, "--write": page, "--pictures": tmp_path}
+    arguments = [str(part) for option in paths.items() for part in option]
+    monkeypatch.setattr(sys, "argv", ["results.py", "tables", *arguments])
     assert results.main() == 0
     text = page.read_text()
     assert "| plugin amlm | 0.012 | 5 | 4." in text
@@ -185,9 +192,8 @@ def test_tables_and_pictures_are_rebuilt_from_the_folder_of_runs(results, fabric
     )
     assert amlm[-1] == "yes |"
     assert dual[-1] != "yes |"
-    assert "| score bound, time fraction, masks as pll; against score pll | minimal pairs, % |" in text.replace(
-        "plugin p, ", ""
-    )
+    assert "| plugin p, time fraction, masks as pll, score bound; against score pll | minimal pairs, % |" in text
+    assert next(row for row in text.splitlines() if row.startswith("| d. ")).endswith("| 0.1 |")  # 5 x 36 s, rounded
     assert {p.name for p in tmp_path.glob("*.png")} == {"results_methods.png", "results_likelihood.png"}
 
 

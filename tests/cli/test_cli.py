@@ -105,9 +105,43 @@ def test_the_help_of_a_command_shows_its_texts_completely(program, name, command
     words = [] if program is train.command else name.split()[1:]
     shown = re.sub(r"[\s│]+", "", CliRunner().invoke(program, [*words, "--help"]).output)
     paragraphs = (command.help or "").split("\n\n")
-    texts = [*paragraphs, *(getattr(parameter, "help", None) or "" for parameter in command.params)]
+    texts = [*paragraphs, *(p.help or "" for p in command.params if not getattr(p, "hidden", False))]
     assert [text for text in texts if re.sub(r"[\s`]+", "", text) not in shown] == []
-    assert "<bool>" not in shown
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize(("program", "name", "command"), PROGRAMS, ids=[name for _, name, _ in PROGRAMS])
+def test_the_help_of_a_command_is_in_plain_words(program, name, command, columns, monkeypatch):
+    """No names of Python types, no truncated words, no range as an inequality, no line beyond the terminal."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    words = [] if program is train.command else name.split()[1:]
+    shown = CliRunner().invoke(program, [*words, "--help"]).output
+    written = " ".join([command.help or "", *(getattr(parameter, "help", "") for parameter in command.params)])
+    panels = [line for line in shown.splitlines() if line.startswith(("│", "╭", " Usage"))]
+    assert set(re.findall(r"<[^>│]*>", "".join(panels))) <= set(re.findall(r"<[^>]*>", written))
+    assert not [line for line in panels if "…" in line or "RANGE" in line.upper().split() or len(line) > columns]
+    assert not re.search(r"\w[<>]=|[<>]=\w|\{|\[\[", "".join(panels))
+    options = [part for line in panels if (part := re.search(r"^│ [* ]*--(\S+).*?  +(\S.*) │$", line))]
+    assert {part[1] for part in options} == {
+        parameter.opts[0].removeprefix("--")
+        for parameter in command.params
+        if parameter.opts[0].startswith("--") and not parameter.hidden
+    } | {"help"}
+
+
+def test_the_help_gives_the_range_of_a_bounded_number(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = re.sub(r"[\s│]+", " ", CliRunner().invoke(app, ["generate", "--help"]).output)
+    assert "--count N Number of samples. At least 1. [default: 1]" in shown
+    assert "--eta-cap X" in shown
+    assert "for --sampler ancestral. From 0 to 1." in shown
+
+
+def test_numbers_outside_the_range_of_an_option_are_user_errors(run):
+    """The range that the help gives is also the one that is checked."""
+    code, _, err = run("generate", "nowhere", "--top-p", "1.5")
+    assert code == 2
+    assert "--top-p" in err
 
 
 def test_commands_are_listed_in_the_order_of_the_work():

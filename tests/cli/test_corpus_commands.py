@@ -8,6 +8,7 @@ from support.corpora import documents, small_tokenizer, write_text
 
 from ltg_mdlm.cli.corpus_commands import size_of
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS, builtin_corpus
 from ltg_mdlm.training.check import SourceUse, budget_warnings, track_of
 
 
@@ -100,3 +101,16 @@ def test_decontaminate_leaves_out_documents_with_evaluation_text(run, tmp_path):
     assert code == 0, err
     assert "left out, evaluation data: 1 documents" in out
     assert (tmp_path / "c" / "evaluation_data.tsv").read_text().splitlines()[1].startswith("5\t")
+
+
+def test_builtin_writes_the_text_of_the_corpus_that_the_default_config_trains_on(run, tmp_path):
+    folder = tmp_path / "text"
+    options = ("corpus", "builtin", "--out", str(folder), "--words", "2000", "--zipf-exponent", "0.5", "--seed", "3")
+    code, out, err = run(*options)
+    assert (code, out.split()) == (0, [str(folder / name) for name in ("train.txt", "valid.txt", MINIMAL_PAIRS)]), err
+    corpus = builtin_corpus(tmp_path / "cache", words=2000, zipf_exponent=0.5, vocab_size=300, seed=3)
+    for file in folder.iterdir():
+        same = corpus.path / ("" if file.name == MINIMAL_PAIRS else "text") / file.name
+        assert file.read_bytes() == same.read_bytes()
+    code, _, err = run(*options)
+    assert (code, err) == (2, f"error: {folder} exists\n  give another folder with --out, or delete this one\n")

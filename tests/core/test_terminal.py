@@ -1,9 +1,11 @@
 """Progress in logs."""
 
+import threading
+
 from ltg_mdlm.core import terminal
 
 
-def test_a_log_has_a_line_of_progress_with_the_time_left_every_half_minute(monkeypatch, capsys):
+def test_a_log_has_a_line_of_progress_with_the_time_left_after_five_seconds_and_every_half_minute(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     with terminal.count_progress("scoring texts", 100) as advance:
@@ -11,9 +13,23 @@ def test_a_log_has_a_line_of_progress_with_the_time_left_every_half_minute(monke
             now[0] += 1.0
             advance(1)
     assert capsys.readouterr().err.splitlines() == [
-        "scoring texts: 30 %, about 1:10 left",
-        "scoring texts: 60 %, about 0:40 left",
-        "scoring texts: 90 %, about 0:10 left",
+        "scoring texts: 5 %, about 1:35 left",
+        "scoring texts: 35 %, about 1:05 left",
+        "scoring texts: 65 %, about 0:35 left",
+        "scoring texts: 95 %, about 0:05 left",
+    ]
+
+
+def test_the_time_left_leaves_out_the_first_part_which_warms_up(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.count_progress("drawing tokens", 10) as advance:
+        for seconds in (60, 10, 20, 20):
+            now[0] += seconds
+            advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "drawing tokens: 10 %, 1:00 so far",
+        "drawing tokens: 30 %, about 1:45 left",  # 15 s each
     ]
 
 
@@ -23,4 +39,20 @@ def test_progress_that_is_not_wanted_is_silent(monkeypatch, capsys):
     with terminal.count_progress("scoring texts", 100, show=False) as advance:
         now[0] = 50.0
         advance(50)
+    assert not capsys.readouterr().err
+
+
+def test_a_log_says_how_long_uncounted_work_has_taken(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "FIRST_SECONDS", 0.01)
+    written = threading.Event()
+    monkeypatch.setattr(terminal, "clock", lambda seconds: written.set() or "0:05")
+    with terminal.busy("measuring"):
+        assert written.wait(60)
+    assert capsys.readouterr().err == "measuring: 0:05 so far\n"
+    assert "progress" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_short_work_is_silent(capsys):
+    with terminal.busy("measuring"):
+        pass
     assert not capsys.readouterr().err

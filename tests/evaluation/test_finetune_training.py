@@ -25,6 +25,7 @@ from ltg_mdlm.evaluation.finetune_training import (
     finetune_once,
     micro_batches,
     trainable_copy,
+    work_per_seed,
 )
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
 
@@ -136,6 +137,14 @@ def test_a_seed_repeats_itself_and_another_one_differs(trained, rows_of):
     assert first.epochs[0].loss != other.epochs[0].loss
 
 
+def test_the_progress_of_all_epochs_adds_up_to_the_work(trained, rows_of):
+    """24 of 27 rows are trained on in 3 steps of 8, each counts three times; 5 rows are evaluated."""
+    done: list[int] = []
+    rows, wanted = rows_of(27, 5), settings("epochs=2", "batch_rows=8")
+    finetune_once(trained, rows, wanted, 0, advance=done.append)
+    assert sum(done) == work_per_seed(rows, wanted) == 2 * (3 * 24 + 5)
+
+
 def test_the_trained_model_stays_as_it_was(trained, rows_of):
     before = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
     finetune_once(trained, rows_of(16, 4), settings("epochs=1", "dropout=0.3"), seed=0)
@@ -185,7 +194,7 @@ def test_the_learning_rate_warms_up_and_falls_on_a_cosine_to_its_final_factor(tr
     rates = []
     monkeypatch.setattr(run._optimizer, "step", lambda lr, ok: rates.append(lr))
     for epoch in range(10):
-        run.epoch(epoch, lambda: None)
+        run.epoch(epoch, lambda amount: None)
     expected = [(s + 1) / 10 for s in range(10)]
     expected += [0.1 + 0.9 * (1 + math.cos(math.pi * s / 90)) / 2 for s in range(90)]
     assert rates == pytest.approx(expected)
@@ -207,7 +216,7 @@ def test_fewer_rows_than_a_batch_are_one_step(trained, rows_of):
 def test_predictions_are_those_of_each_row_alone_with_dropout_off(trained, rows_of):
     rows = rows_of(64, 20)
     run = Finetuning(trained, rows, settings("dropout=0.2", "head_dropout=0.5", "epochs=2"), seed=0)
-    predicted = [run.epoch(number, lambda: None).predictions for number in range(2)][-1]
+    predicted = [run.epoch(number, lambda amount: None).predictions for number in range(2)][-1]
     classifier = run._classifier
     alone = [
         classifier(torch.tensor([ids]), torch.zeros(1, len(ids)), torch.zeros(1)).argmax() for ids in rows.valid.ids
@@ -252,7 +261,7 @@ def test_the_rate_of_the_multilingual_track_falls_on_a_line_to_zero(trained, row
     rates = []
     monkeypatch.setattr(run._optimizer, "step", lambda lr, ok: rates.append(lr))
     for epoch in range(5):
-        run.epoch(epoch, lambda: None)
+        run.epoch(epoch, lambda amount: None)
     assert rates == pytest.approx([1 - step / 10 for step in range(10)])
     assert [training.linear_factor(step, 10, 0.2) for step in range(10)] == pytest.approx(
         [0.5, 1, *(1 - step / 8 for step in range(8))]

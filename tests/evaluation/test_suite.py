@@ -91,7 +91,9 @@ def test_all_that_is_found_is_run_and_the_rest_is_skipped_with_a_reason(tmp_path
     write(tmp_path / "glue_filtered" / "rte.train.jsonl", {"label": 0})
     write(tmp_path / "cdi_childes" / "words.json", "{}")
     write(tmp_path / "other" / "rows.jsonl", {"prompt": "hello"})
-    outcomes = list(run_suite(TASKS, TableScorer(), tmp_path))
+    said: list[str] = []
+    outcomes = list(run_suite(TASKS, TableScorer(), tmp_path, say=said.append))
+    assert said == ["1/5 blimp_fast", "2/5 cdi_childes", "3/5 entity_tracking", "4/5 glue_filtered"]
     assert [(o.task, o.data, o.status) for o in outcomes] == [
         ("blimp", "blimp_fast", "done"),
         ("AoA_word", "cdi_childes", "skipped"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -195,6 +196,35 @@ def test_rows_that_two_sentences_share_are_computed_once():
     assert len(seen) == len(set(seen)) == 2 * (len(ids[0]) - 1) - 1
     expected = [literal(parts, one, 1, lambda f: f) for one in ids]
     assert [s.log_likelihood for s in scores[0]] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("score", ["pll", "causal", "bound"])
+def test_progress_is_the_share_of_tokens_that_the_model_has_read(score, monkeypatch):
+    """The time of a batch is about that of its tokens, and long texts come last."""
+    parts, read, shares = denoiser(), [0], []
+    forward = parts.model.forward
+
+    def count(ids_BT, **more):
+        read[0] += ids_BT.numel()
+        return forward(ids_BT, **more)
+
+    @contextmanager
+    def record(title, total, *, show):
+        done = [0]
+
+        def advance(amount):
+            done[0] += amount
+            shares.append((done[0] / total, read[0]))
+
+        yield advance
+
+    parts.model.forward = count
+    monkeypatch.setattr(scoring, "share_progress", record)
+    rule = ScoringRule(score=score, tokens_per_batch=16)
+    LikelihoodScorer(parts, rule, ALONE)([[Text("", "a dog")], [Text("", "the old cat saw the dog run far away")]])
+    assert len(shares) > 1
+    for share, tokens in shares:
+        assert share == pytest.approx(tokens / read[0], abs=0.02)
 
 
 @pytest.mark.parametrize("score", ["pll", "mntp", "causal", "bound"])

@@ -85,4 +85,4 @@ def test_a_named_check_that_requires_a_failed_one_reports_that_one_and_fails(run
 def test_the_help_lists_the_checks_that_only_can_name(run):
     code, out, _ = run("plugins", "check", "--help")
     assert code == 0
-    assert [check.name for check in FEW if check.name not in out] == []
+    assert [check.title for check in FEW if check.title not in out] == []

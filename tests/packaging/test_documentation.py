@@ -199,7 +199,8 @@ def test_the_reference_has_every_command_with_its_options(site, name):
     entry = site[ROOT / "docs/reference/commands.md"].partition(f"\n## `{name}`\n")[2]
     entry = entry or site[ROOT / "docs/reference/commands.md"].partition(f"\n### `{name}`\n")[2]
     entry = re.split(r"^#+ `", entry, maxsplit=1, flags=re.MULTILINE)[0]
-    options = {option for parameter in COMMANDS[name].params for option in parameter.opts if option.startswith("--")}
+    shown = [parameter for parameter in COMMANDS[name].params if not getattr(parameter, "hidden", False)]
+    options = {option for parameter in shown for option in parameter.opts if option.startswith("--")}
     assert options <= set(re.findall(r"`(--[\w-]+)", entry))
 
 

@@ -19,11 +19,11 @@ from ltg_mdlm.core.moved import MOVED
         ("ltg_mdlm.trained_model", "open_model"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:ltg_mdlm.html_report has moved:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:ltg_mdlm.html_report has moved:FutureWarning")
 def test_a_moved_module_is_imported_with_a_warning(module, name, monkeypatch):
     for loaded in MOVED:
         monkeypatch.delitem(importlib.sys.modules, loaded, raising=False)
-    with pytest.warns(DeprecationWarning, match=f"{module} has moved to {MOVED[module]}$"):
+    with pytest.warns(FutureWarning, match=f"{module} has moved to {MOVED[module]}$"):
         old = importlib.import_module(module)
     assert getattr(old, name) is getattr(importlib.import_module(MOVED[module]), name)
 

@@ -4,11 +4,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from email.parser import Parser
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from hatchling.build import build_wheel
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from ltg_mdlm.scaffold.write_distribution import write_distribution
 
@@ -32,6 +36,18 @@ def test_wheel_holds_every_module_of_both_packages(wheel):
     modules = [path.relative_to(ROOT) for path in (ROOT / "ltg_mdlm").rglob("*.py")]
     modules += [path.relative_to(ROOT / "plugins") for path in (ROOT / "plugins/ltg_mdlm_plugins").rglob("*.py")]
     assert {str(path) for path in modules} <= names
+
+
+def test_the_lock_file_was_made_from_these_dependencies(wheel):
+    """Otherwise `uv lock` writes it anew."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 does not read TOML")
+    (ours,) = (p for p in tomllib.loads((ROOT / "uv.lock").read_text("utf-8"))["package"] if p["name"] == "ltg-mdlm")
+    locked = {
+        (dependency["name"], SpecifierSet(dependency["specifier"])) for dependency in ours["metadata"]["requires-dist"]
+    }
+    metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
+    stated = map(Requirement, Parser().parsestr(wheel.read(metadata).decode()).get_all("Requires-Dist"))
+    assert locked == {(canonicalize_name(r.name), r.specifier) for r in stated if r.name != "ltg-mdlm"}
 
 
 def test_wheel_holds_every_named_config(wheel):

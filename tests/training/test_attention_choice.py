@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.models import disturbed_model, small_config
+from support.triton_interpreter import require_triton
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ltg_mdlm.core.errors import UserError
@@ -48,7 +49,7 @@ def test_auto_takes_the_fused_kernel_only_if_it_is_right_and_faster(monkeypatch,
 
 
 def fused_model():
-    pytest.importorskip("triton", reason="triton, which CUDA builds of torch bring, is not installed")
+    require_triton()
     config = small_config(**SIZES, hidden_size=32, num_attention_heads=2)
     return [disturbed_model(config, dtype=torch.float32) for _ in range(2)]
 
@@ -75,7 +76,7 @@ def test_a_model_with_the_fused_kernel_computes_the_same(monkeypatch):
 
 
 def test_the_comparison_finds_the_kernel_right_and_a_wrong_one_wrong(monkeypatch):
-    pytest.importorskip("triton", reason="triton, which CUDA builds of torch bring, is not installed")
+    require_triton()
     sizes = small_config(**SIZES, hidden_size=32, num_attention_heads=2)
     assert largest_excess(sizes, CPU, torch.float32) < 1
     right = attention_choice.FusedGeometry.attend

@@ -1,6 +1,7 @@
 """Metrics in files, on the console and in wandb."""
 
 import io
+import itertools
 import json
 import math
 import re
@@ -39,6 +40,59 @@ def test_a_log_file_gets_a_line_every_ten_seconds_with_the_remaining_time(monkey
     lines = out.getvalue().splitlines()
     assert [int(re.match(r"step (\d+)/100", line).group(1)) for line in lines] == [1, 11, 21, 31, 41, 51]
     assert lines[-1].endswith("ETA 0:49")
+
+
+def console_lines(monkeypatch, seconds_of_step, *, every, steps):
+    """(time, line) of a console log; step 1 and every `every`-th step write a row."""
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    out, lines = io.StringIO(), []
+    sink = ConsoleSink(0, steps, Console(file=out, width=200))
+    for step in range(1, steps + 1):
+        now[0] += seconds_of_step(step)
+        if step == 1 or step % every == 0:
+            sink.write({**ROW, "step": step})
+        sink.step_done(step)
+        new = out.getvalue().splitlines()[len(lines) :]
+        lines += [(now[0] - 100, line) for line in new]
+    return lines
+
+
+def test_the_second_line_of_a_log_has_an_eta_without_the_slow_first_step(monkeypatch):
+    lines = console_lines(monkeypatch, lambda step: 60 if step == 1 else 2, every=50, steps=100)
+    assert lines[0] == (60, "step 1/100  loss 2.5000  lr 1.00e-03  1,234 tokens/s")
+    assert lines[1] == (66, "step 4/100  ETA 3:12")  # 96 steps of 2 s
+
+
+def test_a_log_is_never_silent_for_long(monkeypatch):
+    lines = console_lines(monkeypatch, lambda step: 4, every=50, steps=100)
+    times = [0, *(time for time, _ in lines)]
+    assert max(after - before for before, after in itertools.pairwise(times)) <= 30 + 4
+    assert [line for _, line in lines if "loss" in line][-1].startswith("step 100/100 ")
+
+
+def test_lines_without_a_loss_do_not_take_the_place_of_lines_with_one(monkeypatch):
+    lines = console_lines(monkeypatch, lambda step: 1.5, every=7, steps=700)  # a row every 10.5 s
+    without_loss = [line for _, line in lines if "loss" not in line]
+    assert [line.partition("  ETA ")[0] for line in without_loss] == ["step 5/700"]
+    assert len(lines) == 101  # that one, step 1, and every row but that of step 7, which comes 9 s later
+
+
+def test_the_bar_on_a_terminal_counts_every_step_and_says_what_is_done_between_steps(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    sink = ConsoleSink(0, 10, Console(file=io.StringIO(), width=200, force_terminal=True))
+    sink.write(ROW)
+    sink.step_done(1)
+    now[0] += 3
+    sink.step_done(2)
+    [task] = sink._progress.tasks
+    sink.close()
+    assert task.completed == 2
+    assert task.fields["status"] == "ETA 0:24  loss 2.5000  lr 1.00e-03  1,234 tokens/s"
+    with sink.busy("validation at step 2"):
+        assert task.fields["status"] == "validation at step 2"
+    assert task.fields["status"].startswith("ETA 0:24")
 
 
 def test_the_last_step_is_always_shown():

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import write_text
+from ltg_mdlm.core.terminal import busy
 from ltg_mdlm.reporting.html_report.run_groups import RunRecord, read_record
 from ltg_mdlm.reporting.run_table import RunRow
 
@@ -43,14 +44,16 @@ def write_report(runs: Sequence[Path], page: Path, *, results: Path | None, exte
     if not os.access(folder, os.W_OK):
         raise UserError(f"{page} cannot be written: no permission to write to {folder}")
     # Vega and Vega-Lite as one script, which another process makes during the imports: both take more than a second.
-    with subprocess.Popen([sys.executable, "-c", _BUNDLE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as making:
+    making = subprocess.Popen([sys.executable, "-c", _BUNDLE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with busy(f"building the page of {len(runs)} run(s)"), making:
         content, records = _import_and_read(runs)
         contents = content.collect(records, results, extent.recipes, extent.samples)
         library = making.communicate()[0].decode()
-    if making.returncode:
-        raise UserError("the package vl_convert fails\n  pip install --force-reinstall vl-convert-python")
+        if making.returncode:
+            raise UserError("the package vl_convert fails\n  pip install --force-reinstall vl-convert-python")
+        text = content.render(contents, library)
     try:
-        write_text(page, content.render(contents, library))
+        write_text(page, text)
     except OSError as error:
         raise UserError(f"{page} cannot be written: {error.strerror}") from None
     return [record.row for record in records]
