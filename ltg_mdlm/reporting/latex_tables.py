@@ -103,7 +103,8 @@ def runs_latex(groups: Sequence[Group]) -> str:
     if min(seeds) == 1:
         sentences.append(r"For a single seed, $\pm$ is the standard error over the held-out rows or pairs.")
     if found[found["figure"].isin(shown)]["best"].any():
-        sentences.append("Bold: better than every other recipe (Welch's t test, $p < 0.05$, not corrected).")
+        same = " with the same corpus" * (found["corpus"].nunique() > 1)
+        sentences.append(f"Bold: better than every other recipe{same} (Welch's t test, $p < 0.05$, not corrected).")
     if not all(group.measured[1] for group in groups):
         sentences.append(f"{_UNFINISHED}: not finished; values of the last validation.")
     heading = ["Recipe", "Seeds", *(COLUMNS[figure][0] for figure in shown)]

@@ -8,12 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from support.fabricated import fabricate_run
 
+from ltg_mdlm.reporting.html_report.run_groups import group_runs, read_record
 from ltg_mdlm.reporting.html_report.tables import (
     Value,
     best_of,
     figure_tables,
+    held_out_values,
     html_table,
+    leader_sentence,
     read_result,
     summarise,
     welch_test,
@@ -114,3 +118,19 @@ def test_pseudo_log_likelihoods_share_a_line_wherever_a_model_predicts(tmp_path)
         assert (result.figure, result.value, result.standard_error) == ("blimp/blimp_fast, accuracy, %", 50.0, 1.0)
         found.append(result.scoring)
     assert found == ["pll", "pll", "causal"]
+
+
+def test_bounds_on_different_texts_are_not_compared(tmp_path):
+    """A corpus of equally frequent words has another bound: the runs of the usual one are compared without it."""
+    runs = [
+        fabricate_run(tmp_path / f"{lr}-{exponent}-{seed}", "uniform_mdlm", *sets, seed=seed, level=level)
+        for lr, exponent, level in ((0.1, 1.0, 5.0), (0.2, 1.0, 5.5), (0.1, 0.0, 3.0))
+        for seed in range(3)
+        for sets in [(f"optimizer.lr={lr}", f"data.builtin_zipf_exponent={exponent}")]
+    ]
+    groups = group_runs([read_record(run) for run in runs])
+    found = held_out_values(groups)
+    best = found[found["best"] & found["figure"].str.startswith("bound")]["group"].iloc[0]
+    assert {group.code: group.name for group in groups}[best] == "builtin_zipf_exponent=1.0, lr=0.1"
+    assert leader_sentence(groups, found).count("has the lowest bound") == 1
+    assert leader_sentence(groups, found).startswith("Among runs with builtin_zipf_exponent=1.0, ")

@@ -29,6 +29,12 @@ WITHOUT_EFFECT = ("logging.", "checkpoint.", "training.threads", "training.micro
 """Settings without effect on the trained model."""
 
 
+CORPUS = tuple(
+    f"data.{name}" for name in ("corpus", "builtin_words", "builtin_zipf_exponent", "train", "valid", "tokenizer")
+)
+"""Settings that decide which held-out text is measured, and in which tokens."""
+
+
 _FALLBACK = "uniform_mdlm"
 
 
@@ -76,7 +82,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def group_names(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Short names: the plugins if they differ, and as few other settings as tell the groups apart.
+    """Short names: the plugins and the corpora if they differ, and as few other settings as tell the groups apart.
 
     The name of a group without settings is empty.
     """
@@ -87,8 +93,8 @@ def group_names(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
         for values, members in parts.items():
             for i in members:
                 finer[values + (repr(recipes[i].get(key)),)].append(i)  # noqa: RUF005
-        # A setting that tells no more groups apart repeats the ones before.
-        if len(finer) > len(parts):
+        # A setting that tells no more groups apart repeats the ones before; what is measured on another text says so.
+        if len(finer) > len(parts) or key in CORPUS:
             chosen, parts = [*chosen, key], finer
     labels = short_names(chosen)
     return [

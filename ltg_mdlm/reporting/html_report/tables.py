@@ -22,8 +22,17 @@ from scipy.special import stdtr
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import TEMPORARY
 from ltg_mdlm.core.json_files import read_object
-from ltg_mdlm.reporting.html_report.run_groups import PLUGINS, Group, differing, shown, shown_plugins
+from ltg_mdlm.reporting.html_report.run_groups import (
+    CORPUS,
+    PLUGINS,
+    Group,
+    differing,
+    setting_text,
+    shown,
+    shown_plugins,
+)
 from ltg_mdlm.storage.metrics_file import ROWS
+from ltg_mdlm.training.sweep import short_names
 
 WIDEST = 6
 """Maximum number of groups with one column each; more groups have one line each."""
@@ -59,6 +68,8 @@ class Value(NamedTuple):
     """None: no group is marked."""
     remark: str
     """A group with a remark is not compared."""
+    corpus: str = ""
+    """Groups with different corpora are not compared."""
 
 
 SIGNIFICANCE = 0.05
@@ -90,14 +101,14 @@ def summarise(groups: Sequence[Group], values: Sequence[Value]) -> pd.DataFrame:
     frame = pd.DataFrame(values, columns=Value._fields).astype({"value": float, "standard_error": float})
     frame = frame[np.isfinite(frame["value"])]
     by_group = frame.groupby(["figure", "scoring", "group"], sort=False)
-    found = by_group[["format", "lower_is_better", "remark", "standard_error"]].first()
+    found = by_group[["format", "lower_is_better", "remark", "standard_error", "corpus"]].first()
     found["mean"], found["runs"] = by_group["value"].mean(), by_group["value"].size()
     found["error"] = by_group["value"].sem().where(found["runs"] > 1, found["standard_error"])
     # A property of the text, equal in all runs, has no error.
     found.loc[(found["runs"] > 1) & (by_group["value"].nunique() == 1), "error"] = math.nan
     found = found.reset_index()
     best: set[Any] = set()
-    for _, compared in found[found["remark"] == ""].groupby(["figure", "scoring"], sort=False):
+    for _, compared in found[found["remark"] == ""].groupby(["figure", "scoring", "corpus"], sort=False):
         best |= set(compared.index[best_of(compared)])
     found["best"] = found.index.isin(best)
     found["text"] = [_text(row, expected[row.group]) for row in found.itertuples()]
@@ -198,16 +209,20 @@ def summary_table(groups: Sequence[Group], held_out: pd.DataFrame, evaluation: p
 
 
 def leader_sentence(groups: Sequence[Group], held_out: pd.DataFrame) -> str:
-    """Which group has the lowest bound, and whether that is beyond the noise; empty for fewer than two groups."""
+    """Which group has the lowest bound on each corpus, if there are several, and whether that is beyond the noise."""
     bounds = held_out[(held_out["figure"] == BOUND) & (held_out["remark"] == "")].sort_values("mean")
-    if len(bounds) < 2:
-        return ""
     names = {group.code: group.label for group in groups}
-    first, second = (row for row in bounds.head(2).itertuples())
-    lead = f"{names[first.group]} has the lowest bound, {second.mean - first.mean:.4f} nats per token below the next"
-    if bounds["error"].isna().any():
-        return f"{lead}; whether this is more than noise is unknown."
-    return f"{lead}, which is {'beyond' if first.best else 'within'} the noise."
+    sentences = []
+    for corpus, alike in bounds.groupby("corpus", sort=False):
+        if len(alike) > 1:
+            first, second = (row for row in alike.head(2).itertuples())
+            lead = f"Among runs with {corpus}, " * bool(corpus) + names[first.group]
+            lead += f" has the lowest bound, {second.mean - first.mean:.4f} nats per token below the next"
+            if alike["error"].isna().any():
+                sentences.append(f"{lead}; whether this is more than noise is unknown.")
+            else:
+                sentences.append(f"{lead}, which is {'beyond' if first.best else 'within'} the noise.")
+    return " ".join(sentences)
 
 
 UNRANKED = ("unigram", "floor", "accuracy_rare_chance")
@@ -216,7 +231,8 @@ UNRANKED = ("unigram", "floor", "accuracy_rare_chance")
 
 def held_out_values(groups: Sequence[Group]) -> pd.DataFrame:
     """The metrics that `train` prints at the end. Objectives are ranked only among runs of the same plugins."""
-    same_plugins = PLUGINS not in differing([group.settings for group in groups])
+    varying = differing([group.settings for group in groups])
+    same_plugins, corpora = PLUGINS not in varying, short_names([key for key in CORPUS if key in varying])
     values, topic = [], ""
     for key, label, form in ROWS:
         name = key.removeprefix("valid/")
@@ -226,11 +242,13 @@ def held_out_values(groups: Sequence[Group]) -> pd.DataFrame:
         lower_is_better = name not in HIGHER if ranked else None
         for group in groups:
             runs, finished = group.measured
+            known = group.settings
+            corpus = ", ".join(setting_text(key, known[key], corpora[key]) for key in corpora if key in known)
             for run in runs:
                 value, error = run.row.figures.get(name), run.row.figures.get(f"{name}_standard_error")
                 if value is not None:
                     remark = "" if finished else f"at step {run.row.figures['validated']:.0f}, {run.row.status}"
-                    values.append(Value(figure, "", group.code, value, error, form, lower_is_better, remark))
+                    values.append(Value(figure, "", group.code, value, error, form, lower_is_better, remark, corpus))
     return summarise(groups, values)
 
 
