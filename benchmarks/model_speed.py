@@ -281,8 +281,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
-    if arguments.kernels == "compiled":  # as in training; it makes both implementations faster
-        keep_freed_memory()
+    keep_freed_memory()  # as in training; it makes both implementations faster
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     if arguments.only:
         workload = Workload(arguments.sizes[0], arguments.precision, arguments.kernels)

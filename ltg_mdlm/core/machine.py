@@ -105,7 +105,8 @@ def bf16_for(precision: str, device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for later allocations, if it is glibc; other libraries are left as they are.
 
-    Otherwise the tensors of every step are returned to the system and mapped again page by page.
+    Otherwise the tensors of every step are returned to the system and mapped again page by page, unless something else
+    has made glibc raise its thresholds by freeing a large block.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ltg_mdlm.core.batch import IGNORE, Step
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
-from ltg_mdlm.core.machine import describe_machine, matrix_peak, peak_memory, synchronise
+from ltg_mdlm.core.machine import describe_machine, keep_freed_memory, matrix_peak, peak_memory, synchronise
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.core.terminal import busy, clock
@@ -114,6 +114,8 @@ def bench(settings: Settings, *, rows: int | None = None, steps: int = 10, secon
     config = steady(settings.config, rows, max_steps=WARM_UP_STEPS + 3 * max(steps, MIN_STEPS))
     host = Host(config, settings.sources)
     with Ranks.setup(threads=host.config.training.threads) as ranks:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         with busy("preparing the steps to measure", show=ranks.is_main):
             run, _ = resolve_precision(build_run(host, open_corpus(config), ranks))
             resolve_attention(run)

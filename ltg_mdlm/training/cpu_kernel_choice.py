@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.errors import UserError, text_of
-from ltg_mdlm.core.machine import keep_freed_memory
 from ltg_mdlm.model.cpu_kernels import use_compiled_operations
 from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
@@ -60,7 +59,6 @@ def resolve_cpu_kernels(
             problem = text_of(failure)
         if ranks.all_agree(problem is None):
             use_compiled_operations(run.loss.model)
-            keep_freed_memory()
         elif training.cpu_kernels == "compiled":
             raise UserError(
                 f"training.cpu_kernels=compiled does not work on {ranks.device}: {problem or 'another process failed'}"

@@ -16,6 +16,7 @@ from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import STEP_TIMEOUT, Ranks
 from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
 from ltg_mdlm.core.files import write_errors
+from ltg_mdlm.core.machine import keep_freed_memory
 from ltg_mdlm.core.peer_watch import PeerWatch
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.settings import Settings
@@ -92,6 +93,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             # A wrong path is reported now, not after the corpus and the model were built.
             on_main(ranks, lambda: find_checkpoint(Path(resume)))
 
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         if config.training.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

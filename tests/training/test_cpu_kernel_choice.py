@@ -30,7 +30,6 @@ def choose(monkeypatch):
         monkeypatch.setattr(cpu_kernel_choice, "MIN_FLOP", min_flop)
         monkeypatch.setattr(cpu_kernel_choice, "largest_error", largest_error)
         monkeypatch.setattr(cpu_kernel_choice, "use_compiled_operations", used.append)
-        monkeypatch.setattr(cpu_kernel_choice, "keep_freed_memory", lambda: None)
         settings = load_settings((), [*TINY, f"training.cpu_kernels={setting}"], ["uniform_mdlm"])
         host = Host(settings.config, settings.sources)
         run = resolve_cpu_kernels(build_run(host, open_corpus(host.config), Ranks.alone()), stored, lines.append)

@@ -54,8 +54,10 @@ def collect(runs: Sequence[RunRecord], results: Path | None, most_recipes: int, 
     held_out, evaluation = tables.held_out_values(groups), tables.evaluation_values(groups, results)
     seeds = sorted({run["seed"] for run in data["runs"]})
     states = Counter(run.row.status for run in runs)
+    folders = {run.row.folder.resolve().parent for run in runs}
+    of_folder = f" of {folders.pop().name}" if len(folders) == 1 else ""
     return {
-        "title": _title(runs),
+        "title": f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs):,} runs{of_folder}",
         "states": ", ".join(f"{times:,} {state}" for state, times in states.items()),
         "runs": runs,
         "groups": groups,
@@ -89,10 +91,3 @@ def collect(runs: Sequence[RunRecord], results: Path | None, most_recipes: int, 
         "dashes": lambda place: " ".join(map(str, dashes_of(place))),
         "shade": lambda share: f"{0.62 - 0.56 * share:.2f}",
     }
-
-
-def _title(runs: Sequence[RunRecord]) -> str:
-    if len(runs) == 1:
-        return f"Run {runs[0].name}"
-    folders = {run.row.folder.resolve().parent for run in runs}
-    return f"{len(runs):,} runs" + (f" of {folders.pop().name}" if len(folders) == 1 else "")

@@ -171,7 +171,9 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
         having = [groups[place].code for place in shown if any(place == other for other, *_ in finals)]
         if len(having) < len(shown):
             notes += (f"Values of {', '.join(having) or 'other groups'} only.",)
-        charts.append(Chart(metric, _describe(metric, table), table, notes))
+        ends = "; ".join(f"{row.group} from {row.first} to {row.last}" for row in table.itertuples())
+        alternative = f"{metric.title} ({metric.unit}) over training: {ends or 'no finite value'}."
+        charts.append(Chart(metric, f"{alternative} The values are in a table below.", table, notes))
     data = {
         "groups": [
             {"code": group.code, "name": group.name, "look": place % PROMINENT, "dash": DASHES.index(dashes_of(place))}
@@ -270,13 +272,6 @@ def _values_table(finals: Sequence[tuple[int, float, float, float]], groups: Seq
     table["runs"] = n
     table.insert(0, "group", [groups[place].label for place in table.index])
     return table
-
-
-def _describe(metric: Metric, table: pd.DataFrame) -> str:
-    ends = "; ".join(f"{row.group} from {row.first} to {row.last}" for row in table.itertuples())
-    return (
-        f"{metric.title} ({metric.unit}) over training: {ends or 'no finite value'}. The values are in a table below."
-    )
 
 
 def template() -> dict[str, Any]:

@@ -165,14 +165,10 @@ def figure_tables(groups: Sequence[Group], found: pd.DataFrame) -> list[pd.DataF
     return _tables(groups, cells.reindex(index=order, columns=[group.code for group in groups]).reset_index())
 
 
-def _heading(group: Group) -> str:
-    runs = len(group.measured[0])
-    return group.label + (f" (n\u00a0=\u00a0{runs})" if runs > 1 else "")
-
-
 def _tables(groups: Sequence[Group], table: pd.DataFrame) -> list[pd.DataFrame]:
     """Turn a table with a column per group, if there are many, and cut it into tables that fit on paper."""
-    headings = {group.code: _heading(group) for group in groups}
+    sizes = {group.code: len(group.measured[0]) for group in groups}
+    headings = {g.code: g.label + f" (n\u00a0=\u00a0{sizes[g.code]})" * (sizes[g.code] > 1) for g in groups}
     if "scoring" in table and not table["scoring"].any():
         table = table.drop(columns="scoring")
     if len(groups) <= WIDEST:
