@@ -219,9 +219,11 @@ class BatchSchedule:
     def describe(self, *, uniform: bool = True) -> list[str]:
         """The arithmetic of each stage and of the whole training, as lines for the terminal.
 
-        If epochs are not `uniform`, because of a mixture, a curriculum or a plugin, their tokens and words vary.
+        Tokens and words are approximate for a part of an epoch, and if epochs are not `uniform`, because of a mixture,
+        a curriculum or a plugin.
         """
-        about = "" if uniform else "about "
+        exact = uniform and all(float(stage.epochs).is_integer() for stage in self.stages)
+        about = "" if exact else "about "
         lines = []
         for number, stage in enumerate(self.stages, 1):
             rows_S = self._rows_S[stage.first_step : stage.first_step + stage.steps]

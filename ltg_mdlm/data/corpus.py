@@ -223,6 +223,9 @@ class Corpus:
         tokenizer = f"  tokenizer: {facts['vocab_size']:,} tokens, fingerprint {facts['fingerprint'][:12]}"
         if text := facts.get("trained_on"):
             tokenizer += f", trained on {text['bytes'] / 1e6:,.1f} of {text['of_bytes'] / 1e6:,.1f} MB of text"
+            wanted = self.description.get("request", {}).get("vocab_size") or 0
+            if facts["vocab_size"] < wanted:
+                tokenizer += f"\n    fewer than the {wanted:,} asked for: no other pair of tokens occurs twice"
         lines = [f"corpus {self.path}", tokenizer]
         if fingerprint := self.description.get("fingerprint"):
             lines.append(f"  content: fingerprint {fingerprint[:12]}, words counted by {self.word_unit}")

@@ -66,12 +66,15 @@ def check_table() -> Table:
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A table with one line per check, with a reason if it does not apply."""
-    table = Table("verdict", "check", "", box=None, pad_edge=False)
+    """A table with one line per check that applies, then one line per reason why checks do not apply."""
+    table = Table("verdict", "check", box=None, pad_edge=False)
     for verdict in verdicts:
-        style = STYLES[verdict.outcome]
-        reason = "see below" if verdict.outcome == "failed" else escape(verdict.reason)
-        table.add_row(f"[{style}]{verdict.outcome}[/]", verdict.check.title, reason)
+        if verdict.outcome != "not applicable":
+            table.add_row(f"[{STYLES[verdict.outcome]}]{verdict.outcome}[/]", verdict.check.title)
+    skipped = Counter(verdict.reason for verdict in verdicts if verdict.outcome == "not applicable")
+    for reason, count in skipped.items():
+        checks = "1 check" if count == 1 else f"{count} checks"
+        table.add_row(f"[{STYLES['not applicable']}]not applicable[/]", f"{checks}: {escape(reason)}")
     return table
 
 

@@ -148,12 +148,16 @@ class RunReport:
             *(["sources      the plugin in the slot row_order decides how often each is seen"] if decides else []),
             f"words        {self.text_words:,} of text, {self.words:,} seen; unit: {self.config.data.words};"
             f" BabyLM track: {track_of(self.text_words) or 'none, too many'}",
-            f"H200 hours   {self.gpu_hours:.2g} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
-            *([f"hours here   {self.hours_here:.2g} ({self.machine}; an estimate)"] if self.hours_here else []),
+            f"H200 hours   {_hours(self.gpu_hours)} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
+            *([f"hours here   {_hours(self.hours_here)} ({self.machine}; an estimate)"] if self.hours_here else []),
             *([f"corpus       {self.verified}"] if self.verified else []),
             *(f"warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours >= 0.01 else "less than 0.01"
 
 
 @dataclass(frozen=True)

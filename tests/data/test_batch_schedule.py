@@ -114,7 +114,12 @@ def test_the_arithmetic_is_shown():
     assert len(lines) == 4
     assert lines[0].startswith(f"stage 1: 700 steps of 4 to 12 rows of 8; an epoch: {PLANS[8].rows} rows (")
     totals = schedule.totals()
-    assert lines[-1].startswith(f"in total 1,000 steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows")
+    assert lines[-1] == (
+        f"in total 1,000 steps, {totals.epochs:.2f} epochs, {totals.rows:,} rows,"
+        f" about {totals.tokens:,} tokens, about {totals.words:,} words"
+    )
+    whole = BatchSchedule.plan(SPLIT, stages=[(0.0, 8)], global_batch_rows=PLANS[8].rows, epochs=3)
+    assert whole.describe()[-1].endswith(f", {3 * PLANS[8].tokens:,} tokens, {3 * PLANS[8].words:,} words")
 
 
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(1, 40), st.integers(1, 5), st.floats(0, 20))

@@ -73,6 +73,13 @@ def test_a_tokenizer_is_trained_when_none_is_given(texts):
     assert corpus.description["tokenizer"]["trained_on"] == {"bytes": corpus.train.text_bytes} | {
         "of_bytes": corpus.train.text_bytes
     }
+    assert "asked for" not in corpus.describe()
+
+
+def test_a_text_with_too_few_pairs_for_the_vocabulary_is_reported(texts):
+    corpus = make(texts, tokenizer=None, vocab_size=50_000)
+    assert f"tokenizer: {corpus.vocab_size:,} tokens" in corpus.describe()
+    assert "fewer than the 50,000 asked for: no other pair of tokens occurs twice" in corpus.describe()
 
 
 def test_a_large_corpus_is_sampled_evenly_for_the_tokenizer(texts):

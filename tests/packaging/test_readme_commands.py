@@ -55,7 +55,7 @@ def test_commands_run_as_printed_in_their_order(run, tmp_path, monkeypatch):
                 subprocess.run(["bash", "-c", line], check=True)
     assert {path.name: status(path)["status"] for path in (work / "runs").iterdir()} == {
         "laptop-freq_mdlm-s0": "finished",
-        "laptop-mine-s0": "finished",
+        "laptop-my_masking-s0": "finished",
         "mine": "finished",
         "baseline": "finished",
     }

@@ -163,8 +163,8 @@ def test_reference_lines_are_chance_unigrams_the_grammar_and_the_untrained_model
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     bound, loss, pairs = (chart["references"] for chart in data_of(page_of([run], tmp_path))["charts"])
     assert {line["label"]: line["y"] for line in bound} == {
-        "unigram entropy": 6.9,
-        "entropy of the grammar": 2.5,
+        "unigram cross-entropy": 6.9,
+        "floor": 2.5,
         "untrained": 9.0,
     }
     assert {line["label"]: line["y"] for line in loss} == {"untrained": 4.0}

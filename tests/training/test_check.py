@@ -30,6 +30,11 @@ def test_hours_here_are_inversely_proportional_to_the_peak_of_the_machine(costs)
     assert slow["hours_here"] == pytest.approx(4 * fast["hours_here"], rel=1e-4)
 
 
+def test_hours_too_few_to_matter_are_not_shown_as_a_power_of_ten(run):
+    _, out, _ = run("check", *SETS)
+    assert "\nH200 hours   less than 0.01 (" in out
+
+
 def test_a_run_of_days_on_a_cpu_is_a_warning(costs):
     assert not [text for text in costs(1e12)["warnings"] if "days" in text]
     (warning,) = [text for text in costs(1.0)["warnings"] if "days" in text]

@@ -78,7 +78,7 @@ METRICS = (
 )
 
 _NATS = ("valid/bound", "valid/training_bound", "valid/masked_nll", "valid/causal_nll")
-"""Metrics that are compared with the entropy of unigrams and of the grammar."""
+"""Metrics that are compared with the unigram cross-entropy and the floor."""
 
 _NOT_SHOWN = re.compile(
     r".*_standard_error|valid/(unigram|floor|accuracy_rare_chance)|(valid/)?bits_per_byte|valid/pairs/.*"
@@ -221,7 +221,7 @@ def progress_of(run: RunRecord) -> Progress:
 
 
 def references(metric: Metric, runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Horizontal lines: chance, unigram entropy, entropy of the grammar, and the untrained model.
+    """Horizontal lines: chance, unigram cross-entropy, the floor of a generated corpus, and the untrained model.
 
     Runs on different corpora have different ones; at most three of a kind are drawn.
     """
@@ -229,7 +229,7 @@ def references(metric: Metric, runs: Sequence[RunRecord]) -> list[dict[str, Any]
     if metric.key == "valid/minimal_pairs":
         found.append(("chance", 50.0))
     if metric.key in _NATS:
-        for name, label in (("unigram", "unigram entropy"), ("floor", "entropy of the grammar")):
+        for name, label in (("unigram", "unigram cross-entropy"), ("floor", "floor")):
             found += [(label, value) for run in runs if (value := run.row.figures.get(name)) is not None]
     if metric.key.startswith("valid/"):
         curves = [run.metrics.curves[metric.key].columns() for run in runs if metric.key in run.metrics.curves]
