@@ -81,7 +81,7 @@ class Finding:
     """Whether all ended as in the undisturbed run; None where it cannot."""
 
     def to_markdown(self) -> str:
-        same = {True: "yes", False: "NO", None: "cannot be"}[self.same]
+        same = {True: "yes", False: "NO", None: "no: the update is missing"}[self.same]
         return f"| {self.fault} | {self.happened} | {self.lost} | {same} |"
 
 
@@ -161,7 +161,7 @@ def newest_step(out: Path) -> int:
 
 def table(bench: Bench) -> None:
     """Every fault once."""
-    print("| fault | what happened | what was lost | bits as undisturbed |")
+    print("| fault | what happened | what was lost | bit-identical to an undisturbed run |")
     print("|---|---|---|---|")
     for find in (one_rank_killed, all_killed, *signals(), disk_full, *damages(), not_a_number, two_trainers):
         print(find(bench).to_markdown(), flush=True)

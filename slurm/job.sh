@@ -124,7 +124,7 @@ requeue() {
     # After scancel or scontrol requeue Slurm ends the job already, and a requeue here would undo a scancel.
     if [[ $(scontrol show job -o "$job") == *JobState=RUNNING* ]]; then
         say "stopped${stop_signal:+ by $stop_signal}: back to the queue"
-        scontrol requeue "$job" || say "this job cannot be requeued: submit it again to go on"
+        scontrol requeue "$job" || say "this job cannot be requeued: submit it again to resume"
     else
         say "stopped: Slurm is ending this job"
     fi

@@ -30,7 +30,7 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Corpus folder to create.")],
     valid: Annotated[
         list[str] | None,
-        typer.Option("--valid", metavar="PATHS...", help="Held-out text; of datasets, the validation split."),
+        typer.Option("--valid", metavar="PATHS...", help="Held-out text. For a dataset, its validation split is used."),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this tokenizer; default: train one.")
@@ -103,7 +103,7 @@ def prepare(
 ) -> None:
     """Convert text to a corpus folder: tokenizer, memory-mapped tokens, documents, counts, hashes of the sources.
 
-    Of datasets with splits, and of the Hub, the training split is used. Another one stands after a colon:
+    For datasets with splits, and for those of the Hub, the training split is used. Append another one after a colon:
     `hf://owner/name@revision:test`, `folder:validation`.
     """
     from ltg_mdlm.data.prepare import prepare_corpus

@@ -1,4 +1,4 @@
-"""`ltg-mdlm report`, `reproduce` and `watch`: compare runs, make one again, and follow runs that are training."""
+"""`ltg-mdlm report`, `reproduce` and `watch`: compare runs, reproduce one, and follow runs that are training."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def reproduce(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the new run; default: RUN-again.")
     ] = None,
 ) -> None:
-    """Print the commands and hashes that make a run again: versions, corpus, training, and the expected metrics."""
+    """Print the commands and hashes that reproduce a run: versions, corpus, training, and the expected metrics."""
     from ltg_mdlm.reporting.reproduction import reproduction
 
     typer.echo(reproduction(run, out or run.with_name(f"{run.resolve().name}-again")))

@@ -16,12 +16,16 @@ Plugins = Annotated[
 
 Configs = Annotated[
     list[str] | None,
-    typer.Option("--config", metavar="NAME_OR_PATH", help="Named config or YAML file (repeatable, later ones win)."),
+    typer.Option(
+        "--config", metavar="NAME_OR_PATH", help="Named config or YAML file (repeatable; later ones take precedence)."
+    ),
 ]
 
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one setting (repeatable, wins over files)."),
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Override one setting (repeatable; takes precedence over files)."
+    ),
 ]
 
 RunOut = Annotated[

@@ -86,8 +86,10 @@ class Step:
     """names added to every stream; see `branched`"""
 
     def branched(self, name: str) -> Step:
-        """The same step with random streams of its own: what draws twice from one stream, as two views of a row do,
-        would otherwise draw the same values."""
+        """The same step with separate random streams.
+
+        Two draws from one stream return the same values, so each view of a row needs a branch of its own.
+        """
         return dataclasses.replace(self, branch=(*self.branch, name))
 
     def _key(self, *stream: str) -> tuple[int, int]:

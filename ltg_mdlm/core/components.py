@@ -145,11 +145,11 @@ class Component:
     """
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """Learned parts of the component, by name; asked once, before the optimiser is built.
+        """Learned parts of the component, by name; called once, before the optimiser is built.
 
-        Their initial weights are a function of (seed, slot, name).  The trainer refuses, averages and checkpoints them
-        with the model, clips them by their own norm, and does not decay them.  `corrupt` runs without gradients and
-        with the modules in evaluation mode.
+        Their initial weights are a function of (seed, slot, name).  The trainer averages and checkpoints them with the
+        model, and refuses their updates together with the model's.  Their gradients are clipped by their own norm, and
+        they have no weight decay.  `corrupt` runs without gradients and with the modules in evaluation mode.
         """
         return {}
 
@@ -304,7 +304,7 @@ class MaskingStrategy(Component):
     def corrupt(self, batch: Batch, causal_B: Tensor, noise: Noise, step: Step) -> Corrupted:
         """Mask the tokens of the masked rows that `choose` selects, and replace them by what `show` shows.
 
-        Override this only for what the two cannot say, such as visibility and copies of the row.
+        Override this only if the two are not sufficient, for example for a visibility or for copies of the row.
         """
         return self.corrupt_chosen(batch, self.choose(batch, noise, step), causal_B, noise, step)
 

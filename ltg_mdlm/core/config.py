@@ -167,13 +167,13 @@ class TrainingConfig(Section):
     )
     attention: Literal["auto", "fused", "library"] = Field(
         "auto",
-        description="fused: a Triton kernel for GPUs, which makes no matrix of scores; library: that of torch; auto: on"
-        " GPUs the faster of both, if the fused one is right, measured at the start",
+        description="fused: a Triton kernel for GPUs that does not materialise the score matrix; library: that of"
+        " torch; auto: on GPUs, the faster of the two, measured at the start, if fused is correct",
     )
     cpu_kernels: Literal["auto", "compiled", "torch"] = Field(
         "auto",
         description="operations between matrix products on CPUs. compiled: a C++ file, compiled at the first use;"
-        " torch: those of torch; auto: compiled in long runs, if there is a compiler; decided at the start",
+        " torch: those of torch; auto: compiled, in long runs on machines with a compiler; decided at the start",
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, slower"
@@ -373,7 +373,7 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def run_folder(self) -> Path:
-        """`run.out`, or runs/<config>-<plugins>-s<seed>.  Raises UserError if that is no name of one folder."""
+        """`run.out`, or runs/<config>-<plugins>-s<seed>.  Raises UserError if that is not a folder's name."""
         if self.run.out is not None:
             return self.run.out
         chosen = [p for p in self.plugins if p != "uniform_mdlm"] or ["uniform_mdlm"]

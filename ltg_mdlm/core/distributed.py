@@ -84,7 +84,7 @@ class Ranks:
             torch.set_num_threads(threads)
         ranks = cls(rank, world_size, local_rank, chosen)
         if world_size > 1:
-            with ranks._explained("meeting the other processes"):
+            with ranks._explained("connecting to the other processes"):
                 # Tensors on the CPU are reduced by gloo, on GPUs too.
                 backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
                 store = _store_of_this_attempt(rank, world_size, timeout)
@@ -118,7 +118,7 @@ class Ranks:
         """The sum of a tensor over all ranks, which must all call this.  For a single process, the tensor itself."""
         if self.world_size == 1:
             return tensor
-        with self._explained("adding up over processes"):
+        with self._explained("summing over processes"):
             total = tensor.detach().clone(memory_format=torch.contiguous_format)
             dist.all_reduce(total)
             return total
@@ -131,7 +131,7 @@ class Ranks:
         """The value of rank 0, on all ranks; it must be picklable."""
         if self.world_size == 1:
             return value
-        with self._explained("sharing a value between processes"):
+        with self._explained("broadcasting a value"):
             box = [value]
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
             return box[0]
@@ -140,7 +140,7 @@ class Ranks:
         """The values of all ranks, in order, on all ranks; they must be picklable."""
         if self.world_size == 1:
             return [value]
-        with self._explained("comparing values between processes"):
+        with self._explained("comparing values of all processes"):
             box: list[T] = [value] * self.world_size
             dist.all_gather_object(box, value)
             return box
@@ -235,7 +235,7 @@ class Ranks:
     def _lost(self, doing: str, error: BaseException) -> UserError:
         """The message for a lost connection: the process that failed has printed the reason, this one only waited."""
         return UserError(
-            f"process {self.rank} of {self.world_size} failed at {doing}: another process has ended,"
+            f"process {self.rank} of {self.world_size} failed while {doing}: another process has ended,"
             f" hangs, or cannot be reached; see the output of the others\n  ({' '.join(str(error).split())[:300]})"
         )
 

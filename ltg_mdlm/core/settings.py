@@ -62,7 +62,7 @@ def load_settings(
     *,
     layers: Sequence[Layer] = (),
 ) -> Settings:
-    """Merge settings, later ones win, and validate the result.
+    """Merge settings, of which later ones take precedence, and validate the result.
 
     Args:
         configs: YAML files or named configs, by default `laptop`
@@ -107,7 +107,7 @@ class _Loader(_YAML_LOADER):  # type: ignore[misc]
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
             # PyYAML converts what looks like a number or a date without further checks.
             given = shortened(repr(node.value)) if isinstance(node, yaml.ScalarNode) else f"a {type(node).__name__}"
-            raise _invalid(f"{given} is no valid value of the type {node.tag.rpartition(':')[2]}", node) from None
+            raise _invalid(f"{given} is not a valid value of type {node.tag.rpartition(':')[2]}", node) from None
 
 
 def _refuse_tag(loader: _BaseLoader, node: yaml.Node) -> Any:
@@ -327,7 +327,7 @@ def validate(
 
 
 def _misread(given: Any, taken: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, reason) of the values that pydantic accepts although nobody can mean them.
+    """(dotted key, reason) of the values that pydantic accepts although they are certainly mistakes.
 
     pydantic takes `true` for the number 1, and text that no file name and no file can hold.
     """

@@ -134,7 +134,7 @@ def _explanation(error: Exception, repo: str, revision: str) -> str | None:
     if kinds & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"} or is_network_error(error):
         return (
             f"{url} cannot be reached, and the cache does not hold all files that are needed: {error}"
-            "\n  run this command again with a network; it goes on with the files that are missing"
+            "\n  run this command again with a network; it downloads the files that are missing"
         )
     if "HfHubHTTPError" in kinds:
         return f"the Hugging Face Hub refused {url}: {error}\n  try again later"

@@ -50,7 +50,7 @@ SAMPLE_BYTES = 256 << 20
 _BATCH_CHARACTERS = 1 << 20
 
 _BYTES_PER_WORKER = 8 << 20
-"""For less text another process is not worth its start."""
+"""With less text, starting another process takes more time than it saves."""
 
 _SAMPLE_CHARACTERS = 1 << 14
 """Documents are sampled in parts of this size."""
@@ -308,7 +308,7 @@ def _names_of_sources(splits: Sequence[SplitText]) -> list[str]:
 def _train_tokenizer(
     train: SplitText, vocab_size: int, sample_bytes: int, balance: bool, progress: bool
 ) -> tuple[Tokenizer, dict[str, int]]:
-    """A tokenizer, and the bytes of text that it was trained on, of how many."""
+    """A tokenizer, the number of bytes it was trained on, and the number of bytes available."""
     used, target = 0, min(train.text_bytes, sample_bytes)
     share = dict.fromkeys(train.bytes_of_source, target / train.text_bytes)
     if balance:
@@ -380,7 +380,7 @@ def _logical_cores() -> int:
 
 
 def copies(number: int, share: float) -> int:
-    """How often the text of this number is in a sample of `share` of all texts, which is evenly spread.
+    """How often text number `number` occurs in an evenly spread sample of `share` of all texts.
 
     A share above 1 repeats texts.
     """

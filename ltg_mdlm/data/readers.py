@@ -1,6 +1,6 @@
 """Documents from files: text with blank lines between documents, JSON, CSV, Parquet and Arrow, and archives of these.
 
-Files are read as streams in bounded memory. What is wrong is reported with its file and line or row.
+Files are read as streams in bounded memory. Errors are reported with the file and the line or row.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ def find_sources(paths: Iterable[str | Path], split: str = "train") -> list[Text
     """The files with text among `paths`; folders are searched recursively, in alphabetical order.
 
     A path is a file, a folder, or a dataset of the Hub: `hf://owner/name[@revision]`. A folder or a dataset with
-    several splits gives the files of `split`, or of another one that stands after a colon: `folder:validation`,
-    `hf://owner/name:config/test`. What a file without a suffix is, its content says.
+    several splits gives the files of `split`, or of another one that is appended after a colon: `folder:validation`,
+    `hf://owner/name:config/test`. The format of a file without a suffix is detected from its content.
 
     Raises:
         UserError: a path that does not exist, a file of an unknown kind, a folder without text, a split that does not

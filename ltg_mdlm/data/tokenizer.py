@@ -85,8 +85,8 @@ class Tokenizer:
         """
         definition = _with_special_tokens(definition, origin)
         for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-            if value := definition["model"].get(key):  # with some of them the library ends the process
-                raise UserError(f"{origin}: not a byte-level tokenizer: its {key} {value!r} is not text")
+            if value := definition["model"].get(key):  # with some values the library aborts the process
+                raise UserError(f"{origin}: not a byte-level tokenizer: {key} is {value!r}, but must not be set")
         self.dropout = definition["model"].get("dropout")
         saved_state: dict[str, Any] = {key: None for key in ("truncation", "padding") if definition.get(key)}
         if self.dropout:

@@ -51,7 +51,7 @@ class WordUnit:
 
     Attributes:
         name: as in corpus.json
-        every: of the starts that `starts` finds, each how-many-th is a word
+        every: N, if every N-th of the starts that `starts` finds counts as a word
     """
 
     name: str
@@ -75,7 +75,7 @@ class WordUnit:
 
     @cached_property
     def starts(self) -> Callable[[str], list[int]]:
-        """The function from a text to the places at which words begin in it (of N with characters/N)."""
+        """The function from a text to the places at which words begin in it; for characters/N, all characters."""
         if self.name == "jieba":
             return jieba_starts
         pattern = _WORD if self.is_whitespace else _SOLID

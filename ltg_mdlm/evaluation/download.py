@@ -154,8 +154,10 @@ def _write_global_piqa(table: Path, folders: Sequence[Path]) -> None:
 
 
 def write_ewok(table: Path, vocabulary: frozenset[str], folder: Path) -> None:
-    """Items without words outside the vocabulary, one file per domain; after each item, the same with everything
-    swapped, so that both contexts are asked for."""
+    """Items without words outside the vocabulary, one file per domain.
+
+    Each item is followed by a copy with contexts and targets swapped, so that both contexts are tested.
+    """
     try:
         import nltk
         import pyarrow.parquet
@@ -238,7 +240,7 @@ def _explanation(error: Exception, dataset: Dataset, out: Path) -> str | None:
     if "OfflineModeIsEnabled" in names:
         return f"HF_HUB_OFFLINE disables access to {dataset.url}\n  unset it, or {elsewhere}"
     if is_network_error(error):
-        return f"{dataset.url} cannot be reached: {error}\n  try again, which goes on with the rest, or {elsewhere}"
+        return f"{dataset.url} cannot be reached: {error}\n  run the command again to download the rest, or {elsewhere}"
     if "HfHubHTTPError" in names:
         return f"the Hugging Face Hub refused {dataset.url}: {error}\n  try again later"
     return None

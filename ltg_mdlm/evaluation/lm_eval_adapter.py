@@ -133,7 +133,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _encoded(self, texts: tuple[str, str], context: list[int], continuation: list[int]) -> Encoded:
         if not continuation:
             raise UserError(
-                f"cannot score {texts[1][:80]!r} after {texts[0][-80:]!r}: the tokenizer leaves no token to it"
+                f"cannot score {texts[1][:80]!r} after {texts[0][-80:]!r}: no token belongs to it alone"
                 "\n  the boundary lies within a token; begin the continuation with the space before it"
             )
         if len(continuation) >= self._limit:

@@ -3,8 +3,8 @@ are counted and written.
 
 A task is data: a `ChoiceTask` says how a row becomes a question, and everything else is the same for all of them. The
 protocol of 2026 is that of the BabyLM pipeline since July 2026; the protocol of 2025 differs in EWoK, in entity
-tracking, in ties, and has WUG instead of GlobalPIQA. A new task is a function from a row to a question, and an entry of
-`PROTOCOLS`.
+tracking, in ties, and has WUG instead of GlobalPIQA. A new task is a function from a row to a question, and
+an entry of `CHOICE_TASKS`.
 """
 
 from __future__ import annotations

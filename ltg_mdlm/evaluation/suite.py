@@ -153,8 +153,8 @@ def measure(
 ) -> list[Outcome]:
     """Run all tasks, and write the results of each one as soon as it is done. Every rank must call it.
 
-    A task with malformed data fails alone; its outcome says so. With `suite_file`, all outcomes are also written to
-    one JSON file.
+    If the data of a task are malformed, only this task fails, and its outcome says so. With `suite_file`, all outcomes
+    are also written to one JSON file.
 
     Raises UserError for a score that the model cannot give, a folder without data, and results that cannot be written.
     """
@@ -185,7 +185,7 @@ def run_suite(
 
     `say` is told the number and the name of every task that begins.
 
-    A task with malformed data fails alone. Under torchrun, every rank must consume all outcomes.
+    If the data of a task are malformed, only this task fails. Under torchrun, every rank must consume all outcomes.
 
     Raises UserError if the folder has no data of any task.
     """

@@ -154,7 +154,7 @@ class Host:
             return None
         if not parts:
             # The fallback fills every slot, so the settings chose another plugin.
-            raise UserError(f"slots.{slot}: plugin {chosen!r} does not fill this slot with its present options")
+            raise UserError(f"slots.{slot}: plugin {chosen!r} does not fill this slot with its current options")
         if len(parts) > 1:
             claims = " and ".join(f"{part.plugin!r} ({self.selected[part.plugin].origin})" for part in parts)
             raise UserError(
@@ -174,7 +174,7 @@ class Host:
             return None
         optimizer = self._call(name, hook, groups=groups, settings=self.config.optimizer, ctx=self._context)
         if optimizer is None:
-            raise UserError(f"optimizer.name: plugin {name!r} provides no optimiser with its present options")
+            raise UserError(f"optimizer.name: plugin {name!r} provides no optimiser with its current options")
         self._require_type(name, hook, optimizer, Optimizer)
         assert isinstance(optimizer, Optimizer)
         held = {p for group in getattr(optimizer, "groups", ()) for p in group.parameters}
@@ -320,7 +320,7 @@ def _checked_order(plugin: Installed, name: str, order: Callable[[Tensor], Tenso
             certainty_N = order(logits_NV)
         where = f"{plugin.provider}: unmasking order {name!r}"
         require_tensor(where, certainty_N, "float", (len(logits_NV),))
-        # A position that is not finite could come after those that are not masked at all.
+        # A position with a non-finite certainty could be sorted after positions that are not masked.
         if not bool(torch.isfinite(certainty_N).all()):
             raise UserError(f"{where} returned values that are not finite")
         return certainty_N

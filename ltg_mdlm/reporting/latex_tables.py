@@ -112,7 +112,7 @@ def runs_latex(groups: Sequence[Group]) -> str:
 
 
 def _run_cell(row: Any, expected: int) -> str:
-    """Mean and error, bold if the group is the best beyond the noise; a dash without a value."""
+    """Mean and error, bold if the group is significantly the best; a dash without a value."""
     if row is None:
         return "--"
     mean, error = (row.format.format(value).removesuffix("%") for value in (row.mean, row.error))

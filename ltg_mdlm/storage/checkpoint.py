@@ -242,7 +242,7 @@ class Checkpoints:
                 for name in milestones:
                     _publish_milestone(aside, self.folder / name)
             write_text(self.folder / "latest", final.name + "\n")
-            # Steps beyond this one belong to a past that the run gave up when it resumed from an earlier checkpoint.
+            # Later steps were discarded when the run resumed from an earlier checkpoint.
             steps = _steps(self.folder)
             kept = set(sorted(step for step in steps if step <= state.step)[-self._keep :])
             for old in steps.keys() - kept:

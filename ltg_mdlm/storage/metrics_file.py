@@ -137,7 +137,7 @@ class Validations:
     """Empty if there is no validation."""
     last: dict[str, Any]
     damaged: int
-    """Number of complete lines that are no rows.  Damage inside rows of training may be missed: they are not parsed."""
+    """Complete lines that are not rows.  Rows of training are not parsed, so damage in them may be missed."""
 
 
 def read_validations(path: Path, up_to: int | None = None) -> Validations:
@@ -377,10 +377,10 @@ def result_text(folder: Path) -> str:
 
 
 def truncate_metrics(path: Path, step: int) -> int:
-    """Drop the lines that a run resumed after `step` steps writes again, and those that are no rows.
+    """Drop the lines that a run resumed after `step` steps writes again, and those that are not rows.
 
     The `step` of a row is the number of steps done when it was written.  Does nothing if there is no file.  Returns the
-    number of complete lines that are no rows.  Raises UserError if the file cannot be read or written.
+    number of complete lines that are not rows.  Raises UserError if the file cannot be read or written.
     """
     damaged = 0
     if not path.exists():

@@ -101,7 +101,7 @@ class RunFolder:
     def require_claimed(self) -> None:
         """Raises UserError if this process claimed the folder, and it is no longer at its path, or no longer its own.
 
-        A run that goes on would write one part into the folder under its new name, and another into the old path.
+        Otherwise a run would write some files to the renamed folder and others to the old path.
         """
         if self._lock is not None:
             self._lock.require_held()
@@ -302,7 +302,7 @@ class Lock:
             raise UserError(f"the run folder {self._folder} cannot be read any more: {reason_of(error)}") from None
         if not same:
             raise UserError(
-                f"{self._folder} is not the folder any more in which this run was started: it, or the file"
+                f"{self._folder} is no longer the folder in which this run was started: the folder, or the file"
                 f" {self.FILE} in it, was renamed, deleted or replaced"
                 "\n  nothing saved is lost; run the command again with the present name of the folder as --out"
             )

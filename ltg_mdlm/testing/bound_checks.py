@@ -1,8 +1,8 @@
 """Checks of claimed likelihood bounds, by enumeration of a small language.
 
-A bound is one if no denoiser has an expected loss below the entropy of the language. The check computes the expected
-loss of the best denoiser over all sequences, everything that the strategy can do to them, and the noise levels of the
-schedule.
+A claimed bound is valid if no denoiser has an expected loss below the entropy of the language. The check computes the
+expected loss of the best denoiser over all sequences, everything that the strategy can do to them, and the noise levels
+of the schedule.
 
 Shapes: as in `enumeration`; O outcomes: a sequence, the positions chosen for prediction, and the tokens shown; B rows,
 one for each outcome; N supervised positions; C contexts, what the model can see from a position; U distinct inputs of

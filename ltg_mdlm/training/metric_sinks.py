@@ -81,11 +81,11 @@ class JSONLines:
 
 
 class ConsoleSink:
-    """A progress bar on a terminal.  Elsewhere lines, so many that a log is neither silent nor long.
+    """A progress bar on a terminal, lines elsewhere.
 
-    In a log, logged steps are printed at most every `SECONDS_BETWEEN_LINES`.  Where these are rarer than `LOG_SECONDS`,
-    or `FIRST_SECONDS` before the first ETA, a line tells the number of steps.  The ETA is the mean time of all steps of
-    this process but the first, which is slow, times the number of steps that are left.
+    In a log, logged steps are printed at most every `SECONDS_BETWEEN_LINES`.  If nothing was printed for `LOG_SECONDS`,
+    or for `FIRST_SECONDS` before the first ETA, a line with the number of steps is printed.  The ETA is the
+    mean time of all steps of this process but the first, which is slow, times the number of steps that are left.
     """
 
     SECONDS_BETWEEN_LINES = 10.0

@@ -78,7 +78,7 @@ class Recipe:
     def __init__(self, components: Components, *, uniform_epochs: bool = True) -> None:
         """`uniform_epochs`: every epoch has every document once, in random order.
 
-        Otherwise the rows of a step are no sample of the corpus, so the objective's bound is not logged in training.
+        Otherwise the rows of a step are not a random sample of the corpus, so the bound is not logged in training.
         """
         self.components = components
         self.uniform_epochs = uniform_epochs
@@ -149,7 +149,7 @@ class Recipe:
             component.observe(observation)
 
     def step_end(self, step: Step, refused: Tensor) -> None:
-        """Let components update their state, identically on every rank; `refused` tells whether the update was."""
+        """Let components update their state, identically on every rank; `refused` is True if the update was refused."""
         values = {f.name: getattr(step, f.name) for f in fields(step)}
         for component in self._distinct:
             component.step_end(StepEnd(**values, refused=refused))

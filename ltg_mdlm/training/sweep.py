@@ -1,6 +1,6 @@
 """Sweeps: a grid of settings and seeds in a YAML file; each point is a run in its own folder.
 
-    configs: [freq_cosine]                        # base configs as for --config, later wins
+    configs: [freq_cosine]                        # base configs as for --config; later ones take precedence
     grid:                                         # key path -> values; a single value is set for every point
       plugin: [freq_mdlm, [dual, freq_mdlm]]      # as --plugin: a name, or several
       plugins.uniform_mdlm.schedule: [linear, cosine]
@@ -63,7 +63,9 @@ Values = Annotated[list[Any], Field(min_length=1, max_length=1000)]
 class SweepFile(Section):
     """The content of a sweep file."""
 
-    configs: list[str] = Field(default_factory=list, description="base configs of every point; later wins")
+    configs: list[str] = Field(
+        default_factory=list, description="base configs of every point; later ones take precedence"
+    )
     grid: dict[str, Values] = Field(default_factory=dict, description="key path, or `plugin`, -> values")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0], min_length=1, max_length=1000, description="seeds of every point"

@@ -202,8 +202,8 @@ class Trainer:
             self._has_warned = True
             strategy = self.recipe.components.provenance["masking"]
             warnings.warn(
-                f"valid/bound and valid/minimal_pairs are off: {strategy} trains with a visibility of its own;"
-                " models are evaluated with none, or with that of blocks (block_length)",
+                f"valid/bound and valid/minimal_pairs are not measured: {strategy} trains with a custom visibility, and"
+                " models can only be evaluated without one, or with blocks (block_length)",
                 stacklevel=2,
             )
         if not measured:

@@ -227,7 +227,7 @@ def test_the_error_of_the_failing_rank_is_shown():
 def _die(ranks):
     if ranks.rank == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(UserError, match="process 1 of 2 failed at adding up over processes: another process has ended"):
+    with pytest.raises(UserError, match="1 of 2 failed while summing over processes: another process has ended"):
         ranks.barrier()
     time.sleep(60)
 
@@ -249,7 +249,7 @@ def test_a_hanging_rank_is_named():
 def test_unreachable_partners_are_reported_in_a_sentence(monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="process 1 of 2 failed at meeting the other processes"):
+    with pytest.raises(UserError, match="process 1 of 2 failed while connecting to the other processes"):
         Ranks.setup("cpu", timeout=timedelta(seconds=1))
 
 

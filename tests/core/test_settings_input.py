@@ -21,12 +21,12 @@ BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 )
 
 INVALID = {
-    "seed: 2030-13-45": "'2030-13-45' is no valid value of the type timestamp",
-    "seed: 0b_": "'0b_' is no valid value of the type int",
-    "seed: !!int many": "'many' is no valid value of the type int",
-    "seed: !!float many": "'many' is no valid value of the type float",
-    "seed: !!bool perhaps": "'perhaps' is no valid value of the type bool",
-    "name: !!timestamp noon": "'noon' is no valid value of the type timestamp",
+    "seed: 2030-13-45": "'2030-13-45' is not a valid value of type timestamp",
+    "seed: 0b_": "'0b_' is not a valid value of type int",
+    "seed: !!int many": "'many' is not a valid value of type int",
+    "seed: !!float many": "'many' is not a valid value of type float",
+    "seed: !!bool perhaps": "'perhaps' is not a valid value of type bool",
+    "name: !!timestamp noon": "'noon' is not a valid value of type timestamp",
     "seed: " + "7" * 5000: "a number of 5000 characters",
     "seed: 0x" + "f" * 5000: "a number of 5002 characters",
     "name: !secret x": "unknown tag !secret",

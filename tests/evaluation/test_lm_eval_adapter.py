@@ -293,7 +293,7 @@ def test_a_continuation_within_a_token_of_its_context_is_refused(models):
     model = HarnessModel(trained, ScoringRule(), Ranks.alone())
     cut = next(n for n in range(2, len(whole)) if len(trained.tokenizer.encode(whole[1:n])) == 1)
     request = Instance("loglikelihood", {}, (whole[1:cut], whole[cut:]), 0, metadata=("task", 0, 1))
-    with pytest.raises(UserError, match="the tokenizer leaves no token to it"):
+    with pytest.raises(UserError, match="no token belongs to it alone"):
         model.loglikelihood([request])
 
 

@@ -305,7 +305,7 @@ def test_a_plugin_with_an_optimiser_that_the_settings_do_not_name_is_not_asked(i
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("NoStep", "optimizer.name: plugin 'step' provides no optimiser with its present options"),
+        ("NoStep", "optimizer.name: plugin 'step' provides no optimiser with its current options"),
         ("HalfStep", "returned an optimiser without 1 of the parameters, such as bias\n  give all groups to Optimizer"),
         ("UnpreparedStep", "returned an optimiser without 2 of the parameters, such as weight"),
         ("WrongStep", "ltg_mdlm_optimizer returned the class ZeroStep itself, not a Optimizer"),

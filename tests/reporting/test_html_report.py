@@ -128,14 +128,14 @@ def test_the_held_out_figures_are_those_of_the_runs(sweep):
 
 def test_the_summary_says_which_group_is_the_best_and_whether_that_is_noise(sweep, tmp_path):
     assert "freq_mdlm has the lowest bound" in sweep[0]
-    assert "below the next, which is beyond the noise" in sweep[0]
+    assert "below the next, which is statistically significant" in sweep[0]
     runs = [
         fabricate_run(tmp_path / f"{name}{seed}", name, seed=seed)
         for name in ("uniform_mdlm", "freq_mdlm")
         for seed in (0, 1)
     ]
     page = page_of(runs, tmp_path)
-    assert "which is within the noise" in page
+    assert "which is not statistically significant" in page
     assert "★" not in "".join(Outline(page).cells)
 
 

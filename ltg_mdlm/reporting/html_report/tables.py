@@ -1,7 +1,7 @@
 """Tables of the HTML report, as data frames: summary, validation metrics, evaluation, quality of samples, settings.
 
-Values of the runs of a group are averaged, with the standard error of their mean. A mark of the best one means that it
-leads beyond the noise.
+Values of the runs of a group are averaged, with the standard error of their mean. The best one is marked if
+it is significantly better than every other one.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _text(row: Any, expected: int) -> str:
 
 
 def best_of(compared: pd.DataFrame) -> list[bool]:
-    """Whether each row (mean, error, runs, lower_is_better) is better than every other one beyond the noise.
+    """Whether each row (mean, error, runs, lower_is_better) is significantly better than every other one.
 
     The best mean is compared with every other one by Welch's t test. The error of a single run's value counts like
     that of a large sample. Nothing is marked if an error is unknown, or if no direction is better.
@@ -205,7 +205,7 @@ def summary_table(groups: Sequence[Group], held_out: pd.DataFrame, evaluation: p
 
 
 def leader_sentence(groups: Sequence[Group], held_out: pd.DataFrame) -> str:
-    """Which group has the lowest bound on each corpus, if there are several, and whether that is beyond the noise."""
+    """Which group has the lowest bound on each corpus, if there are several, and whether that is significant."""
     bounds = held_out[(held_out["figure"] == BOUND) & (held_out["remark"] == "")].sort_values("mean")
     names = {group.code: group.label for group in groups}
     sentences = []
@@ -215,9 +215,9 @@ def leader_sentence(groups: Sequence[Group], held_out: pd.DataFrame) -> str:
             lead = f"Among runs with {corpus}, " * bool(corpus) + names[first.group]
             lead += f" has the lowest bound, {second.mean - first.mean:.4f} nats per token below the next"
             if alike["error"].isna().any():
-                sentences.append(f"{lead}; whether this is more than noise is unknown.")
+                sentences.append(f"{lead}; whether this is significant is unknown.")
             else:
-                sentences.append(f"{lead}, which is {'beyond' if first.best else 'within'} the noise.")
+                sentences.append(f"{lead}, which is {'' if first.best else 'not '}statistically significant.")
     return " ".join(sentences)
 
 

@@ -45,7 +45,7 @@ def scale_to_rate(weight_BT: Tensor, maskable_BT: Tensor, rate_B1: Tensor) -> Te
 
 
 class AdaptiveMasking(MaskingStrategy):
-    """Masks token types more often that the model predicts poorly, at an unchanged mean rate per row.
+    """Masks token types that the model predicts poorly more often, at an unchanged mean rate per row.
 
     Counts are summed over ranks at the end of each step, so that weights and counts are equal on all ranks.
     """
