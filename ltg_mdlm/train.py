@@ -31,9 +31,10 @@ def main(
     if debug:
         os.environ["LTG_MDLM_DEBUG"] = "1"
     from ltg_mdlm.core.settings import load_settings
-    from ltg_mdlm.training.launch import launch
+    from ltg_mdlm.training.launch import exit_code, launch
 
-    raise typer.Exit(launch(load_settings(config or (), set_ or (), plugin or (), out), resume))
+    settings = load_settings(config or (), set_ or (), plugin or (), out)
+    raise typer.Exit(exit_code(launch(settings, resume)))
 
 
 if __name__ == "__main__":

@@ -58,9 +58,10 @@ def train(
     Use `torchrun ... -m ltg_mdlm.train`, with the same options, for several processes.
     """
     from ltg_mdlm.core.settings import load_settings
-    from ltg_mdlm.training.launch import launch
+    from ltg_mdlm.training.launch import exit_code, launch
 
-    raise typer.Exit(launch(load_settings(config or (), set_ or (), plugin or (), out), resume))
+    settings = load_settings(config or (), set_ or (), plugin or (), out)
+    raise typer.Exit(exit_code(launch(settings, resume)))
 
 
 @app.command()

@@ -38,8 +38,8 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="auto|never|PATH",
-        help="auto: resume if the run folder has a checkpoint; never: fail if it holds a run; PATH: resume from this"
-        " checkpoint.",
+        help="auto: resume if the run folder has a checkpoint; never: fail if it holds a run; PATH: begin with this"
+        " checkpoint, and resume later.",
     ),
 ]
 

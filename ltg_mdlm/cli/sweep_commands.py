@@ -89,16 +89,16 @@ def sweep_run(
     """
     from ltg_mdlm.reporting.html_report.page import Extent, write_report
     from ltg_mdlm.reporting.run_table import read_run, text_table
-    from ltg_mdlm.training.launch import launch
+    from ltg_mdlm.training.launch import exit_code, launch
     from ltg_mdlm.training.sweep import open_sweep
 
     sweep = open_sweep(file, set_ or (), out_root)
     if index is not None:
-        raise typer.Exit(launch(sweep.settings(sweep.point(index)), resume))
+        raise typer.Exit(exit_code(launch(sweep.settings(sweep.point(index)), resume)))
     settings = [sweep.settings(point) for point in sweep.points]  # all mistakes are found before the first point
     for of_point in settings:
-        if code := launch(of_point, resume):
-            raise typer.Exit(code)
+        if outcome := launch(of_point, resume):
+            raise typer.Exit(exit_code(outcome))
     if os.environ.get("RANK", "0") != "0":
         return
     folders = [sweep.folder(point) for point in sweep.points]

@@ -339,7 +339,10 @@ class RunConfig(Section):
     The trainer writes it to config.yaml, with all options of the plugins, `plugin_versions` and `provenance` filled in.
     """
 
-    name: str = Field("custom", description="first part of the name of the default run folder")
+    name: str = Field(
+        "custom",
+        description="first part of the name of the default run folder: that of the last --config, whatever a file says",
+    )
     seed: int = Field(0, ge=0, description="seed of initial weights, row order, masks, noise and dropout")
     plugins: dict[str, PluginSettings] = Field(default_factory=dict, description="selected plugins and their options")
     slots: dict[str, str] = Field(default_factory=dict, description="the plugin for a slot that several plugins fill")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import sys
 import traceback
@@ -34,6 +35,9 @@ TIMEOUT = timedelta(minutes=30)
 STEP_TIMEOUT = timedelta(minutes=10)
 """How long the GPUs wait for each other within a step and a validation, where all processes have about the same work:
 torch's default for NCCL.  A file system may stop for minutes while the first process writes metrics."""
+
+_SETUPS = itertools.count()
+"""Numbers the process groups that this process has joined, one after the other."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -241,14 +245,19 @@ class Ranks:
 
 
 def _store_of_this_attempt(rank: int, world_size: int, timeout: timedelta) -> Store:
-    """The store of the processes' addresses, separate from those of earlier attempts by the same torchrun."""
+    """The store of the processes' addresses.
+
+    It is separate from those of earlier attempts by the same torchrun, and of earlier process groups of the same
+    processes, such as those of a sweep: torchrun keeps their keys, and an old address would be taken for the new one.
+    """
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise UserError(f"WORLD_SIZE is {world_size}, but {name} is not set; start the run with torchrun")
     _from_env("MASTER_PORT", 0, at_most=65535)
     store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
-    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"attempt {attempt}, group {next(_SETUPS)}", store)
 
 
 def _from_env(name: str, default: int, *, at_least: int = 0, at_most: int = 10**6) -> int:

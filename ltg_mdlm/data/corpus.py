@@ -112,6 +112,10 @@ class Split:
     def num_words(self) -> int:
         return int(self.words.sum(dtype=np.int64))
 
+    def maskable_tokens(self, *, end_of_document: bool) -> int:
+        """Tokens that a bound averages: those of the text and, with `end_of_document`, one `</s>` per document."""
+        return self.num_tokens + end_of_document * self.num_documents
+
     def words_by_source(self) -> dict[str, int]:
         """Words of each source that has documents in this split; empty if sources are unknown."""
         if self.source_D is None:
@@ -216,6 +220,15 @@ class Corpus:
             if not np.array_equal(split.words_between(split.offsets), split.words):
                 raise _damaged(self.path / name, "words.bin contradicts word_bits.bin")
         return "no hashes are recorded (prepared by an older version), but all counts agree"
+
+    @property
+    def training_text(self) -> str:
+        """SHA-256 of what the steps of a training read: tokens, documents, words and sources of the training split."""
+        recorded: dict[str, str] = self.description.get("files", {})
+        files = {name: digest for name, digest in recorded.items() if name.startswith("train/") and name[-4:] == ".bin"}
+        content = files or [source["sha256"] for source in self.train.sources]
+        parts = [self.tokenizer.fingerprint, self.word_unit, content]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> str:
         """The tokenizer and the size of each split, as text for the terminal."""

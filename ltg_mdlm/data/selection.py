@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import did_you_mean
 from ltg_mdlm.data.readers import Piece
 from ltg_mdlm.data.word_sequences import SharedNgrams
 from ltg_mdlm.data.words import WordUnit, terms_of
@@ -166,7 +167,10 @@ class Selection:
             self._reason[-1] = 2
 
     def decide(self) -> NDArray[np.bool_]:
-        """bool[D]: whether each document is kept."""
+        """bool[D]: whether each document is kept.
+
+        Raises UserError for a byte premium of a source that the text does not have.
+        """
         self._close()
         reason_D = np.frombuffer(self._reason, np.uint8).copy()
         if self._choice.evaluation is not None:
@@ -176,6 +180,10 @@ class Selection:
         sources = list(self._number_of_source)
         columns = zip(self._source, self._words, self._bytes, strict=True)
         budget = self._choice.budget or Budget(0)
+        if unknown := budget.premiums.keys() - {"", *sources}:
+            name = min(unknown)
+            listed = ", ".join(sorted(sources))
+            raise UserError(f"--language {name}=...: no such source{did_you_mean(name, sources)}\n  sources: {listed}")
         every = self._unit.every
         size_D = np.array([budget.size(sources[s], words / every, size) for s, words, size in columns])
         fresh_D = reason_D == 0

@@ -157,9 +157,13 @@ class Checkpoints:
         self._retrying = False
 
     def due(self, step: int, words_seen: int) -> bool:
-        """Whether to save after `step` steps: every `every` steps, at a milestone, or because the last save failed."""
-        failed = self._writing is not None and self._writing.done() and self._writing.exception() is not None
-        return step % self._every == 0 or bool(self._milestones(words_seen)) or failed
+        """Whether to save after `step` steps: every `every` steps, and at a milestone.  Equal on all ranks."""
+        return step % self._every == 0 or bool(self._milestones(words_seen))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save could not be written, and is to be repeated; known to the first rank only."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def reserve(self, state: TrainingState) -> None:
         """Allocate the main memory for copies of the state, so that a run without enough memory fails at its start."""

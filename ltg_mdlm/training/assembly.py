@@ -20,7 +20,7 @@ from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.records import MinimalPair, read_minimal_pairs
 from ltg_mdlm.data.row_loader import RowLoader, validation_batches
-from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS, floor_of
+from ltg_mdlm.data.synthetic.builtin import MINIMAL_PAIRS, floor_nats
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
@@ -76,8 +76,8 @@ class Run:
         return sum(p.numel() for p in self.loss.model.parameters() if p.requires_grad)
 
 
-def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
-    """Build all objects of a run.
+def build_run(host: Host, corpus: Corpus, ranks: Ranks, *, resumes: bool = False) -> Run:
+    """Build all objects of a run.  With `resumes`, its weights will be restored, and `run.init_from` is not read.
 
     Raises UserError for settings that do not fit the corpus or the number of ranks, and PluginFailure.
     """
@@ -89,7 +89,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks) -> Run:
     with failures_named(components, lambda _: "before the first step"):
         recipe = Recipe(components, uniform_epochs=sampling is None and components.row_order is None)
         model = build_model(config, corpus.vocab_size, components.time_conditioning).to(ranks.device)
-        if config.run.init_from is not None:
+        if config.run.init_from is not None and not resumes:
             checkpoint = find_checkpoint(config.run.init_from)
             require_same_tokens(checkpoint, corpus.tokenizer)
             copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
@@ -179,6 +179,8 @@ def build_validator(
     if corpus.valid is None:
         return None
     masking, seq_len = recipe.components.masking, config.training.stages[0][1]
+    tokens = corpus.valid.maskable_tokens(end_of_document=config.data.end_of_document)
+    nats = floor_nats(corpus)
     held_out = validation_batches(
         corpus.valid,
         seq_len=seq_len,
@@ -199,9 +201,9 @@ def build_validator(
         rows=held_out.rows,
         draws=config.validation.draws,
         seed=config.seed,
-        tokens_per_byte=corpus.valid.num_tokens / max(corpus.valid.text_bytes, 1),
+        tokens_per_byte=tokens / max(corpus.valid.text_bytes, 1),
         ranks=ranks,
-        floor=floor_of(corpus),
+        floor=None if nats is None else nats / tokens,
     )
 
 

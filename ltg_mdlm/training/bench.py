@@ -26,7 +26,7 @@ from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.core.terminal import busy, clock
 from ltg_mdlm.host.plugin_host import Host
-from ltg_mdlm.host.run_context import open_corpus
+from ltg_mdlm.host.run_context import batch_schedule, open_corpus
 from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.storage.checkpoint import Checkpoints
 from ltg_mdlm.training.assembly import Run, build_run
@@ -117,16 +117,17 @@ def bench(settings: Settings, *, rows: int | None = None, steps: int = 10, secon
         if ranks.device.type == "cpu":
             keep_freed_memory()
         with busy("preparing the steps to measure", show=ranks.is_main):
-            run, _ = resolve_precision(build_run(host, open_corpus(config), ranks))
+            corpus = open_corpus(config)
+            run, _ = resolve_precision(build_run(host, corpus, ranks))
             resolve_attention(run)
             run = resolve_compile(run)
-            run = resolve_cpu_kernels(run, None, steps=settings.config.training.max_steps)
+            run = resolve_cpu_kernels(run, None, steps=batch_schedule(settings.config, corpus).max_steps)
         report = measure(run, steps, seconds)
         return report if ranks.is_main else None
 
 
 def steady(config: RunConfig, rows: int | None, max_steps: int) -> RunConfig:
-    """The settings with `max_steps` equal steps: full global batches, and rows of the first length."""
+    """The settings with `max_steps` equal steps: full global batches, rows of the first length, and no curriculum."""
     changes = {
         "global_batch_rows": rows or config.training.global_batch_rows,
         "batch_ramp": None,
@@ -135,7 +136,8 @@ def steady(config: RunConfig, rows: int | None, max_steps: int) -> RunConfig:
         "max_steps": max_steps,
         "epochs": None,
     }
-    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+    training, data = config.training.model_copy(update=changes), config.data.model_copy(update={"curriculum": None})
+    return config.model_copy(update={"training": training, "data": data})
 
 
 def measure(run: Run, steps: int, seconds: float) -> BenchReport:

@@ -142,6 +142,38 @@ def require_same_slots(before: Mapping[str, Any], now: Mapping[str, Any], where:
     _require_unchanged(changed, where, "install the versions that it was trained with")
 
 
+def require_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Raises UserError if the checkpoint was trained with another tokenizer; those of old versions do not say."""
+    if before.get("tokenizer", now["tokenizer"]) != now["tokenizer"]:
+        raise UserError(
+            f"{where} was trained with another tokenizer than that of the corpus, so its weights belong to other tokens"
+            f"\n  its tokenizer is {before['tokenizer'][:12]}, that of the corpus {now['tokenizer'][:12]}"
+            "\n  give the corpus that it was trained on, or choose another folder: --out"
+        )
+
+
+def require_same_text(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Raises UserError if the run has read other training text so far; checkpoints of old versions do not say."""
+    if before.get("training_text", now["training_text"]) != now["training_text"]:
+        raise UserError(
+            f"{where} was trained on other text than the corpus has now"
+            f"\n  the training split had the fingerprint {before['training_text'][:12]}, now it has"
+            f" {now['training_text'][:12]}\n  restore the corpus, or choose another folder: --out"
+        )
+
+
+def differences_of_origin(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> list[str]:
+    """Settings and text in which the run of a checkpoint differs from the run that continues from it."""
+    notes = []
+    if before.get("training_text", now["training_text"]) != now["training_text"]:
+        notes.append(f"{where} was trained on other text")
+    old, new = (flatten(facts.get("config", {})) for facts in (before, now))
+    shared = sorted(key for key in old.keys() & new.keys() if not key.startswith(FREE_ON_RESUME) and key != "name")
+    if changed := differences({key: old[key] for key in shared}, {key: new[key] for key in shared}):
+        notes.append(f"{where} was trained with other settings: {changed}")
+    return notes
+
+
 def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Changes between two `assembly.provenance`s that may change the loss curve, some of them only by rounding."""
     old, new = before.get("versions", {}), now["versions"]

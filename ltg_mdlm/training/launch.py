@@ -31,10 +31,13 @@ from ltg_mdlm.training.assembly import Run, build_run, provenance
 from ltg_mdlm.training.attention_choice import resolve_attention
 from ltg_mdlm.training.compilation import resolve_compile
 from ltg_mdlm.training.consistency import (
+    differences_of_origin,
     differing_keys,
     require_same_distributions,
     require_same_program,
     require_same_slots,
+    require_same_text,
+    require_same_tokenizer,
     resume_notes,
 )
 from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
@@ -60,11 +63,14 @@ EXIT_DONE, EXIT_NON_FINITE, EXIT_PREEMPTED = 0, 3, 75
 RESUME_MODES = ("auto", "never")
 """Values of `--resume` other than a path."""
 
+RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+"""Environment variables with the number of times that Slurm or torchrun have started a command before."""
+
 
 def launch(settings: Settings, resume: str = "auto") -> int:
     """Train until the run is finished, preempted or failed.  Returns the exit code.
 
-    `resume` is "auto", "never", or the path of a checkpoint or run folder.
+    `resume` is "auto", "never", or the path of a checkpoint or run folder; see `resume_of_this_start`.
 
     Raises UserError.  Wrong settings, a wrong corpus and a wrong `resume` are found before anything is written.
     """
@@ -84,6 +90,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             console.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
         folder = RunFolder(config.run_folder())
+        resume = on_main(ranks, lambda: resume_of_this_start(folder, resume))
         if on_main(ranks, lambda: is_finished(folder, config, resume)):
             result = on_main(ranks, lambda: result_text(folder.path))
             text = f"{folder.path} is finished; choose another --out or seed to train again\n\n{result}"
@@ -107,11 +114,16 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         with busy("verifying the corpus", show=ranks.is_main):
             on_main(ranks, lambda: folder.config_file.exists() or corpus.verify())
         with busy("building the model and the order of the rows", show=ranks.is_main):
-            run = build_run(host, corpus, ranks)
+            resumes = on_main(ranks, lambda: resume not in RESUME_MODES or has_checkpoint(folder))
+            run = build_run(host, corpus, ranks, resumes=resumes)
 
         with on_main(ranks, folder.claim, share=False) or nullcontext():
             # Searched under the lock: a process that held it until now may have written another checkpoint.
             checkpoint = on_main(ranks, lambda: checkpoint_to_resume(folder, resume))
+            if checkpoint is None and resumes:
+                raise UserError(
+                    f"the checkpoints in {folder.checkpoints} were deleted while the run started; run again"
+                )
             before = on_main(ranks, lambda: previous_start(folder, checkpoint, ranks.device))
             stored = on_main(ranks, lambda: stored_training(folder, checkpoint))
             with busy("measuring fp32 and bf16", show=ranks.is_main):
@@ -125,10 +137,41 @@ def launch(settings: Settings, resume: str = "auto") -> int:
                 console.print(attention.reason, soft_wrap=True)
             run = resolve_compile(run, stored, before)
             trainer = prepare_trainer(folder, run, checkpoint, stop, meter, console)
-            facts = start_facts(run, attention, trainer.next_step)
+            facts = start_facts(run, attention, trainer.next_step) | {"resume": resume}
             on_main(ranks, lambda: folder.add_to_environment(facts, new_start=True))
             stop.can_save = True
             return train_and_report(trainer, folder, console)
+
+
+def exit_code(outcome: int) -> int:
+    """The exit code of a process for what `launch` returned: torchrun would report a preempted run as failed."""
+    return EXIT_DONE if outcome == EXIT_PREEMPTED and "TORCHELASTIC_RUN_ID" in os.environ else outcome
+
+
+def has_checkpoint(folder: RunFolder) -> bool:
+    """Whether a run has saved a checkpoint in the folder, undamaged or not."""
+    return any(folder.checkpoints.glob("step_*"))
+
+
+def resume_of_this_start(folder: RunFolder, resume: str) -> str:
+    """What `--resume` means now: the value that was given is for the first start of the command.
+
+    When Slurm or torchrun start the command again, and when it is repeated with a PATH outside the run folder, the run
+    continues from its own checkpoints.  A PATH inside the folder goes back to an older checkpoint; that is repeated
+    only if nothing has been saved since.
+    """
+    starts_again = any(os.environ.get(name, "0") not in ("", "0") for name in RESTART_COUNTS)
+    if resume == "never":
+        return "auto" if starts_again else resume
+    if resume == "auto":
+        return resume
+    if not Path(resume).resolve().is_relative_to(folder.path.resolve()):
+        return "auto" if has_checkpoint(folder) else resume
+    if starts_again and (newest := newest_checkpoint(folder.checkpoints)) is not None:
+        went_back = [number for number, start in enumerate(folder.read_environment()) if start.get("resume") == resume]
+        if went_back and read_about(newest).get("start", -1) >= went_back[-1]:
+            return "auto"
+    return resume
 
 
 def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
@@ -176,14 +219,23 @@ def prepare_trainer(
     Raises UserError if the checkpoint was written with other plugins or cannot be read.
     """
     config, about = run.config, provenance(run.config, run.recipe.components, run.ranks)
-    about["tokenizer"] = run.corpus.tokenizer.fingerprint
-    about["averages"] = run.ema.describe()
+    about |= {
+        "tokenizer": run.corpus.tokenizer.fingerprint,
+        "training_text": run.corpus.training_text,
+        "averages": run.ema.describe(),
+        "start": len(folder.read_environment()) if run.ranks.is_main else None,
+    }
     notes: list[str] = []
     if checkpoint is not None:
         before = read_about(checkpoint)
         require_same_distributions(before.get("versions", {}), about["versions"], checkpoint)
         require_same_slots(before, about, checkpoint)
-        notes = resume_notes(before, about)
+        require_same_tokenizer(before, about, checkpoint)
+        if checkpoint.resolve().is_relative_to(folder.path.resolve()):
+            require_same_text(before, about, checkpoint)
+        else:
+            notes += differences_of_origin(before, about, checkpoint)
+        notes += resume_notes(before, about)
     checkpoints = Checkpoints(
         folder.checkpoints,
         every=config.checkpoint.every,
@@ -197,6 +249,11 @@ def prepare_trainer(
     )
     state = checkpoints.load(checkpoint, verify=False) if checkpoint is not None else None
     first_step = state.step if state is not None else 0
+    if first_step > run.schedule.max_steps:
+        raise UserError(
+            f"{checkpoint} is of step {first_step}, but this run has only {run.schedule.max_steps} steps"
+            "\n  resume from an earlier checkpoint, or train longer (training.max_steps, training.epochs)"
+        )
 
     console.print(describe(run), soft_wrap=True)
     for text in notes:
@@ -280,8 +337,7 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         console.print(
             f"stopped at step {trainer.next_step}; the state is saved, run the same command to resume", soft_wrap=True
         )
-        # torchrun replaces every exit code other than 0 by 1.
-        return EXIT_DONE if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
+        return EXIT_PREEMPTED
     set_status("finished")
     if trainer.ranks.is_main:
         console.print(f"\n{result_text(folder.path)}", soft_wrap=True)

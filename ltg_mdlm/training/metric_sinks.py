@@ -260,8 +260,8 @@ def wandb_mode(settings: LoggingConfig) -> str | None:
         return None
     if settings.wandb != "auto":
         return settings.wandb
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return "offline"
+    if (chosen := os.environ.get("WANDB_MODE")) in ("offline", "disabled"):
+        return "offline" if chosen == "offline" else None
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     try:

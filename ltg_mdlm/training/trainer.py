@@ -64,8 +64,9 @@ class Trainer:
         self.compiled_layers = CompiledLayers(run.loss, run.ranks, report, self.busy)
         self.next_step = 0
         # One flag per step since the last logged step, read together with the metrics.
-        self._refused_steps = torch.zeros(self.config.logging.every, dtype=torch.bool, device=self.device)
-        self._stopping_ranks = HostCopy(torch.zeros(()))
+        flags = min(self.config.logging.every, run.schedule.max_steps)
+        self._refused_steps = torch.zeros(flags, dtype=torch.bool, device=self.device)
+        self._requests = HostCopy(torch.zeros(2))
         self._has_warned = False
         # Time and tokens seen when the last logged step ended.
         self._clock = (time.monotonic(), 0)
@@ -88,9 +89,9 @@ class Trainer:
             if self.console is not None:
                 self.console.step_done(self.next_step)
             self.validate()
-            stopping = bool(self._stopping_ranks.get() > 0)
+            stopping, retrying = (self._requests.get() > 0).tolist()
             words_seen = self.run.loader.words_seen(step.step)
-            if stopping or self.is_last or self.checkpoints.due(self.next_step, words_seen):
+            if stopping or retrying or self.is_last or self.checkpoints.due(self.next_step, words_seen):
                 self.save()
             if stopping:
                 break
@@ -139,7 +140,7 @@ class Trainer:
         run.optimizer.zero_grad()
         run.ema.update(refused=update.refused, step=step.step)
         recipe.step_end(step, update.refused)
-        self._refused_steps[step.step % every] = update.refused
+        self._refused_steps[step.step % len(self._refused_steps)] = update.refused
         self.next_step = done
         if is_logged:
             self.log(step, metrics.compute(denominators_K, self.ranks.sum_over_ranks), update.grad_norm)
@@ -147,13 +148,16 @@ class Trainer:
     def reduce_denominators(self, denominators_K: Tensor) -> Tensor:
         """float32[K]: the denominators of the global batch, at least the smallest normal float32.
 
-        The same message tells every rank how many ranks have received a stop signal, so that all stop after this step.
+        The same message tells every rank on how many ranks a stop signal has arrived, or a checkpoint could not be
+        written, so that all ranks stop, or save, after this step.
         """
-        stop = denominators_K.new_full((1,), float(self.stop.requested))
-        sums = self.ranks.sum_over_ranks(torch.cat([denominators_K, stop]))
-        self._stopping_ranks = HostCopy(sums[-1])
+        requests = [
+            denominators_K.new_full((1,), float(flag)) for flag in (self.stop.requested, self.checkpoints.failed)
+        ]
+        sums = self.ranks.sum_over_ranks(torch.cat([denominators_K, *requests]))
+        self._requests = HostCopy(sums[-2:])
         # A group without positions in this step has the sum 0; the lower bound avoids 0 / 0.
-        return sums[:-1].clamp(min=torch.finfo(torch.float32).tiny)
+        return sums[:-2].clamp(min=torch.finfo(torch.float32).tiny)
 
     def accumulate(
         self, micro_batches: Sequence[MicroBatch]
@@ -236,7 +240,8 @@ class Trainer:
         self._clock = (now, tokens)
         if "bound" in measured:
             train = self.run.corpus.train
-            measured["bits_per_byte"] = measured["bound"] * train.num_tokens / train.text_bytes / math.log(2)
+            tokens_of_text = train.maskable_tokens(end_of_document=self.config.data.end_of_document)
+            measured["bits_per_byte"] = measured["bound"] * tokens_of_text / train.text_bytes / math.log(2)
         self.write(
             {
                 "step": step.step + 1,
@@ -264,7 +269,7 @@ class Trainer:
         """Write an event for every update that was refused since the last report.  Synchronises with the device."""
         schedule, last = self.run.schedule, self.next_step - 1
         for slot in self._refused_steps.nonzero().flatten().tolist():
-            # Flags are stored at step % logging.every, so the step is the newest one with this remainder.
+            # Flags are stored at the step's remainder, so the step is the newest one with this remainder.
             index = last - (last - slot) % len(self._refused_steps)
             first = schedule.first_row(index)
             end = first + schedule.rows(index)

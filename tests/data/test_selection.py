@@ -115,6 +115,11 @@ def test_a_document_that_is_larger_than_the_budget_is_cut_after_a_word(corpus, t
     assert small_tokenizer().decode(small_tokenizer().encode(text)).startswith(first)
 
 
+def test_a_premium_of_an_unknown_source_is_an_error(corpus):
+    with pytest.raises(UserError, match=r"--language bb=...: no such source \(did you mean 'b'\?\)\n  sources: a, b"):
+        corpus("made", budget=Budget(1500, premiums_of(["bb=zho"])))
+
+
 def test_what_is_left_out_is_recorded(corpus):
     evaluation = SharedNgrams(sentences(1, seed=3003), 3)
     made = corpus("made", drop_duplicates=True, evaluation=evaluation)

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def launch_quietly(rank, out, plugin, sets, faults, resume, sets_of_rank):
     return Outcome(code, printed.getvalue())
 
 
-def launch_under_agent(out: Path, faults: tuple[dict, ...], log: Path) -> None:
+def launch_under_agent(outs: Sequence[Path], faults: tuple[dict, ...], log: Path) -> None:
     """What each process of a torchrun job with the plugin `faulty` does; their messages go to one file."""
     from ltg_mdlm.cli.error_output import report_errors
     from ltg_mdlm.training.launch import launch
@@ -136,7 +137,7 @@ def launch_under_agent(out: Path, faults: tuple[dict, ...], log: Path) -> None:
     os.environ["FAULTS"] = json.dumps(faults)
     sys.path.insert(0, str(FAULTY))
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
-    report_errors(lambda: sys.exit(launch(load_settings([], TINY, ["faulty"], out))))
+    report_errors(lambda: sys.exit(max(launch(load_settings([], TINY, ["faulty"], out)) for out in outs)))
 
 
 def status(out: Path) -> dict:

@@ -16,7 +16,7 @@ from ltg_mdlm.data.synthetic.builtin import (
     MINIMAL_PAIRS,
     builtin_corpus,
     default_cache_dir,
-    floor_of,
+    floor_nats,
     write_builtin_text,
 )
 from ltg_mdlm.data.synthetic.document_likelihood import DocumentLikelihood
@@ -107,10 +107,10 @@ def test_the_floor_is_the_mean_negative_log_probability_of_the_held_out_document
     likelihood = DocumentLikelihood(english())
     texts = documents(corpus.path / "text" / "valid.txt")
     nats = -sum(likelihood.log_probability(text) for text in texts)
-    assert floor_of(corpus) == pytest.approx(nats / corpus.valid.num_tokens)
-    assert 0 < floor_of(corpus) < 2.5
+    assert floor_nats(corpus) == pytest.approx(nats)
+    assert 0 < nats / corpus.valid.num_tokens < 2.5
     (corpus.path / FLOOR).unlink()
-    assert floor_of(corpus) is None, "other corpora have none"
+    assert floor_nats(corpus) is None, "other corpora have none"
 
 
 def test_different_parameters_give_different_corpora(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 from support.runs import TINY
 
+from ltg_mdlm.core.config import CurriculumConfig
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.training.bench import BenchReport, Spread, bench, print_report, replaced, steady
 
@@ -55,6 +56,10 @@ def test_everything_is_printed_with_its_unit(report):
 def test_ramps_and_stages_are_replaced_by_equal_steps():
     sets = ["training.batch_ramp={start: 0.25}", "training.seq_len_schedule=[[0, 16], [0.5, 32]]", "training.epochs=2"]
     config = load_settings((), [*sets, "training.max_steps=null"]).config
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"curriculum": CurriculumConfig(by="words", over="training")})}
+    )
+    assert steady(config, None, max_steps=11).data.curriculum is None
     training = steady(config, None, max_steps=11).training
     assert (training.seq_len, training.max_steps, training.epochs) == (16, 11, None)
     assert training.batch_ramp is None

@@ -174,6 +174,17 @@ def test_a_full_disk_ends_the_run_with_an_error_and_loses_no_checkpoint(tmp_path
     require_same(tmp_path / "run", undisturbed())
 
 
+def test_a_save_that_fails_once_is_repeated_by_all_ranks(tmp_path, undisturbed):
+    """Only the first rank writes, but all must save: they wait for each other after a save."""
+    out, expected = tmp_path / "run", undisturbed(plugin="faulty", processes=2)
+    saved = str(out / "checkpoints" / "latest")
+    faults = (*fault("step 5", "small files", after=saved), *fault("step 9", "any files"))
+    outcome = run(out, plugin="faulty", processes=2, faults=faults)[0]
+    assert re.search(r"warning: cannot write .*step_0000008: .*File too large", outcome.output)
+    assert re.search(r"trying once more, at step (9|10)\n", outcome.output)
+    require_same(out, expected)
+
+
 def test_damaged_files_are_reported_and_the_previous_checkpoint_is_used(tmp_path, undisturbed):
     """A flipped bit in the step of the newest checkpoint and in `latest`; settings that are torn."""
     folder = tmp_path / "run"
@@ -233,8 +244,8 @@ def handlers_kept():
             signal.signal(number, handler)
 
 
-def log_of_two_processes(folder, faults, restarts=0):
-    """What a run in `folder / "run"` under torchrun's agent writes to its standard error."""
+def log_of_two_processes(folder, faults, restarts=0, names=("run",)):
+    """What runs in these folders, one after the other, write to standard error under torchrun's agent."""
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -246,7 +257,7 @@ def log_of_two_processes(folder, faults, restarts=0):
         start_method="forkserver",
     )
     with handlers_kept():
-        elastic_launch(agent, launch_under_agent)(folder / "run", faults, folder / "log")
+        elastic_launch(agent, launch_under_agent)([folder / name for name in names], faults, folder / "log")
     return (folder / "log").read_text()
 
 
@@ -266,6 +277,14 @@ def test_torchrun_restarts_a_run_of_which_processes_die(tmp_path, undisturbed):
     assert log.count("ArithmeticError: the culprit") == 1
     assert (tmp_path / "killed").exists()
     require_same(tmp_path / "run", expected)
+
+
+def test_the_processes_of_torchrun_train_several_runs_one_after_the_other(tmp_path, undisturbed):
+    """As `sweep run` does.  The agent keeps the addresses of the first run."""
+    expected = undisturbed(plugin="faulty", processes=2)
+    log_of_two_processes(tmp_path, (), names=("first", "second"))
+    for name in ("first", "second"):
+        require_same(tmp_path / name, expected)
 
 
 def test_the_status_names_the_process_that_failed_first(tmp_path):

@@ -152,6 +152,10 @@ def test_wandb_is_offline_unless_the_user_is_logged_in(fake_wandb, monkeypatch, 
     monkeypatch.setenv("WANDB_API_KEY", "k")
     assert wandb_mode(LoggingConfig()) == "online"
     assert wandb_mode(LoggingConfig(wandb="off")) is None
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_mode(LoggingConfig()) == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode(LoggingConfig()) is None
 
 
 def test_wandb_is_never_required(monkeypatch):

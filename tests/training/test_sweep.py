@@ -10,6 +10,7 @@ from support.runs import TINY, losses
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import config_folders
 from ltg_mdlm.reporting.html_report import page
+from ltg_mdlm.training import launch
 from ltg_mdlm.training.check import describe_sweep, require_valid
 from ltg_mdlm.training.sweep import Sweep, folder_name, open_sweep, short_names
 
@@ -238,6 +239,19 @@ def test_a_point_is_trained_once_in_its_folder(sweep, run, tmp_path, monkeypatch
     assert "validation at step 3" in first[1]
     assert "points/max_steps=3-s0 is finished" in second[1]
     assert sorted(losses(tmp_path / "points" / "max_steps=3-s0")) == [1, 2, 3]
+
+
+def test_a_signal_ends_the_sweep_and_not_only_its_point(sweep, run, tmp_path, monkeypatch):
+    """torchrun would take another exit code than 0 for a failure."""
+    monkeypatch.chdir(tmp_path)
+    begun = []
+    monkeypatch.setattr(launch, "launch", lambda settings, resume: begun.append(settings) or launch.EXIT_PREEMPTED)
+    opened = sweep(grid={"optimizer.lr": [0.1, 0.2]})
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert run("sweep", "run", str(opened.path))[0] == 75
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert run("sweep", "run", str(opened.path))[:2] == (0, "")
+    assert len(begun) == 2
 
 
 def test_all_points_are_trained_and_compared_in_a_table_and_a_page(sweep, run, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """The properties of the training loop, tested with whole runs."""
 
 import json
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +12,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.corpora import documents, small_tokenizer, write_text
 from support.runs import TINY, environment, faulty_environment, losses, rows, run, status, train_command
 from support.waiting import wait_until
 
 from ltg_mdlm.cli.error_output import report_errors
+from ltg_mdlm.data.prepare import prepare_corpus
+from ltg_mdlm.data.synthetic.builtin import builtin_corpus
+from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.train import command
+from ltg_mdlm.training import launch as launch_module
 
 NO_DROPOUT = ("model.dropout=0",)
 AT_STEP_5 = {"at": "step 5", "do": "wait"}
@@ -92,6 +100,102 @@ def test_a_new_run_starts_from_the_weights_of_another(tmp_path: Path):
     last_of_old = [r for r in rows(tmp_path / "old") if "valid/bound" in r][-1]
     first_of_new = next(r for r in rows(tmp_path / "new") if "valid/bound" in r)
     assert first_of_new["valid/bound"] == pytest.approx(last_of_old["valid/bound"], abs=1e-6)
+
+
+def test_a_resumed_run_does_not_need_the_run_that_it_started_from(tmp_path: Path):
+    run(tmp_path / "old", "training.max_steps=2")
+    settings = (f"run.init_from={tmp_path / 'old'}", "training.max_steps=6")
+    run(tmp_path / "new", *settings, plugin="faulty", faults=({"at": "step 4", "do": "SIGTERM"},))
+    shutil.rmtree(tmp_path / "old")
+    assert run(tmp_path / "new", *settings, plugin="faulty")[0].code == 0
+
+
+def test_a_path_to_resume_from_is_for_the_first_start(tmp_path: Path):
+    """The second start continues from the run's own checkpoint, and does not need the path any more."""
+    run(tmp_path / "old", "training.max_steps=4", plugin="faulty")
+    options = {"plugin": "faulty", "resume": str(tmp_path / "old")}
+    first = run(tmp_path / "new", "optimizer.lr=0.02", faults=({"at": "step 6", "do": "SIGTERM"},), **options)[0]
+    assert "resuming from step 4 of 12" in first.output
+    assert re.search(
+        r"note: .*step_0000004 was trained with other settings: optimizer.lr \(0.02 .* 0.01\)", first.output
+    )
+    shutil.rmtree(tmp_path / "old")
+    second = run(tmp_path / "new", "optimizer.lr=0.02", **options)[0]
+    assert "resuming from step 7 of 12" in second.output
+    assert second.code == 0
+    assert "is finished" in run(tmp_path / "new", "optimizer.lr=0.02", **options)[0].output
+
+
+def test_a_checkpoint_beyond_the_last_step_is_an_error(tmp_path: Path):
+    run(tmp_path / "old", "training.max_steps=4")
+    outcome = run(tmp_path / "new", "training.max_steps=3", resume=str(tmp_path / "old"))[0]
+    assert "step_0000004 is of step 4, but this run has only 3 steps" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("environment", "resume", "newest", "expected"),
+    [
+        ({}, "never", None, "never"),
+        ({"SLURM_RESTART_COUNT": "1"}, "never", None, "auto"),
+        ({"TORCHELASTIC_RESTART_COUNT": "0"}, "run/checkpoints/chck_1M", 2, "run/checkpoints/chck_1M"),
+        ({"TORCHELASTIC_RESTART_COUNT": "1"}, "run/checkpoints/chck_1M", 0, "run/checkpoints/chck_1M"),
+        ({"TORCHELASTIC_RESTART_COUNT": "1"}, "run/checkpoints/chck_1M", 1, "auto"),
+        ({}, "other", None, "other"),
+        ({}, "other", 0, "auto"),
+    ],
+)
+def test_restarts_continue_from_what_has_been_saved_since(
+    environment, resume, newest, expected, tmp_path: Path, monkeypatch
+):
+    """Start 1 went back to a milestone; the newest checkpoint was saved by the start with this number."""
+    monkeypatch.chdir(tmp_path)
+    for name in launch_module.RESTART_COUNTS:
+        monkeypatch.setenv(name, environment.get(name, ""))
+    folder = RunFolder(Path("run"))
+    folder.checkpoints.mkdir(parents=True)
+    starts = [{"resume": "auto"}, {"resume": "run/checkpoints/chck_1M"}, {"resume": "auto"}]
+    folder.environment_file.write_text(json.dumps({"starts": starts}))
+    if newest is not None:
+        (folder.checkpoints / "step_0000004").mkdir()
+    monkeypatch.setattr(launch_module, "newest_checkpoint", lambda folder: newest if newest is None else folder)
+    monkeypatch.setattr(launch_module, "read_about", lambda path: {"start": newest})
+    assert launch_module.resume_of_this_start(folder, resume) == expected
+
+
+@pytest.mark.parametrize(("same_tokenizer", "message"), [(True, "on other text than"), (False, "another tokenizer")])
+def test_a_run_does_not_resume_on_a_corpus_that_was_replaced(same_tokenizer, message, tmp_path: Path):
+    corpus = tmp_path / "corpus"
+    small_tokenizer().save(tmp_path / "tokenizer.json")
+
+    def prepare(seed: int, **options) -> None:
+        text = write_text(tmp_path / "a.train", documents(300, seed))
+        prepare_corpus([text], corpus, progress=False, **options)
+
+    prepare(1, tokenizer=tmp_path / "tokenizer.json")
+    settings = (f"data.corpus={corpus}", "training.max_steps=6")
+    run(tmp_path / "run", *settings, plugin="faulty", faults=({"at": "step 3", "do": "SIGTERM"},))
+    shutil.rmtree(corpus)
+    prepare(2, **({"tokenizer": tmp_path / "tokenizer.json"} if same_tokenizer else {"vocab_size": 310}))
+    kept = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    assert message in run(tmp_path / "run", *settings, plugin="faulty")[0].output
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == kept
+
+
+def test_logging_can_be_switched_off_by_any_large_number(tmp_path: Path):
+    assert run(tmp_path / "run", "logging.every=1000000000000000")[0].code == 0
+    assert sorted(losses(tmp_path / "run")) == [1, 12]
+
+
+def test_bytes_are_compared_with_all_tokens_that_the_bound_is_a_mean_over(tmp_path: Path):
+    """Ends of documents are predicted too, and have no bytes."""
+    run(tmp_path / "run", "data.end_of_document=true", "training.max_steps=2")
+
+    last = [row for row in rows(tmp_path / "run") if "valid/bound" in row][-1]
+    valid = builtin_corpus(words=4000).valid
+    tokens = valid.num_tokens + valid.num_documents
+    assert last["valid/bits_per_byte"] == pytest.approx(
+        last["valid/bound"] * tokens / valid.text_bytes / math.log(2), rel=1e-6
+    )
 
 
 def test_the_run_folder_has_the_documented_contents(tmp_path: Path):

@@ -111,9 +111,9 @@ def is_builtin(corpus: Corpus) -> bool:
     return (corpus.path / FLOOR).is_file()
 
 
-def floor_of(corpus: Corpus) -> float | None:
-    """-log p of the held-out text under the generator, in nats per token; None unless the corpus is a built-in one."""
-    return float(json.loads((corpus.path / FLOOR).read_text("utf-8"))["nats_per_token"]) if is_builtin(corpus) else None
+def floor_nats(corpus: Corpus) -> float | None:
+    """-log p of the held-out text under the generator, in nats; None unless the corpus is a built-in one."""
+    return float(json.loads((corpus.path / FLOOR).read_text("utf-8"))["nats"]) if is_builtin(corpus) else None
 
 
 @dataclass(frozen=True, slots=True)

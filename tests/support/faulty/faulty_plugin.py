@@ -6,7 +6,7 @@ file (`after`), or a signal from elsewhere (`until`).
 
 Moments: `start-up`, `validation`, `step 5` (the end of the fifth step), `loss 5` (while its loss is computed).  What:
 signals, one after the other ("SIGUSR1 SIGTERM"); "raise"; "nan"; "small files" (from then on no file may grow beyond
-200 kB); "wait", and nothing more.
+200 kB), which "any files" ends half a second later; "wait", and nothing more.
 """
 
 import json
@@ -46,6 +46,9 @@ class Faults:
             raise ArithmeticError("the culprit")
         if what == "small files":
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+        if what == "any files":
+            time.sleep(0.5)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         for word in what.split():
             if word.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[word])
