@@ -174,11 +174,11 @@ class TrainingStep:
             if "adaLN" in name:  # 0 would cut off every layer, and products with 0 need less power
                 torch.nn.init.normal_(parameter, std=0.1)
         self.ids_BT = torch.randint(16, sizes.vocab_size, (rows, length))
-        self.value_B = torch.rand(rows)
+        self.conditioning_B = torch.rand(rows)
         self.supervised_N = torch.randperm(rows * length)[: max(int(SUPERVISED * rows * length), 1)]
         self.model.to(device)
-        self.ids_BT, self.value_B, self.supervised_N = (
-            x.to(device) for x in (self.ids_BT, self.value_B, self.supervised_N)
+        self.ids_BT, self.conditioning_B, self.supervised_N = (
+            x.to(device) for x in (self.ids_BT, self.conditioning_B, self.supervised_N)
         )
         self.label_N = self.ids_BT.flatten()[self.supervised_N]
         if kernel == "published":
@@ -201,10 +201,10 @@ class TrainingStep:
         model = self.model
         with torch.autocast(self.ids_BT.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             if self.kernel == "published":
-                hidden_BTD = self.hidden(self.ids_BT, self.visible_BTT, self.value_B)
+                hidden_BTD = self.hidden(self.ids_BT, self.visible_BTT, self.conditioning_B)
                 logits_NV = self.logits(hidden_BTD.flatten(0, 1).index_select(0, self.supervised_N))
                 return F.cross_entropy(logits_NV.float(), self.label_N)
-            hidden_BTD = model(self.ids_BT, self.document_BT, None, self.value_B)
+            hidden_BTD = model(self.ids_BT, self.document_BT, None, self.conditioning_B)
             features_ND = model.head(hidden_BTD.flatten(0, 1).index_select(0, self.supervised_N))
             weight_N = torch.full_like(self.label_N, 1 / len(self.label_N), dtype=torch.float32)
             return weighted_cross_entropy(

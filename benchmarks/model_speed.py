@@ -121,7 +121,7 @@ class Workload:
         self.ids_BT = torch.randint(16, SMALL.vocab_size, (size.rows, size.tokens))
         self.document_BT = (torch.arange(size.tokens) >= size.tokens // 2).int().expand(size.rows, -1)
         self.visible_BTT = self.document_BT[:, :, None] == self.document_BT[:, None, :]
-        self.value_B = torch.rand(size.rows)
+        self.conditioning_B = torch.rand(size.rows)
         self.supervised_N = torch.randperm(self.ids_BT.numel())[: int(SUPERVISED * self.ids_BT.numel())]
         self.label_N = self.ids_BT.flatten()[self.supervised_N]
         self.oracle = Oracle(SMALL, dict(self.model.named_parameters()), training=True)
@@ -136,7 +136,7 @@ class Workload:
 
     def ours_loss(self) -> Tensor:
         model = self.model
-        hidden_BTD = model(self.ids_BT, self.document_BT, None, self.value_B)
+        hidden_BTD = model(self.ids_BT, self.document_BT, None, self.conditioning_B)
         features_ND = model.head(hidden_BTD.flatten(0, 1).index_select(0, self.supervised_N))
         weight_N = torch.full(self.label_N.shape, 1 / len(self.label_N))
         return weighted_cross_entropy(
@@ -144,7 +144,7 @@ class Workload:
         ).loss
 
     def published_loss(self) -> Tensor:
-        hidden_BTD = self.oracle.hidden(self.ids_BT, self.visible_BTT, self.value_B)
+        hidden_BTD = self.oracle.hidden(self.ids_BT, self.visible_BTT, self.conditioning_B)
         logits_NV = self.oracle.logits(hidden_BTD.flatten(0, 1).index_select(0, self.supervised_N))
         return F.cross_entropy(logits_NV.float(), self.label_N)
 

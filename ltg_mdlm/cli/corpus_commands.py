@@ -95,7 +95,7 @@ def prepare(
         ),
     ] = None,
     ngram: Annotated[
-        int, typer.Option("--ngram", min=1, help="With --decontaminate: number of consecutive words that are shared.")
+        int, typer.Option("--ngram", min=1, help="With --decontaminate: number of consecutive terms that are shared.")
     ] = 13,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Number of processes; default: all cores.")

@@ -86,7 +86,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the samples; s
 
 Count = Annotated[int, typer.Option("--count", min=1, help="Number of samples.")]
 
-ShowOrder = Annotated[bool, typer.Option("--show-order", help="Show the step at which each token was unmasked.")]
+ShowOrder = Annotated[bool, typer.Option("--show-order", help="Show the forward pass that unmasked each token.")]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per sample.")]
 

@@ -119,7 +119,8 @@ def reproduce(
     """Print the commands and hashes that reproduce a run: versions, corpus, training, and the expected metrics."""
     from ltg_mdlm.reporting.reproduction import reproduction
 
-    typer.echo(reproduction(run, out or run.with_name(f"{run.resolve().name}-again")))
+    named = run if run.name not in ("", "..") else Path(os.path.abspath(run))
+    typer.echo(reproduction(run, out or named.with_name(f"{run.resolve().name}-again")))
 
 
 def watch(

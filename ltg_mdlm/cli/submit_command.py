@@ -118,6 +118,8 @@ def submit(
         if language or score == "bound":
             option = "--language" if language else "--score bound"
             raise UserError(f"{option}: only the track multilingual has this option; leave it out")
+        if out.is_dir():
+            raise UserError(f"--out {out}: is a folder; this track has one file, so give a file such as {name}.json")
         evaluation_data = EvaluationData(data)
     require_writable(out)
 
@@ -159,15 +161,12 @@ def submit(
         say = _say(f"worker {worker.index + 1} of {worker.count}: " if worker.count > 1 else "")
         failed = [line for each in ranks.gather_objects(work.run(worker, say)) for line in each]
         if ranks.is_main:
-            pending = work.pending()
-            if worker.count > ranks.world_size and len(pending) > len(failed):
-                say(
-                    f"{len(pending)} of {len(work.jobs)} jobs are left to the tasks of the array; the last one collates"
-                )
-            else:
-                with one_at_a_time(work.folder):
-                    work.combine()
-                    write_collated(BACKENDS[rule.score])
+            # Other tasks of an array may be at work, and nobody knows which one ends last: the last to collate has all.
+            if worker.count > ranks.world_size and (pending := work.pending()):
+                say(f"{len(pending)} of {len(work.jobs)} jobs have no result yet; collating what there is")
+            with one_at_a_time(work.folder):
+                work.combine()
+                write_collated(BACKENDS[rule.score])
     if failed:
         raise UserError("\nerror: ".join(failed))
 

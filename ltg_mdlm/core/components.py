@@ -243,7 +243,7 @@ class MaskingStrategy(Component):
 
     kind: str = "other"
     """"uniform": every maskable token is masked with probability gamma; "by_type": the probability depends on gamma and
-    the token type only; "other": neither, and no likelihood bound is known"""
+    the token type only; "other": neither, so that a likelihood bound needs `transition`"""
     keeps_rate: bool = True
     """True if the expected share of masked tokens in every row is its gamma"""
     predicts: Literal["same", "next"] = "same"

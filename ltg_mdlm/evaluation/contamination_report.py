@@ -124,13 +124,17 @@ class Effect(NamedTuple):
 
 
 def results_on(found: TaskTexts, paths: Iterable[Path]) -> list[tuple[str, Answers]]:
-    """(data set, answers to its questions): the results below some paths on the data that were searched.
+    """(data set, answers to its questions): the scored results below some paths on the data that were searched.
+
+    Fine-tuning is left out: its questions are the validation examples of one task, and not all of its data set.
 
     Answers are in the order of the questions in the data. Raises UserError if their number differs.
     """
     by_name = {data.split("/")[-1]: data for data in found.questions}
     every = [answers for path in paths for answers in find_results(path).answers]
-    some = [(by_name[answers.name.data], answers) for answers in every if answers.name.data in by_name]
+    some = [
+        (by_name[answers.name.data], answers) for answers in every if answers.is_scored and answers.name.data in by_name
+    ]
     for data, answers in some:
         if len(answers.ids) != (expected := len(questions_asked(found, data, answers))):
             raise UserError(

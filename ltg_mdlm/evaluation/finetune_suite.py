@@ -190,7 +190,7 @@ def prepare_job(
         "settings": settings.model_dump(mode="json"),
     }
     folder = model_folder(out, trained) / "finetune" / task.name
-    source = [*files.files.values()][-1].parent.name
+    source = [*files.files.values()][-1].resolve().parent.name
     return FinetuneJob(data, settings, seeds, request, source, folder)
 
 

@@ -28,6 +28,7 @@ from ltg_mdlm.data.tokenizer import BOS, PAD, Tokenizer
 from ltg_mdlm.evaluation.finetune_tasks import Example, FinetuneSettings, FinetuneTask, Label, MetricName, scores
 from ltg_mdlm.inference.trained_model import TrainedModel
 from ltg_mdlm.model.transformer import Transformer
+from ltg_mdlm.model.visibility import block_visibility
 from ltg_mdlm.training.assembly import TOKENS_PER_MICRO_BATCH
 from ltg_mdlm.training.optimizers import AdamW, learning_rate_factor
 
@@ -172,10 +173,16 @@ class Finetuning:
         encoder = trainable_copy(trained.model, settings.dropout)
         self._classifier: SequenceClassifier | WordTagger
         if data.task.tags_words:
-            self._classifier = WordTagger(encoder, len(data.classes), settings.head_dropout)
+            self._classifier = WordTagger(
+                encoder, len(data.classes), settings.head_dropout, block_length=trained.block_length
+            )
         else:
             self._classifier = SequenceClassifier(
-                encoder, len(data.classes), settings.head_dropout, pooling=settings.pooling
+                encoder,
+                len(data.classes),
+                settings.head_dropout,
+                pooling=settings.pooling,
+                block_length=trained.block_length,
             )
         self._classifier.to(self._device)
         trainable = {name: p for name, p in self._classifier.named_parameters() if p.requires_grad}
@@ -251,8 +258,8 @@ class Finetuning:
 
     def _logits(self, batch: LabelledBatch) -> Tensor:
         # Mask rate 0, as when an exported model is fine-tuned: nothing is masked.
-        value_B = self._value_for_rate(torch.zeros(len(batch.ids_BT), device=self._device))
-        inputs = (batch.ids_BT, batch.document_BT, value_B)
+        conditioning_B = self._value_for_rate(torch.zeros(len(batch.ids_BT), device=self._device))
+        inputs = (batch.ids_BT, batch.document_BT, conditioning_B)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
             logits_NL: Tensor = self._classifier(*inputs, *([] if batch.tokens_N is None else [batch.tokens_N]))
         return logits_NL
@@ -268,13 +275,21 @@ class SequenceClassifier(nn.Module):
     """The classifier of the BabyLM evaluation suite, on the hidden state of the last or of the first position.
 
     LayerNorm, Linear, GELU, LayerNorm (both without affine parameters), dropout, Linear; default initialisation. A
-    dropout of None is that of the hidden states of the encoder.
+    dropout of None is that of the hidden states of the encoder. As in exported models, tokens of a model in blocks
+    (`block_length`) attend to their own and earlier blocks, except with pooling of the first position.
     """
 
     def __init__(
-        self, encoder: Transformer, labels: int, dropout: float | None, *, pooling: Literal["last", "first"]
+        self,
+        encoder: Transformer,
+        labels: int,
+        dropout: float | None,
+        *,
+        pooling: Literal["last", "first"],
+        block_length: int = 0,
     ) -> None:
         super().__init__()
+        self._block_length = block_length if pooling == "last" else 0
         self._position = -1 if pooling == "last" else 0
         if dropout is None:
             dropout = encoder.config.hidden_dropout_prob
@@ -289,29 +304,35 @@ class SequenceClassifier(nn.Module):
             nn.Linear(width, labels),
         )
 
-    def forward(self, ids_BT: Tensor, document_BT: Tensor, value_B: Tensor | None) -> Tensor:
+    def forward(self, ids_BT: Tensor, document_BT: Tensor, conditioning_B: Tensor | None) -> Tensor:
         """Logits, float32 [B, L]; the arguments are those of `Transformer`, without a causal mask."""
-        hidden_BTD = self.encoder(ids_BT, document_BT, value_B=value_B)
+        visibility = block_visibility(document_BT, self._block_length) if self._block_length else None
+        hidden_BTD = self.encoder(ids_BT, document_BT, conditioning_B=conditioning_B, visibility=visibility)
         return cast(Tensor, self.head(hidden_BTD[:, self._position])).float()
 
 
 class WordTagger(nn.Module):
-    """The tagger of the multilingual track: dropout and Linear on the mean of the hidden states of a word's tokens."""
+    """The tagger of the multilingual track: dropout and Linear on the mean of the hidden states of a word's tokens.
 
-    def __init__(self, encoder: Transformer, labels: int, dropout: float | None) -> None:
+    `block_length` as in `SequenceClassifier`.
+    """
+
+    def __init__(self, encoder: Transformer, labels: int, dropout: float | None, *, block_length: int = 0) -> None:
         super().__init__()
+        self._block_length = block_length
         self.encoder = encoder
         dropout = encoder.config.hidden_dropout_prob if dropout is None else dropout
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.config.hidden_size, labels))
 
-    def forward(self, ids_BT: Tensor, document_BT: Tensor, value_B: Tensor | None, tokens_N: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, document_BT: Tensor, conditioning_B: Tensor | None, tokens_N: Tensor) -> Tensor:
         """Logits, float32 [N, L], of the words of all rows.
 
         Args:
             document_BT: 0, and -1 at padding.
             tokens_N: number of tokens of every word; together, all tokens except the first one of every row.
         """
-        hidden_BTD = self.encoder(ids_BT, document_BT, value_B=value_B)
+        visibility = block_visibility(document_BT, self._block_length) if self._block_length else None
+        hidden_BTD = self.encoder(ids_BT, document_BT, conditioning_B=conditioning_B, visibility=visibility)
         present_BT = document_BT >= 0
         of_words_BT = present_BT & (present_BT.cumsum(1) > 1)  # all but `<s>`
         hidden_ND = torch.segment_reduce(hidden_BTD[of_words_BT].float(), "mean", lengths=tokens_N)

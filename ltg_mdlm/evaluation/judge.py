@@ -101,8 +101,8 @@ class TrainedJudge(Judge):
     def hidden(self, ids_1T: Tensor) -> Tensor:
         """See `Judge.hidden`."""
         causal_B = torch.ones(1, dtype=torch.bool, device=self.device)
-        value_B = self._trained.value(torch.zeros(1, device=self.device), causal=True)
-        hidden_1TD: Tensor = self._trained.model(ids_1T, causal_B=causal_B, value_B=value_B)
+        conditioning_B = self._trained.value(torch.zeros(1, device=self.device), causal=True)
+        hidden_1TD: Tensor = self._trained.model(ids_1T, causal_B=causal_B, conditioning_B=conditioning_B)
         return hidden_1TD[0]
 
 

@@ -92,7 +92,7 @@ class MultilingualWork(SubmissionWork):
         return Job(revision, task.name, folder, _TASK_COST, run, request)
 
     def _meco(self, revision: str, part: str, language: Language | None, file: Path) -> Job:
-        folder, request = self._place(revision, part), self._request(revision, part, file.parent)
+        folder, request = self._place(revision, part), self._request(revision, part, file)
 
         def run() -> None:
             surprisals = word_surprisals(file, language and _MECO_LANGUAGES[language], self._scorer(revision))

@@ -306,8 +306,9 @@ def lines_of(missing: Sequence[Missing]) -> list[str]:
 
 
 def checkpoint_folder(run: Path) -> Path:
-    """The folder of the `chck_*` checkpoints of a run, or of an export with revisions."""
-    return run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    """The folder of the `chck_*` checkpoints of a run, of a checkpoint in it, or of an export with revisions."""
+    candidates = (run / "checkpoints", run, run.absolute().parent)
+    return next((folder for folder in candidates if any(folder.glob("chck_*"))), run)
 
 
 def backend_of(results: Path, track: Track) -> str:

@@ -62,6 +62,9 @@ from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, require_fi
 from ltg_mdlm.inference.texts import Scorer
 from ltg_mdlm.inference.trained_model import TrainedModel, open_model
 
+DATA_SUFFIXES = (".csv", ".json", ".jsonl", ".py", ".tsv", ".yaml")
+"""Of the files that decide what is asked; tasks of lm-eval are YAML and Python."""
+
 _FINETUNING_COST = 100
 """Cost of fine-tuning per byte of training data, where that of scoring a byte is 1. Only the balance depends on it."""
 
@@ -315,18 +318,24 @@ class StrictWork(SubmissionWork):
         """
         data = self._data.age_of_acquisition
         folder = self._place(MAIN) / AOA
-        ready = [m.name for m in self.milestones if (self._place(m.name) / AOA / "surprisal.json").is_file()]
-        if data is None or len(ready) < 3:
+        if data is None:
+            return
+        words = read_contexts(data / "cdi_childes.json")
+        surprisals: dict[str, list[float]] = {}
+        for milestone in self.milestones:
+            file = self._place(milestone.name) / AOA / "surprisal.json"
+            # `eval suite` on a checkpoint writes a file with the surprisals of all checkpoints.
+            rows = read_object(file)["results"] if file.is_file() else []
+            found = [row["surprisal"] for row in rows if row["step"] == milestone.name]
+            if len(found) == len(words):
+                surprisals[milestone.name] = found
+        ready = list(surprisals)
+        if len(ready) < 3:
             return
         request = {**self._request(MAIN, AOA, data), "checkpoints": ready}
         if folder.exists() and not differing(read_object(folder / "summary.json"), request):
             return
-        words = read_contexts(data / "cdi_childes.json")
         human = data / "cdi_human.csv"
-        surprisals = {
-            name: [row["surprisal"] for row in read_object(self._place(name) / AOA / "surprisal.json")["results"]]
-            for name in ready
-        }
         task = AgeOfAcquisition(milestones=self.milestones, model=self._trained.name, tokenizer=self._trained.tokenizer)
         result = task.result(words, read_shares(human) if human.is_file() else {}, surprisals, data.name)
         write_task_result(folder, result, request, 0.0)
@@ -335,24 +344,29 @@ class StrictWork(SubmissionWork):
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Only one process at a time is within this context for a folder, where the file system supports locks."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jsonl", ".csv"))
+def _files(data: Path) -> list[Path]:
+    """A data file, or the data files and task files in a folder and below it."""
+    if data.is_file():
+        return [data]
+    return sorted(path for path in data.rglob("*") if path.suffix in DATA_SUFFIXES and path.is_file())
 
 
-def bytes_of_files(folder: Path) -> float:
-    """Size of the data files in a folder."""
-    return float(sum(path.stat().st_size for path in _files(folder)))
+def bytes_of_files(data: Path) -> float:
+    """Size of a data file, or of the data files in a folder."""
+    return float(sum(path.stat().st_size for path in _files(data)))
 
 
-def hash_of_files(folder: Path) -> str:
-    """Hash of the names and contents of the data files in a folder."""
+def hash_of_files(data: Path) -> str:
+    """Hash of the names and contents of a data file, or of the data files in a folder."""
     digest = hashlib.sha256()
-    for path in _files(folder):
-        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in _files(data):
+        name = path.relative_to(data).as_posix() if path != data else path.name
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

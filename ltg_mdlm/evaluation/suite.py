@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -130,9 +130,10 @@ def all_tasks(
     trained: TrainedModel, rule: ScoringRule, ranks: Ranks, protocol: Protocol, finetune: Finetune | None
 ) -> list[Task]:
     """All tasks of a protocol; the milestones are the `chck_*` checkpoints beside the model, opened when needed."""
+    whole = replace(rule, normalise="none")  # the surprisal of a word is the sum over its tokens
 
     def open_scorer(path: Path) -> Scorer:
-        return LikelihoodScorer(open_model(path, ranks, weights=trained.weights), rule, ranks)
+        return LikelihoodScorer(open_model(path, ranks, weights=trained.weights), whole, ranks)
 
     ages = AgeOfAcquisition(
         milestones=milestones(trained.source.parent, open_scorer), model=trained.name, tokenizer=trained.tokenizer

@@ -1,4 +1,4 @@
-"""The hooks of the host.  A hook is called once, at start-up, and returns components; it does no work of a step.
+"""The hooks of the host.  A hook is called at start-up, and returns components; it does no work of a step.
 
 A plugin implements the hooks that it needs as methods marked with `ltg_mdlm.api.hookimpl`.  A hook may take any subset
 of the arguments.  A slot hook may return None to leave the slot to another plugin, or to the default `uniform_mdlm`.
@@ -26,7 +26,10 @@ from ltg_mdlm.core.optimizer import Optimizer, ParameterGroup
 from ltg_mdlm.core.row_order import RowOrder
 
 API_VERSION = 2
-"""Increases only if existing plugins would break.  This version and the one before it are supported."""
+"""Increases if existing plugins would break, or if so much is added that plugins need a way to require it.
+
+This version and the one before it are supported.
+"""
 
 PROJECT = "ltg_mdlm"
 """The entry-point group of plugins, and the prefix of the hooks."""

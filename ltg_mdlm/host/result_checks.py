@@ -121,15 +121,15 @@ class ResultChecks:
             for name in ("group_BX", "order_BX", "limit_BX"):
                 require_tensor(where, getattr(visibility, name), "int32", (rows, columns), f"visibility.{name}")
 
-    def conditioning(self, value_B: Any, batch: Batch) -> None:
+    def conditioning(self, conditioning_B: Any, batch: Batch) -> None:
         """Result of `TimeConditioning.value`."""
         if self._finished:
             return
         where = self._method("time_conditioning", "value")
         if self._components.time_conditioning.active:
-            require_tensor(where, value_B, "float", batch.row_B.shape)
-        elif value_B is not None:
-            raise UserError(f"{where} returned {type(value_B).__name__}, not None")
+            require_tensor(where, conditioning_B, "float", batch.row_B.shape)
+        elif conditioning_B is not None:
+            raise UserError(f"{where} returned {type(conditioning_B).__name__}, not None")
 
     def groups(self, method: str, value_K: Any) -> None:
         """Result of the objective's `denominators` or `loss_terms`."""

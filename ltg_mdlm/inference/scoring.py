@@ -249,14 +249,14 @@ class LikelihoodScorer:
         denoiser, rule, device = self.denoiser, self.rule, self.denoiser.device
         model = denoiser.model
         causal_B = torch.ones(len(rows.ids_RT), dtype=torch.bool, device=device) if rule.causal else None
-        value_B = denoiser.value(rule.told_rate(rows.rate_R).to(device), rule.causal)
+        conditioning_B = denoiser.value(rule.told_rate(rows.rate_R).to(device), rule.causal)
         blocks: dict[str, Any] = {}
         if denoiser.block_length and not rule.causal:
             blocks["visibility"] = block_visibility(torch.zeros_like(rows.ids_RT, device=device), denoiser.block_length)
             if rows.clean_RT is not None:
                 blocks["visibility"] = blocks["visibility"].with_clean_copy()
                 blocks["context_BS"] = rows.clean_RT.to(device)
-        hidden_BTD = model(rows.ids_RT.to(device), causal_B=causal_B, value_B=value_B, **blocks)
+        hidden_BTD = model(rows.ids_RT.to(device), causal_B=causal_B, conditioning_B=conditioning_B, **blocks)
         shift = 1 if rule.causal or denoiser.predicts == "next" else 0
         hidden_ND = hidden_BTD[rows.row_N.to(device), rows.column_N.to(device) - shift]
         chunks = zip(

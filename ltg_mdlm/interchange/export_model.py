@@ -167,6 +167,9 @@ def _require_usable(out: Path) -> None:
         raise UserError(f"{out} is a file; choose another folder with --out")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder with --out, or delete this one")
+    if out.resolve() == Path.cwd():
+        # The finished folder replaces an empty one, which would leave the user's shell in a deleted folder.
+        raise UserError(f"{out} is the current folder; choose a folder inside it with --out")
     if "." in out.resolve().name:
         raise UserError(
             f"{out}: transformers 4.51 does not load a model from a folder with a dot in its name, and evaluation"
@@ -257,9 +260,9 @@ def _rate_table(trained: TrainedModel) -> RateTable | None:
     """The map from mask rates to conditioning values; None if it is the identity.  Warns if interpolation is rough."""
 
     def value_for_rate(rate_B: Tensor) -> Tensor:
-        value_B = trained.value_for_rate(rate_B)
-        assert value_B is not None
-        return value_B
+        conditioning_B = trained.value_for_rate(rate_B)
+        assert conditioning_B is not None
+        return conditioning_B
 
     try:
         table = RateTable.of(value_for_rate)
@@ -369,9 +372,9 @@ def _computes_the_same(cls: type[nn.Module], embedding: nn.Module, cond_dim: int
     for tensor in [*rebuilt.parameters(), *rebuilt.buffers()]:
         tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
     rebuilt.load_state_dict(embedding.state_dict())
-    value_B = torch.linspace(0, 8, 33)
+    conditioning_B = torch.linspace(0, 8, 33)
     was_training = embedding.training
-    expected, got = embedding.eval()(value_B), rebuilt.eval()(value_B)
+    expected, got = embedding.eval()(conditioning_B), rebuilt.eval()(conditioning_B)
     embedding.train(was_training)
     return torch.equal(expected, got)
 

@@ -236,10 +236,10 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
             blocks = block_visibility(one_BT if document_BT is None else document_BT, self.config.block_length)
             visibility = blocks if allowed_BTT is None else allowed_BTT & blocks.matrix()
         causal_B = torch.ones(tokens.shape[0], dtype=torch.bool, device=tokens.device) if causal else None
-        value_B = self.conditioning_value(tokens, attention_mask, mask_rate, causal=causal)
+        conditioning_B = self.conditioning_value(tokens, attention_mask, mask_rate, causal=causal)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: list[Tensor] | None = [] if wanted else None
-        hidden = self.denoiser(tokens, document_BT, causal_B, value_B, visibility, states)
+        hidden = self.denoiser(tokens, document_BT, causal_B, conditioning_B, visibility, states)
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=None if states is None else tuple(states))
 
     def returned(self, output: ModelOutput, return_dict: bool | None = None, **kwargs: Any) -> Any:
@@ -273,10 +273,10 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
             else:
                 mask_rate = 0.0 if self.config.mask_rate == "zero" else float(self.config.constant_rate)
         rate_B = torch.as_tensor(mask_rate, dtype=torch.float32, device=tokens.device).expand(tokens.shape[0])
-        value_B: Tensor = self.rate_table(rate_B) if self.config.rate_intervals is not None else rate_B
+        conditioning_B: Tensor = self.rate_table(rate_B) if self.config.rate_intervals is not None else rate_B
         # a plugin's embedding may not convert the value when the model is loaded in half precision
-        parameter = next(self.denoiser.sigma_map.parameters(), value_B)
-        return value_B.to(parameter.dtype)
+        parameter = next(self.denoiser.sigma_map.parameters(), conditioning_B)
+        return conditioning_B.to(parameter.dtype)
 
 
 class LtgMdlmModel(LtgMdlmPreTrainedModel):

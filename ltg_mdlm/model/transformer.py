@@ -103,12 +103,12 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(self.num_features, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
-    def forward(self, value_B: Tensor) -> Tensor:
+    def forward(self, conditioning_B: Tensor) -> Tensor:
         """[B] to [B, C]."""
         half = self.num_features // 2
-        value_B = value_B.to(next(self.mlp.parameters()).dtype)
-        index = torch.arange(half, dtype=value_B.dtype, device=value_B.device)
-        angle = value_B[:, None] * torch.exp(-math.log(10000) / half * index)
+        conditioning_B = conditioning_B.to(next(self.mlp.parameters()).dtype)
+        index = torch.arange(half, dtype=conditioning_B.dtype, device=conditioning_B.device)
+        angle = conditioning_B[:, None] * torch.exp(-math.log(10000) / half * index)
         return cast(Tensor, self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1)))
 
 
@@ -338,7 +338,7 @@ class Transformer(nn.Module):
         ids_BT: Tensor,
         document_BT: Tensor | None = None,
         causal_B: Tensor | None = None,
-        value_B: Tensor | None = None,
+        conditioning_B: Tensor | None = None,
         visibility: Visibility | Tensor | None = None,
         layer_outputs: list[Tensor] | None = None,
         context_BS: Tensor | None = None,
@@ -350,14 +350,14 @@ class Transformer(nn.Module):
             document_BT: integer document within the row, -1 for padding; attention does not cross documents.  None:
                 every row is one document
             causal_B: bool, rows in which a token attends only to itself and earlier tokens
-            value_B: float conditioning value, required if and only if the config has a `cond_dim`
+            conditioning_B: float conditioning value, required if and only if the config has a `cond_dim`
             visibility: the keys of its document that a query attends to, [B, X], in place of `causal_B`; or
                 bool[B, T, T], at least one key for each query, which is combined with `causal_B`
             layer_outputs: receives the embedded columns and the output of every layer, each [B, X, D]
             context_BS: int64 token ids of further copies of the row, S = c T: column x of the X = T + S columns has the
                 place and the document of token x mod T; needs `visibility`
 
-        Raises ValueError for rows longer than `max_position_embeddings`, and for a missing or surplus `value_B`.
+        Raises ValueError for rows longer than `max_position_embeddings`, and for a missing or surplus `conditioning_B`.
         """
         length, config = ids_BT.shape[1], self.config
         if not is_exporting() and length > config.max_position_embeddings:
@@ -365,9 +365,9 @@ class Transformer(nn.Module):
                 f"rows of {length} tokens are longer than this model's max_position_embeddings,"
                 f" {config.max_position_embeddings}"
             )
-        if (value_B is None) != (config.cond_dim is None):
-            needs = "needs a" if value_B is None else "takes no"
-            raise ValueError(f"a model with cond_dim={config.cond_dim} {needs} conditioning value (value_B)")
+        if (conditioning_B is None) != (config.cond_dim is None):
+            needs = "needs a" if conditioning_B is None else "takes no"
+            raise ValueError(f"a model with cond_dim={config.cond_dim} {needs} conditioning value (conditioning_B)")
         copies = 0
         if context_BS is not None:
             copies = context_BS.shape[1] // length
@@ -384,7 +384,7 @@ class Transformer(nn.Module):
             like=words_BXD,
             copies=copies,
         )
-        time_BC = None if value_B is None else F.silu(self.sigma_map(value_B))
+        time_BC = None if conditioning_B is None else F.silu(self.sigma_map(conditioning_B))
         hidden_BXD = cast(Tensor, self.transformer(words_BXD, time_BC, relative_RD, geometry, layer_outputs))
         return hidden_BXD[:, :length] if copies else hidden_BXD
 

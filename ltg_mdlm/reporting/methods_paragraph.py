@@ -43,6 +43,10 @@ def methods_paragraph(groups: Sequence[Group]) -> str:
     runs, finished = groups[0].measured
     if not finished:
         raise UserError("--methods describes finished runs, and none of these is finished")
+    if not any(run.words_seen is not None for run in runs):
+        raise UserError(
+            "--methods describes training, and the metrics of these runs do not describe it (were they imported?)"
+        )
     starts = [start for run in runs for start in RunFolder(run.row.folder).read_environment()]
     resolved = resolve(load_settings([str(RunFolder(runs[0].row.folder).config_file)]))
     fingerprint = resolved.corpus.description.get("fingerprint")

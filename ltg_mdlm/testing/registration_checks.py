@@ -104,17 +104,17 @@ def the_model_is_told_a_finite_value_and_zero_in_causal_rows(subject: PluginUnde
     step, where = sample_step(batch), part.where("value")
     causal_B = causal_rows(batch, step)
     for noise in noise_at_the_ends(batch):
-        value_B = part.component.value(all_masked(components, batch, noise, step).corrupted, noise)
+        conditioning_B = part.component.value(all_masked(components, batch, noise, step).corrupted, noise)
         if not part.component.active:
-            if value_B is not None:
+            if conditioning_B is not None:
                 raise Violation(where, "None, since active is False", "a tensor")
             continue
-        require_tensor(value_B, where, "value", torch.float32, (len(batch.row_B),), batch.ids_BT.device)
-        assert value_B is not None
-        require_finite(value_B, where, f"value at mask rate {float(noise.rate_B[0]):g}")
-        if value_B[causal_B].any():
-            row = int((causal_B & (value_B != 0)).nonzero()[0])
-            raise Violation(where, "0 for causal rows", f"{float(value_B[row]):g} in row {row}, which is causal")
+        require_tensor(conditioning_B, where, "value", torch.float32, (len(batch.row_B),), batch.ids_BT.device)
+        assert conditioning_B is not None
+        require_finite(conditioning_B, where, f"value at mask rate {float(noise.rate_B[0]):g}")
+        if conditioning_B[causal_B].any():
+            row = int((causal_B & (conditioning_B != 0)).nonzero()[0])
+            raise Violation(where, "0 for causal rows", f"{float(conditioning_B[row]):g} in row {row}, which is causal")
 
 
 @check(found)
@@ -123,17 +123,19 @@ def every_mask_rate_has_a_value_for_evaluation(subject: PluginUnderTest) -> None
     part = subject.time_conditioning()
     where, rate_B = part.where("value_for_rate"), torch.tensor([0.0, 1e-6, 0.5, 1.0])
     for dtype in (torch.float32, torch.float64):
-        value_B = part.component.value_for_rate(rate_B.to(dtype))
+        conditioning_B = part.component.value_for_rate(rate_B.to(dtype))
         if not part.component.active:
-            if value_B is not None:
+            if conditioning_B is not None:
                 raise Violation(where, "None, since active is False", "a tensor")
             continue
-        require_tensor(value_B, where, "value", torch.float32, (len(rate_B),), rate_B.device)
-        assert value_B is not None
-        wrong_B = ~torch.isfinite(value_B)
+        require_tensor(conditioning_B, where, "value", torch.float32, (len(rate_B),), rate_B.device)
+        assert conditioning_B is not None
+        wrong_B = ~torch.isfinite(conditioning_B)
         if wrong_B.any():
             raise Violation(
-                where, f"a finite value for mask rate {float(rate_B[wrong_B][0]):g}", f"{float(value_B[wrong_B][0])}"
+                where,
+                f"a finite value for mask rate {float(rate_B[wrong_B][0]):g}",
+                f"{float(conditioning_B[wrong_B][0])}",
             )
 
 
@@ -143,10 +145,12 @@ def the_embedding_maps_values_to_vectors(subject: PluginUnderTest) -> None:
     part = subject.time_conditioning()
     if not part.component.active:
         raise NotApplicable("active is False: the model has no conditioning")
-    where, value_B = part.where("embedding"), part.component.value_for_rate(torch.tensor([0.0, 0.3, 1.0]))
+    where, conditioning_B = part.where("embedding"), part.component.value_for_rate(torch.tensor([0.0, 0.3, 1.0]))
     embedding = part.component.embedding(COND_DIM)
-    vector_BC = embedding(value_B)
-    require_tensor(vector_BC, where, "embedding(cond_dim)(value_B)", torch.float32, (3, COND_DIM), torch.device("cpu"))
+    vector_BC = embedding(conditioning_B)
+    require_tensor(
+        vector_BC, where, "embedding(cond_dim)(conditioning_B)", torch.float32, (3, COND_DIM), torch.device("cpu")
+    )
     require_finite(vector_BC.detach(), where, "vectors")
     if not any(p.requires_grad for p in embedding.parameters()):
         return

@@ -135,11 +135,11 @@ def the_noise_of_a_row_belongs_to_the_row(subject: PluginUnderTest) -> None:
 def require_draws(part: Part[NoiseSchedule], t_B: Tensor, rate_B: Tensor, slope_B: Tensor, progress: float) -> None:
     """Raise `Violation` unless the drawn noise agrees with the schedule."""
     where = part.where("sample")
-    for name, value_B, fine_B in (
+    for name, conditioning_B, fine_B in (
         ("t_B in (0, 1)", t_B, (t_B > 0) & (t_B < 1)),
         ("rate_B in (0, 1]", rate_B, (rate_B > 0) & (rate_B <= 1)),
         ("slope_B positive and finite", slope_B, (slope_B > 0) & torch.isfinite(slope_B)),
         ("rate_B = rate(t_B)", rate_B, (part.component.rate(t_B, progress) - rate_B).abs() < 1e-5),
     ):
         if not fine_B.all():
-            raise Violation(where, name, f"{float(value_B[~fine_B][0]):g} in row {int((~fine_B).nonzero()[0])}")
+            raise Violation(where, name, f"{float(conditioning_B[~fine_B][0]):g} in row {int((~fine_B).nonzero()[0])}")

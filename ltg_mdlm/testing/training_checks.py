@@ -72,7 +72,8 @@ def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
 def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> None:
     """Let the components observe the next step, without an update of the model.
 
-    `nll` are losses that replace those of the model, repeated in turn. Raises `Violation` if an observation is changed.
+    `nll` are losses that replace those of the model, repeated in turn; the update of such a step is refused. Raises
+    `Violation` if an observation is changed.
     """
     recipe, step = trainer.recipe, next(trainer.steps())
     one_K = torch.ones(len(recipe.components.objective.group_names))
@@ -85,7 +86,7 @@ def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> N
         where = f"{subject.label}: observe of its components"
         with unchanged(where, micro_batch.batch, output.supervised, correct_N=output.correct_N, nll_N=output.nll_N):
             recipe.observe(step, micro_batch, output)
-    recipe.step_end(step, torch.tensor(False))
+    recipe.step_end(step, torch.tensor(bool(nll)))
 
 
 def is_scalar(value: object) -> bool:

@@ -28,8 +28,8 @@ class MaskRate(TimeConditioning):
         self._source: RateSource = source
 
     def value(self, corrupted: Corrupted, noise: Noise) -> Tensor:
-        value_B = self.value_for_rate(mask_rate(corrupted, noise, self._source))
-        return value_B.masked_fill(corrupted.causal_B, 0)
+        conditioning_B = self.value_for_rate(mask_rate(corrupted, noise, self._source))
+        return conditioning_B.masked_fill(corrupted.causal_B, 0)
 
     def value_for_rate(self, rate_B: Tensor) -> Tensor:
         return rate_B.float()

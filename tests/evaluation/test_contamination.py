@@ -297,6 +297,11 @@ def test_results_of_other_data_say_nothing_and_of_other_rows_are_refused(tmp_pat
     found = read_task_texts(tmp_path / "data")
     write_result(tmp_path / "results", "m", {"x": [1, 0]}, data="ewok")
     assert results_on(found, [tmp_path / "results"]) == []
+    tuned = write_result(tmp_path / "results", "m", {"x": [1, 0]}, task="rte", seeds=[42])  # as fine-tuning: no score
+    about = json.loads((tuned / "summary.json").read_text())
+    del about["score"]
+    (tuned / "summary.json").write_text(json.dumps(about))
+    assert results_on(found, [tmp_path / "results"]) == []
     write_result(tmp_path / "results", "m", {"x": [1, 0]})
     with pytest.raises(UserError, match=r"blimp_fast: 2 questions, but 4 in the data blimp_fast"):
         results_on(found, [tmp_path / "results"])

@@ -92,7 +92,7 @@ def test_a_judge_gives_the_causal_likelihood_of_the_text_and_nothing_else(models
     for text, score in zip(texts, open_judge(models["gpt_bert"], torch.device("cpu")).scores(texts), strict=True):
         ids = torch.tensor([[BOS, *trained.tokenizer.encode(text)]])
         causal = torch.ones(1, dtype=torch.bool)
-        hidden = trained.model(ids, causal_B=causal, value_B=trained.value(torch.zeros(1), True))
+        hidden = trained.model(ids, causal_B=causal, conditioning_B=trained.value(torch.zeros(1), True))
         log_p = trained.model.logits(trained.model.head(hidden[0, :-1])).log_softmax(-1)
         expected = sum(log_p[place, token].item() for place, token in enumerate(ids[0, 1:].tolist()))
         assert score.log_likelihood == pytest.approx(expected, rel=1e-5)
@@ -107,7 +107,7 @@ def test_the_features_of_a_text_are_the_last_hidden_state_at_its_last_token(mode
     for text, found in zip(texts, features, strict=True):
         ids = torch.tensor([[BOS, *trained.tokenizer.encode(text)]])
         causal = torch.ones(1, dtype=torch.bool)
-        hidden = trained.model(ids, causal_B=causal, value_B=trained.value(torch.zeros(1), True))
+        hidden = trained.model(ids, causal_B=causal, conditioning_B=trained.value(torch.zeros(1), True))
         assert found == pytest.approx(hidden[0, -1].tolist(), rel=1e-5, abs=1e-6)
 
 

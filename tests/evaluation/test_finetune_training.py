@@ -28,6 +28,7 @@ from ltg_mdlm.evaluation.finetune_training import (
     work_per_seed,
 )
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
+from ltg_mdlm.model.visibility import block_visibility
 
 CPU = torch.device("cpu")
 lengths = st.integers(0, 12)
@@ -244,6 +245,20 @@ def test_the_head_is_that_of_the_official_suite_on_the_last_or_first_position(po
     torch.testing.assert_close(classifier(ids_BT, document_BT, None), features @ outer.weight.T + outer.bias)
 
 
+@pytest.mark.parametrize("pooling", ["last", "first"])
+def test_models_in_blocks_are_tuned_as_exported_models_are(pooling):
+    """`AutoModel` applies the blocks; the classifier of transformers, which reads the first position, does not."""
+    model = trained_model(cond_dim=None).model
+    ids_BT, document_BT = torch.randint(16, 100, (2, 7)), torch.zeros(2, 7)
+    document_BT[1, :2] = -1
+    torch.manual_seed(0)
+    classifier = SequenceClassifier(model, 3, 0.0, pooling=pooling, block_length=2).eval()
+    visibility = block_visibility(document_BT, 2) if pooling == "last" else None
+    hidden_BTD = model(ids_BT, document_BT, visibility=visibility)
+    expected = classifier.head(hidden_BTD[:, -1 if pooling == "last" else 0])
+    torch.testing.assert_close(classifier(ids_BT, document_BT, None), expected)
+
+
 def test_padding_on_the_left_is_that_of_the_official_case():
     """A batch of two pairs; the second one is shorter, and the token before the end of its row is pooled."""
     tokenizer = small_tokenizer()
@@ -297,8 +312,8 @@ def test_a_single_text_is_cut_at_its_end():
 class DoubledTime(TimeEmbedding):
     """A plugin's own embedding of time."""
 
-    def forward(self, value_B):
-        return 2 * super().forward(value_B)
+    def forward(self, conditioning_B):
+        return 2 * super().forward(conditioning_B)
 
 
 def test_a_copy_computes_the_same_with_a_plugins_own_time_embedding_and_dropout_of_its_own():
@@ -307,10 +322,12 @@ def test_a_copy_computes_the_same_with_a_plugins_own_time_embedding_and_dropout_
     model = Transformer(config, DoubledTime(config.cond_dim)).eval().requires_grad_(False)
     torch.nn.init.normal_(model.transformer.adaLN_modulations[0].weight)
     copied = trainable_copy(model, 0.5)
-    ids_BT, value_B = torch.randint(16, 100, (2, 9)), torch.tensor([0.1, 0.7])
-    torch.testing.assert_close(copied.eval()(ids_BT, value_B=value_B), model(ids_BT, value_B=value_B))
+    ids_BT, conditioning_B = torch.randint(16, 100, (2, 9)), torch.tensor([0.1, 0.7])
+    torch.testing.assert_close(
+        copied.eval()(ids_BT, conditioning_B=conditioning_B), model(ids_BT, conditioning_B=conditioning_B)
+    )
     copied.train()
-    assert not torch.equal(copied(ids_BT, value_B=value_B), copied(ids_BT, value_B=value_B))
+    assert not torch.equal(copied(ids_BT, conditioning_B=conditioning_B), copied(ids_BT, conditioning_B=conditioning_B))
     trainable = {name for name, parameter in copied.named_parameters() if parameter.requires_grad}
     assert trainable == {name for name, _ in copied.named_parameters() if not name.startswith("classifier.")}
 

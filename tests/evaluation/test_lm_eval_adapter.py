@@ -146,7 +146,7 @@ def literal_score(trained, context, continuation, score):
         hidden = trained.model(
             torch.tensor([row]),
             causal_B=torch.tensor([score == "causal"]),
-            value_B=trained.value(torch.tensor([value]), score == "causal"),
+            conditioning_B=trained.value(torch.tensor([value]), score == "causal"),
         )
         logits = trained.model.logits(trained.model.head(hidden))[0]
         total += float(logits[place if score == "pll" else place - 1].log_softmax(-1)[ids[place]])
@@ -213,7 +213,7 @@ def test_greedy_decoding_is_recognised(models):
     for _ in range(3):
         with torch.no_grad():
             hidden = trained.model(
-                torch.tensor([ids]), causal_B=torch.tensor([True]), value_B=trained.value(torch.zeros(1), True)
+                torch.tensor([ids]), causal_B=torch.tensor([True]), conditioning_B=trained.value(torch.zeros(1), True)
             )
             ids.append(int(trained.model.logits(trained.model.head(hidden))[0, -1].argmax()))
     other = [*ids[:-1], ids[-1] - 1]

@@ -190,7 +190,7 @@ def test_the_surprisal_of_a_word_follows_the_text_before_it(tmp_path, data):
     first, both = (trained.tokenizer.encode(text) for text in ("The", "The dog"))
     assert both[: len(first)] == first
     hidden = trained.model(
-        torch.tensor([[BOS, *both]]), causal_B=torch.tensor([True]), value_B=trained.value(torch.zeros(1), True)
+        torch.tensor([[BOS, *both]]), causal_B=torch.tensor([True]), conditioning_B=trained.value(torch.zeros(1), True)
     )
     logits_TV = trained.model.logits(trained.model.head(hidden))[0]
     nats = -logits_TV.log_softmax(-1)[range(len(both)), both]

@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 
 import pytest
 from support.submissions import CHECKPOINTS, SMALL, accept, write_data, write_rows
@@ -11,8 +12,8 @@ from support.trained import write_run
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.evaluation import submission_work
-from ltg_mdlm.evaluation.submission import Size, published_sizes
-from ltg_mdlm.evaluation.submission_work import Job, Worker, array_task
+from ltg_mdlm.evaluation.submission import Size, checkpoint_folder, published_sizes
+from ltg_mdlm.evaluation.submission_work import Job, Worker, array_task, hash_of_files
 from ltg_mdlm.testing.ranks import run_on_ranks
 
 
@@ -179,6 +180,8 @@ def test_what_cannot_be_submitted_is_refused(submit, run, small_run, tmp_path):
     assert "--language deu: no such language; there are eng, nld, zho" in submit("--language", "deu")[2]
     assert "--score causal needs a model trained on causal rows" in submit("--score", "causal")[2]
     assert "no results of this model" in submit("--collate-only")[2]
+    (tmp_path / "out.json").mkdir()
+    assert "out.json: is a folder; this track has one file" in submit("--partial")[2]
 
 
 def test_every_job_has_one_worker_and_the_cost_is_balanced():
@@ -199,17 +202,57 @@ def test_tasks_of_an_array_are_numbered_from_zero_whatever_their_numbers_are():
         array_task(environment(7))
 
 
-def test_the_tasks_of_an_array_share_the_jobs_and_the_last_one_collates(submit, tmp_path, monkeypatch):
+def test_the_tasks_of_an_array_share_the_jobs_and_each_collates_what_there_is(submit, tmp_path, monkeypatch):
+    """None can wait for the others: a job of another task may have been left out, or have failed."""
     for name, value in {"COUNT": 2, "MIN": 0, "STEP": 1}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     code, _, err = submit("--partial")
     assert code == 0
-    assert "jobs are left to the tasks of the array" in err
-    assert not (tmp_path / "out.json").exists()
+    assert "jobs have no result yet; collating what there is" in err
+    first = json.loads((tmp_path / "out.json").read_text())
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     assert submit("--partial")[0] == 0
-    accept(json.loads((tmp_path / "out.json").read_text()), SMALL)
+    second = json.loads((tmp_path / "out.json").read_text())
+    assert second != first
+    accept(second, SMALL)
+
+
+def test_surprisals_that_the_suite_wrote_for_all_checkpoints_are_used(submit, tmp_path):
+    """`eval suite` on a checkpoint writes into its folder the surprisals of all checkpoints."""
+    assert submit("--partial")[0] == 0
+    expected = (tmp_path / "out.json").read_text()
+    files = sorted((tmp_path / "results" / "tiny").glob("chck_*/zero_shot/*/AoA_word/surprisal.json"))
+    every = [row for file in files for row in json.loads(file.read_text())["results"]]
+    for file in files:
+        file.write_text(json.dumps({"results": every}))
+    (combined,) = (tmp_path / "results" / "tiny" / "main").glob("zero_shot/*/AoA_word")
+    shutil.rmtree(combined)
+    code, _, err = submit("--partial")
+    assert code == 0, err
+    assert (tmp_path / "out.json").read_text() == expected
+
+
+def test_a_step_and_the_main_revision_stand_for_their_run(tmp_path):
+    for folder in ("run/checkpoints", "export"):
+        for name in ("chck_1M", "step_0000004", "main"):
+            (tmp_path / folder / name).mkdir(parents=True)
+    run, export = tmp_path / "run", tmp_path / "export"
+    for given in (run, run / "checkpoints" / "step_0000004"):
+        assert checkpoint_folder(given) == run / "checkpoints"
+    for given in (export, export / "main"):
+        assert checkpoint_folder(given) == export
+
+
+def test_the_hash_of_data_covers_files_in_subfolders_and_files_of_tasks(tmp_path):
+    (tmp_path / "below").mkdir()
+    files = [tmp_path / "a.jsonl", tmp_path / "below" / "task.yaml", tmp_path / "below" / "words.tsv"]
+    seen = set()
+    for content in ("1", "2"):
+        for file in files:
+            file.write_text(content)
+            seen.add((hash_of_files(tmp_path), hash_of_files(file)))
+    assert len({of_folder for of_folder, _ in seen}) == 6
 
 
 def on_rank(rank, arguments):

@@ -8,11 +8,23 @@ import pytest
 from rich.console import Console
 from support.corpora import real_data, small_tokenizer
 from support.scorers import TableScorer
+from support.trained import write_run
 
+from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.evaluation.age_of_acquisition import AgeOfAcquisition
-from ltg_mdlm.evaluation.suite import Outcome, require_success, run_suite, suite_table, suite_tasks, write_suite
+from ltg_mdlm.evaluation.suite import (
+    Outcome,
+    all_tasks,
+    require_success,
+    run_suite,
+    suite_table,
+    suite_tasks,
+    write_suite,
+)
 from ltg_mdlm.evaluation.tasks import find_data, task_of
+from ltg_mdlm.inference.scoring import ScoringRule
+from ltg_mdlm.inference.trained_model import open_model
 
 PAIR = {"sentence_good": "A dog runs.", "sentence_bad": "A dog run."}
 EWOK = {"Context1": "Hot.", "Context2": "Cold.", "Target1": "A.", "Target2": "B.", "Domain": "d"}
@@ -37,6 +49,14 @@ def printed(outcomes):
 AGES = AgeOfAcquisition(milestones=[], model="my_model", tokenizer=small_tokenizer())
 TASKS = suite_tasks("2026", AGES)
 OLD_TASKS = suite_tasks("2025", AGES)
+
+
+def test_surprisals_of_words_are_sums_whatever_compares_candidates(tmp_path):
+    trained = open_model(write_run(tmp_path / "run", words_seen=[10**6, 2 * 10**6, 3 * 10**6]), Ranks.alone())
+    rule = ScoringRule(score="pll", normalise="tokens")
+    (ages,) = (task for task in all_tasks(trained, rule, Ranks.alone(), "2026", None) if task.name == AGES.name)
+    assert len(ages.milestones) == 3
+    assert {milestone.open().rule for milestone in ages.milestones} == {ScoringRule(score="pll")}
 
 
 @pytest.mark.parametrize(

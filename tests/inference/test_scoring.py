@@ -46,7 +46,7 @@ def log_probability(parts, ids, column, *, causal=False, value=None):
     hidden = model(
         torch.tensor([ids]),
         causal_B=torch.tensor([True]) if causal else None,
-        value_B=None if value is None else torch.tensor([float(value)]),
+        conditioning_B=None if value is None else torch.tensor([float(value)]),
     )
     logits_V = model.logits(model.head(hidden))[0, read_at].detach().double().numpy()
     return lambda label: logits_V[label] - np.log(np.exp(logits_V - logits_V.max()).sum()) - logits_V.max()

@@ -82,7 +82,7 @@ def masked_log_p(trained: TrainedModel, ids: list[int]) -> torch.Tensor:
     rows = torch.tensor([ids] * number)
     rows[torch.arange(number), torch.arange(1, number + 1)] = MASK
     value = trained.value_for_rate(torch.full((number,), 1 / number))
-    log_p = trained.model.logits(trained.model.head(trained.model(rows, value_B=value))).log_softmax(-1)
+    log_p = trained.model.logits(trained.model.head(trained.model(rows, conditioning_B=value))).log_softmax(-1)
     return log_p[torch.arange(number), torch.arange(1, number + 1), torch.tensor(ids[1:])]
 
 
@@ -135,6 +135,6 @@ def test_the_example_of_the_model_card_fills_its_mask_and_asks_nothing(new, mode
         ids = torch.tensor([[BOS, *before, MASK, *after]])
         value = trained.value_for_rate(torch.tensor([1 / (ids.shape[1] - 1)]))
         with torch.no_grad():
-            hidden = trained.model(ids, value_B=value)[0, 1 + len(before) + at]
+            hidden = trained.model(ids, conditioning_B=value)[0, 1 + len(before) + at]
         best = trained.model.logits(trained.model.head(hidden)).argmax()
         assert new["card"][name]["printed"] == trained.tokenizer.decode([int(best)]) + "\n"

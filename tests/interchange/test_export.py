@@ -343,6 +343,12 @@ def test_an_empty_output_folder_is_filled(uniform, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
+def test_the_current_folder_is_refused(uniform, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is the current folder"):
+        export_model(uniform, Path("."))
+
+
 def test_a_folder_name_with_a_dot_is_refused(uniform, tmp_path):
     with pytest.raises(UserError, match="without dots"):
         export_model(uniform, tmp_path / "model-v1.0")
@@ -412,8 +418,8 @@ def test_a_plugins_own_embedding_is_exported_with_relative_imports(embedding_plu
     expected = source.replace("from ltg_mdlm.model.transformer import", "from .transformer import")
     assert (folder / "time_embedding.py").read_text() == expected + "\nEMBEDDING = Polynomial\n"
     assert config_of(folder)["time_embedding"] == "Polynomial"
-    value_B = torch.rand(5)
-    assert torch.equal(opened(folder).model.sigma_map(value_B), opened(run).model.sigma_map(value_B))
+    conditioning_B = torch.rand(5)
+    assert torch.equal(opened(folder).model.sigma_map(conditioning_B), opened(run).model.sigma_map(conditioning_B))
 
 
 @pytest.mark.parametrize(

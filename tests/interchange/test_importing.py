@@ -215,9 +215,9 @@ def test_an_imported_model_computes_what_the_published_one_does(tmp_path, given,
     torch.manual_seed(0)
     ids_BT = torch.randint(16, VOCAB, (2, 70))
     documents_BT, causal_B = torch.zeros(2, 70, dtype=torch.int32), torch.zeros(2, dtype=torch.bool)
-    value_B = torch.tensor([0.0, 0.4]) if kind == "freq" else None
-    expected = oracle.logits(oracle.hidden(ids_BT, visible(documents_BT, causal_B), value_B))
-    found = opened.model.logits(opened.model.head(opened.model(ids_BT, value_B=value_B)))
+    conditioning_B = torch.tensor([0.0, 0.4]) if kind == "freq" else None
+    expected = oracle.logits(oracle.hidden(ids_BT, visible(documents_BT, causal_B), conditioning_B))
+    found = opened.model.logits(opened.model.head(opened.model(ids_BT, conditioning_B=conditioning_B)))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from support.installed import BROKEN_PLUGINS, plugins_installed
 
-from ltg_mdlm.testing import PluginConformance, PluginUnderTest
+from ltg_mdlm.testing import PluginConformance, PluginUnderTest, training_checks
 from ltg_mdlm.testing.bound_checks import a_claimed_bound_is_one, components_for_language, least_expected_loss
 from ltg_mdlm.testing.component_checks import COMPONENT_CHECKS
 from ltg_mdlm.testing.enumeration import ENTROPY
@@ -663,3 +664,12 @@ def test_checks_that_require_a_failed_check_are_not_run_and_say_why(broken_plugi
 def test_the_command_needs_no_pytest():
     code = "import sys, ltg_mdlm.testing.check_report; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_step_whose_losses_are_not_finite_is_refused_as_in_training(monkeypatch):
+    told = []
+    with training_checks.trainer_of(PluginUnderTest("freq_mdlm")) as (trainer, _):
+        monkeypatch.setattr(trainer.recipe, "step_end", lambda step, refused: told.append(bool(refused)))
+        training_checks.observe_a_step(PluginUnderTest("freq_mdlm"), trainer)
+        training_checks.observe_a_step(PluginUnderTest("freq_mdlm"), trainer, math.nan, math.inf)
+    assert told == [False, True]

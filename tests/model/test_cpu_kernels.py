@@ -71,7 +71,7 @@ def test_hidden_states_and_gradients_are_those_of_torchs_operations(rows, dropou
     if block is not None:
         keywords = {"context_BS": ids_BT, "visibility": block_visibility(document_BT, block).with_clean_copy()}
     if conditioned:
-        keywords["value_B"] = torch.linspace(0.1, 0.9, len(document_BT))
+        keywords["conditioning_B"] = torch.linspace(0.1, 0.9, len(document_BT))
     expected, found = (results(model, ids_BT, document_BT, **keywords) for model in (plain, compiled))
     assert error(found, expected) < 1e-4
 
@@ -80,9 +80,11 @@ def test_hidden_states_and_gradients_are_those_of_torchs_operations(rows, dropou
 def test_bfloat16_is_as_close_to_float32_as_with_torchs_operations(length):
     plain, compiled = models(**DROPOUT)
     ids_BT = torch.randint(VOCAB, (3, length))
-    value_B = torch.tensor([0.1, 0.5, 0.9])
-    exact = results(plain, ids_BT, value_B=value_B)
-    errors = [error(results(model, ids_BT, value_B=value_B, bf16=True), exact) for model in (plain, compiled)]
+    conditioning_B = torch.tensor([0.1, 0.5, 0.9])
+    exact = results(plain, ids_BT, conditioning_B=conditioning_B)
+    errors = [
+        error(results(model, ids_BT, conditioning_B=conditioning_B, bf16=True), exact) for model in (plain, compiled)
+    ]
     assert errors[1] < 1.5 * errors[0]
 
 
@@ -125,7 +127,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        hidden = results(compiled, ids_BT, value_B=torch.tensor([0.1, 0.5, 0.9]))["hidden"]
+        hidden = results(compiled, ids_BT, conditioning_B=torch.tensor([0.1, 0.5, 0.9]))["hidden"]
         found.append(hidden)
     torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
@@ -163,6 +165,6 @@ def test_less_is_kept_for_the_backward_pass_than_by_torchs_operations():
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            model(torch.randint(VOCAB, (4, 40)), value_B=torch.rand(4))
+            model(torch.randint(VOCAB, (4, 40)), conditioning_B=torch.rand(4))
         kept.append(sum(sizes.values()))
     assert kept[1] < kept[0]

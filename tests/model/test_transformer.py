@@ -45,15 +45,15 @@ def outputs_and_gradients(model: Transformer, document_BT: Tensor, causal_B: Ten
     """Hidden states, logits, and the gradient of a random functional of both by every parameter."""
     torch.manual_seed(1)
     ids_BT = torch.randint(VOCAB, document_BT.shape)
-    value_B = conditioning(model.config, len(ids_BT))
+    conditioning_B = conditioning(model.config, len(ids_BT))
     state = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
     if oracle:
         reference = Oracle(model.config, state)
-        hidden_BTD = reference.hidden(ids_BT, visible(document_BT, causal_B), value_B)
+        hidden_BTD = reference.hidden(ids_BT, visible(document_BT, causal_B), conditioning_B)
         logits_BTV = reference.logits(hidden_BTD)
     else:
         state = dict(model.named_parameters())
-        hidden_BTD = model(ids_BT, document_BT, causal_B, value_B)
+        hidden_BTD = model(ids_BT, document_BT, causal_B, conditioning_B)
         logits_BTV = model.logits(model.head(hidden_BTD))
     torch.manual_seed(2)
     outputs = {"hidden": hidden_BTD, "logits": logits_BTV}
@@ -90,9 +90,11 @@ def test_any_packing_equals_the_oracle(rows, variant):
 
 def test_without_documents_every_row_is_one_document():
     model = disturbed_model(small_config())
-    ids_BT, value_B = torch.randint(VOCAB, (2, 9)), torch.rand(2, dtype=torch.float64)
+    ids_BT, conditioning_B = torch.randint(VOCAB, (2, 9)), torch.rand(2, dtype=torch.float64)
     one_document = torch.zeros(2, 9, dtype=torch.int32)
-    torch.testing.assert_close(model(ids_BT, None, None, value_B), model(ids_BT, one_document, None, value_B))
+    torch.testing.assert_close(
+        model(ids_BT, None, None, conditioning_B), model(ids_BT, one_document, None, conditioning_B)
+    )
 
 
 @given(packed_rows())
@@ -220,8 +222,8 @@ def test_too_long_rows_are_refused_with_both_lengths():
 
 @pytest.mark.parametrize(("cond_dim", "value"), [(16, None), (None, torch.rand(1))])
 def test_a_missing_or_surplus_conditioning_value_is_refused(cond_dim, value):
-    with pytest.raises(ValueError, match="value_B"):
-        Transformer(small_config(cond_dim=cond_dim))(torch.zeros(1, 3, dtype=torch.int64), value_B=value)
+    with pytest.raises(ValueError, match="conditioning_B"):
+        Transformer(small_config(cond_dim=cond_dim))(torch.zeros(1, 3, dtype=torch.int64), conditioning_B=value)
 
 
 @pytest.mark.parametrize("changes", [{"hidden_size": 25}, {"position_bucket_size": 7}, {"position_bucket_size": 2}])
@@ -233,10 +235,10 @@ def test_impossible_sizes_are_refused(changes):
 def test_bfloat16_autocast_stays_close_to_float32():
     model = disturbed_model(small_config(), dtype=torch.float32)
     document_BT, causal_B = rows_of(40)
-    ids_BT, value_B = torch.randint(VOCAB, (3, 40)), torch.rand(3)
-    exact_BTD = model(ids_BT, document_BT, causal_B, value_B)
+    ids_BT, conditioning_B = torch.randint(VOCAB, (3, 40)), torch.rand(3)
+    exact_BTD = model(ids_BT, document_BT, causal_B, conditioning_B)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded_BTD = model(ids_BT, document_BT, causal_B, value_B)
+        rounded_BTD = model(ids_BT, document_BT, causal_B, conditioning_B)
     assert (rounded_BTD - exact_BTD).abs().max() < 0.05 * exact_BTD.abs().max()
 
 
@@ -343,10 +345,10 @@ def test_adapters_of_the_attention_act_as_if_they_were_merged_into_the_weights(n
 @pytest.mark.parametrize("sizes", [GPT_BERT, MDLM])
 def test_a_traced_model_holds_for_other_batch_sizes_and_lengths(sizes):
     model = disturbed_model(small_config(**sizes)).eval().requires_grad_(False)
-    causal_B, value_B = torch.tensor([True]), None if sizes["cond_dim"] is None else torch.tensor([0.3])
+    causal_B, conditioning_B = torch.tensor([True]), None if sizes["cond_dim"] is None else torch.tensor([0.3])
 
     def states(ids_BT: Tensor) -> Tensor:
-        return model(ids_BT, torch.where(ids_BT == 1, 1, 0), causal_B, value_B)
+        return model(ids_BT, torch.where(ids_BT == 1, 1, 0), causal_B, conditioning_B)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of sizes that become constants, as the width

@@ -18,9 +18,9 @@ CAUSAL = torch.tensor([False, False, True])
 def values(conditioning, rate: float = 0.6) -> tuple[list[float], list[int]]:
     noise = noise_at(rate, BATCH)
     result = MASKINGS["uniform"]().corrupt(BATCH, CAUSAL, noise, step_for(BATCH))
-    value_B = conditioning.value(result, noise)
-    assert value_B.dtype == torch.float32
-    return value_B.tolist(), result.masked_BT.sum(1).tolist()
+    conditioning_B = conditioning.value(result, noise)
+    assert conditioning_B.dtype == torch.float32
+    return conditioning_B.tolist(), result.masked_BT.sum(1).tolist()
 
 
 def test_the_mask_rate_is_the_value_and_causal_rows_have_0():
@@ -28,10 +28,10 @@ def test_the_mask_rate_is_the_value_and_causal_rows_have_0():
 
 
 def test_the_realised_rate_is_over_maskable_tokens_or_as_published_over_all_positions():
-    value_B, masked_B = values(MaskRate("realised"))
-    assert value_B == pytest.approx([masked_B[0] / 7, masked_B[1] / 3, 0.0])
-    value_B, masked_B = values(MaskRate("realised_all_positions"))
-    assert value_B == pytest.approx([masked_B[0] / 16, masked_B[1] / 16, 0.0])
+    conditioning_B, masked_B = values(MaskRate("realised"))
+    assert conditioning_B == pytest.approx([masked_B[0] / 7, masked_B[1] / 3, 0.0])
+    conditioning_B, masked_B = values(MaskRate("realised_all_positions"))
+    assert conditioning_B == pytest.approx([masked_B[0] / 16, masked_B[1] / 16, 0.0])
     assert masked_B[0] > 0
 
 

@@ -259,6 +259,23 @@ def test_the_codes_of_groups_follow_their_bound_and_missing_curves_are_reported(
     assert re.search(r"<figcaption>freq_mdlm/power <small>as logged. Values of A only.</small>", page)
 
 
+def test_groups_on_one_corpus_have_letters_in_a_row(tmp_path):
+    """Bounds on different texts do not compare, not even if only the ends of documents are predicted too."""
+    runs = [
+        fabricate_run(tmp_path / f"{plugin}-{ends}", plugin, f"data.end_of_document={ends}", level=level)
+        for plugin, ends, level in (
+            ("uniform_mdlm", "false", 4.0),
+            ("uniform_mdlm", "true", 3.0),
+            ("freq_mdlm", "false", 2.0),
+            ("freq_mdlm", "true", 1.0),
+        )
+    ]
+    page = page_of(runs, tmp_path)
+    ends = ["end_of_document=true" in group["name"] for group in data_of(page)["groups"]]
+    assert ends in ([False, False, True, True], [True, True, False, False])
+    assert page.count("has the lowest bound") == 2
+
+
 def test_an_unfinished_group_is_not_called_the_best(tmp_path):
     good = fabricate_run(tmp_path / "a", level=6.0)
     half = fabricate_run(tmp_path / "b", "freq_mdlm", level=3.0, steps=50, planned=100, status="preempted")

@@ -75,6 +75,10 @@ def test_several_recipes_unfinished_runs_and_another_corpus_are_refused(tmp_path
         paragraph(seeds[0], other)
     with pytest.raises(UserError, match="none of these is finished"):
         paragraph(fabricate_run(tmp_path / "half", status="preempted"))
+    imported = fabricate_run(tmp_path / "imported", "freq_mdlm")
+    (imported / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="the metrics of these runs do not describe it"):
+        paragraph(imported)
     (other / "environment.json").write_text(json.dumps({"starts": [{"corpus": {"fingerprint": "0" * 64}}]}))
     with pytest.raises(UserError, match="not the one that the runs were trained on"):
         paragraph(other)

@@ -25,13 +25,16 @@ def sources(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_commands_give_the_same_metrics_from_the_same_text(sources, run):
+def test_the_commands_give_the_same_metrics_from_the_same_text(sources, run, monkeypatch):
     prepared = ("prepare", "my text.txt", "--valid", "held_out.txt", "--vocab-size", "300", "--nfkc", "--out", "corpus")
     assert run(*prepared)[0] == 0
     own = [text for text in TINY if not text.startswith("training.threads")] + ["data.corpus=corpus", "seed=4"]
     code, _, err = run("train", "--out", "first", *(part for text in own for part in ("--set", text)))
     assert code == 0, err
 
+    with monkeypatch.context() as inside:
+        inside.chdir("first")
+        assert f"--out {sources / 'first-again'}" in run("reproduce", ".")[1]
     code, text, err = run("reproduce", "first", "--out", "second")
     assert code == 0, err
     for name in ("my text.txt", "held_out.txt"):

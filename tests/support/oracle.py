@@ -48,7 +48,7 @@ class Oracle:
             [[size - 1 + bucket(q - k, length, size) for k in range(length)] for q in range(length)]
         )
 
-    def hidden(self, ids_BT: Tensor, visible_BQK: Tensor, value_B: Tensor | None = None) -> Tensor:
+    def hidden(self, ids_BT: Tensor, visible_BQK: Tensor, conditioning_B: Tensor | None = None) -> Tensor:
         """The encoder's output [B, T, D]."""
         x_TBD = self.normalised(F.embedding(ids_BT.t(), self.state["embedding.word_embedding.weight"]))
         x_TBD = self.dropout(x_TBD, self.config.hidden_dropout_prob)
@@ -59,7 +59,7 @@ class Oracle:
             self.state["embedding.relative_layer_norm.bias"],
             self.config.layer_norm_eps,
         )
-        time_BC = None if value_B is None else F.silu(self.time_embedding(value_B))
+        time_BC = None if conditioning_B is None else F.silu(self.time_embedding(conditioning_B))
         outputs = [x_TBD]
         for layer in range(self.config.num_hidden_layers):
             change = self.modulation(layer, time_BC)
@@ -80,11 +80,11 @@ class Oracle:
             x_BTD, self.state["embedding.word_embedding.weight"], self.state["classifier.nonlinearity.5.bias"]
         )
 
-    def time_embedding(self, value_B: Tensor) -> Tensor:
+    def time_embedding(self, conditioning_B: Tensor) -> Tensor:
         features = []
         for function in (torch.cos, torch.sin):
             for k in range(128):
-                features.append(function(value_B * math.exp(-math.log(10000) * k / 128)))
+                features.append(function(conditioning_B * math.exp(-math.log(10000) * k / 128)))
         hidden_BC = F.silu(self.linear("sigma_map.mlp.0", torch.stack(features, dim=1)))
         return self.linear("sigma_map.mlp.2", hidden_BC)
 

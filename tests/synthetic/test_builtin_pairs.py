@@ -32,7 +32,7 @@ class UnigramModel:
     def __init__(self, count_V):
         self.logits_V = torch.tensor(count_V, dtype=torch.float64).add(0.5).log()
 
-    def __call__(self, ids_BT, document_BT=None, causal_B=None, value_B=None):
+    def __call__(self, ids_BT, document_BT=None, causal_B=None, conditioning_B=None):
         return self.logits_V.expand(*ids_BT.shape, -1)
 
     def head(self, hidden_ND):

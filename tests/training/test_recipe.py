@@ -214,7 +214,7 @@ def test_only_training_runs_the_compiled_layers():
     plain = gradient_of(loss, recipe, [rows(0, 4)], Step(seed=0, step=3, progress=0.5, epoch=0.0, rows=4))
     loss.compile_layers(backend)
     with evaluating(loss):
-        loss.model(rows(0, 2).ids_BT, value_B=torch.zeros(2))
+        loss.model(rows(0, 2).ids_BT, conditioning_B=torch.zeros(2))
     assert not compiled
     for rest in (2, 7):  # another number of supervised positions
         step = Step(seed=0, step=rest, progress=0.5, epoch=0.0, rows=4)

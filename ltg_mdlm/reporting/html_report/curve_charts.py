@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltg_mdlm.reporting.curves import run_line
-from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord, group_code
+from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord, corpus_of, group_code
 from ltg_mdlm.storage.metrics_file import PROGRESS
 
 PROMINENT = 6
@@ -101,12 +101,20 @@ def order_groups(groups: Sequence[Group]) -> tuple[list[Group], str]:
     """The groups, best first, and the title of the metric that orders them; "" without such a metric.
 
     The codes follow the order, so that A is the best. Groups without a finished run, or whose last value is not finite,
-    stay in order behind the others.
+    stay in order behind the others. Groups on one corpus are together, since values on different ones do not compare.
     """
+    corpora = list(dict.fromkeys(corpus_of(group) for group in groups))
     for metric in METRICS:
         values = {group.code: _final(group, metric) for group in groups}
         if metric.lower_is_better is not None and any(map(math.isfinite, values.values())):
-            ordered = sorted(groups, key=lambda group: (not math.isfinite(values[group.code]), values[group.code]))
+            ordered = sorted(
+                groups,
+                key=lambda group: (
+                    not math.isfinite(values[group.code]),
+                    corpora.index(corpus_of(group)),
+                    values[group.code],
+                ),
+            )
             return [replace(group, code=group_code(i)) for i, group in enumerate(ordered)], metric.title
     return list(groups), ""
 

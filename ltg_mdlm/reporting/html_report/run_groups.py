@@ -30,9 +30,15 @@ WITHOUT_EFFECT = ("logging.", "checkpoint.", "training.threads", "training.micro
 
 
 CORPUS = tuple(
-    f"data.{name}" for name in ("corpus", "builtin_words", "builtin_zipf_exponent", "train", "valid", "tokenizer")
+    f"data.{name}"
+    for name in ("corpus", "builtin_words", "builtin_zipf_exponent", "train", "valid", "tokenizer", "end_of_document")
 )
 """Settings that decide which held-out text is measured, and in which tokens."""
+
+
+def corpus_of(group: Group) -> tuple[str, ...]:
+    """What identifies the held-out text of a group."""
+    return tuple(str(group.settings.get(key)) for key in CORPUS)
 
 
 _FALLBACK = "uniform_mdlm"

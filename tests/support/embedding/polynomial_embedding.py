@@ -19,9 +19,9 @@ class Polynomial(nn.Module):
         self.matrix = nn.Linear(4, cond_dim)
         self.register_buffer("power", torch.arange(1.0, 5.0))
 
-    def forward(self, value_B: Tensor) -> Tensor:
+    def forward(self, conditioning_B: Tensor) -> Tensor:
         """[B] to [B, C]."""
-        return self.usual(value_B) + self.matrix((value_B[:, None] / 8) ** self.power)
+        return self.usual(conditioning_B) + self.matrix((conditioning_B[:, None] / 8) ** self.power)
 
 
 class Forgetful(Polynomial):
