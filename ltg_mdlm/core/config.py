@@ -14,12 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from ltg_mdlm.core.errors import UserError
 
-MOST_NAME_BYTES = 200
+MAX_NAME_BYTES = 200
 """Length of the name of a run folder; file systems allow 255 bytes, and other names are derived from it."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-MOST_STEPS = 10**7
+MAX_STEPS = 10**7
 """Optimiser steps of the longest possible training, whose rows are planned before it begins."""
 
 Interval = Annotated[int, Field(ge=1, le=10**18)]
@@ -145,7 +145,7 @@ class BatchRamp(Section):
 class TrainingConfig(Section):
     """Length of training, batches, and precision."""
 
-    max_steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="optimiser steps; alternative to epochs")
+    max_steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="optimiser steps; alternative to epochs")
     epochs: float | None = Field(
         None, gt=0, le=10**6, description="passes over the training split; alternative to max_steps"
     )
@@ -384,8 +384,8 @@ class RunConfig(Section):
         advice = "choose another name with --set name=..., or a run folder with --out"
         if "/" in name or not name.isprintable():
             raise UserError(f"name: {name!r} cannot be the name of a folder in runs/\n  {advice}")
-        if (length := len(name.encode())) > MOST_NAME_BYTES:
+        if (length := len(name.encode())) > MAX_NAME_BYTES:
             raise UserError(
-                f"name: the run folder would have a name of {length} bytes; {MOST_NAME_BYTES} are allowed\n  {advice}"
+                f"name: the run folder would have a name of {length} bytes; {MAX_NAME_BYTES} are allowed\n  {advice}"
             )
         return Path("runs") / name

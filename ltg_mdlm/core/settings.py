@@ -23,7 +23,7 @@ from ltg_mdlm.core.errors import UserError
 
 DEFAULT_CONFIG = "laptop"
 
-MOST_BYTES, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 10_000_000, 100_000, 50, 100
+MAX_BYTES, MAX_VALUES, MAX_LEVELS, MAX_DIGITS = 10_000_000, 100_000, 50, 100
 """Limits of settings: bytes of a file, values with aliases expanded, nested sections, characters of a number."""
 
 _LONGEST_QUOTE = 200
@@ -98,7 +98,7 @@ class _Loader(_YAML_LOADER):  # type: ignore[misc]
         """The value of a node.  Raises yaml.YAMLError."""
         if isinstance(node, yaml.ScalarNode):
             kind = node.tag.rpartition(":")[2]
-            if kind in ("int", "float") and len(node.value) > MOST_DIGITS:
+            if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
                 raise _invalid(f"a number of {len(node.value)} characters", node)
             if kind == "str" and (reason := unusable_text(node.value)):
                 raise _invalid(f"text that contains {reason}", node)
@@ -135,9 +135,9 @@ def read_yaml(path: Path) -> Any:
 def read_text(path: Path) -> str:
     """The text of a small UTF-8 file.  Raises OSError, and UserError if it is large or not UTF-8."""
     with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES / 1e6:.0f} MB, which is too much for a file of settings")
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES / 1e6:.0f} MB, which is too much for a file of settings")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -162,7 +162,7 @@ def _parse(text: str, where: str, *, is_file: bool = True) -> tuple[Any, dict[st
         finally:
             loader.dispose()
     except RecursionError:
-        reason, line = f"more than {MOST_LEVELS} nested levels", None
+        reason, line = f"more than {MAX_LEVELS} nested levels", None
     except UnicodeEncodeError as error:
         reason, line = f"it contains {unusable_text(text)}", text.count("\n", 0, error.start) + 1
     except yaml.reader.ReaderError as error:
@@ -211,10 +211,10 @@ class _Survey:
         for child, inner in children:
             more, below = self.of(child, inner)
             values, levels = values + more, max(levels, below + 1)
-        if levels > MOST_LEVELS:
-            raise _invalid(f"more than {MOST_LEVELS} nested levels", node)
-        if values > MOST_VALUES:
-            raise _invalid(f"more than {MOST_VALUES:,} values, with aliases expanded", node)
+        if levels > MAX_LEVELS:
+            raise _invalid(f"more than {MAX_LEVELS} nested levels", node)
+        if values > MAX_VALUES:
+            raise _invalid(f"more than {MAX_VALUES:,} values, with aliases expanded", node)
         self._within.remove(id(node))
         self._measured[id(node)] = values, levels
         return values, levels
@@ -271,7 +271,7 @@ def parse_set(text: str) -> Layer:
     """The settings of `--set a.b=value`; the value is YAML.  Raises UserError."""
     key, equals, value = text.partition("=")
     parts = key.split(".")
-    if not equals or not all(parts) or len(parts) > MOST_LEVELS:
+    if not equals or not all(parts) or len(parts) > MAX_LEVELS:
         raise UserError(f"--set {shortened(text)}: expected key.path=value, for example --set training.max_steps=100")
     nested = _parse(value, f"--set {shortened(text)}: the value", is_file=False)[0]
     for part in reversed(parts):

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from ltg_mdlm.core.config import MOST_STEPS
+from ltg_mdlm.core.config import MAX_STEPS
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.corpus import Split
 from ltg_mdlm.data.packing import Packing, RowPlan
@@ -81,7 +81,7 @@ class BatchSchedule:
             ramp: (start, until): the batch grows linearly from this share of its size to its full size at this progress
 
         Raises:
-            UserError: `epochs` is less than one global batch, or more than `MOST_STEPS` of them.
+            UserError: `epochs` is less than one global batch, or more than `MAX_STEPS` of them.
         """
         assert (max_steps is None) != (epochs is None)
         assert stages[0][0] == 0
@@ -145,8 +145,8 @@ class BatchSchedule:
             )
         low, high = 1, 2
         while epochs_in(high) <= epochs:
-            if high > MOST_STEPS:
-                raise UserError(f"training.epochs: {epochs:g} epochs are more than {MOST_STEPS:,} steps")
+            if high > MAX_STEPS:
+                raise UserError(f"training.epochs: {epochs:g} epochs are more than {MAX_STEPS:,} steps")
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2

@@ -33,7 +33,7 @@ from ltg_mdlm.data.words import WHITESPACE, WordUnit
 FORMAT = 1
 """Version of the layout of the folder."""
 
-MOST_SOURCES = 2**15 - 1
+MAX_SOURCES = 2**15 - 1
 """Sources of a corpus with more are not stored: the number of a source is an int16."""
 
 _SOURCES_SHOWN = 12

@@ -37,7 +37,7 @@ from ltg_mdlm.data.words import WHITESPACE, WordUnit
 _CODE = np.dtype(np.uint32)
 """Type of a token in the table: 256 * id + (words that begin here)."""
 
-_MOST_WORDS = 255
+_MAX_WORDS = 255
 """Words that begin in one token; more are not counted."""
 
 _TABLE_UNITS = 1 << 18
@@ -103,7 +103,7 @@ class Encoder:
                 del self._table[unit]
 
         code_N = np.frombuffer(b"".join(codes), _CODE)
-        word_start_N = (code_N & _MOST_WORDS).astype(np.uint8)
+        word_start_N = (code_N & _MAX_WORDS).astype(np.uint8)
         end_P = np.cumsum([len(code) // _CODE.itemsize for code in codes], dtype=np.int64)
         words_N1 = np.concatenate([[0], np.cumsum(word_start_N, dtype=np.int64)])
         return Encoded(
@@ -168,7 +168,7 @@ def words_in_tokens(start_W: Sequence[int], end_N: NDArray[np.int64]) -> NDArray
         return np.zeros(0, np.int64)
     token_W = np.searchsorted(np.maximum.accumulate(end_N), np.array(start_W, np.int64), side="right")
     count_N = np.bincount(np.minimum(token_W, len(end_N) - 1), minlength=len(end_N))
-    return np.minimum(count_N, _MOST_WORDS)
+    return np.minimum(count_N, _MAX_WORDS)
 
 
 def word_starts_by_offsets(text: str, end_N: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -28,7 +28,7 @@ from ltg_mdlm.core.terminal import busy, byte_progress
 from ltg_mdlm.data.boundaries import cut
 from ltg_mdlm.data.corpus import (
     FORMAT,
-    MOST_SOURCES,
+    MAX_SOURCES,
     Corpus,
     digest_of,
     fingerprint_of,
@@ -58,7 +58,7 @@ _SAMPLE_CHARACTERS = 1 << 14
 _GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / golden ratio; its multiples modulo 2^64 are evenly spread (Knuth, TAOCP vol. 3, section 6.4)."""
 
-MOST_REPEATS = 20
+MAX_REPEATS = 20
 """How often a balanced sample for the tokenizer repeats the text of a small source at most."""
 
 Files = Sequence[str | Path]
@@ -300,9 +300,9 @@ def _is_prepared(out: Path, request: dict[str, Any], splits: Sequence[SplitText]
 
 
 def _names_of_sources(splits: Sequence[SplitText]) -> list[str]:
-    """The names of all sources in alphabetical order; none if there are more than `MOST_SOURCES`."""
+    """The names of all sources in alphabetical order; none if there are more than `MAX_SOURCES`."""
     names = sorted(set().union(*(split.bytes_of_source for split in splits)))
-    return names if len(names) <= MOST_SOURCES else []
+    return names if len(names) <= MAX_SOURCES else []
 
 
 def _train_tokenizer(
@@ -313,7 +313,7 @@ def _train_tokenizer(
     share = dict.fromkeys(train.bytes_of_source, target / train.text_bytes)
     if balance:
         per_source = target / len(share)
-        share = {name: min(per_source / size, MOST_REPEATS) for name, size in train.bytes_of_source.items()}
+        share = {name: min(per_source / size, MAX_REPEATS) for name, size in train.bytes_of_source.items()}
     with ExitStack() as stack:
         advance = stack.enter_context(byte_progress("counting words for the tokenizer", target, show=progress))
 

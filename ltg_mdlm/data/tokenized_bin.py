@@ -18,7 +18,7 @@ from ltg_mdlm.data.tokenizer import Tokenizer
 
 _ID_TYPES = (torch.int16, torch.int32, torch.int64)
 
-_FEWEST_TOKENS = 200
+_MIN_TOKENS = 200
 """In fewer tokens a file of another tokenizer cannot be recognised."""
 
 _SAME_TOKENS = 0.97
@@ -72,7 +72,7 @@ def read_tokenized_bin(path: str | Path, tokenizer: Tokenizer) -> Split:
     except UserError as error:
         raise UserError(f"{path}: {error}; was it made with another tokenizer?") from error
     tokens, same = tokens_given_back(documents, tokenizer)
-    if tokens >= _FEWEST_TOKENS and same < _SAME_TOKENS * tokens and not tokenizer.dropout:
+    if tokens >= _MIN_TOKENS and same < _SAME_TOKENS * tokens and not tokenizer.dropout:
         raise UserError(
             f"{path}: made with another tokenizer: only {same / tokens:.0%} of its tokens are those of its text"
         )

@@ -37,7 +37,7 @@ strict-small."""
 MONTHS = tuple(range(16, 31))
 """Ages at which the use of words by children is known."""
 
-_LEAST_POINTS = 3
+_MIN_POINTS = 3
 """Smallest number of checkpoints, months or words from which anything is computed."""
 
 _SIGNIFICANCE = 0.1
@@ -117,8 +117,8 @@ class AgeOfAcquisition(Task):
         The data are a JSON file {word: [{"context": text}, ...]} and a CSV file with the columns word, 16, ..., 30.
         Without the CSV file, there are surprisals and no score, as in the official pipeline.
         """
-        if len(self.milestones) < _LEAST_POINTS:
-            raise Skip(f"needs at least {_LEAST_POINTS} chck_* checkpoints; found {len(self.milestones)}")
+        if len(self.milestones) < _MIN_POINTS:
+            raise Skip(f"needs at least {_MIN_POINTS} chck_* checkpoints; found {len(self.milestones)}")
         folder = path if path.is_dir() else path.parent
         words = read_contexts(_data_file(folder, "cdi_childes.json"))
         shares = read_shares(_data_file(folder, "cdi_human.csv")) if any(folder.glob("*.csv")) else {}
@@ -136,7 +136,7 @@ class AgeOfAcquisition(Task):
         ages = ages_of(words, shares, surprisals, self.tokenizer)
         both = [(age.model, age.human) for age in ages.values() if age.model is not None and age.human is not None]
         pearson, p = correlation([model for model, _ in both], [human for _, human in both])
-        score = 0.0 if len(both) < _LEAST_POINTS or p > _SIGNIFICANCE else pearson
+        score = 0.0 if len(both) < _MIN_POINTS or p > _SIGNIFICANCE else pearson
         score = score if shares else math.nan
         return TaskResult(
             task=self.name,
@@ -249,7 +249,7 @@ def model_age(words_seen_M: Floats, surprisal_M: Floats, chance: float) -> float
 def human_age(shares: Floats) -> float | None:
     """Age in months at which half of the children use a word; None without a crossing within the known months."""
     known = ~np.isnan(shares)
-    if known.sum() < _LEAST_POINTS:
+    if known.sum() < _MIN_POINTS:
         return None
     months = np.array(MONTHS, np.float64)[known]
     curve = fit_sigmoid(

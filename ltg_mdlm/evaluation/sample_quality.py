@@ -40,7 +40,7 @@ FOLDER = "generation"
 MAX_DRAWS = 5
 """Maximum number of draws of real text."""
 
-FEWEST_TEXTS = 100
+MIN_TEXTS = 100
 """MAUVE uses one cluster per ten texts; histograms of fewer texts are meaningless."""
 
 _CLUSTER_SEED = 25
@@ -300,9 +300,9 @@ class Mauve:
             from mauve import compute_mauve
         except ImportError:
             raise UserError("--mauve needs the package mauve-text: pip install 'ltg-mdlm[mauve]'") from None
-        if len(real) < FEWEST_TEXTS:
+        if len(real) < MIN_TEXTS:
             raise UserError(
-                f"--mauve: there are {len(real)} real texts to compare samples with: at least {FEWEST_TEXTS} are"
+                f"--mauve: there are {len(real)} real texts to compare samples with: at least {MIN_TEXTS} are"
                 " needed, preferably thousands\n  give a larger --count, or a --corpus with more held-out documents"
             )
         self._compute: Any = compute_mauve

@@ -44,7 +44,7 @@ _TYPES = {"int": (int,), "float": (int, float), "int | None": (int, type(None)),
 _ABOUT_TYPES = {"config": (dict,), "versions": (dict,), "step": (int,), "words_seen": (int, type(None))}
 """Types in training.json."""
 
-_MOST_POSITIONS = 1 << 16
+_MAX_POSITIONS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class ExportedFolder:
                 value = sizes[field.name]
                 if type(value) not in _TYPES[str(field.type)] or (type(value) is int and value < 0):
                     raise ValueError(f"{field.name} cannot be {shown(value)}")
-            if not 0 < sizes["max_position_embeddings"] <= _MOST_POSITIONS:
-                raise ValueError(f"max_position_embeddings must be in 1..{_MOST_POSITIONS}")
+            if not 0 < sizes["max_position_embeddings"] <= _MAX_POSITIONS:
+                raise ValueError(f"max_position_embeddings must be in 1..{_MAX_POSITIONS}")
             return ModelConfig(**sizes)
         except (KeyError, ValueError, ZeroDivisionError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -16,7 +16,7 @@ from ltg_mdlm.reporting.figure import DISTINCT, ORDERED, Panel, save_panels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_SOURCES = 20
+MAX_SOURCES = 20
 """Sources that are drawn; the largest ones."""
 
 _BINS = 40
@@ -61,7 +61,7 @@ def draw_corpus(summaries: Sequence[SourceSummary], path: Path, *, title: str) -
 
     Raises `UserError` if matplotlib is missing or the file cannot be written.
     """
-    shown = sorted(summaries, key=lambda summary: -summary.words)[:MOST_SOURCES]
+    shown = sorted(summaries, key=lambda summary: -summary.words)[:MAX_SOURCES]
     names = [summary.source for summary in shown]
 
     def sizes(axes: Axes) -> None:

@@ -52,14 +52,14 @@ ESTIMATE_STEPS = 8
 INTERVALS = 24
 """Intervals of frequency ranks, equally wide on a logarithmic scale."""
 
-LEAST_SHARE = 0.005
+MIN_SHARE = 0.005
 """Intervals with a smaller fraction of the measured tokens are not shown, since their averages are noisy."""
 
 FLAT = 0.005
 """A strategy whose probabilities differ by less than this, relative to the mask rate, does not depend on the rank."""
 
-LEAST_SPAN = 0.1
-"""The axis of ratios shows at least 1 - LEAST_SPAN to 1 + LEAST_SPAN, so that small differences look small."""
+MIN_SPAN = 0.1
+"""The axis of ratios shows at least 1 - MIN_SPAN to 1 + MIN_SPAN, so that small differences look small."""
 
 HISTOGRAM_ROWS, SCATTER_ROWS = 65536, 4096
 """Rows that are drawn for a histogram, and for a scatter plot."""
@@ -70,7 +70,7 @@ DOT_SIZES = (4.0, 3.0, 2.0, 1.0)
 DASHES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
 """Line styles of the powers."""
 
-LEAST_RATE = 0.005
+MIN_RATE = 0.005
 """Left end of logarithmic axes of mask rates. Below it, weights are proportional to 1 / γ."""
 
 DECADES = 8
@@ -175,7 +175,7 @@ def masking_by_rank(
             stated_BT, masked_BT = mask_at(masking, batch, rate, step)
             sums[0, g].index_add_(0, interval_N, stated_BT[batch.maskable_BT].double())
             sums[1, g].index_add_(0, interval_N, masked_BT[batch.maskable_BT].double())
-    shown_I = tokens_I >= LEAST_SHARE * tokens_I.sum()
+    shown_I = tokens_I >= MIN_SHARE * tokens_I.sum()
     means = sums[:, :, shown_I] / tokens_I[shown_I]
     return MaskingByRank((log_rank_I[shown_I] / tokens_I[shown_I]).exp(), means[0], means[1])
 
@@ -239,7 +239,7 @@ def _draw_ratio(rank_I: Tensor, ratio_GI: Tensor, rates: Sequence[float], axes: 
     axes.axhline(1, color=MUTED, linewidth=0.8)
     low, high = axes.get_ylim()
     axes.set(xscale="log", xlabel=RANK_LABEL, ylabel="probability / γ")
-    axes.set_ylim(min(low, 1 - LEAST_SPAN), max(high, 1 + LEAST_SPAN))
+    axes.set_ylim(min(low, 1 - MIN_SPAN), max(high, 1 + MIN_SPAN))
     axes.legend()
 
 
@@ -336,7 +336,7 @@ def _draw_density(schedule: NoiseSchedule, progress: tuple[float, ...], axes: Ax
 def _draw_row_weights(schedule: NoiseSchedule, progress: float, axes: Axes) -> None:
     """One dot per row. A mask rate can have several slopes, as with the `component` derivative of a mixture."""
     noise = draw(schedule, progress, rows=SCATTER_ROWS)
-    shown_R = noise.rate_B >= LEAST_RATE
+    shown_R = noise.rate_B >= MIN_RATE
     rate_R, slope_R = noise.rate_B[shown_R], noise.slope_B[shown_R]
     for power, colour, size in zip(POWERS, DISTINCT, DOT_SIZES, strict=False):
         axes.plot(rate_R, slope_R**power / rate_R, "o", color=colour, markersize=size, mew=0, rasterized=True)
@@ -349,7 +349,7 @@ def _draw_row_weights(schedule: NoiseSchedule, progress: float, axes: Axes) -> N
 
 
 def _draw_effective_weights(schedule: NoiseSchedule, progress: float, axes: Axes) -> None:
-    rate_G = torch.logspace(math.log10(LEAST_RATE), -1e-6, 2000, dtype=torch.float64)
+    rate_G = torch.logspace(math.log10(MIN_RATE), -1e-6, 2000, dtype=torch.float64)
     for power, colour, dashes in zip(POWERS, DISTINCT, DASHES, strict=False):
         weight_G = effective_weight(schedule, power, rate_G, progress)
         axes.plot(rate_G, weight_G, color=colour, linestyle=dashes, label=f"p = {power:g}")
@@ -358,7 +358,7 @@ def _draw_effective_weights(schedule: NoiseSchedule, progress: float, axes: Axes
 
 def _finish_weights(axes: Axes, label: str) -> None:
     """Logarithmic axes, limited to the uppermost decades."""
-    axes.set(xscale="log", yscale="log", xlabel=RATE_LABEL, ylabel=label, xlim=(LEAST_RATE, 1))
+    axes.set(xscale="log", yscale="log", xlabel=RATE_LABEL, ylabel=label, xlim=(MIN_RATE, 1))
     ticks = [0.01, 0.03, 0.1, 0.3, 1]
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     lowest, highest = axes.get_ylim()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ltg_mdlm.core.components import NoiseSchedule
 
-LEAST_RATE = 2.0**-24
+MIN_RATE = 2.0**-24
 """Resolution of `Step.uniform`: rows with a smaller mask rate have no masked token."""
 
 POWERS = (0.0, 0.1, 0.5, 1.0)
@@ -41,9 +41,9 @@ def log10_second_moment(
 
     With `tokens=None`, T is large and k / T = gamma, so this is the second moment of slope^power. Otherwise k is
     binomial, which adds E[slope^2p (1 - gamma) / (gamma T)], the contribution of small mask rates, whose few masked
-    tokens have large weights; rates below LEAST_RATE mask nothing. Raises `ValueError` if the schedule has no density.
+    tokens have large weights; rates below MIN_RATE mask nothing. Raises `ValueError` if the schedule has no density.
     """
-    rate, log_weight = _rate_quadrature(0.0 if tokens is None else LEAST_RATE)
+    rate, log_weight = _rate_quadrature(0.0 if tokens is None else MIN_RATE)
     log_term = log_weight + _log_importance(schedule, 2 * power, rate, progress)
     if tokens is not None:
         log_term = log_term + torch.log1p((1 - rate) / (rate * tokens))

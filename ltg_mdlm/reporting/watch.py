@@ -40,10 +40,10 @@ TEXT_LINES = 3
 PLOT_WIDTH = 36
 """Minimum width of plots that are drawn side by side."""
 
-LEAST_WIDTH = 18
+MIN_WIDTH = 18
 """No plots are drawn in a narrower terminal."""
 
-LEAST_HEIGHT, MOST_HEIGHT = 5, 13
+MIN_HEIGHT, MAX_HEIGHT = 5, 13
 """Lines of a plot, with its title."""
 
 LABEL_WIDTH = 8
@@ -116,10 +116,10 @@ class Watch:
         columns = max(1, width // PLOT_WIDTH)
         rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
         if room is not None:
-            rows = rows[: max(0, room // LEAST_HEIGHT)]
-        if not rows or width < LEAST_WIDTH:
+            rows = rows[: max(0, room // MIN_HEIGHT)]
+        if not rows or width < MIN_WIDTH:
             return
-        height = MOST_HEIGHT if room is None else min(room // len(rows), MOST_HEIGHT)
+        height = MAX_HEIGHT if room is None else min(room // len(rows), MAX_HEIGHT)
         for row in rows:
             for line in plot(row, run.last_step, width, height):
                 yield Text(line, overflow="crop", no_wrap=True)

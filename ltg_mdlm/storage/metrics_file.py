@@ -41,7 +41,7 @@ ROWS = (
 PAIRS = "valid/pairs/"
 """Prefix of the accuracies on minimal pairs by phenomenon."""
 
-_MOST_PHENOMENA = 20
+_MAX_PHENOMENA = 20
 """Phenomena that the summary lists; the metrics file has all of them."""
 
 
@@ -363,7 +363,7 @@ def result_text(folder: Path) -> str:
     else:
         lines = [f"{'held-out text':<42}{'step ' + str(first['step']):>12}{'step ' + str(last['step']):>12}"]
         by_phenomenon = [key for key in last if key.startswith(PAIRS) and not key.endswith("_standard_error")]
-        shown = by_phenomenon if len(by_phenomenon) <= _MOST_PHENOMENA else []
+        shown = by_phenomenon if len(by_phenomenon) <= _MAX_PHENOMENA else []
         for key, label, form in (*ROWS, *((key, f"  {key.removeprefix(PAIRS)}", "{:.1%}") for key in shown)):
             if last.get(key) is not None:
                 before = "-" if first.get(key) is None else form.format(first[key])

@@ -38,7 +38,7 @@ BABYLM_EPOCHS = 10
 BABYLM_WORDS = {"strict-small": 10_000_000, "strict": 100_000_000}
 """Words of the training text in each track; the multilingual track has the limit of the strict one."""
 
-MOST_SOURCES = 40
+MAX_SOURCES = 40
 """Sources that the text of the report lists."""
 
 H200_FLOPS = 790e12
@@ -142,9 +142,9 @@ class RunReport:
             *self.stages,
             *(
                 f"{'' if number else 'sources':12} {name}: seen {use.times:.2f} times ({use.words:,} words)"
-                for number, (name, use) in enumerate(list(self.sources.items())[:MOST_SOURCES])
+                for number, (name, use) in enumerate(list(self.sources.items())[:MAX_SOURCES])
             ),
-            *([f"{'':12} and {more} more sources (--json)"] if (more := len(self.sources) - MOST_SOURCES) > 0 else []),
+            *([f"{'':12} and {more} more sources (--json)"] if (more := len(self.sources) - MAX_SOURCES) > 0 else []),
             *(["sources      the plugin in the slot row_order decides how often each is seen"] if decides else []),
             f"words        {self.text_words:,} of text, {self.words:,} seen; unit: {self.config.data.words};"
             f" BabyLM track: {track_of(self.text_words) or 'none, too many'}",

@@ -52,7 +52,7 @@ _LONGEST_VALUE = 24
 _LONGEST_NAME = 120
 """Characters of the name of a run folder; file systems allow 255 bytes, and other names are derived from it."""
 
-MOST_POINTS = 100_000
+MAX_POINTS = 100_000
 
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 """Characters that a run folder does not have in its name."""
@@ -165,8 +165,8 @@ class Sweep:
         """
         self.path, self.content, self._sets = path, content, tuple(sets)
         self.out_root = out_root or Path("runs") / path.stem
-        if math.prod(map(len, [*content.grid.values(), content.seeds])) > MOST_POINTS:
-            raise UserError(f"{path}: its grid has more than {MOST_POINTS:,} points")
+        if math.prod(map(len, [*content.grid.values(), content.seeds])) > MAX_POINTS:
+            raise UserError(f"{path}: its grid has more than {MAX_POINTS:,} points")
         self.points = tuple(_points(content))
         if not self.points:
             raise UserError(f"{path}: its exclusions leave no point of the grid to train")

@@ -22,7 +22,7 @@ LOWEST_RATE = 1e-10
 """Lower end of truncated Gaussians; the part of the bound below it is of the order of 1e-10 nats per token."""
 CLAMP = 1e-8
 """Published clamping keeps 1 - gamma in [CLAMP, 1 - CLAMP]."""
-LEAST_DENSITY = 1e-3
+MIN_DENSITY = 1e-3
 """Smallest density of a schedule with full support: every interval of 1 % of the rates gets one row in 100,000."""
 _SMALLEST = 2.0**-53
 """Smallest distance of a probability from 0 and 1, see `open_unit`."""
@@ -135,7 +135,7 @@ class Gaussian(NoiseSchedule):
     def __init__(self, mean: float, std: float, tails: Tails = "truncate") -> None:
         self._normal = _normal(mean, std, tails)
         self._tails: Tails = tails
-        self.full_support = tails == "truncate" and _least_density(self) >= LEAST_DENSITY
+        self.full_support = tails == "truncate" and _least_density(self) >= MIN_DENSITY
 
     def rate(self, t: Tensor, progress: float) -> Tensor:
         return _into_unit(self._normal.quantile(t), self._tails)
@@ -179,7 +179,7 @@ class BimodalGaussian(NoiseSchedule):
         self.modes = modes
         self._tails: Tails = tails
         self._derivative: Derivative = derivative
-        self.full_support = tails == "truncate" and _least_density(self) >= LEAST_DENSITY
+        self.full_support = tails == "truncate" and _least_density(self) >= MIN_DENSITY
 
     def components(self, progress: float) -> tuple[TruncatedNormal, TruncatedNormal]:
         """The left and the right mode."""

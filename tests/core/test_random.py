@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ltg_mdlm.core.random import gumbel, hash_bits, permutation, stream_key, uniform, uniform_open
 
-LEAST_P = 1e-4
+MIN_P = 1e-4
 """The draws are fixed, so a test either always passes or always fails; good generators fail one in 10,000 of them."""
 CPU = torch.device("cpu")
 
@@ -33,28 +33,28 @@ def p_independent(u: Tensor, v: Tensor, bins: int = 16) -> float:
 
 
 def test_draws_are_uniform_over_rows_columns_steps_and_streams():
-    assert p_uniform(draws(0, 0, "mask")) > LEAST_P
-    assert p_uniform(draws(0, 0, "mask", rows=65536, cols=1)) > LEAST_P
-    assert p_uniform(torch.cat([draws(0, step, "mask", rows=1, cols=64) for step in range(400)])) > LEAST_P
-    assert p_uniform(torch.cat([draws(seed, 0, "mask", rows=1, cols=64) for seed in range(400)])) > LEAST_P
-    assert p_uniform(torch.cat([draws(0, 0, f"pair {i}", rows=1, cols=64) for i in range(400)])) > LEAST_P
+    assert p_uniform(draws(0, 0, "mask")) > MIN_P
+    assert p_uniform(draws(0, 0, "mask", rows=65536, cols=1)) > MIN_P
+    assert p_uniform(torch.cat([draws(0, step, "mask", rows=1, cols=64) for step in range(400)])) > MIN_P
+    assert p_uniform(torch.cat([draws(seed, 0, "mask", rows=1, cols=64) for seed in range(400)])) > MIN_P
+    assert p_uniform(torch.cat([draws(0, 0, f"pair {i}", rows=1, cols=64) for i in range(400)])) > MIN_P
 
 
 def test_low_bits_are_as_uniform_as_high_ones():
     bits = hash_bits(stream_key(0, 0, "mask"), torch.arange(256), 256)
     for shift in (0, 8, 16, 24):
-        assert stats.chisquare(torch.bincount((bits >> shift).flatten() & 255, minlength=256).numpy()).pvalue > LEAST_P
+        assert stats.chisquare(torch.bincount((bits >> shift).flatten() & 255, minlength=256).numpy()).pvalue > MIN_P
 
 
 def test_neighbouring_rows_columns_steps_seeds_and_streams_are_independent():
     u = draws(0, 7, "mask")
-    assert p_independent(u[:-1], u[1:]) > LEAST_P
-    assert p_independent(u[:, :-1], u[:, 1:]) > LEAST_P
-    assert p_independent(u, draws(0, 8, "mask")) > LEAST_P
-    assert p_independent(u, draws(1, 7, "mask")) > LEAST_P
-    assert p_independent(u, draws(0, 7, "masks")) > LEAST_P
+    assert p_independent(u[:-1], u[1:]) > MIN_P
+    assert p_independent(u[:, :-1], u[:, 1:]) > MIN_P
+    assert p_independent(u, draws(0, 8, "mask")) > MIN_P
+    assert p_independent(u, draws(1, 7, "mask")) > MIN_P
+    assert p_independent(u, draws(0, 7, "masks")) > MIN_P
     above = torch.ones_like(u).triu(1).bool()
-    assert p_independent(u[above], u.T[above]) > LEAST_P
+    assert p_independent(u[above], u.T[above]) > MIN_P
 
 
 def test_a_rows_number_changes_half_of_the_bits_of_its_draws():
@@ -96,9 +96,9 @@ def test_a_permutation_holds_every_place_once(seed, size):
 def test_permutations_put_every_row_in_every_place_equally_often():
     places = torch.stack([permutation(stream_key(0, step, "row_mode"), 8, CPU) for step in range(1600)])
     for row in range(8):
-        assert stats.chisquare(torch.bincount(places[:, row], minlength=8).numpy()).pvalue > LEAST_P
+        assert stats.chisquare(torch.bincount(places[:, row], minlength=8).numpy()).pvalue > MIN_P
     pairs = torch.bincount(places[:, 0] * 8 + places[:, 1], minlength=64).view(8, 8)
-    assert stats.chisquare(pairs[~torch.eye(8, dtype=torch.bool)].numpy()).pvalue > LEAST_P
+    assert stats.chisquare(pairs[~torch.eye(8, dtype=torch.bool)].numpy()).pvalue > MIN_P
 
 
 def test_stream_keys_do_not_run_together():
@@ -130,7 +130,7 @@ def test_golden_permutation():
 def test_gumbel_noise_follows_its_distribution():
     noise = gumbel(stream_key(0, "tokens"), torch.arange(256), 256)
     assert noise.dtype == torch.float64
-    assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > LEAST_P
+    assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > MIN_P
 
 
 @pytest.mark.parametrize("bits", [0, 2**32 - 1], ids=["lowest", "highest"])

@@ -219,7 +219,7 @@ def test_a_corpus_without_sources_is_that_of_an_older_version(texts):
 
 
 def test_sources_that_an_int16_cannot_number_are_not_kept(texts, monkeypatch):
-    monkeypatch.setattr(prepare, "MOST_SOURCES", 0)
+    monkeypatch.setattr(prepare, "MAX_SOURCES", 0)
     assert make(texts).train.source_D is None
 
 

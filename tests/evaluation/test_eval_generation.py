@@ -165,7 +165,7 @@ def closeness(one, other):
 def test_samples_and_other_real_texts_are_compared_with_the_same_real_texts(
     run, models, corpus, tmp_path, library, monkeypatch
 ):
-    monkeypatch.setattr(likeness, "FEWEST_TEXTS", 3)
+    monkeypatch.setattr(likeness, "MIN_TEXTS", 3)
     options = ("--mauve", "--judge", str(models["gpt_bert"]), "--steps", "2", "--out", str(tmp_path))
     code, out, err = run("eval", "generation", str(models["uniform_mdlm"]), *SMALL, *options)
     assert code == 0, err
@@ -189,7 +189,7 @@ def test_samples_and_other_real_texts_are_compared_with_the_same_real_texts(
 
 @pytest.mark.usefixtures("library")
 def test_without_other_real_texts_that_figure_is_missing(run, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(likeness, "FEWEST_TEXTS", 3)
+    monkeypatch.setattr(likeness, "MIN_TEXTS", 3)
     options = ("--mauve", "--judge", str(models["gpt_bert"]), "--count", "20", "--length", "8", "--steps", "1")
     code, out, err = run("eval", "generation", str(models["uniform_mdlm"]), *options, "--json", "--out", str(tmp_path))
     assert code == 0, err

@@ -20,7 +20,7 @@ from ltg_mdlm.inference.sampling_rule import EqualSteps, SamplingRule, mask_rate
 from ltg_mdlm.testing.enumeration import JOINT_Q, LENGTH
 
 COUNT = 6_000
-LEAST_P = 1e-3
+MIN_P = 1e-3
 """Smallest accepted p-value.  The draws are fixed, so a test either always passes or always fails."""
 STEPS = (1, 2, 4, 8, 16)
 
@@ -35,13 +35,13 @@ class Bent:
 @pytest.mark.parametrize("sampler", ["ancestral", "confidence", "entropy", "block", "autoregressive"])
 def test_with_one_token_per_step_samples_follow_the_joint_distribution(sampler):
     counts_Q, canvas = draw(COUNT, sampler=sampler)
-    assert chi_square(counts_Q, JOINT_Q).p > LEAST_P
+    assert chi_square(counts_Q, JOINT_Q).p > MIN_P
     assert set(canvas.passes_B.tolist()) == {LENGTH}
 
 
 def test_blocks_of_one_token_are_drawn_from_left_to_right_and_follow_the_joint_distribution():
     counts_Q, canvas = draw(COUNT, sampler="block", block_length=1)
-    assert chi_square(counts_Q, JOINT_Q).p > LEAST_P
+    assert chi_square(counts_Q, JOINT_Q).p > MIN_P
     assert canvas.drawn_at_BT.unique(dim=0).tolist() == [[-1, 0, 1, 2]]
 
 
@@ -49,7 +49,7 @@ def test_blocks_of_one_token_are_drawn_from_left_to_right_and_follow_the_joint_d
 @pytest.mark.parametrize("block_length", [1, 2, 3])
 def test_a_model_with_blocks_is_sampled_block_by_block_and_follows_the_joint_distribution(sampler, block_length):
     counts_Q, canvas = draw(COUNT, ExactDenoiser(block_length), sampler=sampler)
-    assert chi_square(counts_Q, JOINT_Q).p > LEAST_P
+    assert chi_square(counts_Q, JOINT_Q).p > MIN_P
     block_L = torch.arange(1, LENGTH + 1) // block_length
     drawn_at_BL = canvas.drawn_at_BT[:, 1:]
     for earlier, later in zip(range(LENGTH), range(1, LENGTH), strict=False):
@@ -61,7 +61,7 @@ def test_a_model_with_blocks_is_sampled_block_by_block_and_follows_the_joint_dis
 def test_block_by_block_with_few_steps_samples_follow_the_law_of_the_discretised_process(block_length, steps):
     counts_Q, _ = draw(COUNT, ExactDenoiser(block_length), steps=sum(steps))
     law_Q = exact_law_of_blocks(steps, block_length)
-    assert chi_square(counts_Q, law_Q).p > LEAST_P
+    assert chi_square(counts_Q, law_Q).p > MIN_P
     if steps == (1, 1):
         assert chi_square(counts_Q, JOINT_Q).p < 1e-6, "the test could not tell the two laws apart"
 
@@ -100,7 +100,7 @@ def test_the_test_detects_the_rule_that_keeps_the_most_likely_draws():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_with_few_steps_samples_follow_the_law_of_the_discretised_process(steps, schedule):
     counts_Q, _ = draw(COUNT, schedule=schedule, steps=steps)
-    assert chi_square(counts_Q, exact_law(mask_rates(schedule, steps))).p > LEAST_P
+    assert chi_square(counts_Q, exact_law(mask_rates(schedule, steps))).p > MIN_P
 
 
 @pytest.mark.parametrize("remask", [{"eta_cap": 0.2}, {"eta_rescale": 0.5}], ids=str)
@@ -109,7 +109,7 @@ def test_with_remasking_samples_follow_the_law_of_the_remasking_process(remask):
     rule = SamplingRule(steps=steps, **remask)
     counts_Q, _ = draw(COUNT, steps=steps, **remask)
     law_Q = exact_law(mask_rates(EqualSteps(), steps), lambda s, t: remasking_probability(s, t, rule))
-    assert chi_square(counts_Q, law_Q).p > LEAST_P
+    assert chi_square(counts_Q, law_Q).p > MIN_P
 
 
 @pytest.mark.parametrize("schedule", [EqualSteps(), Bent()], ids=["linear", "bent"])

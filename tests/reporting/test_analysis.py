@@ -14,7 +14,7 @@ from rich.console import Console
 from scipy import integrate, stats
 from support.batches import schedule
 
-from ltg_mdlm.reporting.schedule_analysis import LEAST_RATE, effective_weight, log10_second_moment, second_moment_table
+from ltg_mdlm.reporting.schedule_analysis import MIN_RATE, effective_weight, log10_second_moment, second_moment_table
 from ltg_mdlm.testing.toy import step_for, text_batch
 
 MODES = Modes()
@@ -67,7 +67,7 @@ def test_gaussian_second_moments_at_power_one_agree_with_quadrature():
 
 @pytest.mark.parametrize("tokens", [16, 128])
 def test_in_short_rows_small_mask_rates_add_the_variance_of_a_binomial(tokens):
-    low = LEAST_RATE
+    low = MIN_RATE
     linear = 1 - low + (math.log(1 / low) - 1 + low) / tokens
     assert 10 ** log10_second_moment(Linear(), 1.0, tokens=tokens) == pytest.approx(linear, rel=1e-9)
     density = lambda rate: 2 / math.pi / math.sqrt(rate * (2 - rate))  # noqa: E731

@@ -323,7 +323,7 @@ def test_text_from_files_is_escaped(tmp_path):
 
 
 def test_curves_have_fewer_points_if_there_are_many_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(curve_charts, "MOST_POINTS", 60 * 30)
+    monkeypatch.setattr(curve_charts, "MAX_POINTS", 60 * 30)
     data = data_of(page_of(fabricate_large_sweep(tmp_path / "runs"), tmp_path))
     assert len(data["groups"]) == 20
     assert max(len(curve["y"]) for chart in data["charts"] for curve in chart["curves"]) == 30

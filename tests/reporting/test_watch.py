@@ -13,7 +13,7 @@ from support.fabricated import fabricate_run
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.reporting.html_report.page import Extent, write_report
 from ltg_mdlm.reporting.run_table import read_run, text_table
-from ltg_mdlm.reporting.watch import LEAST_WIDTH, Watch, WatchedRun, label, plot, watch
+from ltg_mdlm.reporting.watch import MIN_WIDTH, Watch, WatchedRun, label, plot, watch
 from ltg_mdlm.storage.metrics_file import Curve
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 
@@ -94,11 +94,11 @@ def test_the_screen_fits_into_eighty_columns_and_needs_no_colour(tmp_path):
     assert sum("loss" in line and "valid/bound" in line for line in lines) == 2
 
 
-@pytest.mark.parametrize("width", [1, 5, LEAST_WIDTH - 1, LEAST_WIDTH, 40])
+@pytest.mark.parametrize("width", [1, 5, MIN_WIDTH - 1, MIN_WIDTH, 40])
 def test_no_terminal_is_too_narrow(tmp_path, width):
     lines = text_of(Watch([running(tmp_path / "run", steps=40, planned=100)]), width)
     assert max(map(len, lines)) <= width
-    assert any("loss" in line for line in lines[2:]) == (width >= LEAST_WIDTH)
+    assert any("loss" in line for line in lines[2:]) == (width >= MIN_WIDTH)
 
 
 @pytest.mark.parametrize(

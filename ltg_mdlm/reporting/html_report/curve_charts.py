@@ -27,7 +27,7 @@ PROMINENT = 6
 DASHES = ([1, 0], [7, 3], [2, 2], [7, 2, 2, 2], [12, 3], [4, 2, 1, 2, 1, 2])
 """Line styles, so that lines can be told apart without colours."""
 
-MOST_BINS, LEAST_BINS, MOST_POINTS = 200, 24, 24_000
+MAX_BINS, MIN_BINS, MAX_POINTS = 200, 24, 24_000
 """Points of a curve, and points of all curves of one metric, above which a curve has fewer."""
 
 OUTLIERS = 8.0
@@ -146,7 +146,7 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
     """
     runs = [(place, run) for place, group in enumerate(groups) for run in group.runs]
     last_step = max((c.steps[-1] for _, run in runs for c in run.metrics.curves.values()), default=1)
-    bins = min(max(MOST_POINTS // max(len(runs), 1), LEAST_BINS), MOST_BINS)
+    bins = min(max(MAX_POINTS // max(len(runs), 1), MIN_BINS), MAX_BINS)
     progress = [progress_of(run) for _, run in runs]
     axes: list[dict[str, Any]] = []
     axis_of: dict[tuple[int, bytes], int] = {}
