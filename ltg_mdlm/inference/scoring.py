@@ -86,7 +86,7 @@ class ScoringRule:
         """Whether rows are causal."""
         return self.score == "causal"
 
-    def told_rate(self, masked_B: Tensor) -> Tensor:
+    def conditioning_rate(self, masked_B: Tensor) -> Tensor:
         """float32[B]: the mask rates to condition on, for rows with these shares of masked tokens."""
         if self.time == "fraction":
             return masked_B
@@ -249,7 +249,7 @@ class LikelihoodScorer:
         denoiser, rule, device = self.denoiser, self.rule, self.denoiser.device
         model = denoiser.model
         causal_B = torch.ones(len(rows.ids_RT), dtype=torch.bool, device=device) if rule.causal else None
-        conditioning_B = denoiser.value(rule.told_rate(rows.rate_R).to(device), rule.causal)
+        conditioning_B = denoiser.value(rule.conditioning_rate(rows.rate_R).to(device), rule.causal)
         blocks: dict[str, Any] = {}
         if denoiser.block_length and not rule.causal:
             blocks["visibility"] = block_visibility(torch.zeros_like(rows.ids_RT, device=device), denoiser.block_length)

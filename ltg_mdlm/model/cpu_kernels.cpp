@@ -464,14 +464,15 @@ inline void for_keys(
     }
 }
 
-// Softmax over the keys of scale * scores + by_query[query, bucket] + by_key[bucket, key] + mask, and dropout.
+// Softmax over the keys of scale * scores + c2p[query, bucket] + p2c[bucket, key] + mask, and dropout.
 //
-// scores [H, B, X, X], by_query [H, B, X, R], by_key [H, R, B, X], mask [B, 1, X, X], keep [B, H, X, X].  The
+// c2p and p2c are the content-to-position and the position-to-content scores (DeBERTa, arXiv 2006.03654).
+// scores [H, B, X, X], c2p [H, B, X, R], p2c [H, R, B, X], mask [B, 1, X, X], keep [B, H, X, X].  The
 // probabilities replace the scores, dropped ones with a minus sign; `dropped` receives what dropout makes of them.
 void softmax(
-    Tensor scores, const Tensor& by_query, const Tensor& by_key, const optional<Tensor>& mask, const Tensor& buckets,
+    Tensor scores, const Tensor& c2p, const Tensor& p2c, const optional<Tensor>& mask, const Tensor& buckets,
     int64_t T, double scale, const optional<Tensor>& keep, double keep_scale, const optional<Tensor>& dropped) {
-  const int64_t H = scores.size(0), B = scores.size(1), X = scores.size(2), R = by_query.size(3);
+  const int64_t H = scores.size(0), B = scores.size(1), X = scores.size(2), R = c2p.size(3);
   const auto runs = offsets_by_bucket(buckets, T);
   const uint8_t* kept = keep ? keep->const_data_ptr<uint8_t>() : nullptr;
   for_dtype(scores, [&, scale = float(scale), factor = float(keep_scale)](auto type) {
@@ -485,10 +486,10 @@ void softmax(
       for (int64_t n = begin; n < end; ++n) {
         const int64_t h = n / B, b = n % B;
         for (int64_t r = 0; r < R; ++r)
-          load_row(by_key.const_data_ptr<S>() + ((h * R + r) * B + b) * X, key + r * X, X);
+          load_row(p2c.const_data_ptr<S>() + ((h * R + r) * B + b) * X, key + r * X, X);
         for (int64_t i = 0; i < X; ++i) {
           const int64_t start = (n * X + i) * X;
-          load_row(by_query.const_data_ptr<S>() + (n * X + i) * R, query, R);
+          load_row(c2p.const_data_ptr<S>() + (n * X + i) * R, query, R);
           SIMD for (int64_t j = 0; j < X; ++j) row[j] = scale * load(score + start + j);
           for_keys(
               runs, i, T, X,
@@ -528,13 +529,13 @@ void softmax(
   });
 }
 
-// The gradients of the scores, in place of those of the dropped probabilities, of by_query and of by_key.
+// The gradients of the scores, in place of those of the dropped probabilities, of c2p and of p2c.
 //
 // `probability` is as `softmax` leaves it; `dropped` receives what dropout makes of it, if there is dropout.
 void softmax_backward(
     Tensor grad, const Tensor& probability, const Tensor& buckets, int64_t T, double keep_scale,
-    const optional<Tensor>& dropped, Tensor grad_by_query, Tensor grad_by_key) {
-  const int64_t H = grad.size(0), B = grad.size(1), X = grad.size(2), R = grad_by_query.size(3);
+    const optional<Tensor>& dropped, Tensor grad_c2p, Tensor grad_p2c) {
+  const int64_t H = grad.size(0), B = grad.size(1), X = grad.size(2), R = grad_c2p.size(3);
   const auto runs = offsets_by_bucket(buckets, T);
   for_dtype(grad, [&, keep_scale = float(keep_scale)](auto type) {
     using S = decltype(type);
@@ -580,10 +581,10 @@ void softmax_backward(
                   key[(r - j) * X + j] += row[j];
                 }
               });
-          store_row(query, grad_by_query.mutable_data_ptr<S>() + (n * X + i) * R, R);
+          store_row(query, grad_c2p.mutable_data_ptr<S>() + (n * X + i) * R, R);
         }
         for (int64_t r = 0; r < R; ++r)
-          store_row(key + r * X, grad_by_key.mutable_data_ptr<S>() + ((n / B * R + r) * B + n % B) * X, X);
+          store_row(key + r * X, grad_p2c.mutable_data_ptr<S>() + ((n / B * R + r) * B + n % B) * X, X);
       }
     });
   });
@@ -613,11 +614,11 @@ TORCH_LIBRARY(ltg_mdlm_cpu, library) {
       gated_norm_backward);
   library.def("copy_heads(Tensor source, Tensor(a!) target) -> ()", copy_heads);
   library.def(
-      "softmax(Tensor(a!) scores, Tensor by_query, Tensor by_key, Tensor? mask, Tensor buckets, int length,"
+      "softmax(Tensor(a!) scores, Tensor c2p, Tensor p2c, Tensor? mask, Tensor buckets, int length,"
       " float scale, Tensor? keep, float keep_scale, Tensor? dropped) -> ()",
       softmax);
   library.def(
       "softmax_backward(Tensor(a!) grad, Tensor probability, Tensor buckets, int length, float keep_scale,"
-      " Tensor? dropped, Tensor(b!) grad_by_query, Tensor(c!) grad_by_key) -> ()",
+      " Tensor? dropped, Tensor(b!) grad_c2p, Tensor(c!) grad_p2c) -> ()",
       softmax_backward);
 }

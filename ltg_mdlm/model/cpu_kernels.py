@@ -211,16 +211,16 @@ class _GatedAttention(torch.autograd.Function):
         # Matrix products with 63 columns are several times slower than with 64.
         ctx.num_buckets = key_pos.shape[1]
         query_pos, key_pos = (F.pad(table, (0, 0, 0, -ctx.num_buckets % 16)) for table in (query_pos, key_pos))
-        by_query = heads[0].flatten(1, 2) @ key_pos.mT
-        by_key = query_pos @ heads[1].flatten(1, 2).mT
+        c2p = heads[0].flatten(1, 2) @ key_pos.mT
+        p2c = query_pos @ heads[1].flatten(1, 2).mT
         scores = query @ key.mT
         keep, keep_scale = keep_mask(scores.numel(), dropout_rate)
         dropped = None if keep is None else torch.empty_like(scores)
         of_rows = (num_heads, rows)
         library().softmax(
             scores.view(*of_rows, columns, columns),
-            by_query.view(*of_rows, columns, -1),
-            by_key,
+            c2p.view(*of_rows, columns, -1),
+            p2c,
             geometry.mask_B1XX,
             geometry.bucket_XX,
             length,
@@ -256,8 +256,8 @@ class _GatedAttention(torch.autograd.Function):
         grad_context = grad_context.flatten(0, 1)
         grad_scores = grad_context @ value.mT
         dropped = None if ctx.keep_scale == 1 else torch.empty_like(probability)
-        grad_by_query = query.new_empty(num_heads, rows, columns, key_pos.shape[1])
-        grad_by_key = query.new_empty(num_heads, key_pos.shape[1], rows * columns)
+        grad_c2p = query.new_empty(num_heads, rows, columns, key_pos.shape[1])
+        grad_p2c = query.new_empty(num_heads, key_pos.shape[1], rows * columns)
         library().softmax_backward(
             grad_scores.view(num_heads, rows, columns, columns),
             probability,
@@ -265,16 +265,16 @@ class _GatedAttention(torch.autograd.Function):
             ctx.length,
             ctx.keep_scale,
             dropped,
-            grad_by_query,
-            grad_by_key,
+            grad_c2p,
+            grad_p2c,
         )
-        grad_by_query = grad_by_query.flatten(1, 2)
-        grad_query_pos = grad_by_key @ heads[1].flatten(1, 2)
-        grad_key_pos = grad_by_query.mT @ heads[0].flatten(1, 2)
+        grad_c2p = grad_c2p.flatten(1, 2)
+        grad_query_pos = grad_p2c @ heads[1].flatten(1, 2)
+        grad_key_pos = grad_c2p.mT @ heads[0].flatten(1, 2)
         grad_heads = torch.empty_like(heads)
         grad_query, grad_key, grad_value = grad_heads.flatten(1, 2)
-        torch.bmm(grad_by_query, key_pos, out=grad_heads[0].flatten(1, 2))
-        torch.bmm(grad_by_key.mT, query_pos, out=grad_heads[1].flatten(1, 2))
+        torch.bmm(grad_c2p, key_pos, out=grad_heads[0].flatten(1, 2))
+        torch.bmm(grad_p2c.mT, query_pos, out=grad_heads[1].flatten(1, 2))
         grad_query.baddbmm_(grad_scores, key, alpha=ctx.scale)
         grad_key.baddbmm_(grad_scores.mT, query, alpha=ctx.scale)
         torch.bmm((probability if dropped is None else dropped).mT, grad_context, out=grad_value)

@@ -297,11 +297,11 @@ def _product_kernel(
         r = start + tl.arange(0, R // 2)
         table = (h * NUM_BUCKETS + r[:, None]) * E + e[None, :]
         kp = tl.load(key_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-        by_query = tl.dot(q, tl.trans(kp), input_precision=PRECISION) / scale
-        tl.store(query_product + product + r[None, :], by_query.to(query_product.dtype.element_ty))
+        c2p = tl.dot(q, tl.trans(kp), input_precision=PRECISION) / scale
+        tl.store(query_product + product + r[None, :], c2p.to(query_product.dtype.element_ty))
         qp = tl.load(query_pos + table, r[:, None] < NUM_BUCKETS, 0.0)
-        by_key = tl.dot(k, tl.trans(qp), input_precision=PRECISION) / scale
-        tl.store(key_product + product + r[None, :], by_key.to(key_product.dtype.element_ty))
+        p2c = tl.dot(k, tl.trans(qp), input_precision=PRECISION) / scale
+        tl.store(key_product + product + r[None, :], p2c.to(key_product.dtype.element_ty))
 
 
 @triton.jit
