@@ -45,7 +45,7 @@ class Batch:
     document_BT: Tensor
     """int32: index of the document within the row, -1 for padding"""
     position_BT: Tensor
-    """int64: position of the token in the corpus, -1 for `<s>` and padding"""
+    """int64: position of the token in the corpus; -1 for `<s>` and padding, and for all tokens in validation"""
     maskable_BT: Tensor
     """bool: neither padding nor a control token"""
     row_B: Tensor

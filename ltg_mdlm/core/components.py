@@ -106,7 +106,7 @@ class CorpusStatistics:
     """Counts over the training split, without control tokens."""
 
     token_count_V: Tensor
-    """int64[V]: occurrences of every token type"""
+    """int64[V], on the CPU: occurrences of every token type"""
     num_tokens: int
     """sum of the counts"""
     num_words: int

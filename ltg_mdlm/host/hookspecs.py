@@ -129,7 +129,7 @@ def ltg_mdlm_objective(ctx: RunContext) -> Objective | None:
     ...     def denominators(self, batch, corrupted):
     ...         return corrupted.masked_BT.sum().float().unsqueeze(0)
     ...     def weights(self, supervised, step):
-    ...         return torch.ones_like(supervised.rate_N), None
+    ...         return torch.ones_like(supervised.realised_rate_N), None
     >>> class PlainMLM(Plugin):
     ...     @hookimpl
     ...     def ltg_mdlm_objective(self):
@@ -146,7 +146,7 @@ def ltg_mdlm_time_conditioning(ctx: RunContext) -> TimeConditioning | None:
     >>> from ltg_mdlm.api import Plugin, TimeConditioning, hookimpl
     >>> class Time(TimeConditioning):
     ...     def value(self, corrupted, noise):
-    ...         return noise.t_B.float() * ~corrupted.causal_B
+    ...         return self.value_for_rate(noise.rate_B) * ~corrupted.causal_B
     ...     def value_for_rate(self, rate_B):
     ...         return rate_B.float()
     >>> class ConditionOnTime(Plugin):

@@ -136,26 +136,18 @@ def integrated(
 def expected_loss_over(components: Components, start: float, width: float) -> float:
     """The same integral by one Gauss-Legendre rule."""
     draw, measure = quadrature([start, start + width], 1, nodes=NODES)
-    step = StepAt(seed=0, step=50, progress=0.5, epoch=0.5, rows=len(draw), draw_B=draw)
-    drawn = components.noise_schedule.sample(toy.rows_of(LANGUAGE, slice(len(draw))), step)
-    return math.fsum(
-        share * expected_loss_at(components, everywhere(drawn, node, LANGUAGE), step)
-        for node, share in enumerate(measure.tolist())
-    )
+    rows, losses = len(SEQUENCES_QL), []
+    for of_node, share in zip(draw, measure.tolist(), strict=True):
+        step = StepAt(seed=0, step=50, progress=0.5, epoch=0.5, rows=rows, draw_B=of_node.expand(rows))
+        losses.append(share * expected_loss_at(components, components.noise_schedule.sample(LANGUAGE, step), step))
+    return math.fsum(losses)
 
 
-def everywhere(noise: Noise, row: int, batch: Batch) -> Noise:
-    """The noise of one row, for all rows of a batch; rates per token are those of the row's first token."""
-
-    def of_rows(value: Tensor | None) -> Tensor | None:
-        if value is None:
-            return None
-        is_of_rows = value.dim() == 1
-        return (value[row] if is_of_rows else value[row, 1]).expand(
-            batch.row_B.shape if is_of_rows else batch.ids_BT.shape
-        )
-
-    return replace(noise, **{field.name: of_rows(getattr(noise, field.name)) for field in fields(noise)})  # type: ignore[arg-type]
+def noise_of(noise: Noise, row_O: Tensor) -> Noise:
+    """The noise of these rows."""
+    values = {field.name: getattr(noise, field.name) for field in fields(noise)}
+    of_rows: dict[str, Any] = {name: None if value is None else value[row_O] for name, value in values.items()}
+    return replace(noise, **of_rows)
 
 
 def expected_loss_at(components: Components, noise: Noise, step: Step) -> float:
@@ -171,7 +163,7 @@ def expected_loss_of_a_view(components: Components, noise: Noise, step: Step) ->
     """Expected loss of a row in one view, for the best denoiser."""
     masking, objective = components.masking, components.objective
     outcomes = Outcomes.of(masking, noise, step)
-    noise = everywhere(noise, 0, outcomes.batch)
+    noise = noise_of(noise, outcomes.sequence_O)
     corrupted = outcomes.corrupted(masking, noise, step)
     supervised = supervised_of(components, micro_batch_of(outcomes.batch, corrupted, noise))
     own_N = supervised.column_N + (masking.predicts == "next") - 1

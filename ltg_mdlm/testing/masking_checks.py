@@ -23,12 +23,14 @@ from ltg_mdlm.testing.sample_rows import (
     causal_rows,
     describe,
     first_place,
+    noise_for,
     require_equal,
     require_finite,
     require_tensor,
     sample_batch,
     sample_step,
     unchanged,
+    with_token_rates,
 )
 
 SEVERAL_RATES = (0.02, 0.15, 0.5, 0.9)
@@ -59,7 +61,7 @@ def views_of(
 ) -> list[tuple[str, Corrupted]]:
     """(where, corruption) of every view, by default with mask rates from 0 to 1 over the rows of the global batch."""
     rate_R = (torch.arange(step.rows, dtype=torch.float64) + 1) / step.rows
-    noise = noise or toy.noise_at(rate_R[batch.row_B], batch)
+    noise = with_token_rates(part.component, noise or toy.noise_at(rate_R[batch.row_B], batch), batch)
     causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool) if step.causal_R is None else causal_rows(batch, step)
     views, where = part.component.corrupt_views(batch, causal_B, noise, step), where_masks_are_made(part)
     if not (isinstance(views, Sequence) and views and all(isinstance(view, Corrupted) for view in views)):
@@ -111,7 +113,7 @@ def require_probabilities(part: Part[MaskingStrategy], batch: Batch, step: Step)
     """Check that `mask_probability` is float32[B, T], and in [0, 1] for maskable tokens."""
     where = part.where("mask_probability")
     for rate in ENDS:
-        probability_BT = part.component.mask_probability(batch, toy.noise_at(rate, batch), step)
+        probability_BT = part.component.mask_probability(batch, noise_for(part.component, rate, batch), step)
         shape, device = tuple(batch.ids_BT.shape), batch.ids_BT.device
         require_tensor(probability_BT, where, "mask_probability", torch.float32, shape, device)
         used = probability_BT[batch.maskable_BT]
@@ -233,7 +235,7 @@ def the_mask_rate_is_kept_if_keeps_rate_says_so(subject: PluginUnderTest) -> Non
     step = toy.step_for(batch)
     tokens_B, tokens = batch.maskable_BT.sum(1), int(batch.maskable_BT.sum())
     for rate in SEVERAL_RATES:
-        noise = toy.noise_at(rate, batch)
+        noise = noise_for(part.component, rate, batch)
         for where, view in views_of(part, batch, step, noise):
             rate_B = (view.noise or noise).rate_B
             off_B = (view.masked_BT & batch.maskable_BT).sum(1) - rate_B * tokens_B
@@ -259,7 +261,7 @@ def its_kind_is_what_the_probabilities_show(subject: PluginUnderTest) -> None:
     if not is_overridden(strategy, "mask_probability"):
         raise NotApplicable("choose states no probabilities; its masks are checked next")
     for rate in SEVERAL_RATES:
-        p_BT = strategy.mask_probability(batch, toy.noise_at(rate, batch), step)
+        p_BT = strategy.mask_probability(batch, noise_for(strategy, rate, batch), step)
         p_N, ids_N = p_BT[batch.maskable_BT].double(), batch.ids_BT[batch.maskable_BT]
         first_V = torch.zeros(toy.VOCAB, dtype=torch.float64).scatter(0, ids_N, p_N)
         expected_N = torch.full_like(p_N, rate) if strategy.kind == "uniform" else first_V[ids_N]
@@ -286,7 +288,7 @@ def its_kind_is_what_choose_and_show_do(subject: PluginUnderTest) -> None:
         raise NotApplicable("kind is 'other', which claims nothing about masks")
     since = f"since kind is {strategy.kind!r}"
     for rate in SEVERAL_RATES:
-        noise = toy.noise_at(rate, batch)
+        noise = noise_for(strategy, rate, batch)
         by_step = [views_of(part, batch, step, noise) for step in steps]
         for number, (where, first) in enumerate(by_step[0]):
             views = [by_view[number][1] for by_view in by_step]
@@ -398,7 +400,7 @@ def the_transition_is_what_choose_and_show_do(subject: PluginUnderTest) -> None:
         raise NotApplicable("the strategy defines no transition")
     where = part.where("transition")
     for rate in SEVERAL_RATES:
-        noise, at = toy.noise_at(rate, batch), f"at mask rate {rate:g}, by transition"
+        noise, at = noise_for(strategy, rate, batch), f"at mask rate {rate:g}, by transition"
         to_BTV = strategy.transition(batch.ids_BT, noise)
         require_tensor(
             to_BTV, where, "transition", torch.float64, (*batch.ids_BT.shape, toy.VOCAB), batch.ids_BT.device
@@ -476,7 +478,7 @@ def hazards_are_finite_and_not_negative(subject: PluginUnderTest) -> None:
     part, batch = subject.masking(), sample_batch()
     step, where = sample_step(batch), part.where("hazard")
     for rate in ENDS:
-        hazards = part.component.hazard(batch, toy.noise_at(rate, batch), step)
+        hazards = part.component.hazard(batch, noise_for(part.component, rate, batch), step)
         if hazards[0] is None and hazards[1] is None:
             raise NotApplicable("hazard is 1 / rate, the default")
         everywhere_BV = torch.ones(1, 1, dtype=torch.bool)
@@ -493,7 +495,7 @@ def hazards_are_finite_and_not_negative(subject: PluginUnderTest) -> None:
 def masking_leaves_its_inputs_as_they_are(subject: PluginUnderTest) -> None:
     """Batch, modes, noise and step are unchanged, since other components use the same tensors."""
     part, batch = subject.masking(), sample_batch()
-    step, noise = sample_step(batch), toy.noise_at(0.005, batch)
+    step, noise = sample_step(batch), noise_for(part.component, 0.005, batch)
     causal_B = causal_rows(batch, step)
     if is_overridden(part.component, "mask_probability"):
         with unchanged(part.where("mask_probability"), batch, noise, step):

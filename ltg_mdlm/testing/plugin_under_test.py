@@ -125,7 +125,10 @@ class PluginUnderTest:
         """The components of the recipe on the toy vocabulary and the toy corpus, or in the given context."""
         statistics = statistics or toy.statistics(toy.zipfian_counts())
         context = context or toy.context(statistics=statistics, corpus=toy.corpus_view())
-        return self.host().build(context, statistics)
+        components = self.host().build(context, statistics)
+        for module in components.modules.values():
+            module.eval()  # as while rows are corrupted
+        return components
 
     def own(self, components: Components) -> list[Part[Component]]:
         """The distinct components that the plugin provides."""

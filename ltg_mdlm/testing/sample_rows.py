@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.batch import IGNORE, Batch, Corrupted, Noise, Step, Supervised, labels_for, realised_rate
+from ltg_mdlm.core.components import MaskingStrategy
 from ltg_mdlm.core.host_memory import HostCopy
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.testing.plugin_under_test import Violation
@@ -60,9 +61,24 @@ def causal_rows(batch: Batch, step: Step) -> Tensor:
     return step.causal_R[batch.row_B]
 
 
+def noise_for(strategy: MaskingStrategy, rate: float | Tensor, batch: Batch) -> Noise:
+    """Noise with one mask rate for all rows, or one for each; also by token, if the strategy reads rates per token."""
+    return with_token_rates(strategy, noise_at(rate, batch), batch)
+
+
+def with_token_rates(strategy: MaskingStrategy, noise: Noise, batch: Batch) -> Noise:
+    """The noise with the rates and slopes of the rows for all of their tokens, if the strategy reads these."""
+    if not strategy.reads_token_rates or noise.rate_BT is not None:
+        return noise
+    of_tokens = (value_B.unsqueeze(1).expand(batch.ids_BT.shape) for value_B in (noise.rate_B, noise.slope_B))
+    rate_BT, slope_BT = (value_BT.clone() for value_BT in of_tokens)
+    return dataclasses.replace(noise, rate_BT=rate_BT, slope_BT=slope_BT)
+
+
 def all_masked(components: Components, batch: Batch, noise: Noise, step: Step) -> MicroBatch:
     """The batch with all maskable tokens of masked rows masked, at the given noise level."""
     strategy, causal_B = components.masking, causal_rows(batch, step)
+    noise = with_token_rates(strategy, noise, batch)
     masked_BT = batch.maskable_BT & ~causal_B.unsqueeze(1)
     hazard_BT, hazard_by_type_BV = strategy.hazard(batch, noise, step)
     corrupted = Corrupted(
@@ -73,13 +89,14 @@ def all_masked(components: Components, batch: Batch, noise: Noise, step: Step) -
         causal_B=causal_B,
         hazard_BT=hazard_BT,
         hazard_by_type_BV=hazard_by_type_BV,
+        carry_BT=strategy.corrupt(batch, causal_B, noise, step).carry_BT,
     )
     return micro_batch_of(batch, corrupted, noise)
 
 
 def corrupted_at(components: Components, batch: Batch, step: Step, rate: float = 0.3) -> list[MicroBatch]:
     """The views of the batch, corrupted as in training at one mask rate."""
-    noise = noise_at(rate, batch)
+    noise = noise_for(components.masking, rate, batch)
     views = components.masking.corrupt_views(batch, causal_rows(batch, step), noise, step)
     return [micro_batch_of(batch, view, view.noise or noise) for view in views]
 

@@ -39,8 +39,8 @@ LETTERS = "abcdefghijklmnop"
 CORPUS_VERSION = 2
 """Increases with every change of the toy corpus, so that an old one in the cache is not used."""
 
-POSITIONS = 65536
-"""Number of tokens of the corpus from which the rows are taken."""
+POSITIONS = 6000
+"""Positions of the toy corpus, which has a few more tokens; the tokens of large batches share them."""
 
 
 def context(vocab_size: int = VOCAB, **changes: Any) -> RunContext:
@@ -188,7 +188,7 @@ def batch_of(rows: Sequence[Sequence[Sequence[int]]], columns: int, first_row: i
     return Batch(
         ids_BT=ids_BT,
         document_BT=document_BT,
-        position_BT=torch.where(has_place_BT, place_BT, -1),
+        position_BT=torch.where(has_place_BT, place_BT % POSITIONS, -1),
         maskable_BT=ids_BT >= NUM_SPECIAL,
         row_B=torch.arange(first_row, first_row + len(rows)),
     )

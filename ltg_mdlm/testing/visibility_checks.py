@@ -21,7 +21,7 @@ from ltg_mdlm.testing.masking_checks import (
     only_masked_tokens_of_masked_rows_are_changed,
 )
 from ltg_mdlm.testing.plugin_under_test import NotApplicable, Part, PluginUnderTest, Violation, check
-from ltg_mdlm.testing.sample_rows import causal_rows, require_equal, sample_batch, sample_step
+from ltg_mdlm.testing.sample_rows import causal_rows, noise_for, require_equal, sample_batch, sample_step
 
 SIZES = ModelConfig(
     hidden_size=16,
@@ -41,7 +41,7 @@ ROUNDING = 1e-9
 
 def views_of(part: Part[MaskingStrategy], batch: Batch, step: Step) -> list[Corrupted]:
     """All views of a batch at mask rate 0.4."""
-    noise = toy.noise_at(0.4, batch)
+    noise = noise_for(part.component, 0.4, batch)
     return list(part.component.corrupt_views(batch, causal_rows(batch, step), noise, step))
 
 
@@ -128,8 +128,9 @@ def require_independent(
     Rows whose masks changed with the token are left out: their inputs differ in other places, too.
     """
     shown_BT = before.masked_BT & (before.input_BT != part.component.mask_id)
-    # A strategy that shows all of its masked tokens hides them by visibility, and not by replacing them.
-    exempt_BT = shown_BT if bool((shown_BT != before.masked_BT).any()) else torch.zeros_like(shown_BT)
+    # A strategy that shows all of its masked tokens as they are hides them by visibility, and not by replacing them.
+    replaces = bool((before.input_BT != batch.ids_BT)[before.masked_BT].any())
+    exempt_BT = shown_BT if replaces else torch.zeros_like(shown_BT)
     same_masks_B = (before.masked_BT == after.masked_BT).all(1)
     for row in range(len(difference_BT)):
         shift = 1 if bool(before.causal_B[row]) or part.component.predicts == "next" else 0

@@ -107,13 +107,14 @@ class Recipe:
             causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
         else:
             causal_B = step.causal_R[batch.row_B]
-        noise = parts.noise_schedule.sample(batch, step)
-        self.checks.noise(noise, batch)
+        # Learned parts learn from their own losses only: no gradient of the model's loss reaches them.
         with torch.no_grad(), modules_evaluating(parts):
+            noise = parts.noise_schedule.sample(batch, step)
+            self.checks.noise(noise, batch)
             corrupteds = parts.masking.corrupt_views(batch, causal_B, noise, step)
-        self.checks.views(corrupteds, batch)
-        views = Views(len(corrupteds))
-        return [self._micro_batch(batch, noise, corrupted, views) for corrupted in corrupteds]
+            self.checks.views(corrupteds, batch)
+            views = Views(len(corrupteds))
+            return [self._micro_batch(batch, noise, corrupted, views) for corrupted in corrupteds]
 
     def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted, views: Views) -> MicroBatch:
         """A view with its noise and conditioning."""

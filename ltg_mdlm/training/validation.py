@@ -142,7 +142,7 @@ class Validator:
         )
         self._recipe.own_visibility |= own_visibility > 0  # a rank may have no rows
         metrics = {
-            "valid/loss": float((terms_K / denominators_K.clamp(min=1)).sum()),
+            "valid/loss": float((terms_K / denominators_K.clamp(min=torch.finfo(torch.float32).tiny)).sum()),
             "valid/masked_nll": nll / max(masked, 1),
             "valid/accuracy": correct / max(masked, 1),
             "valid/accuracy_frequent": frequent_correct / max(frequent, 1),

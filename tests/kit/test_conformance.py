@@ -344,6 +344,13 @@ MISTAKES = [
         r"at least 2.8829 nats per row.*\n  found: 2.6249 .* with BERT and",
     ),
     Mistake(
+        "rates_by_type_bound",
+        "mask rates by type are called uniform masking",
+        "a_claimed_bound_is_one",
+        "DiffusionObjective.bound_for of",
+        r"at least \d\.\d+ nats per row.*\n  found: \d\.\d+ for the denoiser",
+    ),
+    Mistake(
         "constant_below_zero",
         "a constant that lowers the bound",
         "a_claimed_bound_is_one",
@@ -608,6 +615,18 @@ def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, br
     assert re.search(mistake.message, failed[mistake.check]), failed[mistake.check]
 
 
+CORRECT_COMPONENTS = (
+    "bert",
+    "unverified",
+    "carries",
+    "selects_with_dropout",
+    "capped",
+    "by_epoch",
+    "shows_random_tokens",
+    "token_rates",
+)
+
+
 @pytest.mark.parametrize(
     ("plugin", "checks"),
     [
@@ -616,10 +635,9 @@ def test_a_mistake_is_found_by_the_right_check_and_no_other(mistake: Mistake, br
         ("momentum", CHECKS),
         ("hard_rows_again", CHECKS),
         ("error_predictor", CHECKS),
-        ("bert", COMPONENT_CHECKS),
-        ("unverified", COMPONENT_CHECKS),
+        *((plugin, COMPONENT_CHECKS) for plugin in CORRECT_COMPONENTS),
     ],
-    ids=["adaptive", "both_halves", "momentum", "hard_rows_again", "error_predictor", "bert", "unverified"],
+    ids=["adaptive", "both_halves", "momentum", "hard_rows_again", "error_predictor", *CORRECT_COMPONENTS],
 )
 def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, checks, broken_plugins):
     examination = Examination(PluginUnderTest(plugin))

@@ -243,6 +243,115 @@ class StatesItsTransition(Masking):
         return rate_B11 * hidden_V + (1 - rate_B11) * itself_BTV
 
 
+class RatesByType(NoiseSchedule):
+    """Correct: every token has a rate of its own, which depends on its type."""
+
+    full_support = True
+
+    def rate(self, t, progress):
+        return t
+
+    def slope(self, t, progress):
+        return torch.ones_like(t)
+
+    def sample(self, batch, step):
+        of_row = super().sample(batch, step)
+        t_B1, power_BT = of_row.t_B.unsqueeze(1), 1.0 + batch.ids_BT.double() % 2
+        return dataclasses.replace(of_row, rate_BT=t_B1**power_BT, slope_BT=power_BT * t_B1 ** (power_BT - 1))
+
+
+class ReadsTokenRates(Masking):
+    keeps_rate = False
+    reads_token_rates = True
+
+    def mask_probability(self, batch, noise, step):
+        return noise.rate_BT.float()
+
+
+class CallsThemUniform(ReadsTokenRates):
+    kind = "uniform"
+
+
+class Carries(Masking):
+    """Correct: hands its objective a value for every token."""
+
+    def corrupt(self, batch, causal_B, noise, step):
+        corrupted = super().corrupt(batch, causal_B, noise, step)
+        return dataclasses.replace(corrupted, carry_BT=batch.maskable_BT.cumsum(1).float())
+
+
+class WeightsByCarry(DiffusionObjective):
+    def weights(self, supervised, step):
+        weight_N, z_weight_N = super().weights(supervised, step)
+        return weight_N / (1 + supervised.carry_N), z_weight_N
+
+    def bound_for(self, strategy, schedule):
+        return False
+
+
+class SelectsWithDropout(Masking):
+    """Correct: a learned selector, whose dropout is off while rows are corrupted."""
+
+    keeps_rate = False
+
+    def __init__(self, mask_id):
+        super().__init__(mask_id)
+        self.selector = nn.Sequential(nn.Embedding(48, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def modules(self):
+        return {"selector": self.selector}
+
+    def own_loss(self, observations, corrupteds, logits):
+        return self.selector[2].weight.square().sum().reshape(1)
+
+    def mask_probability(self, batch, noise, step):
+        share_BT = 0.5 + 0.5 * self.selector(batch.ids_BT).squeeze(2).sigmoid()
+        return noise.rate_B.float().unsqueeze(1) * share_BT
+
+
+class Capped(NoiseSchedule):
+    """Correct: the rate is constant from 0.8 on, where its slope is 0."""
+
+    full_support = False
+
+    def rate(self, t, progress):
+        return t.clamp(max=0.8)
+
+    def slope(self, t, progress):
+        return (t < 0.8).double()
+
+
+class ByEpoch(NoiseSchedule):
+    """Correct: rates grow with the epoch, of which `rate` is not told."""
+
+    full_support = False
+
+    def rate(self, t, progress):
+        return t
+
+    def slope(self, t, progress):
+        return torch.ones_like(t)
+
+    def sample(self, batch, step):
+        noise, share = super().sample(batch, step), min(1.0, 0.5 + step.epoch / 20)
+        return dataclasses.replace(noise, rate_B=share * noise.rate_B, slope_B=share * noise.slope_B)
+
+
+class ShowsRandomTokens(MaskingStrategy):
+    """Correct: uniform noise. All tokens are predicted, some of them are replaced, and none is a mask."""
+
+    keeps_rate = False
+
+    def choose(self, batch, noise, step):
+        return batch.maskable_BT
+
+    def show(self, batch, chosen_BT, noise, step):
+        columns = batch.ids_BT.shape[1]
+        random_BT = 16 + step.integers(batch, "token", columns, 32)
+        replaced_BT = step.uniform(batch, "replace", columns) < noise.rate_B.float().unsqueeze(1)
+        return torch.where(chosen_BT & replaced_BT, random_BT, batch.ids_BT)
+
+
 class ConstantBelowZero(DiffusionObjective):
     """Uniform masking with a row's bound lowered by half a nat."""
 
@@ -864,6 +973,15 @@ every_step_alike = masking(EveryStepAlike)
 wrong_transition = masking(WrongTransition)
 bert = masking(BERT)
 bert_bound = recipe(BERT, ClaimsBound)
+carries = recipe(Carries, WeightsByCarry)
+selects_with_dropout = masking(SelectsWithDropout)
+capped = schedule(Capped)
+by_epoch = schedule(ByEpoch)
+shows_random_tokens = masking(ShowsRandomTokens)
+token_rates = masking_without_conditioning(ReadsTokenRates)
+token_rates.ltg_mdlm_noise_schedule = schedule(RatesByType).ltg_mdlm_noise_schedule
+rates_by_type_bound = masking_without_conditioning(CallsThemUniform)
+rates_by_type_bound.ltg_mdlm_noise_schedule = schedule(RatesByType).ltg_mdlm_noise_schedule
 states_its_transition = recipe(StatesItsTransition, ClaimsBound)
 unverified = recipe(Masking, ClaimsBound)
 constant_below_zero = recipe(Complementary, ConstantBelowZero)
