@@ -7,6 +7,7 @@ set -euo pipefail
 slurm_folder=${LTG_MDLM_SLURM:-slurm}
 stop_signal=
 srun_pid=
+forwarded=USR1 # what the processes get for the signal before the time limit
 
 say() { printf '%s job %s: %s\n' "$(date +%T)" "$job" "$*"; }
 
@@ -15,7 +16,7 @@ job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_TASK_ID-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 trap 'stop_signal=TERM' TERM
-trap 'stop_signal=USR1; forward_usr1 &' USR1
+trap 'stop_signal=USR1; forward &' USR1
 
 # On one node: torchrun with the given module and arguments, and a process for every GPU.
 run_on_node() {
@@ -30,7 +31,7 @@ run_on_node() {
     python3 -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$((processes > 0 ? processes : 1))" "$@" || code=$?
     # After TERM torchrun ends with 1 although its processes saved; srun would kill the other nodes for it, and with them
     # the process that still writes.
-    [ -z "$told_to_stop" ] || return 0
+    [ -z "$told_to_stop" ] || return "${CODE_IF_STOPPED:-0}"
     return "$code"
 }
 export -f run_on_node
@@ -45,11 +46,13 @@ train_and_requeue() {
     [ -z "$stop_signal" ] || requeue
     say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
     on_all_nodes "$@" || code=$?
-    case $(status_of "$run_folder") in
-        finished) exit "$code" ;;
-        preempted) if [ "$code" = 0 ] || [ -n "$stop_signal" ]; then requeue; fi ;;
-        running) if [ -n "$stop_signal" ]; then requeue; fi ;; # its processes were killed before they could save
-    esac
+    [ "$(status_of "$run_folder")" != finished ] || exit "$code"
+    if [ "$stop_signal" = USR1 ] && [ "$(newest_of "$run_folder")" = "$before" ]; then
+        say "$run_folder saved nothing before the time limit, so it would not get further: increase --time"
+        exit 1
+    fi
+    # Without an error, the processes were told to stop by a signal that this script did not get.
+    if [ "$code" = 0 ] || [ -n "$stop_signal" ]; then requeue; fi
     if [ "$(newest_of "$run_folder")" != "$before" ]; then
         say "$run_folder failed, see above, but has saved $(newest_of "$run_folder"): trying again"
         requeue
@@ -58,29 +61,22 @@ train_and_requeue() {
     exit "$((code > 0 ? code : 1))"
 }
 
-# run_once -m MODULE ARGUMENTS...: on all nodes of the job; whatever stops it, it begins again when Slurm requeues the job.
-run_once() {
-    local code=0
-    say "start ${SLURM_RESTART_COUNT:-0} of ${*:2} on $SLURM_JOB_NODELIST"
-    on_all_nodes "$@" || code=$?
-    # A process that was told to stop ends without an error, which is not the same as being done.
-    [ -z "$stop_signal" ] || code=75
-    exit "$code"
-}
-
-# run_and_requeue -m MODULE ARGUMENTS...: on all nodes of the job; if it is stopped, it goes back to the queue.  The command
-# must keep what it has done, since a signal kills its processes.
+# run_and_requeue -m MODULE ARGUMENTS...: on all nodes of the job; if it is stopped, it goes back to the queue.  A signal
+# kills its processes, so the command begins again, or keeps what it has done.
 run_and_requeue() {
     local code=0
+    export CODE_IF_STOPPED=250 # srun returns the largest code of all nodes
+    forwarded=TERM
     [ -z "$stop_signal" ] || requeue
     say "start ${SLURM_RESTART_COUNT:-0} of ${*:2} on $SLURM_JOB_NODELIST"
     on_all_nodes "$@" || code=$?
-    [ -z "$stop_signal" ] || requeue
+    if [ "$code" = "$CODE_IF_STOPPED" ] || [ -n "$stop_signal" ]; then requeue; fi
     exit "$code"
 }
 
 on_all_nodes() {
-    srun --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
+    # With sbatch --export=NONE, srun would not pass on this script's function and variables either.
+    srun --export=ALL --kill-on-bad-exit=1 bash -c 'run_on_node "$@"' run_on_node "$@" &
     srun_pid=$!
     await "$srun_pid"
 }
@@ -106,8 +102,23 @@ prepare_environment() {
     export MASTER_ADDR MASTER_PORT
 }
 
-# srun passes it to the processes on all nodes.  Those that are still importing ignore it, hence again and again.
-forward_usr1() { while [ -n "$srun_pid" ] && kill -USR1 "$srun_pid" 2>/dev/null; do sleep 10; done; }
+# srun passes USR1 to the processes on all nodes.  Those that are still importing ignore it, hence again and again.  For
+# TERM srun kills them: soon enough before the time limit for the job to requeue itself, also if one of them hangs.
+forward() {
+    while [ -n "$srun_pid" ] && kill -"$forwarded" "$srun_pid" 2>/dev/null; do
+        sleep 10
+        if [ "$forwarded" != TERM ] && [ "$(seconds_left)" -lt 45 ]; then
+            say "still running shortly before the time limit: killing it"
+            forwarded=TERM
+        fi
+    done
+}
+
+seconds_left() {
+    local end
+    end=$(scontrol show job -o "$job" | sed -n 's/.* EndTime=\([0-9][^ ]*\) .*/\1/p')
+    if [ -n "$end" ]; then echo $(($(date -d "$end" +%s) - $(date +%s))); else echo 1000000; fi
+}
 
 # A trapped signal ends `wait` early, so wait again until the process is gone; returns its exit code.
 await() {

@@ -15,15 +15,19 @@ runs=runs/results/results_gpu scores=runs/results/results_gpu_scores
 sweep=(results_gpu --set "data.corpus=$corpus")
 last=$(($(ltg-mdlm sweep list "${sweep[@]}" --json | grep -c '"index"') - 1))
 if command -v sbatch >/dev/null; then
-    trained=$(sbatch --parsable --array="0-$last" "$@" slurm/array.sbatch "${sweep[@]}" --out-root "$runs")
-    sbatch --array="0-$last" --dependency="afterany:${trained%%;*}" "$@" slurm/eval.sbatch "$runs" --data "$data" --out "$scores"
+    scripts=${LTG_MDLM_SLURM:-slurm}
+    trained=$(sbatch --parsable --array="0-$last" "$@" "$scripts/array.sbatch" "${sweep[@]}" --out-root "$runs")
+    sbatch --array="0-$last" --dependency="afterany:${trained%%;*}" "$@" "$scripts/eval.sbatch" "$runs" --data "$data" --out "$scores"
     exit
 fi
 for index in $(seq 0 "$last"); do
     # A run that diverges (exit code 3) does not end the others.
     ltg-mdlm sweep run "${sweep[@]:0:1}" "$index" "${sweep[@]:1}" --out-root "$runs" || [ $? = 3 ]
 done
+code=0
 for config in "$runs"/*/config.yaml; do
     run=${config%/config.yaml}
-    [ -f "$scores/${run##*/}/main/suite.json" ] || ltg-mdlm eval suite "$run" --data "$data" --out "$scores"
+    complete=$scores/${run##*/}/main/.complete # suite.json is written after every task
+    [ -f "$complete" ] || { ltg-mdlm eval suite "$run" --data "$data" --out "$scores" && touch "$complete"; } || code=$?
 done
+exit "$code"

@@ -9,7 +9,7 @@ command -v wandb >/dev/null || { echo "sync.sh: no wandb here (pip install wandb
 parts=()
 while IFS= read -r -d '' part; do
     compgen -G "$part/*.synced" >/dev/null || parts+=("$part")
-done < <(find "$@" -type d -path '*/wandb/offline-run-*' -prune -print0 | sort -z)
+done < <(find -H "$@" -type d -path '*/wandb/offline-run-*' -prune -print0 | sort -z)
 [ "${#parts[@]}" -gt 0 ] || { echo "sync.sh: nothing new in $*"; exit 0; }
 
 # Older versions overwrite a run with its next part unless told to append; newer ones always append, and lack the option.

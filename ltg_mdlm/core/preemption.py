@@ -21,6 +21,10 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it."""
 
 
+class Stopped(Exception):
+    """A stop signal came before training began, and ended a compiler: nothing that follows from its failure counts."""
+
+
 class StopRequest:
     """A context manager that records stop signals.  A second Ctrl-C raises KeyboardInterrupt.
 

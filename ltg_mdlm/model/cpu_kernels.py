@@ -9,8 +9,12 @@ width of a head, R relative-position buckets.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
+import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +35,36 @@ def library() -> Any:
     """The compiled functions.  Raises what the compiler or the loader raises if this fails."""
     from torch.utils.cpp_extension import load
 
-    load(extension_name(), [str(SOURCE)], extra_cflags=FLAGS, extra_ldflags=["-fopenmp"], is_python_module=False)
+    folder = build_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "compiling").open("w") as claim:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(claim, fcntl.LOCK_EX)
+            # `load` waits for ever for a process that was killed while it compiled.
+            (folder / "lock").unlink(missing_ok=True)
+        load(
+            folder.name,
+            [str(SOURCE)],
+            extra_cflags=FLAGS,
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
     return torch.ops.ltg_mdlm_cpu
 
 
-def extension_name() -> str:
-    """A name that is different for another source, processor or version of torch.
+def build_folder() -> Path:
+    """The folder of the compiled functions, which is different for another source, processor, torch or Python.
 
     Home folders are shared between machines, and code for one processor may not run on another.
     """
+    from torch.utils.cpp_extension import get_default_build_root
+
     info = Path("/proc/cpuinfo").read_text().splitlines()
     processor = sorted({line for line in info if line.startswith(("model name", "flags"))})
-    parts = (SOURCE.read_text(), torch.__version__, *FLAGS, *processor)
-    return f"ltg_mdlm_cpu_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
+    parts = (SOURCE.read_text(), sys.version, torch.__version__, *FLAGS, *processor)
+    digest = hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / f"ltg_mdlm_cpu_{digest}"
 
 
 def use_compiled_operations(model: torch.nn.Module) -> None:

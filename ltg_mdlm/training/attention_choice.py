@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ltg_mdlm.core.errors import UserError, text_of
 from ltg_mdlm.core.machine import synchronise
+from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.model.attention import Geometry, Kernel, attend, batch_geometry, matmul_dtype
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.model.visibility import Visibility, block_visibility
@@ -110,10 +111,13 @@ def use_fused_attention(model: Transformer) -> None:
     model.geometry_of = functools.partial(fused_geometry, width=width)
 
 
-def resolve_attention(run: Run, before: Mapping[str, Any] | None = None) -> AttentionChoice:
+def resolve_attention(
+    run: Run, before: Mapping[str, Any] | None = None, stop: StopRequest | None = None
+) -> AttentionChoice:
     """Choose the kernel for a run and give it to the model; all ranks must call it, and get the same.
 
-    `before` are the facts of the run's last start on such a device.  Raises UserError as `choose_attention`.
+    `before` are the facts of the run's last start on such a device.  Raises UserError as `choose_attention`, and
+    Stopped if the library is chosen after a stop signal, which may have ended a compiler.
     """
     ranks, model = run.ranks, run.loss.model
     longest = max(stage.seq_len for stage in run.schedule.stages)
@@ -126,6 +130,10 @@ def resolve_attention(run: Run, before: Mapping[str, Any] | None = None) -> Atte
         length=longest,
         before=(before or {}).get("attention", {}).get("kernel"),
     )
+    if ranks.device.type == "cuda" and not ranks.all_agree(
+        choice.kernel == "fused" or stop is None or not stop.requested
+    ):
+        raise Stopped
     # Times differ from process to process, but all must compute the same numbers.
     if ranks.all_agree(choice.kernel == "fused"):
         use_fused_attention(model)

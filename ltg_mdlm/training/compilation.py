@@ -13,6 +13,7 @@ import torch
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import text_of
 from ltg_mdlm.core.machine import synchronise
+from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.training.assembly import Run
 from ltg_mdlm.training.recipe import DenoisingLoss, MicroBatch
 
@@ -50,10 +51,15 @@ class CompiledLayers:
     """
 
     def __init__(
-        self, loss: DenoisingLoss, ranks: Ranks, report: Report, busy: Callable[[str], AbstractContextManager[None]]
+        self,
+        loss: DenoisingLoss,
+        ranks: Ranks,
+        report: Report,
+        busy: Callable[[str], AbstractContextManager[None]],
+        stop: StopRequest,
     ) -> None:
-        """`busy` shows its text while the layers are compiled."""
-        self._loss, self._ranks, self._report, self._busy = loss, ranks, report, busy
+        """`busy` shows its text while the layers are compiled; `stop` has the signals that also end compilers."""
+        self._loss, self._ranks, self._report, self._busy, self._stop = loss, ranks, report, busy, stop
         self.seconds: dict[str, float] = {}
         """Time of the first pass, by row length."""
 
@@ -87,6 +93,8 @@ class CompiledLayers:
             loss.run_uncompiled()
             torch._dynamo.reset()
             problem = problem or "another process failed"
+            # Later starts try again if a stop signal may have ended the compiler.
+            failed = self._ranks.all_agree(not self._stop.requested)
             text = f"compile: off, since it failed for {rows:,} rows of {length}: {problem}"
-            self._report(text, {"compile": {"enabled": False, "reason": problem}})
+            self._report(text, {"compile": {"enabled": not failed, "reason": problem}})
         return seconds

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ltg_mdlm.core.errors import UserError, text_of
+from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.model.cpu_kernels import use_compiled_operations
 from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
@@ -33,6 +34,7 @@ def resolve_cpu_kernels(
     stored: Mapping[str, Any] | None,
     say: Callable[[str], None] = lambda line: None,
     steps: int | None = None,
+    stop: StopRequest | None = None,
 ) -> Run:
     """Replace a `training.cpu_kernels` of auto, and let the model compute accordingly; all ranks must call it.
 
@@ -40,7 +42,8 @@ def resolve_cpu_kernels(
     `steps` is the length of the run if its schedule is only a part of it.  Whatever fails on the way, auto falls back
     to torch.
 
-    Returns the run with the resolved setting.  Raises UserError if the setting is compiled, and this fails.
+    Returns the run with the resolved setting.  Raises UserError if the setting is compiled, and this fails, and Stopped
+    if it fails after a stop signal.
     """
     training, ranks = run.config.training, run.ranks
     kernels = training.cpu_kernels
@@ -59,6 +62,8 @@ def resolve_cpu_kernels(
             problem = text_of(failure)
         if ranks.all_agree(problem is None):
             use_compiled_operations(run.loss.model)
+        elif not ranks.all_agree(stop is None or not stop.requested):
+            raise Stopped
         elif training.cpu_kernels == "compiled":
             raise UserError(
                 f"training.cpu_kernels=compiled does not work on {ranks.device}: {problem or 'another process failed'}"

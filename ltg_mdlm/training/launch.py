@@ -18,7 +18,7 @@ from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
 from ltg_mdlm.core.files import write_errors
 from ltg_mdlm.core.machine import keep_freed_memory
 from ltg_mdlm.core.peer_watch import PeerWatch
-from ltg_mdlm.core.preemption import StopRequest
+from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.core.terminal import busy
 from ltg_mdlm.host.failures import failures_named
@@ -130,9 +130,13 @@ def launch(settings: Settings, resume: str = "auto") -> int:
                 run, note = resolve_precision(run, stored)
             if note is not None:
                 console.print(note, soft_wrap=True)
-            run = resolve_cpu_kernels(run, stored, say=lambda line: console.print(line, soft_wrap=True))
-            with busy("measuring attention kernels", show=ranks.is_main):
-                attention = resolve_attention(run, before)
+            try:
+                run = resolve_cpu_kernels(run, stored, say=lambda line: console.print(line, soft_wrap=True), stop=stop)
+                with busy("measuring attention kernels", show=ranks.is_main):
+                    attention = resolve_attention(run, before, stop)
+            except Stopped:
+                console.print("stopped before training; run the same command to start it")
+                return EXIT_PREEMPTED
             if ranks.device.type != "cpu":
                 console.print(attention.reason, soft_wrap=True)
             run = resolve_compile(run, stored, before)

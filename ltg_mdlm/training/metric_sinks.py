@@ -9,6 +9,7 @@ import netrc
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ltg_mdlm.core.config import LoggingConfig
-from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.errors import UserError, text_of
 from ltg_mdlm.core.files import reason_of
 from ltg_mdlm.core.terminal import FIRST_SECONDS, LOG_SECONDS, busy, clock
 
@@ -187,29 +188,47 @@ def _validation_line(row: Row) -> str:
 
 
 class WandbSink:
-    """Copies every row to wandb, as one wandb run per run folder."""
+    """Copies every row to wandb, as one wandb run per run folder.
+
+    If wandb fails, a warning says so, and training continues without it: metrics.jsonl is the record of a run.  Slurm,
+    for example, sends its signals to wandb's own process as well, which ends before the trainer does.
+    """
 
     def __init__(self, folder: Path, settings: LoggingConfig, mode: str, config: Mapping[str, Any]) -> None:
         import wandb
 
-        self._run = wandb.init(
-            project=settings.wandb_project,
-            name=folder.name,
-            id=run_id(folder),
-            resume="allow",
-            dir=str(folder),
-            mode=mode,
-            config=dict(config),
-            settings=wandb.Settings(silent=True),
-        )
+        self._run: Any = None
+        with self._without_failing():
+            self._run = wandb.init(
+                project=settings.wandb_project,
+                name=folder.name,
+                id=run_id(folder),
+                resume="allow",
+                dir=str(folder),
+                mode=mode,
+                config=dict(config),
+                settings=wandb.Settings(silent=True),
+            )
 
     def write(self, row: Row) -> None:
         """Log the row at its step."""
-        self._run.log(dict(row), step=int(row["step"]))
+        if self._run is not None:
+            with self._without_failing():
+                self._run.log(dict(row), step=int(row["step"]))
 
     def close(self) -> None:
         """Finish the wandb run."""
-        self._run.finish()
+        if self._run is not None:
+            with self._without_failing():
+                self._run.finish()
+
+    @contextmanager
+    def _without_failing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of any kind: of wandb, of its process, or of the network
+            self._run = None
+            warnings.warn(f"wandb failed, and is not used any more: {text_of(error)}", stacklevel=3)
 
 
 class TensorBoardSink:

@@ -61,7 +61,7 @@ class Trainer:
         if self.ranks.world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
             self.loss = DistributedDataParallel(run.loss, device_ids=device_ids, gradient_as_bucket_view=True)
-        self.compiled_layers = CompiledLayers(run.loss, run.ranks, report, self.busy)
+        self.compiled_layers = CompiledLayers(run.loss, run.ranks, report, self.busy, stop)
         self.next_step = 0
         # One flag per step since the last logged step, read together with the metrics.
         flags = min(self.config.logging.every, run.schedule.max_steps)

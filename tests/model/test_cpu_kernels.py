@@ -7,7 +7,10 @@ and ninja, these tests are skipped.
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,6 +37,17 @@ DROPOUT = {"attention_probs_dropout_prob": 0.2}
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(2)
+
+
+def test_a_process_that_was_killed_while_it_compiled_does_not_block_later_ones(tmp_path):
+    """torch leaves a file named lock behind, for whose end it waits without a limit."""
+    cpu_kernels.library()
+    copied = shutil.copytree(cpu_kernels.build_folder(), tmp_path / cpu_kernels.build_folder().name)
+    (copied / "lock").touch()
+    code = "from ltg_mdlm.model.cpu_kernels import library; library()"
+    subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}, check=True, timeout=300
+    )
 
 
 def models(**sizes) -> list[Transformer]:

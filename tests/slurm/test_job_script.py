@@ -44,21 +44,63 @@ def test_a_run_that_never_started_has_no_status(tmp_path):
         ("running", True, "", "requeue"),
         ("running", False, "", "exit 1"),
         ("running", False, "TERM", "requeue"),
-        ("preempted", False, "USR1", "requeue"),
+        ("preempted", True, "USR1", "requeue"),
+        ("preempted", False, "USR1", "exit 1"),
+        ("", False, "TERM", "requeue"),
+        ("failed", False, "TERM", "requeue"),
     ],
 )
-def test_a_run_that_lost_a_process_is_requeued_only_if_it_has_saved_since_the_job_started(
+def test_a_run_that_was_stopped_or_lost_a_process_is_requeued_unless_that_cannot_help(
     tmp_path, status, saves, signal, ends
 ):
-    """So that what always fails at the same step is tried twice and not for ever."""
+    """What always fails at the same step is tried twice, and what saves nothing within the time limit ends."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step_0000004\n")
-    RunFolder(tmp_path).write_status(Status(status, 8))
+    if status:
+        RunFolder(tmp_path).write_status(Status(status, 8))
     training = f"echo step_0000008 > {tmp_path}/checkpoints/latest;" if saves else ""
     functions = f"on_all_nodes() {{ {training} stop_signal={signal}; return 1; }};requeue() {{ echo requeue; exit 0; }}"
     printed = bash(f"{functions}; (train_and_requeue {tmp_path} -m x) || echo exit $?", SLURM_JOB_NODELIST="here")
     assert ends in printed.splitlines()
     assert ("requeue" in printed.splitlines()) == (ends == "requeue")
+
+
+@pytest.mark.parametrize(
+    ("code", "signal", "ends"), [(0, "", "exit 0"), (3, "", "exit 3"), (0, "USR1", "requeue"), (250, "", "requeue")]
+)
+def test_an_evaluation_goes_back_to_the_queue_whoever_was_told_to_stop(code, signal, ends):
+    functions = f"on_all_nodes() {{ stop_signal={signal}; return {code}; }}; requeue() {{ echo requeue; exit 0; }}"
+    commands = f"{functions}; code=0; (run_and_requeue -m x) || code=$?; echo exit $code"
+    printed = bash(commands, SLURM_JOB_NODELIST="here").splitlines()
+    assert (printed[-2] if printed[-2] == "requeue" else printed[-1]) == ends
+
+
+@pytest.mark.parametrize(
+    ("end", "left"), [("2100-01-01T00:00:00", True), ("Unknown", True), ("2001-01-01T00:00:00", False)]
+)
+def test_processes_that_do_not_end_are_killed_shortly_before_the_time_limit(end, left):
+    shown = f"JobId=7 JobState=RUNNING StartTime=2000-01-01T00:00:00 EndTime={end} Deadline=N/A"
+    assert (int(bash(f"scontrol() {{ echo '{shown}'; }}; seconds_left")) >= 45) == left
+
+
+def test_options_that_name_a_folder_are_those_of_the_sweep_without_resume(tmp_path):
+    """`sweep folder` has no --resume."""
+    (tmp_path / "python3").write_text('#!/bin/bash\nprintf "%s|" "$@" >> called; echo folder\n')
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "job.sh").write_text(
+        "prepare_environment() { :; }; train_and_requeue() { printf '%s|' \"$@\" > trained; }\n"
+    )
+    arguments = ["--set", "a=b c", "--resume", "x", "--out-root", "d"]
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "LTG_MDLM_SLURM": str(tmp_path),
+        "SLURM_ARRAY_TASK_ID": "3",
+    }
+    script = ["bash", str(SCRIPT.with_name("array.sbatch")), "sweep", *arguments]
+    subprocess.run(script, env=os.environ | variables, cwd=tmp_path, check=True)
+    assert (tmp_path / "called").read_text() == "-m|ltg_mdlm|sweep|folder|sweep|3|--set|a=b c|--out-root|d|"
+    given = "|".join(["folder", "-m", "ltg_mdlm", "sweep", "run", "sweep", "3", *arguments])
+    assert (tmp_path / "trained").read_text() == f"{given}|"
 
 
 @pytest.mark.parametrize("chosen", ["", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])

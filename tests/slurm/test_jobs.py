@@ -160,7 +160,8 @@ def test_an_array_evaluates_every_run_of_a_folder(jobs: Jobs, tmp_path: Path):
     assert "runs has no run number 2" in jobs.output()
 
 
-def test_an_array_builds_a_submission_although_a_task_is_requeued(jobs: Jobs, tmp_path: Path):
+def test_an_array_builds_a_submission_although_its_tasks_are_stopped(jobs: Jobs, tmp_path: Path):
+    """One as Slurm preempts, the other by the signal before the time limit."""
     write_run(tmp_path / "tiny", words_seen=[i * 1_000_000 for i in range(1, 9)])
     data = write_data(tmp_path / "evaluation_data")
     where = ("--data", str(data), "--out", "submission.json", "--partial")
@@ -168,8 +169,9 @@ def test_an_array_builds_a_submission_although_a_task_is_requeued(jobs: Jobs, tm
     job = jobs.submit("submit.sbatch", "tiny", "--track", "strict-small", *where, *quick, options=("--array=0-1",))
     jobs.await_file(tmp_path / "results" / "tiny" / "chck_2M")
     jobs.cluster("scontrol", "requeue", f"{job}_1")
+    jobs.cluster("scancel", "--signal=USR1", "--batch", f"{job}_0")
     jobs.await_end(job)
 
     assert (tmp_path / "submission.json").is_file(), jobs.output()
     accept(json.loads((tmp_path / "submission.json").read_text()), SMALL)
-    assert jobs.output().count(" start 1 of ") == 1
+    assert jobs.output().count(" start 1 of ") == 2, jobs.output()

@@ -33,14 +33,16 @@ TWO_STAGES_AND_A_RAMP = (
 )
 
 
-def trained(*sets: str, plugin: str = "gpt_bert") -> tuple[torch.Tensor, list[str]]:
-    """Weights after a tiny training, and the reports about compilation."""
+def trained(*sets: str, plugin: str = "gpt_bert", signal: str | None = None) -> tuple[torch.Tensor, list[str]]:
+    """Weights after a tiny training, and the reports about compilation; `signal` has come before."""
     reports: list[str] = []
+    stop = StopRequest()
+    stop.signal_name = signal
     settings = load_settings((), [*TINY, *SMALL, *sets], [plugin])
     host = Host(settings.config, settings.sources)
     the_run = resolve_compile(build_run(host, open_corpus(host.config), Ranks.alone()))
     checkpoints = Checkpoints(Path(), every=99, keep=1, writes=False)
-    trainer = Trainer(the_run, checkpoints, [], StopRequest(), lambda text, _: reports.append(text))
+    trainer = Trainer(the_run, checkpoints, [], stop, lambda text, facts: reports.append(f"{text} {facts}"))
     for step in trainer.steps():
         trainer.train_step(step)
     return torch.cat([p.detach().flatten() for p in the_run.loss.model.parameters()]), reports
@@ -76,7 +78,15 @@ def test_a_run_trains_without_compiled_layers_where_the_compiler_fails(backend, 
     assert len(reports) == 1
     assert reports[0].startswith("compile: off, since it failed for 3 rows of 32: ")
     assert "no compiler is installed" in reports[0]
+    assert "'enabled': False" in reports[0]
     assert torch.equal(weights, trained()[0])
+
+
+def test_a_compiler_that_a_stop_signal_ended_is_tried_again_in_the_next_start(monkeypatch):
+    """Slurm and torchrun send TERM to the processes of the compiler, too."""
+    monkeypatch.setattr(compilation, "BACKEND", broken)
+    _, reports = trained(ON, signal="SIGTERM")
+    assert "'enabled': True" in reports[0]
 
 
 def compile_facts(out: Path) -> list[dict]:

@@ -7,6 +7,7 @@ from support.runs import TINY
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
@@ -20,7 +21,7 @@ from ltg_mdlm.training.cpu_kernel_choice import resolve_cpu_kernels
 def choose(monkeypatch):
     """Resolve the setting of a tiny run; returns the result, the lines, and whether the model got the operations."""
 
-    def resolved(setting, stored, *, error: float | None = 0.0, min_flop: float = 1e14):
+    def resolved(setting, stored, *, error: float | None = 0.0, min_flop: float = 1e14, signal: str | None = None):
         def largest_error() -> float:
             if error is None:
                 raise RuntimeError("no compiler")
@@ -32,7 +33,10 @@ def choose(monkeypatch):
         monkeypatch.setattr(cpu_kernel_choice, "use_compiled_operations", used.append)
         settings = load_settings((), [*TINY, f"training.cpu_kernels={setting}"], ["uniform_mdlm"])
         host = Host(settings.config, settings.sources)
-        run = resolve_cpu_kernels(build_run(host, open_corpus(host.config), Ranks.alone()), stored, lines.append)
+        stop = StopRequest()
+        stop.signal_name = signal
+        run = build_run(host, open_corpus(host.config), Ranks.alone())
+        run = resolve_cpu_kernels(run, stored, lines.append, stop=stop)
         return run.config.training.cpu_kernels, lines, bool(used)
 
     return resolved
@@ -67,6 +71,13 @@ def test_what_fails_makes_auto_fall_back_with_a_line_and_compiled_an_error(choos
     assert "other rounding errors" in choose("auto", {"cpu_kernels": "compiled"}, error=error)[1][-1]
     with pytest.raises(UserError, match=rf"training.cpu_kernels=compiled does not work on cpu: .*{reason}"):
         choose("compiled", None, error=error)
+
+
+def test_a_compiler_that_a_stop_signal_ended_decides_nothing(choose):
+    """Slurm and torchrun send TERM to the compiler, too."""
+    with pytest.raises(Stopped):
+        choose("auto", None, error=None, min_flop=1.0, signal="SIGTERM")
+    assert choose("auto", None, min_flop=1.0, signal="SIGTERM")[0] == "compiled"
 
 
 def test_auto_is_no_other_setting_than_what_it_was_resolved_to():

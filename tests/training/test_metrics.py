@@ -176,6 +176,25 @@ def test_a_resumed_run_continues_its_wandb_run(fake_wandb, tmp_path):
     assert fake_wandb["rows"] == [(1, ROW), (1, ROW)]
 
 
+def test_training_continues_without_wandb_if_it_fails(fake_wandb, tmp_path, monkeypatch):
+    """Slurm's TERM ends wandb's own process before the trainer saves."""
+    sink = WandbSink(tmp_path, LoggingConfig(), "offline", {"seed": 0})
+
+    def fail(*_, **__):
+        raise BrokenPipeError("gone")
+
+    monkeypatch.setattr(sink._run, "log", fail)
+    with pytest.warns(UserWarning, match="wandb failed, and is not used any more: BrokenPipeError: gone"):
+        sink.write(ROW)
+    sink.write(ROW)
+    sink.close()
+    monkeypatch.setattr(sys.modules["wandb"], "init", fail)
+    with pytest.warns(UserWarning, match="wandb failed"):
+        sink = WandbSink(tmp_path, LoggingConfig(), "online", {"seed": 0})
+    sink.write(ROW)
+    sink.close()
+
+
 def test_tensorboard_shows_each_number_once_after_a_resume(tmp_path):
     for purge_step, steps in ((0, (0, 1, 2, 3)), (2, (2, 3, 4))):  # the second process resumes after step 1
         sink = TensorBoardSink(tmp_path, purge_step)
