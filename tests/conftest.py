@@ -12,8 +12,9 @@ from hypothesis import settings
 from support.distributions import find_distributions
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if not Path("/dev/nvidiactl").exists():  # without a GPU, Triton's kernels are tested by its interpreter
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # which is chosen when triton is imported
+has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+if not has_gpu:  # then Triton's kernels are tested by its interpreter, which is chosen when triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile("shared_machine", deadline=None)
 settings.load_profile("shared_machine")
 find_distributions()

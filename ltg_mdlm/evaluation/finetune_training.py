@@ -29,7 +29,7 @@ from ltg_mdlm.evaluation.finetune_tasks import Example, FinetuneSettings, Finetu
 from ltg_mdlm.inference.trained_model import TrainedModel
 from ltg_mdlm.model.transformer import Transformer
 from ltg_mdlm.model.visibility import block_visibility
-from ltg_mdlm.training.assembly import TOKENS_PER_MICRO_BATCH
+from ltg_mdlm.training.assembly import tokens_per_micro_batch
 from ltg_mdlm.training.optimizers import AdamW, learning_rate_factor
 
 
@@ -167,7 +167,7 @@ class Finetuning:
         self._value_for_rate = trained.value_for_rate
         self._device = trained.model.output_weight_VD.device
         self._bf16 = bf16_for(settings.precision, self._device)
-        self._budget = TOKENS_PER_MICRO_BATCH[self._device.type]
+        self._budget = tokens_per_micro_batch(self._device)
         # For the initial weights of the head and for dropout; the order of the rows has its own random stream.
         torch.manual_seed(stream_key(seed, "fine-tuning", data.task.name)[0])
         encoder = trainable_copy(trained.model, settings.dropout)
@@ -418,4 +418,6 @@ def micro_batches(
         columns = [ids_BT, document_BT, torch.tensor([examples.labels[item] for item in items]), torch.tensor(items)]
         if examples.word_tokens is not None:
             columns.append(torch.tensor([count for row in part for count in examples.word_tokens[row]]))
-        yield LabelledBatch(*(column.to(device) for column in columns))
+        if device.type == "cuda":  # copies from other memory wait for the GPU
+            columns = [column.pin_memory() for column in columns]
+        yield LabelledBatch(*(column.to(device, non_blocking=True) for column in columns))

@@ -17,8 +17,8 @@ How the parts that plain attention kernels lack are computed:
 - Dropout.  Philox (Salmon et al. 2011) gives every query row a key of 32 bits, and an integer hash of row key and
   column decides about each probability.  The backward pass repeats the hash instead of reading a mask.
 
-Importing this file requires triton, which CUDA builds of torch bring.  With TRITON_INTERPRET=1 in the environment
-before the import, the kernels run on a CPU, very slowly.
+Importing this file requires triton 3.5, which CUDA builds of torch from 2.9 on bring.  With TRITON_INTERPRET=1 in the
+environment before the import, the kernels run on a CPU, very slowly.
 
 Shapes are suffixes: B rows, H heads, E width of a head, R relative-position buckets, T places, X = c * T columns (c
 copies of a row, which share places), N tiles of columns or rows, D offsets between places.
@@ -38,6 +38,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import distance_buckets
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 5):  # without disable_licm of tl.range
+    raise ImportError(f"the fused attention needs triton 3.5 (torch 2.9) or later, not {triton.__version__}")
 
 TABLE_PROGRAMS = 32
 """Programs per head that sum the gradient of a position table, each over its own share of the rows"""
@@ -82,8 +85,8 @@ def launch_for(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> L
         raise ValueError(f"fused attention needs bfloat16, float16 or float32 operands, not {dtype}")
     if dtype == torch.float32:
         return _LAUNCHES_FP32[max(width, 32)]
-    # Before Hopper, matrix products read both operands from registers instead of shared memory.
-    return (_LAUNCHES_16_BIT if capability >= (9, 0) else _LAUNCHES_16_BIT_BEFORE_HOPPER)[max(width, 32)]
+    # Except on Hopper and Blackwell's data center GPUs, matrix products read both operands from registers.
+    return (_LAUNCHES_16_BIT if capability[0] in (9, 10) else _LAUNCHES_16_BIT_BEFORE_HOPPER)[max(width, 32)]
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

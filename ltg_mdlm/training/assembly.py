@@ -46,7 +46,10 @@ from ltg_mdlm.training.recipe import DenoisingLoss, Recipe
 from ltg_mdlm.training.validation import PairValidator, Validator
 
 TOKENS_PER_MICRO_BATCH = {"cpu": 4096, "cuda": 65536}
-"""Tokens per forward pass if `training.micro_batch_rows` is null."""
+"""Tokens per forward pass if `training.micro_batch_rows` is null; on GPUs with less than `FULL_MEMORY`, fewer."""
+
+FULL_MEMORY = 80e9
+"""Bytes of a GPU on which the base model fits with so many tokens."""
 
 MICRO_BATCH_OVERHEAD = {"cpu": 256, "cuda": 4096}
 """An assumption: a micro-batch takes about as much time as this number of tokens in addition to its own."""
@@ -150,12 +153,21 @@ def use_bf16(config: RunConfig, device: torch.device) -> bool:
 
 
 def micro_batch_rows(config: RunConfig, device: torch.device, seq_len: int, copies: int = 0) -> int:
-    """Largest number of rows per forward pass: `training.micro_batch_rows`, or what fits `TOKENS_PER_MICRO_BATCH`.
+    """Largest number of rows per forward pass: `training.micro_batch_rows`, or what fits `tokens_per_micro_batch`.
 
     `seq_len` is the number of tokens per row, and `copies` are the further copies of every row that the model sees.
     """
     columns = (1 + copies) * seq_len
-    return config.training.micro_batch_rows or max(TOKENS_PER_MICRO_BATCH[device.type] // columns, 1)
+    return config.training.micro_batch_rows or max(tokens_per_micro_batch(device) // columns, 1)
+
+
+def tokens_per_micro_batch(device: torch.device) -> int:
+    """Tokens per forward pass on the device, in proportion to its memory up to `FULL_MEMORY`."""
+    tokens = TOKENS_PER_MICRO_BATCH[device.type]
+    if device.type != "cuda":
+        return tokens
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return int(tokens * min(1.0, memory / FULL_MEMORY))
 
 
 def require_same_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:

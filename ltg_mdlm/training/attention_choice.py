@@ -23,7 +23,7 @@ from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.model.attention import Geometry, Kernel, attend, batch_geometry, matmul_dtype
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 from ltg_mdlm.model.visibility import Visibility, block_visibility
-from ltg_mdlm.training.assembly import Run, micro_batch_rows
+from ltg_mdlm.training.assembly import Run
 
 if TYPE_CHECKING:
     from ltg_mdlm.model.fused_attention import AttentionRules
@@ -120,13 +120,15 @@ def resolve_attention(
     Stopped if the library is chosen after a stop signal, which may have ended a compiler.
     """
     ranks, model = run.ranks, run.loss.model
-    longest = max(stage.seq_len for stage in run.schedule.stages)
+    longest, rows = max(
+        (stage.seq_len, rows) for stage, rows in zip(run.schedule.stages, run.loader.micro_batch_rows, strict=True)
+    )
     choice = choose_attention(
         run.config.training.attention,
         model.config,
         ranks.device,
         torch.bfloat16 if run.loss.bf16 else torch.float32,
-        rows=micro_batch_rows(run.config, ranks.device, longest),
+        rows=rows,
         length=longest,
         before=(before or {}).get("attention", {}).get("kernel"),
     )
@@ -170,14 +172,16 @@ def choose_attention(
             return AttentionChoice("fused", "attention: fused, as training.attention says", {})
         if before == "fused":
             return AttentionChoice("fused", "attention: fused, as before", {})
-        milliseconds = {
-            name: measured(make, sizes, device, dtype, rows=rows, length=length)
-            for name, make in (("fused", fused_geometry), ("library", batch_geometry))
-        }
+        fused = measured(fused_geometry, sizes, device, dtype, rows=rows, length=length)
     except Exception as error:  # a compiler, a driver or a kernel can fail in any way, and training need not
         if setting == "fused":
             raise UserError(f"training.attention=fused does not work on {device}: {text_of(error)}") from error
         return AttentionChoice("library", f"attention: library; the fused kernel failed: {text_of(error)}", {})
+    try:
+        library = measured(batch_geometry, sizes, device, dtype, rows=rows, length=length)
+    except torch.OutOfMemoryError:
+        return AttentionChoice("fused", "attention: fused; the library's needs too much memory", {"fused": fused})
+    milliseconds = {"fused": fused, "library": library}
     kernel = min(milliseconds, key=lambda name: milliseconds[name])
     times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in milliseconds.items())
     return AttentionChoice(kernel, f"attention: {kernel} ({times} per layer, forward and backward)", milliseconds)

@@ -12,7 +12,7 @@ import torch
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import text_of
-from ltg_mdlm.core.machine import synchronise
+from ltg_mdlm.core.machine import native_bf16, synchronise
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.training.assembly import Run
 from ltg_mdlm.training.recipe import DenoisingLoss, MicroBatch
@@ -37,7 +37,9 @@ def resolve_compile(run: Run, stored: Mapping[str, Any] | None = None, before: M
         run = replace(run, config=run.config.model_copy(update={"training": training}))
         setting = kept and is_gpu  # true had no effect on CPUs when auto did not exist
     elif setting == "auto":
-        setting = is_gpu and (before or {}).get("compile", {}).get("enabled", True)
+        # The compiler leaves bf16 alone on GPUs without instructions for it.
+        suits = is_gpu and (native_bf16(run.ranks.device) or not run.loss.bf16)
+        setting = suits and (before or {}).get("compile", {}).get("enabled", True)
     if setting:
         run.loss.compile_layers(BACKEND)
     return run
@@ -82,6 +84,8 @@ class CompiledLayers:
                     # Not `backward`, which would add to the gradients and start their reduction over ranks.
                     torch.autograd.grad(hidden_BTD.sum(), weights, allow_unused=True)
             synchronise(device)
+        except torch.OutOfMemoryError:
+            raise  # eager execution needs more memory
         except Exception as error:
             problem = " ".join(text_of(error).split())[:300]
         self.seconds[str(length)] = seconds = round(time.perf_counter() - start, 3)

@@ -54,7 +54,12 @@ class EMA:
         weight = (weight * accepted).to(self._dtype)
         averages: list[Tensor] = list(self._averages.values())
         parameters: list[Tensor] = list(self._parameters.values())
-        torch._foreach_lerp_(averages, parameters, [weight] * len(averages))
+        if weight.is_cuda:  # lerp with a weight on the device would be a launch for every parameter
+            changes = torch._foreach_sub(parameters, averages)
+            torch._foreach_mul_(changes, weight)
+            torch._foreach_add_(averages, changes)
+        else:
+            torch._foreach_lerp_(averages, parameters, [weight] * len(averages))
 
     @contextmanager
     def swap(self) -> Iterator[None]:

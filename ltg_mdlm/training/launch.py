@@ -16,7 +16,7 @@ from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import STEP_TIMEOUT, Ranks
 from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
 from ltg_mdlm.core.files import write_errors
-from ltg_mdlm.core.machine import keep_freed_memory
+from ltg_mdlm.core.machine import keep_freed_memory, native_bf16
 from ltg_mdlm.core.peer_watch import PeerWatch
 from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.core.settings import Settings
@@ -62,6 +62,12 @@ EXIT_DONE, EXIT_NON_FINITE, EXIT_PREEMPTED = 0, 3, 75
 
 RESUME_MODES = ("auto", "never")
 """Values of `--resume` other than a path."""
+
+LESS_MEMORY = (
+    "set training.micro_batch_rows to fewer rows per forward pass, or training.activation_checkpointing=true; neither"
+    " changes the batch, and both may change when a run is resumed"
+)
+"""Advice for a run that does not fit the GPU."""
 
 RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """Environment variables with the number of times that Slurm or torchrun have started a command before."""
@@ -139,6 +145,9 @@ def launch(settings: Settings, resume: str = "auto") -> int:
                 return EXIT_PREEMPTED
             if ranks.device.type != "cpu":
                 console.print(attention.reason, soft_wrap=True)
+                if run.loss.bf16 and not native_bf16(ranks.device):
+                    text = "training.precision is bf16, but this GPU computes it without instructions for it; fp32 is faster"
+                    console.print(f"warning: {text}", style="yellow", soft_wrap=True)
             run = resolve_compile(run, stored, before)
             trainer = prepare_trainer(folder, run, checkpoint, stop, meter, console)
             facts = start_facts(run, attention, trainer.next_step) | {"resume": resume}
@@ -331,6 +340,9 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         set_status("failed", str(error))
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_NON_FINITE
+    except torch.OutOfMemoryError as error:
+        record_failure(trainer.ranks.announced_failure() or text_of(error))
+        raise UserError(f"{text_of(error)}\n  {LESS_MEMORY}") from error
     except BaseException as error:
         # If another process failed first, the error here is only a lost connection.
         own_reason = error.reason if isinstance(error, PluginFailure) else text_of(error)

@@ -49,6 +49,8 @@ class MicroBatch:
     """N.  The copy starts here, one micro-batch before `gather_supervised` needs it."""
     views: Views = field(default_factory=lambda: Views(1))
     """The predictions for the views of the same rows; one object for all of them."""
+    has_causal_rows: bool = True
+    """False if no row of the step can be causal, which saves attention a rule."""
 
     @property
     def columns(self) -> int:
@@ -114,9 +116,9 @@ class Recipe:
             corrupteds = parts.masking.corrupt_views(batch, causal_B, noise, step)
             self.checks.views(corrupteds, batch)
             views = Views(len(corrupteds))
-            return [self._micro_batch(batch, noise, corrupted, views) for corrupted in corrupteds]
+            return [self._micro_batch(batch, noise, corrupted, views, step) for corrupted in corrupteds]
 
-    def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted, views: Views) -> MicroBatch:
+    def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted, views: Views, step: Step) -> MicroBatch:
         """A view with its noise and conditioning."""
         noise = corrupted.noise or noise
         if corrupted.visibility is not None and not self.components.masking.block_length:
@@ -130,6 +132,7 @@ class Recipe:
             conditioning_B=conditioning_B,
             supervised_count=HostCopy((corrupted.labels_BT != IGNORE).sum()),
             views=views,
+            has_causal_rows=step.causal_R is not None,
         )
 
     def denominators(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
@@ -247,7 +250,7 @@ class DenoisingLoss(nn.Module):
         hidden_BTD: Tensor = self.model(
             full(corrupted.input_BT),
             full(micro_batch.batch.document_BT, -1),
-            full(corrupted.causal_B),
+            full(corrupted.causal_B) if micro_batch.has_causal_rows else None,
             None if micro_batch.conditioning_B is None else full(micro_batch.conditioning_B),
             None if visibility is None else visibility.map(full),
             context_BS=None if corrupted.context_BS is None else full(corrupted.context_BS),

@@ -359,6 +359,7 @@ def test_runs_are_equal_bit_for_bit_on_a_gpu():
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates
 def test_forward_and_backward_passes_do_not_wait_for_the_gpu_and_compile_to_one_graph():
     case = causal(200)
     inputs = operands(case, 64, dtype=torch.bfloat16)

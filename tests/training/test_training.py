@@ -11,9 +11,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from support import runs
 from support.corpora import documents, small_tokenizer, write_text
-from support.runs import TINY, environment, faulty_environment, losses, rows, run, status, train_command
+from support.runs import (
+    TINY,
+    environment,
+    faulty_environment,
+    launch_quietly,
+    losses,
+    rows,
+    run,
+    status,
+    train_command,
+)
 from support.waiting import wait_until
 
 from ltg_mdlm.cli.error_output import report_errors
@@ -22,6 +34,7 @@ from ltg_mdlm.data.synthetic.builtin import builtin_corpus
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.train import command
 from ltg_mdlm.training import launch as launch_module
+from ltg_mdlm.training.recipe import DenoisingLoss
 
 NO_DROPOUT = ("model.dropout=0",)
 AT_STEP_5 = {"at": "step 5", "do": "wait"}
@@ -179,6 +192,27 @@ def test_a_run_does_not_resume_on_a_corpus_that_was_replaced(same_tokenizer, mes
     kept = (tmp_path / "run" / "tokenizer.json").read_bytes()
     assert message in run(tmp_path / "run", *settings, plugin="faulty")[0].output
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_run_that_does_not_fit_the_gpu_says_what_to_change(compiled, tmp_path: Path, monkeypatch):
+    """Also if the compiler is the first to meet it: eager execution needs more memory, not less."""
+    monkeypatch.setattr(runs, "launch_quietly", _without_memory)
+    outcome = run(tmp_path / "run", f"training.compile={compiled}", "validation.every=99")[0]
+    assert re.search(r"error: OutOfMemoryError: 58 GiB\n +set training\.micro_batch_rows to fewer", outcome.output)
+    assert status(tmp_path / "run")["status"] == "failed"
+
+
+def _without_memory(rank, *args):
+    hidden = DenoisingLoss.hidden
+
+    def fail(self, micro_batch, *, training):
+        if training:
+            raise torch.OutOfMemoryError("58 GiB")
+        return hidden(self, micro_batch, training=training)
+
+    DenoisingLoss.hidden = fail
+    return launch_quietly(rank, *args)
 
 
 def test_logging_can_be_switched_off_by_any_large_number(tmp_path: Path):
