@@ -188,8 +188,9 @@ class TrainingStep:
             self.hidden, self.logits = oracle.hidden, oracle.logits
             if compiled:
                 self.hidden = torch.compile(self.hidden, dynamic=False)
-        elif compiled:
-            self.model.transformer.compile(dynamic=False)
+        elif compiled:  # as DenoisingLoss.compile_layers
+            layers = self.model.transformer
+            layers.residual = torch.compile(layers.residual, dynamic=False)  # type: ignore[method-assign]
         if kernel == "fused":
             use_fused_attention(self.model)
         elif kernel == "flashdeberta":

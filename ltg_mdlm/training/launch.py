@@ -146,7 +146,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             if ranks.device.type != "cpu":
                 console.print(attention.reason, soft_wrap=True)
                 if run.loss.bf16 and not native_bf16(ranks.device):
-                    text = "training.precision is bf16, but this GPU computes it without instructions for it; fp32 is faster"
+                    text = "training.precision is bf16, for which this GPU has no instructions; fp32 is faster"
                     console.print(f"warning: {text}", style="yellow", soft_wrap=True)
             run = resolve_compile(run, stored, before)
             trainer = prepare_trainer(folder, run, checkpoint, stop, meter, console)
