@@ -47,12 +47,13 @@ train_and_requeue() {
     say "start ${SLURM_RESTART_COUNT:-0} of $run_folder on $SLURM_JOB_NODELIST"
     on_all_nodes "$@" || code=$?
     [ "$(status_of "$run_folder")" != finished ] || exit "$code"
-    if [ "$stop_signal" = USR1 ] && [ "$(newest_of "$run_folder")" = "$before" ]; then
+    if at_time_limit && [ "$(newest_of "$run_folder")" = "$before" ]; then
         say "$run_folder saved nothing before the time limit, so it would not get further: increase --time"
         exit 1
     fi
-    # Without an error, the processes were told to stop by a signal that this script did not get.
-    if [ "$code" = 0 ] || [ -n "$stop_signal" ]; then requeue; fi
+    [ -z "$stop_signal" ] || requeue
+    # Its processes were stopped by a signal that this script did not get.
+    if [ "$code" = 0 ] && [[ $(status_of "$run_folder") == @(preempted|running) ]]; then requeue; fi
     if [ "$(newest_of "$run_folder")" != "$before" ]; then
         say "$run_folder failed, see above, but has saved $(newest_of "$run_folder"): trying again"
         requeue
@@ -61,18 +62,27 @@ train_and_requeue() {
     exit "$((code > 0 ? code : 1))"
 }
 
-# run_and_requeue -m MODULE ARGUMENTS...: on all nodes of the job; if it is stopped, it goes back to the queue.  A signal
-# kills its processes, so the command begins again, or keeps what it has done.
+# run_and_requeue RESULTS -m MODULE ARGUMENTS...: on all nodes of the job; if it is stopped, it goes back to the queue.  A
+# signal kills its processes, so the command begins again, or keeps what it has done: a summary.json for every part of it
+# below RESULTS, without a new one of which it does not go on after the time limit.
 run_and_requeue() {
-    local code=0
+    local results=$1 code=0 started=$SECONDS
+    shift
     export CODE_IF_STOPPED=250 # srun returns the largest code of all nodes
     forwarded=TERM
     [ -z "$stop_signal" ] || requeue
     say "start ${SLURM_RESTART_COUNT:-0} of ${*:2} on $SLURM_JOB_NODELIST"
     on_all_nodes "$@" || code=$?
+    if at_time_limit && [ -z "$(find "$results" -name summary.json -mmin "-$(((SECONDS - started) / 60 + 1))" -print -quit 2>/dev/null)" ]; then
+        say "nothing was finished before the time limit, so it would not get further: increase --time"
+        exit 1
+    fi
     if [ "$code" = "$CODE_IF_STOPPED" ] || [ -n "$stop_signal" ]; then requeue; fi
     exit "$code"
 }
+
+# Whether the signal before the time limit stopped the job, and not one that somebody sent earlier.
+at_time_limit() { [ "$stop_signal" = USR1 ] && [ "$(seconds_left)" -lt 900 ]; }
 
 on_all_nodes() {
     # With sbatch --export=NONE, srun would not pass on this script's function and variables either.
@@ -116,8 +126,8 @@ forward() {
 
 seconds_left() {
     local end
-    end=$(scontrol show job -o "$job" | sed -n 's/.* EndTime=\([0-9][^ ]*\) .*/\1/p')
-    if [ -n "$end" ]; then echo $(($(date -d "$end" +%s) - $(date +%s))); else echo 1000000; fi
+    end=$(SLURM_TIME_FORMAT=standard scontrol show job -o "$job" | sed -n 's/.* EndTime=\([0-9][^ ]*\) .*/\1/p')
+    if [ -n "$end" ] && end=$(date -d "$end" +%s); then echo $((end - $(date +%s))); else echo 1000000; fi
 }
 
 # A trapped signal ends `wait` early, so wait again until the process is gone; returns its exit code.

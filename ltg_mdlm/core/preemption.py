@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 
 
 class Stopped(Exception):
-    """A stop signal came before training began, and ended a compiler: nothing that follows from its failure counts."""
+    """A stop signal arrived before training and may have ended a compiler, whose failure is therefore ignored."""
 
 
 class StopRequest:

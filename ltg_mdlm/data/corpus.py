@@ -223,10 +223,11 @@ class Corpus:
 
     @property
     def training_text(self) -> str:
-        """SHA-256 of what the steps of a training read: tokens, documents, words and sources of the training split."""
+        """SHA-256 of the tokenizer, and of the tokens, documents and words of the training split."""
         recorded: dict[str, str] = self.description.get("files", {})
-        files = {name: digest for name, digest in recorded.items() if name.startswith("train/") and name[-4:] == ".bin"}
-        content = files or [source["sha256"] for source in self.train.sources]
+        # Not source_D, which depends on the sources of the other splits.
+        files = {name: recorded.get(f"train/{name}.bin") for name in ("tokens", "offsets", "words")}
+        content = files if recorded else [source["sha256"] for source in self.train.sources]
         parts = [self.tokenizer.fingerprint, self.word_unit, content]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ltg_mdlm.evaluation.multilingual_submission import (
     meco_parts,
 )
 from ltg_mdlm.evaluation.result_folders import to_json, write_folder
-from ltg_mdlm.evaluation.submission_work import Job, SubmissionWork, Worker
+from ltg_mdlm.evaluation.submission_work import Job, SubmissionWork, Worker, hash_of_files
 from ltg_mdlm.evaluation.tasks import Skip
 from ltg_mdlm.inference.exported_folder import MAIN
 from ltg_mdlm.inference.texts import Scorer, Text
@@ -43,6 +43,7 @@ class MultilingualWork(SubmissionWork):
         super().__init__(*arguments, **options)
         self._data, self._languages = data, languages
         self._without_data: set[str] = set()
+        self._hash = cache(partial(hash_of_files, tasks=True))
 
     @cached_property
     def _tasks(self) -> TaskFolder:

@@ -62,8 +62,9 @@ from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, require_fi
 from ltg_mdlm.inference.texts import Scorer
 from ltg_mdlm.inference.trained_model import TrainedModel, open_model
 
-DATA_SUFFIXES = (".csv", ".json", ".jsonl", ".py", ".tsv", ".yaml")
-"""Of the files that decide what is asked; tasks of lm-eval are YAML and Python."""
+DATA_SUFFIXES = (".csv", ".json", ".jsonl")
+TASK_SUFFIXES = (*DATA_SUFFIXES, ".py", ".tsv", ".yaml")
+"""Of the files of lm-eval's tasks."""
 
 _FINETUNING_COST = 100
 """Cost of fine-tuning per byte of training data, where that of scoring a byte is 1. Only the balance depends on it."""
@@ -351,22 +352,24 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def _files(data: Path) -> list[Path]:
-    """A data file, or the data files and task files in a folder and below it."""
+def _files(data: Path, *, tasks: bool = False) -> list[Path]:
+    """A data file, or those in a folder; with `tasks`, the files of lm-eval's tasks in a folder and below it."""
     if data.is_file():
         return [data]
-    return sorted(path for path in data.rglob("*") if path.suffix in DATA_SUFFIXES and path.is_file())
+    found, suffixes = (data.rglob("*"), TASK_SUFFIXES) if tasks else (data.iterdir(), DATA_SUFFIXES)
+    visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(data).parts))
+    return sorted(path for path in visible if path.suffix in suffixes)
 
 
-def bytes_of_files(data: Path) -> float:
-    """Size of a data file, or of the data files in a folder."""
-    return float(sum(path.stat().st_size for path in _files(data)))
+def bytes_of_files(folder: Path) -> float:
+    """Size of the data files in a folder."""
+    return float(sum(path.stat().st_size for path in _files(folder)))
 
 
-def hash_of_files(data: Path) -> str:
-    """Hash of the names and contents of a data file, or of the data files in a folder."""
+def hash_of_files(data: Path, *, tasks: bool = False) -> str:
+    """Hash of the names and contents of `_files`."""
     digest = hashlib.sha256()
-    for path in _files(data):
+    for path in _files(data, tasks=tasks):
         name = path.relative_to(data).as_posix() if path != data else path.name
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import torch
+
 from ltg_mdlm.core.errors import PluginFailure, ResultError, UserError, text_of
 from ltg_mdlm.core.optimizer import Optimizer
 
@@ -67,12 +69,12 @@ def _package(frame: FrameType) -> str:
 def failures_named(components: Components, moment: Callable[[Exception], str]) -> Iterator[None]:
     """Turn an exception from a method of a component or of a plugin's optimiser into a PluginFailure.
 
-    `moment` says when it happened, such as "in step 3".  A UserError, and an exception that neither was involved in,
-    are passed on unchanged.  A ResultError becomes a UserError.
+    `moment` says when it happened, such as "in step 3".  A UserError, a lack of memory, and an exception that neither
+    was involved in, are passed on unchanged.  A ResultError becomes a UserError.
     """
     try:
         yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         slot_of = {id(component): slot for slot, _, component in components.named()}

@@ -150,11 +150,11 @@ def require_draws(part: Part[NoiseSchedule], t_B: Tensor, rate_B: Tensor, slope_
     # A schedule that draws rates in another way, for example by epoch, overrides `sample`.
     draws_by_rate = type(part.component).sample is NoiseSchedule.sample
     same_rate_B = (part.component.rate(t_B, progress) - rate_B).abs() < 1e-5 if draws_by_rate else rate_B == rate_B
-    for name, conditioning_B, fine_B in (
+    for name, value_B, fine_B in (
         ("t_B in (0, 1)", t_B, (t_B > 0) & (t_B < 1)),
         ("rate_B in (0, 1]", rate_B, (rate_B > 0) & (rate_B <= 1)),
         ("slope_B finite and not negative", slope_B, (slope_B >= 0) & torch.isfinite(slope_B)),
         ("rate_B = rate(t_B)", rate_B, same_rate_B),
     ):
         if not fine_B.all():
-            raise Violation(where, name, f"{float(conditioning_B[~fine_B][0]):g} in row {int((~fine_B).nonzero()[0])}")
+            raise Violation(where, name, f"{float(value_B[~fine_B][0]):g} in row {int((~fine_B).nonzero()[0])}")

@@ -47,6 +47,8 @@ class AttentionChoice:
     """One line for the console."""
     milliseconds: dict[str, float]
     """Time of a forward and a backward pass of one layer by kernel; empty if nothing was measured."""
+    failed: bool = False
+    """Whether the fused kernel failed."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def resolve_attention(
     """Choose the kernel for a run and give it to the model; all ranks must call it, and get the same.
 
     `before` are the facts of the run's last start on such a device.  Raises UserError as `choose_attention`, and
-    Stopped if the library is chosen after a stop signal, which may have ended a compiler.
+    Stopped if the fused kernel fails after a stop signal, which may have ended a compiler.
     """
     ranks, model = run.ranks, run.loss.model
     longest, rows = max(
@@ -132,9 +134,7 @@ def resolve_attention(
         length=longest,
         before=(before or {}).get("attention", {}).get("kernel"),
     )
-    if ranks.device.type == "cuda" and not ranks.all_agree(
-        choice.kernel == "fused" or stop is None or not stop.requested
-    ):
+    if not ranks.all_agree(not (choice.failed and stop is not None and stop.requested)):
         raise Stopped
     # Times differ from process to process, but all must compute the same numbers.
     if ranks.all_agree(choice.kernel == "fused"):
@@ -176,11 +176,13 @@ def choose_attention(
     except Exception as error:  # a compiler, a driver or a kernel can fail in any way, and training need not
         if setting == "fused":
             raise UserError(f"training.attention=fused does not work on {device}: {text_of(error)}") from error
-        return AttentionChoice("library", f"attention: library; the fused kernel failed: {text_of(error)}", {})
+        return AttentionChoice(
+            "library", f"attention: library; the fused kernel failed: {text_of(error)}", {}, failed=True
+        )
     try:
         library = measured(batch_geometry, sizes, device, dtype, rows=rows, length=length)
-    except torch.OutOfMemoryError:
-        return AttentionChoice("fused", "attention: fused; the library's needs too much memory", {"fused": fused})
+    except Exception as error:  # most likely for lack of memory
+        return AttentionChoice("fused", f"attention: fused; the library's failed: {text_of(error)}", {"fused": fused})
     milliseconds = {"fused": fused, "library": library}
     kernel = min(milliseconds, key=lambda name: milliseconds[name])
     times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in milliseconds.items())

@@ -39,7 +39,8 @@ def resolve_compile(run: Run, stored: Mapping[str, Any] | None = None, before: M
     elif setting == "auto":
         # The compiler leaves bf16 alone on GPUs without instructions for it.
         suits = is_gpu and (native_bf16(run.ranks.device) or not run.loss.bf16)
-        setting = suits and (before or {}).get("compile", {}).get("enabled", True)
+        last = (before or {}).get("compile", {})
+        setting = suits and (last.get("enabled", True) or last.get("retry", False))
     if setting:
         run.loss.compile_layers(BACKEND)
     return run
@@ -98,7 +99,7 @@ class CompiledLayers:
             torch._dynamo.reset()
             problem = problem or "another process failed"
             # Later starts try again if a stop signal may have ended the compiler.
-            failed = self._ranks.all_agree(not self._stop.requested)
+            retry = {} if self._ranks.all_agree(not self._stop.requested) else {"retry": True}
             text = f"compile: off, since it failed for {rows:,} rows of {length}: {problem}"
-            self._report(text, {"compile": {"enabled": not failed, "reason": problem}})
+            self._report(text, {"compile": {"enabled": False, "reason": problem, **retry}})
         return seconds

@@ -96,7 +96,10 @@ def launch(settings: Settings, resume: str = "auto") -> int:
             console.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
         folder = RunFolder(config.run_folder())
-        resume = on_main(ranks, lambda: resume_of_this_start(folder, resume))
+        given, resume = resume, on_main(ranks, lambda: resume_of_this_start(folder, resume))
+        if given != resume and given not in RESUME_MODES:
+            text = f"note: --resume {given} was for the first start; {folder.path} has checkpoints of its own"
+            console.print(text, style="yellow", soft_wrap=True)
         if on_main(ranks, lambda: is_finished(folder, config, resume)):
             result = on_main(ranks, lambda: result_text(folder.path))
             text = f"{folder.path} is finished; choose another --out or seed to train again\n\n{result}"
@@ -181,7 +184,9 @@ def resume_of_this_start(folder: RunFolder, resume: str) -> str:
     if not Path(resume).resolve().is_relative_to(folder.path.resolve()):
         return "auto" if has_checkpoint(folder) else resume
     if starts_again and (newest := newest_checkpoint(folder.checkpoints)) is not None:
-        went_back = [number for number, start in enumerate(folder.read_environment()) if start.get("resume") == resume]
+        # By another object: this process may not own the folder yet, and what `folder` has read is kept.
+        starts = RunFolder(folder.path).read_environment()
+        went_back = [number for number, start in enumerate(starts) if start.get("resume") == resume]
         if went_back and read_about(newest).get("start", -1) >= went_back[-1]:
             return "auto"
     return resume

@@ -50,7 +50,7 @@ class MicroBatch:
     views: Views = field(default_factory=lambda: Views(1))
     """The predictions for the views of the same rows; one object for all of them."""
     has_causal_rows: bool = True
-    """False if no row of the step can be causal, which saves attention a rule."""
+    """False if no row of the run can be causal, which saves attention a rule."""
 
     @property
     def columns(self) -> int:
@@ -116,9 +116,9 @@ class Recipe:
             corrupteds = parts.masking.corrupt_views(batch, causal_B, noise, step)
             self.checks.views(corrupteds, batch)
             views = Views(len(corrupteds))
-            return [self._micro_batch(batch, noise, corrupted, views, step) for corrupted in corrupteds]
+            return [self._micro_batch(batch, noise, corrupted, views) for corrupted in corrupteds]
 
-    def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted, views: Views, step: Step) -> MicroBatch:
+    def _micro_batch(self, batch: Batch, noise: Noise, corrupted: Corrupted, views: Views) -> MicroBatch:
         """A view with its noise and conditioning."""
         noise = corrupted.noise or noise
         if corrupted.visibility is not None and not self.components.masking.block_length:
@@ -132,7 +132,7 @@ class Recipe:
             conditioning_B=conditioning_B,
             supervised_count=HostCopy((corrupted.labels_BT != IGNORE).sum()),
             views=views,
-            has_causal_rows=step.causal_R is not None,
+            has_causal_rows="causal" in self.components.row_mode.modes,
         )
 
     def denominators(self, micro_batches: Sequence[MicroBatch]) -> Tensor:

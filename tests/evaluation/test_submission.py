@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import pytest
 from support.submissions import CHECKPOINTS, SMALL, accept, write_data, write_rows
@@ -244,15 +245,19 @@ def test_a_step_and_the_main_revision_stand_for_their_run(tmp_path):
         assert checkpoint_folder(given) == export
 
 
-def test_the_hash_of_data_covers_files_in_subfolders_and_files_of_tasks(tmp_path):
-    (tmp_path / "below").mkdir()
-    files = [tmp_path / "a.jsonl", tmp_path / "below" / "task.yaml", tmp_path / "below" / "words.tsv"]
-    seen = set()
-    for content in ("1", "2"):
-        for file in files:
-            file.write_text(content)
-            seen.add((hash_of_files(tmp_path), hash_of_files(file)))
-    assert len({of_folder for of_folder, _ in seen}) == 6
+def test_the_hash_of_data_covers_what_is_read_and_nothing_else(tmp_path):
+    """Data files of a folder; of the tasks of lm-eval, task files in its subfolders, too."""
+    for name in ("below", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    files = [tmp_path / "a.jsonl", tmp_path / "below/task.yaml", tmp_path / ".ipynb_checkpoints/a.jsonl"]
+    of_data, of_tasks = [], []
+    for file in (*files, *files):
+        file.write_text(f"{len(of_data)}")
+        of_data.append(hash_of_files(tmp_path))
+        of_tasks.append(hash_of_files(tmp_path, tasks=True))
+    assert [a != b for a, b in pairwise(of_data)] == [False, False, True, False, False]
+    assert [a != b for a, b in pairwise(of_tasks)] == [True, False, True, True, False]
+    assert hash_of_files(files[1]) != hash_of_files(files[0])
 
 
 def on_rank(rank, arguments):

@@ -13,9 +13,13 @@ from support.triton_interpreter import DEVICE, multiply_bfloat16
 from torch import Tensor
 
 from ltg_mdlm.model.attention import batch_geometry
-from ltg_mdlm.model.fused_attention import AttentionRules, attention_rules, causal_visibility, fused_attend
 from ltg_mdlm.testing.host_reads import cuda_waits_are_errors
 
+kernels = pytest.importorskip(
+    "ltg_mdlm.model.fused_attention", reason="triton is not installed, or too old", exc_type=ImportError
+)
+AttentionRules, attention_rules = kernels.AttentionRules, kernels.attention_rules
+causal_visibility, fused_attend = kernels.causal_visibility, kernels.fused_attend
 MAX_POSITIONS, BUCKET_SIZE, SCALE = 1024, 8, 0.1
 NUM_BUCKETS = 2 * BUCKET_SIZE - 1
 

@@ -59,7 +59,10 @@ def test_a_run_that_was_stopped_or_lost_a_process_is_requeued_unless_that_cannot
     if status:
         RunFolder(tmp_path).write_status(Status(status, 8))
     training = f"echo step_0000008 > {tmp_path}/checkpoints/latest;" if saves else ""
-    functions = f"on_all_nodes() {{ {training} stop_signal={signal}; return 1; }};requeue() {{ echo requeue; exit 0; }}"
+    functions = (
+        f"on_all_nodes() {{ {training} stop_signal={signal}; return 1; }}; requeue() {{ echo requeue; exit 0; }}"
+        "; seconds_left() { echo 170; }"
+    )
     printed = bash(f"{functions}; (train_and_requeue {tmp_path} -m x) || echo exit $?", SLURM_JOB_NODELIST="here")
     assert ends in printed.splitlines()
     assert ("requeue" in printed.splitlines()) == (ends == "requeue")
@@ -69,16 +72,35 @@ def test_a_run_that_was_stopped_or_lost_a_process_is_requeued_unless_that_cannot
     ("code", "signal", "ends"), [(0, "", "exit 0"), (3, "", "exit 3"), (0, "USR1", "requeue"), (250, "", "requeue")]
 )
 def test_an_evaluation_goes_back_to_the_queue_whoever_was_told_to_stop(code, signal, ends):
+    """A user's USR1, long before the time limit."""
     functions = f"on_all_nodes() {{ stop_signal={signal}; return {code}; }}; requeue() {{ echo requeue; exit 0; }}"
-    commands = f"{functions}; code=0; (run_and_requeue -m x) || code=$?; echo exit $code"
+    commands = (
+        f"{functions}; seconds_left() {{ echo 9000; }}; code=0; (run_and_requeue none -m x) || code=$?; echo exit $code"
+    )
     printed = bash(commands, SLURM_JOB_NODELIST="here").splitlines()
     assert (printed[-2] if printed[-2] == "requeue" else printed[-1]) == ends
+
+
+@pytest.mark.parametrize(("finished", "ends"), [(True, "requeue"), (False, "exit 1")])
+def test_an_evaluation_that_is_longer_than_the_time_limit_is_not_repeated_for_ever(finished, ends, tmp_path):
+    (tmp_path / "results").mkdir()
+    part = f"touch {tmp_path}/results/summary.json;" if finished else ""
+    functions = f"on_all_nodes() {{ {part} stop_signal=USR1; return 137; }}; requeue() {{ echo requeue; exit 0; }}"
+    commands = f"{functions}; seconds_left() {{ echo 50; }}; (run_and_requeue {tmp_path}/results -m x) || echo exit $?"
+    assert bash(commands, SLURM_JOB_NODELIST="here").splitlines()[-1] == ends
+
+
+def test_a_process_that_hangs_is_killed_shortly_before_the_time_limit():
+    """srun kills its processes when it gets TERM."""
+    stubs = "kill() { echo kill $*; [ $1 != -TERM ]; }; sleep() { :; }; seconds_left() { echo 40; }"
+    printed = bash(f"{stubs}; srun_pid=5; forward").splitlines()
+    assert (printed[0], printed[-1]) == ("kill -USR1 5", "kill -TERM 5")
 
 
 @pytest.mark.parametrize(
     ("end", "left"), [("2100-01-01T00:00:00", True), ("Unknown", True), ("2001-01-01T00:00:00", False)]
 )
-def test_processes_that_do_not_end_are_killed_shortly_before_the_time_limit(end, left):
+def test_the_time_that_is_left_is_that_of_slurm_if_there_is_a_limit(end, left):
     shown = f"JobId=7 JobState=RUNNING StartTime=2000-01-01T00:00:00 EndTime={end} Deadline=N/A"
     assert (int(bash(f"scontrol() {{ echo '{shown}'; }}; seconds_left")) >= 45) == left
 

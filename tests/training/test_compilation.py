@@ -86,7 +86,8 @@ def test_a_compiler_that_a_stop_signal_ended_is_tried_again_in_the_next_start(mo
     """Slurm and torchrun send TERM to the processes of the compiler, too."""
     monkeypatch.setattr(compilation, "BACKEND", broken)
     _, reports = trained(ON, signal="SIGTERM")
-    assert "'enabled': True" in reports[0]
+    assert "'enabled': False" in reports[0]
+    assert "'retry': True" in reports[0]
 
 
 def compile_facts(out: Path) -> list[dict]:
@@ -131,6 +132,7 @@ def test_compiled_layers_train_under_data_parallelism_and_resume_bitwise(tmp_pat
         ("auto", None, {}, True),
         ("auto", {"compile": "auto"}, {"compile": {"enabled": True}}, True),
         ("auto", {"compile": "auto"}, {"compile": {"enabled": False}}, False),
+        ("auto", {"compile": "auto"}, {"compile": {"enabled": False, "retry": True}}, True),
         ("auto", {"compile": False}, {}, False),
         ("auto", {}, {}, True),
         ("false", {"compile": True}, {}, False),

@@ -178,9 +178,9 @@ def test_a_save_that_fails_once_is_repeated_by_all_ranks(tmp_path, undisturbed):
     """Only the first rank writes, but all must save: they wait for each other after a save."""
     out, expected = tmp_path / "run", undisturbed(plugin="faulty", processes=2)
     saved = str(out / "checkpoints" / "latest")
-    faults = (*fault("step 5", "small files", after=saved), *fault("step 9", "any files"))
+    faults = (*fault("step 5", "no save", after=saved), *fault("step 9", "save failed"))
     outcome = run(out, plugin="faulty", processes=2, faults=faults)[0]
-    assert re.search(r"warning: cannot write .*step_0000008: .*File too large", outcome.output)
+    assert re.search(r"warning: cannot write .*step_0000008: the quota is used up", outcome.output)
     assert re.search(r"trying once more, at step (9|10)\n", outcome.output)
     require_same(out, expected)
 

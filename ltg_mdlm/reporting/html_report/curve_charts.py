@@ -98,10 +98,10 @@ def metrics_of(groups: Sequence[Group]) -> list[Metric]:
 
 
 def order_groups(groups: Sequence[Group]) -> tuple[list[Group], str]:
-    """The groups, best first, and the title of the metric that orders them; "" without such a metric.
+    """The groups, by corpus and the best first, and the title of the metric that orders them; "" without such a metric.
 
-    The codes follow the order, so that A is the best. Groups without a finished run, or whose last value is not finite,
-    stay in order behind the others. Groups on one corpus are together, since values on different ones do not compare.
+    Values on different corpora do not compare. The codes follow the order, so that A is the best on the first corpus.
+    Groups without a finished run, or whose last value is not finite, stay in order behind the others.
     """
     corpora = list(dict.fromkeys(corpus_of(group) for group in groups))
     for metric in METRICS:

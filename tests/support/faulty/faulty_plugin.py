@@ -6,7 +6,7 @@ file (`after`), or a signal from elsewhere (`until`).
 
 Moments: `start-up`, `validation`, `step 5` (the end of the fifth step), `loss 5` (while its loss is computed).  What:
 signals, one after the other ("SIGUSR1 SIGTERM"); "raise"; "nan"; "small files" (from then on no file may grow beyond
-200 kB), which "any files" ends half a second later; "wait", and nothing more.
+200 kB); "no save" (the next checkpoint cannot be written), until which "save failed" waits; "wait", and nothing more.
 """
 
 import json
@@ -20,6 +20,7 @@ import torch
 from ltg_mdlm_plugins.objectives import DiffusionObjective
 
 from ltg_mdlm.api import Component, MaskingStrategy, Plugin, PluginOptions, hookimpl
+from ltg_mdlm.storage import checkpoint
 
 
 class Faults:
@@ -28,6 +29,7 @@ class Faults:
     def __init__(self, rank):
         listed = json.loads(os.environ.get("FAULTS", "[]"))
         self._faults = [fault for fault in listed if fault.get("rank", 0) == rank]
+        self._save_failed = False
 
     def happen(self, moment):
         """Do what is listed for this moment; True if the loss shall not be a number."""
@@ -41,14 +43,22 @@ class Faults:
             self._do(fault["do"])
         return any(fault["do"] == "nan" for fault in due)
 
+    def _failing(self, write_parts):
+        def fail(*_):
+            checkpoint._write_parts, self._save_failed = write_parts, True
+            raise OSError("the quota is used up")
+
+        return fail
+
     def _do(self, what):
         if what == "raise":
             raise ArithmeticError("the culprit")
         if what == "small files":
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-        if what == "any files":
-            time.sleep(0.5)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if what == "no save":
+            checkpoint._write_parts = self._failing(checkpoint._write_parts)
+        while what == "save failed" and not self._save_failed:
+            time.sleep(0.01)
         for word in what.split():
             if word.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[word])
