@@ -67,8 +67,11 @@ MASK_SEEDS = 8
 Arm = tuple[tuple[str, str], ...]
 """Short name and value, as JSON, of what varies besides the learning rate and the seed."""
 
-Figures = dict[Arm, dict[int, dict[str, float]]]
-"""The measures of finished runs by arm and seed."""
+BySeed = dict[int, dict[str, float]]
+"""The measures of the finished runs of an arm, by seed."""
+
+Figures = dict[Arm, BySeed]
+"""The same by arm."""
 
 
 class Records:
@@ -344,6 +347,33 @@ def comparison_table(question: Question, figures: Figures) -> str:
     return table(["comparison", "measure", "claim", "difference (95 %)", "seeds", "p", "p Holm", "verdict"], rows)
 
 
+def averaged_table(question: Question, figures: Figures) -> str:
+    """Differences from the baseline of the first claim, averaged over the values of `question.averaged` in every seed.
+
+    Only seeds that all arms have.  Without correction, and without a verdict.
+    """
+    (name, value), *_ = question.claims[0].baseline.items()
+    seeds = sorted(set.intersection(*(set(runs) for runs in figures.values())))
+    arms: dict[str, list[tuple[BySeed, BySeed]]] = defaultdict(list)
+    for arm, runs in figures.items():
+        values = dict(arm)
+        baseline = tuple((values | {name: json.dumps(value)}).items())
+        if arm != baseline and baseline in figures:
+            arms[label(tuple(pair for pair in arm if pair[0] != question.averaged))].append((runs, figures[baseline]))
+    rows = []
+    for text, pairs in arms.items():
+        for key, measure in MEASURES.items():
+            if not all(key in run for runs in figures.values() for run in runs.values()):
+                continue
+            by_seed = [
+                measure.scale * fmean(runs[seed][key] - others[seed][key] for runs, others in pairs) for seed in seeds
+            ]
+            found = mean_over_seeds(by_seed)
+            shown = f"{found.mean:+.3f} ({found.low:+.3f} .. {found.high:+.3f})"
+            rows.append([text, measure.label, shown, str(found.seeds), f"{found.p:.2g}"])
+    return table([f"against {name} {value}", "measure", "difference (95 %)", "seeds", "p"], rows)
+
+
 def mean_table(figures: Figures, rates: Mapping[Arm, float]) -> str:
     """Means of all measures by arm, with 95 % intervals over seeds."""
     names = [name for name in MEASURES if any(name in run for runs in figures.values() for run in runs.values())]
@@ -462,6 +492,10 @@ def write_tables(runs: Path, records: Records, page: Path | None, pictures: Path
             continue
         draw(figures, pictures / f"results_{name}.png")
         parts = [mean_table(figures, rates), comparison_table(question, figures)]
+        if question.averaged and len(set.intersection(*(set(runs) for runs in figures.values()))) > 1:
+            names = question.averaged.replace("_", " ")
+            parts.append(f"Averaged over the values of {names}, not corrected, and chosen after the runs:")
+            parts.append(averaged_table(question, figures))
         parts.append(f"![Every run, by arm; the bars are means](results_{name}.png)")
         publish(f"results {name}", "\n\n".join(parts), page)
 

@@ -57,6 +57,8 @@ class Question:
     """Core minutes of evaluation after each run that is not of the pilot, for the plan"""
     same_masks: Sequence[str] = ()
     """Settings of uniform masking, under which the accuracies of frequent and rare types are measured in all arms"""
+    averaged: str | None = None
+    """A short name over whose values differences are also averaged: exploration after the runs, and not a claim"""
 
 
 def _each(measures: Sequence[str], *claim: Any, **options: Any) -> list[Claim]:
@@ -90,6 +92,7 @@ QUESTIONS = {
             *_each(("minimal_pairs", "accuracy_frequent"), {"power": 0.02, "builtin_zipf_exponent": 1}, {"power": 0}),
         ],
         same_masks=("plugins.freq_mdlm.power=0", *_LINEAR),
+        averaged="builtin_zipf_exponent",
     ),
     "methods": Question("c. methods at equal tokens", 1.6, _each(_BOTH, {}, _UNIFORM)),
     "methods_time": Question("c. methods at equal time", 1.3, _each(_BOTH, {}, _UNIFORM), rates_of="methods"),

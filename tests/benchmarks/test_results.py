@@ -6,6 +6,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 from support.fabricated import fabricate_run
@@ -195,6 +196,28 @@ def test_tables_and_pictures_are_rebuilt_from_the_file_of_records(results, fabri
     assert "| plugin p, time fraction, masks as pll, score bound; against score pll | minimal pairs, % |" in text
     assert next(row for row in text.splitlines() if row.startswith("| d. ")).endswith("| 0.1 |")  # 5 x 36 s, rounded
     assert {p.name for p in tmp_path.glob("*.png")} == {"results_methods.png", "results_likelihood.png"}
+
+
+def test_averages_over_an_arm_are_paired_by_seed(results):
+    generator = np.random.default_rng(0)
+    bound_EPS = generator.normal(size=(2, 2, 6))
+    exponents, powers, seeds = ("0", "1"), ("0", "0.2"), range(6)
+    figures = {
+        (("builtin_zipf_exponent", exponents[e]), ("power", powers[p])): {
+            seed: {"bound": bound_EPS[e, p, seed]} for seed in seeds if (e, seed) != (1, 5)
+        }
+        for e in range(2)
+        for p in range(2)
+    }
+    lines = results.averaged_table(results.QUESTIONS["frequency"], figures).splitlines()
+    with_PS = bound_EPS[..., :5].mean(0)  # not all arms have the last seed
+    test = stats.ttest_rel(with_PS[1], with_PS[0])
+    low, high = test.confidence_interval()
+    mean = (with_PS[1] - with_PS[0]).mean()
+    assert lines[0] == "| against power 0 | measure | difference (95 %) | seeds | p |"
+    assert lines[2:] == [
+        f"| power 0.2 | bound, nats per token | {mean:+.3f} ({low:+.3f} .. {high:+.3f}) | 5 | {test.pvalue:.2g} |"
+    ]
 
 
 def test_the_variance_of_the_bound_falls_with_its_cost_and_pll_has_none(results, monkeypatch, tmp_path):
