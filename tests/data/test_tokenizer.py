@@ -290,8 +290,8 @@ def test_a_byte_order_mark_before_a_tokenizer_file_is_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("model", "parts", "message"),
     [
-        ({"end_of_word_suffix": "</w>"}, {}, "its end_of_word_suffix '</w>' is not text"),
-        ({"continuing_subword_prefix": "##"}, {}, "its continuing_subword_prefix '##' is not text"),
+        ({"end_of_word_suffix": "</w>"}, {}, "end_of_word_suffix is '</w>', but must not be set"),
+        ({"continuing_subword_prefix": "##"}, {}, "continuing_subword_prefix is '##', but must not be set"),
         ({}, {"pre_tokenizer": {"type": "Whitespace"}}, "neither its normalizer nor its pre_tokenizer converts"),
     ],
 )

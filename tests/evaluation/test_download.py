@@ -150,7 +150,7 @@ def test_a_hub_that_cannot_be_reached_is_no_traceback(run, tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
     code, _, err = run("eval", "download", "strict", "--out", str(tmp_path))
     assert code == 2
-    assert f"{DATASETS['strict'].url} cannot be reached: no route to host\n  try again" in err
+    assert f"{DATASETS['strict'].url} cannot be reached: no route to host\n  run the command again" in err
     assert f"    {tmp_path / FULL / 'blimp_filtered'}\n" in err
 
 

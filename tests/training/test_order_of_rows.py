@@ -180,8 +180,8 @@ def test_scores_from_a_file_decide_the_order_of_the_documents(tmp_path: Path):
     ("plugin", "message"),
     [
         ("half_of_the_rows", r"HalfOfTheRows.epoch (hook ltg_mdlm_row_order) returned int64[90]"),
-        ("rows_as_floats", r"RowsAsFloats.epoch (hook ltg_mdlm_row_order) returned float64[179]"),
-        ("rows_from_one", r"RowsFromOne.epoch (hook ltg_mdlm_row_order) returned row 179 at place"),
+        ("rows_as_floats", r"RowsAsFloats.epoch (hook ltg_mdlm_row_order) returned float64[180]"),
+        ("rows_from_one", r"RowsFromOne.epoch (hook ltg_mdlm_row_order) returned row 180 at place"),
     ],
 )
 def test_wrong_orders_are_errors_that_name_the_plugin(plugin, message, tmp_path: Path):

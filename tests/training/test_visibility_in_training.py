@@ -176,7 +176,7 @@ def test_models_with_another_visibility_have_no_bound_and_no_minimal_pairs_and_o
     assert len(validated) == 3
     assert not {"valid/bound", "valid/bits_per_byte", "valid/minimal_pairs"} & set().union(*validated)
     (line,) = [text for text in shown if "valid/bound" in text]
-    assert re.match(r"valid/bound and valid/minimal_pairs are off: plugin 'patterns' of patterns-dist", line)
+    assert re.match(r"valid/bound and valid/minimal_pairs are not measured: plugin 'patterns' of patterns-dist", line)
 
 
 @pytest.mark.parametrize("pattern", ["Blocks", "AnyOrder", "Prefix"])

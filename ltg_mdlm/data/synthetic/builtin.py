@@ -20,7 +20,7 @@ from ltg_mdlm.data.synthetic.document_likelihood import DocumentLikelihood
 from ltg_mdlm.data.synthetic.feature_grammar import english
 from ltg_mdlm.data.synthetic.pair_generator import minimal_pairs, new_with_known_words
 
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 """Increases whenever the same parameters give a different corpus, so that an old cache is not used."""
 
 MINIMAL_PAIRS = "minimal_pairs.jsonl"
