@@ -345,7 +345,8 @@ def test_a_failed_save_is_reported_and_repeated(checkpoints, monkeypatch):
     with pytest.warns(UserWarning, match=r"step_0000020: it needs .*\n.*\n  trying once more, at step 21"):
         save(checkpoints, state_at(21, words_seen=MILLION))
     assert names_in(checkpoints.folder) == ["chck_1M", "latest", "step_0000021"]
-    assert not (checkpoints.failed or checkpoints.due(22, MILLION))
+    assert not checkpoints.failed
+    assert not checkpoints.due(22, MILLION)
 
 
 def test_two_failed_saves_in_a_row_end_the_run(checkpoints, monkeypatch):
