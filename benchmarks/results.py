@@ -20,6 +20,7 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -249,7 +250,7 @@ def blimp_accuracy(folder: Path, data: Path) -> dict[str, float]:
     """Accuracy on all pairs of blimp_fast, by `ltg-mdlm eval pairs`, which resumes."""
     out = folder.parent / "blimp"
     command = ["eval", "pairs", str(folder), "--data", str(data), "--out", str(out)]
-    subprocess.run([sys.executable, "-m", "ltg_mdlm", *command], check=True)
+    subprocess.run([sys.executable, "-m", "ltg_mdlm", *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     (summary,) = out.glob(f"{folder.name}/*/zero_shot/*/blimp/*/summary.json")
     return {"blimp_fast": json.loads(summary.read_text("utf-8"))["accuracy"]}
 
@@ -404,7 +405,7 @@ def draw(figures: Figures, file: Path) -> None:
             values = [MEASURES[name].scale * run[name] for run in runs.values() if name in run]
             axis.plot(values, [row] * len(values), "o", alpha=0.5, color="C0")
             axis.plot(fmean(values or [math.nan]), row, "|", markersize=14, color="black")
-        axis.set_xlabel(MEASURES[name].label)
+        axis.set_xlabel(textwrap.fill(MEASURES[name].label, 24))
     axes[0][0].set_yticks(range(len(figures)), [label(arm) for arm in figures])
     axes[0][0].invert_yaxis()
     figure.savefig(file, dpi=120, bbox_inches="tight")

@@ -97,9 +97,7 @@ QUESTIONS = {
     "methods": Question("c. methods at equal tokens", 1.6, _each(_BOTH, {}, _UNIFORM)),
     "methods_time": Question("c. methods at equal time", 1.3, _each(_BOTH, {}, _UNIFORM), rates_of="methods"),
     "optimizers": Question("c. optimisers", 1.3, _each(_BOTH, {}, {"name": "lamb"})),
-    "text": Question(
-        "c. methods on English text", 18, _each(("bound", "blimp_fast"), {}, _UNIFORM), scoring_minutes=15
-    ),
+    "text": Question("c. methods on English text", 6, _each(("bound", "blimp_fast"), {}, _UNIFORM), scoring_minutes=6),
     "distortions": Question(
         "e. distortions of the published code",
         1.3,
