@@ -108,8 +108,8 @@ def import_(
 ) -> None:
     """Import a checkpoint of the published code bases as a run folder that can be evaluated, exported and trained.
 
-    No code in the file is executed. To continue training:
-    `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN`.
+    No code in the file is executed. To continue training, on a corpus that was prepared with the same tokenizer:
+    `ltg-mdlm train --config RUN/config.yaml --set run.init_from=RUN --set data.corpus=DIR --out NEW`.
     """
     from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 

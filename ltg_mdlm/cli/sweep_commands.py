@@ -85,22 +85,27 @@ def sweep_run(
 ) -> None:
     """Train one point, or all points one after the other and compare them in a table and an HTML report.
 
-    Points that are finished are not trained again. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
+    Points that are finished are not trained again. The exit code is 3 if a point diverged (too many non-finite updates);
+    the other points are trained all the same. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
     """
     from ltg_mdlm.reporting.html_report.page import Extent, write_report
     from ltg_mdlm.reporting.run_table import read_run, text_table
-    from ltg_mdlm.training.launch import exit_code, launch
+    from ltg_mdlm.training.launch import EXIT_DONE, EXIT_NON_FINITE, exit_code, launch
     from ltg_mdlm.training.sweep import open_sweep
 
     sweep = open_sweep(file, set_ or (), out_root)
     if index is not None:
         raise typer.Exit(exit_code(launch(sweep.settings(sweep.point(index)), resume)))
     settings = [sweep.settings(point) for point in sweep.points]  # all mistakes are found before the first point
+    final = EXIT_DONE
     for of_point in settings:
-        if outcome := launch(of_point, resume):
+        outcome = launch(of_point, resume)
+        if outcome == EXIT_NON_FINITE:  # a result of this point; the others are trained all the same
+            final = outcome
+        elif outcome != EXIT_DONE:
             raise typer.Exit(exit_code(outcome))
     if os.environ.get("RANK", "0") != "0":
-        return
+        raise typer.Exit(final)
     folders = [sweep.folder(point) for point in sweep.points]
     typer.echo("")
     print_table(text_table([read_run(folder) for folder in folders]))
@@ -111,6 +116,7 @@ def sweep_run(
         typer.echo(f"no HTML report: {error}")
     else:
         typer.echo(f"report: {page}")
+    raise typer.Exit(final)
 
 
 @sweep_app.command("folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host.discovery import find
 from ltg_mdlm.host.plugin_host import import_plugin
 from ltg_mdlm.host.run_context import build_model, epoch_sampling
-from ltg_mdlm.reporting.html_report.run_groups import Group, RunRecord
+from ltg_mdlm.reporting.html_report.run_groups import INIT_FROM, Group, RunRecord
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training.check import Resolved, resolve
 from ltg_mdlm.training.ema import tail_start
@@ -60,6 +61,7 @@ def methods_paragraph(groups: Sequence[Group]) -> str:
     parts = [
         _model(resolved),
         _text(resolved),
+        *_origin(runs),
         _amount(resolved, runs),
         _components(resolved),
         _optimizer(resolved.config.optimizer, resolved.schedule.max_steps),
@@ -101,6 +103,12 @@ def _text(resolved: Resolved) -> str:
         f" {train.num_words:,} words{unit} or {train.num_tokens:,} tokens in {train.num_documents:,} documents"
         + (f" of these sources, by words: {shares}." if len(by_source) > 1 else ".")
     )
+
+
+def _origin(runs: Sequence[RunRecord]) -> list[str]:
+    """The runs or checkpoints with the initial weights, if there are any."""
+    origins = dict.fromkeys(str(start) for run in runs if (start := run.settings.get(INIT_FROM)))
+    return [f"Training starts from the weights of {_listed(origins)}."] if origins else []
 
 
 def _amount(resolved: Resolved, runs: Sequence[RunRecord]) -> str:
@@ -200,12 +208,7 @@ def _hardware(runs: Sequence[RunRecord], starts: Sequence[Mapping[str, Any]]) ->
         precisions = _listed(dict.fromkeys(start["precision"] for start in starts))
         programs = dict.fromkeys((start["versions"]["ltg_mdlm"], start["versions"]["torch"]) for start in starts)
         versions = _listed(f"ltg_mdlm {program} and torch {torch_version}" for program, torch_version in programs)
-        machines = dict.fromkeys(
-            (machine["processes"], machine.get("gpu") or machine["cpu"])
-            for start in starts
-            for machine in start["machines"]
-        )
-        devices = _listed(f"{count} process{'es' * (count > 1)} on {device}" for count, device in machines)
+        devices = _listed(dict.fromkeys(_devices(start["machines"]) for start in starts))
         sentences.append(f"Training ran in {precisions} with {versions}: {devices}.")
     if starts and all("wall_seconds" in start for start in starts):
         wall, gpu, cpu = (
@@ -219,6 +222,16 @@ def _hardware(runs: Sequence[RunRecord], starts: Sequence[Mapping[str, Any]]) ->
         spent = _listed(f"{value:.3g} kWh by the {kind.upper()}s" for kind, value in kwh.items())
         sentences.append(f"The measured energy is {spent}.")
     return " ".join(sentences)
+
+
+def _devices(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Processes of a start by device, over all machines."""
+    processes: Counter[str] = Counter()
+    for machine in machines:
+        processes[machine.get("gpu") or machine["cpu"]] += machine["processes"]
+    hosts = len({machine["host"] for machine in machines})
+    listed = _listed(f"{count} process{'es' * (count > 1)} on {device}" for device, count in processes.items())
+    return listed + (f" in {hosts} machines" if hosts > 1 else "")
 
 
 def _range(values: Sequence[str]) -> str:

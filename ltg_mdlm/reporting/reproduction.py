@@ -16,6 +16,7 @@ from ltg_mdlm.host.run_context import open_corpus
 from ltg_mdlm.reporting.run_table import run_status
 from ltg_mdlm.storage.metrics_file import read_validations
 from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.training.launch import RESUME_MODES
 
 _PREPARE_FLAGS = ("balance", "skip_nulls", "drop_headings", "nfkc", "drop_controls", "drop_duplicates")
 _PREPARE_VALUES = {
@@ -41,7 +42,7 @@ def reproduction(run: Path, out: Path) -> str:
     parts = [
         [f"# Makes the run {run} again ({run_status(folder)}) in {out}."],
         _program(config, starts),
-        _text(config, starts),
+        _text(folder, config, starts),
         _training(folder, config, starts, out),
         _expected(folder, out),
     ]
@@ -74,7 +75,7 @@ def _program(config: RunConfig, starts: Sequence[Mapping[str, Any]]) -> list[str
     return lines
 
 
-def _text(config: RunConfig, starts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _text(folder: RunFolder, config: RunConfig, starts: Sequence[Mapping[str, Any]]) -> list[str]:
     """How the corpus is made or checked, and hashes of its sources."""
     lines = ["# 2. The text"]
     recorded = next((start["corpus"]["fingerprint"] for start in reversed(starts) if "corpus" in start), None)
@@ -92,26 +93,30 @@ def _text(config: RunConfig, starts: Sequence[Mapping[str, Any]]) -> list[str]:
     if not Path(config.data.train or config.data.corpus).is_absolute():
         lines.append("# Paths are relative to the folder in which the run was started.")
     if corpus.description:
-        lines += [_prepare_command(corpus), f"# fingerprint {fingerprint}"]
+        lines += [_prepare_command(corpus, folder.tokenizer_file), f"# fingerprint {fingerprint}"]
     lines.append("# SHA-256 of the source files:")
     for split in (corpus.train, corpus.valid):
         lines += [f"#   {source['sha256']}  {source['file']}" for source in (split.sources if split else ())]
     return lines
 
 
-def _prepare_command(corpus: Corpus) -> str:
-    """The command that prepares the corpus; source files have only their names, and datasets of the Hub no split."""
+def _prepare_command(corpus: Corpus, tokenizer: Path) -> str:
+    """The command that prepares the corpus; source files have only their names, and datasets of the Hub no split.
+
+    `tokenizer` is a copy of that of the corpus outside of its folder, which the command makes.
+    """
     request, splits = corpus.description["request"], corpus.description["splits"]
 
     def files(split: str) -> list[str]:
         sources = splits[split]["sources"]
-        return list(dict.fromkeys(f"hf://{s['dataset']}" if "dataset" in s else s["file"] for s in sources))
+        datasets = dict.fromkeys(f"hf://{source['dataset']}" for source in sources if "dataset" in source)
+        return [*datasets, *(source["file"] for source in sources if "dataset" not in source)]
 
     command = ["ltg-mdlm", "prepare", *files("train")]
     if "valid" in splits:
         command += ["--valid", *files("valid")]
     if request.get("tokenizer"):
-        command += ["--tokenizer", str(corpus.tokenizer_path)]
+        command += ["--tokenizer", str(tokenizer)]
     command += [f"--{name.replace('_', '-')}" for name in _PREPARE_FLAGS if request.get(name)]
     for key, option in _PREPARE_VALUES.items():
         if request.get(key) is not None:
@@ -134,6 +139,10 @@ def _training(folder: RunFolder, config: RunConfig, starts: Sequence[Mapping[str
     arguments = ["--config", str(folder.config_file), "--out", str(out)]
     processes = 1
     if starts:
+        begun = starts[0].get("resume", "auto")
+        if begun not in RESUME_MODES:
+            lines.append(f"# It began at step {starts[0]['step']} with the checkpoint {begun}.")
+            arguments += ["--resume", str(begun)]
         last = starts[-1]
         processes = last["processes"]
         for machine in last["machines"]:

@@ -41,7 +41,7 @@ DEPTH = 3
 UNREADABLE = "unreadable"
 """Status of a run whose settings cannot be read."""
 
-_NOT_COMPARED = ("run.", "name", "provenance.")
+_NOT_COMPARED = ("run.out", "name", "provenance.")
 """Settings that differ between any two runs, or follow from the plugins and their versions."""
 
 _PLUGINS = "plugins"

@@ -25,7 +25,7 @@ from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.slots import OPTIONAL_SLOTS, SLOTS
 
 FREE_ON_RESUME = (
-    "run.",
+    "run.out",
     "logging.",
     "validation.",
     "checkpoint.",

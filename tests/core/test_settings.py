@@ -111,6 +111,7 @@ def test_resolved_settings_read_back_to_the_same(tmp_path: Path):
 
 def test_only_settings_that_change_what_is_trained_differ():
     old = load_settings().config
-    new = load_settings((), ["seed=3", "logging.every=7", "training.micro_batch_rows=2", "optimizer.lr=0.5"]).config
-    assert differing_keys(old, new) == ["optimizer.lr", "seed"]
+    sets = ["seed=3", "logging.every=7", "training.micro_batch_rows=2", "optimizer.lr=0.5", "run.init_from=base"]
+    new = load_settings((), sets).config
+    assert differing_keys(old, new) == ["optimizer.lr", "run.init_from", "seed"]
     assert differing_keys(old, RunConfig.model_validate(old.model_dump())) == []

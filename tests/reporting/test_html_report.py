@@ -200,6 +200,17 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
     assert [group.name for group in groups[1:]] == ["freq_mdlm, hidden_size=128", "freq_mdlm, hidden_size=64"]
 
 
+def test_runs_from_other_initial_weights_are_another_group(tmp_path):
+    starts = {"new": None, "near": "runs/base-s{}", "far": "runs/other-s{}/checkpoints/step_10"}
+    runs = [
+        fabricate_run(tmp_path / f"{name}-s{seed}", "uniform_mdlm", *sets, seed=seed)
+        for name, start in starts.items()
+        for seed in range(2)
+        for sets in [[f"run.init_from={start.format(seed)}"] if start else []]
+    ]
+    assert [len(group.runs) for group in group_runs([read_record(run) for run in runs])] == [2, 2, 2]
+
+
 def test_versions_that_differ_are_shown(tmp_path):
     runs = [fabricate_run(tmp_path / "a", seed=0), fabricate_run(tmp_path / "b", seed=1, torch="2.7.1")]
     assert "2.13.0, 2.7.1" in page_of(runs, tmp_path)
@@ -337,7 +348,10 @@ def test_results_of_runs_with_one_name_are_not_shown(tmp_path):
     assert "blimp" not in page
 
 
-def test_samples_are_drawn_with_the_pass_of_every_token(tmp_path):
+def test_samples_are_drawn_with_the_pass_of_every_token(tmp_path, monkeypatch):
+    """Also under torchrun, when the other processes have ended."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     page = page_of([write_run(tmp_path / "run")], tmp_path, samples=1)
     assert "generated for this report" in page
     assert re.search(r'<span class="token" style="--shade: 0\.\d\d">[^<]*<sub>\d+</sub></span>', page)

@@ -120,6 +120,16 @@ def test_pseudo_log_likelihoods_share_a_line_wherever_a_model_predicts(tmp_path)
     assert found == ["pll", "pll", "causal"]
 
 
+@pytest.mark.parametrize(
+    ("task", "protocol", "expected"),
+    [("ewok", "2025", "protocol 2025"), ("ewok", None, "protocol 2025"), ("ewok", "2026", ""), ("blimp", "2025", "")],
+)
+def test_answers_to_other_questions_have_another_line(tmp_path, task, protocol, expected):
+    summary = {"task": task, "data": "fast", "metric": "accuracy", "accuracy": 0.5}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | ({"protocol": protocol} if protocol else {})))
+    assert read_result(tmp_path / "summary.json").scoring == expected
+
+
 def test_bounds_on_different_texts_are_not_compared(tmp_path):
     """A corpus of equally frequent words has another bound: the runs of the usual one are compared without it."""
     runs = [

@@ -68,10 +68,24 @@ def test_all_options_of_prepare_are_printed(sources, run):
     assert (sources / "corpus" / "corpus.json").read_bytes() == before
 
 
+def test_files_of_one_name_and_a_given_tokenizer_are_printed(sources, run):
+    assert run("prepare", "my text.txt", "--vocab-size", "300", "--out", "first")[0] == 0
+    for language in ("nld", "zho"):
+        (sources / language).mkdir()
+        (sources / language / "train.txt").write_text(TEXT.format(language))
+    given = ("--tokenizer", "first/tokenizer.json")
+    assert run("prepare", "nld/train.txt", "zho/train.txt", *given, "--out", "corpus")[0] == 0
+    folder = fabricate_run(sources / "run", "uniform_mdlm", "data.corpus=corpus")
+    text = reproduction(folder, sources / "new")
+    assert "ltg-mdlm prepare train.txt train.txt --tokenizer " + shlex.quote(str(folder / "tokenizer.json")) in text
+
+
 def test_versions_commit_machine_and_choices_are_those_of_the_run(tmp_path):
     folder = fabricate_run(tmp_path / "run", "dual", "training.attention=auto")
     machine = {"host": "a", "cpu": "c", "threads": 8, "gpu": "NVIDIA X", "processes": 4}
     start = {
+        "resume": "runs/old",
+        "step": 6,
         "versions": {"ltg_mdlm": "0.2.0", "python": "3.12.1", "torch": "2.13.0+cu128"},
         "git": {"commit": "f00", "dirty": True},
         "device": "cuda",
@@ -89,8 +103,9 @@ def test_versions_commit_machine_and_choices_are_those_of_the_run(tmp_path):
         "changes that this commit does not have",
         "git checkout f00\npip install -e .\npip install a-dual==1.5\n",
         "# 4 process(es) with 8 thread(s) each on NVIDIA X\n",
+        "# It began at step 6 with the checkpoint runs/old.\n",
         "torchrun --nproc-per-node 4 -m ltg_mdlm.train --config",
-        "--set training.attention=fused --set training.compile=true\n",
+        "--resume runs/old --set training.attention=fused --set training.compile=true\n",
     ):
         assert part in found
 

@@ -254,6 +254,16 @@ def test_a_signal_ends_the_sweep_and_not_only_its_point(sweep, run, tmp_path, mo
     assert len(begun) == 2
 
 
+def test_a_point_that_diverges_does_not_end_the_sweep(sweep, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "write_report", lambda *_, **__: None)
+    outcomes = [launch.EXIT_NON_FINITE, launch.EXIT_DONE]
+    monkeypatch.setattr(launch, "launch", lambda settings, resume: outcomes.pop(0))
+    code, out, _ = run("sweep", "run", str(sweep(grid={"optimizer.lr": [0.1, 0.2]}).path))
+    assert (code, outcomes) == (3, [])
+    assert "report: " in out
+
+
 def test_all_points_are_trained_and_compared_in_a_table_and_a_page(sweep, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pages = []

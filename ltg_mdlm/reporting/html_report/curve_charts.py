@@ -187,7 +187,9 @@ def charts_and_data(groups: Sequence[Group]) -> tuple[list[Chart], dict[str, Any
             {"code": group.code, "name": group.name, "look": place % PROMINENT, "dash": DASHES.index(dashes_of(place))}
             for place, group in enumerate(groups)
         ],
-        "runs": [{"group": place, "seed": str(run.settings.get("seed", "")), "name": run.name} for place, run in runs],
+        "runs": [
+            {"group": place, "seed": str(run.settings.get("seed", "none")), "name": run.name} for place, run in runs
+        ],
         "axes": axes,
         "charts": drawn,
         "bins": bins,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,9 @@ CORPUS = tuple(
 def corpus_of(group: Group) -> tuple[str, ...]:
     """What identifies the held-out text of a group."""
     return tuple(str(group.settings.get(key)) for key in CORPUS)
+
+
+INIT_FROM = "run.init_from"
 
 
 _FALLBACK = "uniform_mdlm"
@@ -111,8 +115,11 @@ def group_names(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def recipe(run: RunRecord) -> dict[str, Any]:
-    """The settings that affect the trained model, without the seed."""
-    return {key: value for key, value in run.settings.items() if key != SEED and not key.startswith(WITHOUT_EFFECT)}
+    """The settings that affect the trained model, without the seed, also where it ends the name of an initial run."""
+    found = {key: value for key, value in run.settings.items() if key != SEED and not key.startswith(WITHOUT_EFFECT)}
+    if start := found.get(INIT_FROM):
+        found[INIT_FROM] = re.sub(rf"-s{run.settings.get(SEED)}(?=/|$)", "", str(start))
+    return found
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -104,11 +104,12 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
 
 def _drawn(run: RunRecord, count: int) -> list[dict[str, Any]]:
     """Generate samples from the newest checkpoint of a run."""
+    from ltg_mdlm.core.distributed import Ranks
     from ltg_mdlm.inference.sampling import generate
     from ltg_mdlm.inference.sampling_rule import SamplingRule
     from ltg_mdlm.inference.trained_model import open_model
 
-    trained = open_model(run.row.folder)
+    trained = open_model(run.row.folder, Ranks.alone())  # other processes of torchrun do not take part
     rule = (
         SamplingRule(sampler="confidence", steps=STEPS)
         if "masked" in trained.modes

@@ -274,7 +274,9 @@ def evaluation_values(groups: Sequence[Group], results: Path | None) -> pd.DataF
 
 def read_result(file: Path) -> Value | None:
     """The result of a task, of no group yet; None if the file cannot be read."""
-    from ltg_mdlm.evaluation.answers import SETTINGS  # needs torch, which takes a second
+    # These need torch, which takes a second.
+    from ltg_mdlm.evaluation.answers import SETTINGS
+    from ltg_mdlm.evaluation.multiple_choice import same_questions
 
     try:
         summary = read_object(file)
@@ -287,6 +289,10 @@ def read_result(file: Path) -> Value | None:
         usual = {None, "none", "ema", "fraction", summary.get("rate") if summary.get("time") != "constant" else None}
         # Pseudo-log-likelihoods of models that predict the next position are compared with the others.
         scoring = [str(summary[key]).replace("mntp", "pll") for key in SETTINGS if summary.get(key) not in usual]
+        protocol = summary.get("protocol", "2025")  # older results do not name it
+        # Fine-tuning has no questions in common between protocols.
+        if protocol != "2026" and ("mean" in summary or not same_questions(summary["task"], protocol, "2026")):
+            scoring.append(f"protocol {protocol}")
         form = "{:.1f}" if scale == 100 else "{:.3f}"
         return Value(label, ", ".join(scoring), "", scale * value, error and scale * error, form, False, "")
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
