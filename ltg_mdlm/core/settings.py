@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.config import RunConfig, Section
 from ltg_mdlm.core.errors import UserError
 
 DEFAULT_CONFIG = "laptop"
@@ -28,6 +28,13 @@ MAX_BYTES, MAX_VALUES, MAX_LEVELS, MAX_DIGITS = 10_000_000, 100_000, 50, 100
 
 _LONGEST_QUOTE = 200
 """Characters of a value that an error message repeats."""
+
+_SECTIONS = {
+    name
+    for name, field_ in RunConfig.model_fields.items()
+    if name in ("plugins", "slots") or (isinstance(field_.annotation, type) and issubclass(field_.annotation, Section))
+}
+"""Settings that hold others."""
 
 _BaseLoader: TypeAlias = Any
 _YAML_LOADER: _BaseLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -85,6 +92,11 @@ def load_settings(
     sources: dict[str, str] = {}
     for layer in stack:
         merge(merged, layer.values, layer.source, sources, lines=layer.lines)
+        for section in _SECTIONS & layer.values.keys():
+            # Found now: a later layer with settings of the section would replace the value.
+            if not isinstance(value := merged[section], Mapping):
+                found = f"{shortened(repr(value))}{origin(section, sources)}"
+                raise UserError(f"{section}: expected a section of settings, not {found}")
     config: RunConfig = validate(RunConfig, merged, sources)
     # A name that cannot name a folder is found now, not by `train` only.  Unknown plugins are the host's concern.
     config.model_copy(update={"plugins": {}}).run_folder()
@@ -253,7 +265,8 @@ def find_config(name: str, asked_by: str = "--config") -> Path:
     """The file of a config: a path, or the name of a file in `config_folders`.  Raises UserError."""
     if Path(name).is_file():
         return Path(name)
-    for folder in config_folders():
+    # A path into another folder is not a name, even if its last part is one.
+    for folder in config_folders() if str(Path(name).parent) in (".", "configs") else ():
         if (path := folder / f"{Path(name).name.removesuffix('.yaml')}.yaml").is_file():
             return path
     known = sorted(path.stem for folder in config_folders() for path in folder.glob("*.yaml"))

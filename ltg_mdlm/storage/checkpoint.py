@@ -40,6 +40,9 @@ FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 """Describes a checkpoint: step, words, origin, the size and hash of every other file, and a digest of all this."""
 
+LATEST = "latest"
+"""Names the checkpoint that the run resumes from."""
+
 DIGEST, DIGEST_OF = "digest", "digest_of"
 """The keys of the digest.  Two of them, so that damage of one name does not make a state.json look like an old one."""
 
@@ -245,7 +248,7 @@ class Checkpoints:
                 # Milestones appear before the step does: a run that resumes from the step would not cross them again.
                 for name in milestones:
                     _publish_milestone(aside, self.folder / name)
-            write_text(self.folder / "latest", final.name + "\n")
+            write_text(self.folder / LATEST, final.name + "\n")
             # Later steps were discarded when the run resumed from an earlier checkpoint.
             steps = _steps(self.folder)
             kept = set(sorted(step for step in steps if step <= state.step)[-self._keep :])
@@ -261,6 +264,15 @@ class Checkpoints:
             ) from error
 
 
+def continue_from(checkpoint: Path, folder: Path) -> None:
+    """Make a checkpoint the one that its run resumes from, if it is a step in the run's `folder` of checkpoints.
+
+    Raises OSError.
+    """
+    if checkpoint.parent.resolve() == folder.resolve() and _STEP_NAME.fullmatch(checkpoint.name):
+        write_text(folder / LATEST, checkpoint.name + "\n")
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `latest` in `folder` names, or else the newest undamaged one; None if there are none.
 
@@ -274,7 +286,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     paths = [steps[step] for step in sorted(steps, reverse=True)]
     problems = []
     try:
-        content = (folder / "latest").read_bytes().strip()
+        content = (folder / LATEST).read_bytes().strip()
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -457,7 +469,7 @@ def write_weights(
     checkpoint = folder / _step_name(step)
     checkpoint.mkdir()
     _write_parts(checkpoint, {"model": model, "ema": ema}, {"step": step, "words_seen": words_seen, **about})
-    write_text(folder / "latest", checkpoint.name + "\n")
+    write_text(folder / LATEST, checkpoint.name + "\n")
 
 
 def _write_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:

@@ -205,11 +205,15 @@ def describe_run(settings: Settings, *, verify: bool = False, measure: bool = Fa
     text_words = train_entry.get("budget_size", resolved.corpus.train.num_words)
     is_uniform = sampling is None and components.row_order is None
     flops = sum(
-        tokens
+        stage.rows
+        * stage.seq_len  # padding is computed as well
         * flops_per_token(
-            model.config, length, ASSUMED_SUPERVISED, length * view.columns // view.batch.ids_BT.shape[1]
+            model.config,
+            stage.seq_len,
+            ASSUMED_SUPERVISED,
+            stage.seq_len * view.columns // view.batch.ids_BT.shape[1],
         ).training
-        for length, tokens in totals.tokens_by_length
+        for stage in schedule.stages
         for view in views
     )
     warnings = resolved.warnings + copies_warnings(components, views)

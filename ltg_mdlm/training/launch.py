@@ -24,7 +24,14 @@ from ltg_mdlm.core.terminal import busy
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
-from ltg_mdlm.storage.checkpoint import Checkpoints, find_checkpoint, newest_checkpoint, read_about, run_settings
+from ltg_mdlm.storage.checkpoint import (
+    Checkpoints,
+    continue_from,
+    find_checkpoint,
+    newest_checkpoint,
+    read_about,
+    run_settings,
+)
 from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 from ltg_mdlm.training.assembly import Run, build_run, provenance
@@ -202,12 +209,15 @@ def is_finished(folder: RunFolder, config: RunConfig, resume: str) -> bool:
     old = run_settings(folder)
     if old is None:
         return False
+    recorded = old.plugin_versions
+    with suppress(UserError):  # options that exist no more are listed as differences
+        old = Host(old).config  # options that later versions of the plugins have added get their defaults
     if keys := differing_keys(old, config):
         raise UserError(
             f"{folder.path} belongs to a run with other settings: {', '.join(keys)}"
             "\n  choose another folder with --out, or repeat the settings in its config.yaml to resume it"
         )
-    require_same_distributions(old.plugin_versions, config.plugin_versions, folder.path)
+    require_same_distributions(recorded, config.plugin_versions, folder.path)
     if resume == "never":
         raise UserError(f"{folder.path} already holds a run, and --resume never is set; choose another --out")
     status = folder.read_status()
@@ -281,6 +291,9 @@ def prepare_trainer(
         folder.write_config(config.to_yaml())
         folder.write_tokenizer(run.corpus.tokenizer)
         with write_errors(folder.metrics_file, "\n  nothing saved is lost; correct this, then run the same command"):
+            if checkpoint is not None:
+                # Metrics end here now; if this process dies before it saves, the next one continues here as well.
+                continue_from(checkpoint, folder.checkpoints)
             # A run that starts again has no metrics, not even those of step 0.
             damaged = truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
         if damaged:

@@ -195,10 +195,10 @@ class WandbSink:
     """
 
     def __init__(self, folder: Path, settings: LoggingConfig, mode: str, config: Mapping[str, Any]) -> None:
-        import wandb
-
         self._run: Any = None
         with self._without_failing():
+            import wandb
+
             self._run = wandb.init(
                 project=settings.wandb_project,
                 name=folder.name,

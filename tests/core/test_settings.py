@@ -92,6 +92,12 @@ def test_unknown_config_suggests_a_named_one():
         load_settings(["freq_cosin"])
 
 
+def test_a_missing_file_is_not_replaced_by_a_config_of_its_name(tmp_path):
+    with pytest.raises(UserError, match="mine/freq_cosine.yaml: no such file or named config"):
+        load_settings(["mine/freq_cosine.yaml"])
+    assert load_settings(["configs/freq_cosine.yaml"]).config == load_settings(["freq_cosine"]).config
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     """YAML 1.1 reads 1e-3, without a dot, as text."""
     assert load_settings((), ["optimizer.lr=1e-3"]).config.optimizer.lr == 1e-3

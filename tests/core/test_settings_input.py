@@ -208,3 +208,21 @@ def test_a_rule_about_several_options_says_where_each_of_them_was_set(tmp_path):
         "  plugins.freq_mdlm.statistics is set on the command line: --set plugins.freq_mdlm.statistics=maskable",
         f"  plugins.freq_mdlm.weighting is set in {file}, line 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "message"),
+    [
+        (
+            "optimizer: muon",
+            ["optimizer.lr=0.01"],
+            r"optimizer: expected a section of settings, not 'muon'\n  set in .*, line 1",
+        ),
+        ("plugins: [freq_mdlm]", ["plugins.dual.share=0.5"], r"plugins: .*, not \['freq_mdlm'\]"),
+        ("model:\n  # hidden_size: 64\n", ["model.dropout=0"], "model: .*, not None"),
+    ],
+)
+def test_what_is_not_a_section_is_not_replaced_by_a_later_one(tmp_path, text, sets, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_settings([str(tmp_path / "mine.yaml")], sets)

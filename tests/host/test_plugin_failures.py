@@ -314,6 +314,17 @@ def test_resuming_with_another_version_is_noted(interrupted, capsys):
     assert "note: odd was odd-dist 1.0, now it is odd-dist 1.1" in capsys.readouterr().out
 
 
+def test_an_option_that_a_later_version_added_has_its_default(interrupted):
+    plugin = plugin_with("def ltg_mdlm_masking(self, ctx): return make(ctx)")
+    option = "class More(Options):\n    floor: float = 0.0\n"
+    source = plugin.replace(
+        "\nclass P(Plugin[Options]):\n    options_model = Options",
+        f"\n{option}\nclass P(Plugin[More]):\n    options_model = More",
+    )
+    assert "Plugin[More]" in source
+    assert resume(interrupted, source + MASKS, version="1.1") == 0
+
+
 def test_resuming_with_another_distribution_of_the_same_plugin_name_is_refused(interrupted):
     source = plugin_with("def ltg_mdlm_masking(self, ctx): return make(ctx)") + MASKS
     with pytest.raises(UserError, match=r"plugin 'odd' was provided by odd-dist 1\.0, now by fork-dist 1\.0"):

@@ -30,6 +30,15 @@ def test_hours_here_are_inversely_proportional_to_the_peak_of_the_machine(costs)
     assert slow["hours_here"] == pytest.approx(4 * fast["hours_here"], rel=1e-4)
 
 
+def test_padding_costs_as_much_as_text(run):
+    def hours(*sets: str) -> float:
+        code, out, err = run("check", *SETS, *(part for text in sets for part in ("--set", text)), "--json")
+        assert code == 0, err
+        return json.loads(out)["h200_hours"]
+
+    assert hours("training.packing=one_document") == pytest.approx(hours(), rel=1e-6)
+
+
 def test_hours_too_few_to_matter_are_not_shown_as_a_power_of_ten(run):
     _, out, _ = run("check", *SETS)
     assert "\nH200 hours   less than 0.01 (" in out

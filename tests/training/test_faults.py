@@ -89,6 +89,18 @@ def test_one_or_several_signals_save_and_stop_the_run(at, signals, step, tmp_pat
     require_same(tmp_path / "run", undisturbed(plugin="faulty"))
 
 
+def test_a_run_that_went_back_and_was_killed_goes_on_from_there(tmp_path, undisturbed):
+    """Its metrics end at the older checkpoint, so the newer ones do not fit them any more."""
+    out = tmp_path / "run"
+    assert run(out, plugin="faulty")[0].code == 0
+    older = min((out / "checkpoints").glob("step_*"))
+    killed(out, plugin="faulty", resume=str(older), faults=fault(f"step {int(older.name[5:]) + 2}", "SIGKILL"))
+    (done,) = run(out, plugin="faulty")
+    assert done.code == 0
+    assert f"`latest` names the older {older.name}" in done.output
+    require_same(out, undisturbed(plugin="faulty"))
+
+
 def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, undisturbed):
     assert run(tmp_path / "run", faults=fault(f"step {STEPS}", "SIGTERM"))[0].code == 0
     require_same(tmp_path / "run", undisturbed())

@@ -164,6 +164,16 @@ def test_wandb_is_never_required(monkeypatch):
     assert wandb_mode(LoggingConfig(wandb="online")) is None
 
 
+def test_a_wandb_that_cannot_be_imported_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "wandb.py").write_text("raise TypeError('protobuf')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.warns(UserWarning, match="wandb failed, and is not used any more: .*protobuf"):
+        sink = WandbSink(tmp_path, LoggingConfig(), "offline", {})
+    sink.write(ROW)
+    sink.close()
+
+
 def test_a_resumed_run_continues_its_wandb_run(fake_wandb, tmp_path):
     ids = []
     for _ in range(2):
