@@ -128,7 +128,7 @@ def prepare(
         source_field=source_field,
         skip_nulls=skip_nulls,
         words=words,
-        budget=Budget(size_of(budget), premiums_of(language or [])) if budget else None,
+        budget=Budget(size_of(budget), premiums_of(language or [])) if budget is not None else None,
         drop_headings=drop_headings,
         nfkc=nfkc,
         drop_controls=drop_controls,

@@ -85,8 +85,8 @@ def sweep_run(
 ) -> None:
     """Train one point, or all points one after the other and compare them in a table and an HTML report.
 
-    Points that are finished are not trained again. After a point that diverged (too many non-finite updates), the others
-    are trained all the same, and the exit code is 3. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
+    Points that are finished are not trained again. If a point diverges (too many non-finite updates), the others are
+    trained all the same, and the exit code is 3. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
     """
     from ltg_mdlm.reporting.html_report.page import Extent, write_report
     from ltg_mdlm.reporting.run_table import read_run, text_table

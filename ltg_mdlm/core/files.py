@@ -153,6 +153,27 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written: {above} is not a folder that may be written to")
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and in all folders below it, linked ones too, without hidden ones.
+
+    Raises OSError if a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    visited: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in visited:  # links may lead back
+            folders.clear()
+            continue
+        visited.add(real)
+        found += [path for name in files if (path := Path(place, name)).is_file()]
+    return found
+
+
 def require_free_space(folder: Path, needed: int) -> None:
     """Raises UserError unless the disk of `folder` has room for `needed` bytes."""
     free = shutil.disk_usage(folder).free

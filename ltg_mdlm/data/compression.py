@@ -73,7 +73,9 @@ def archive_members(
 
     Nothing is unpacked to the disk. Raises RuntimeError for a member that needs a password.
     """
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as start:
+        is_tar = start.read(262)[257:] == b"ustar"
+    if not is_tar and zipfile.is_zipfile(path):  # which is true of a tar file that ends with a zip file
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if not entry.is_dir():

@@ -116,6 +116,8 @@ def prepare_corpus(
             something else, or not enough disk space.
     """
     out, unit = Path(out), WordUnit.named(words)
+    if out.is_symlink():  # a folder cannot be renamed to a link
+        out = out.resolve()
     given = Tokenizer.read(tokenizer) if tokenizer else None
     if given and given.dropout:
         raise UserError(
@@ -286,6 +288,9 @@ def _is_prepared(out: Path, request: dict[str, Any], splits: Sequence[SplitText]
     if description is None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out}: exists and is not a corpus folder; choose another place")
+        # The finished folder is renamed to `out`.
+        if os.path.ismount(out) or out.resolve() == Path.cwd():
+            raise UserError(f"{out}: choose a new folder inside of this one, such as {out / 'corpus'}")
         return False
     asked = request | {f"{split.name} files": [source.describe() for source in split.sources] for split in splits}
     found = description["request"] | {

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.boundaries import cut
 from ltg_mdlm.data.compression import COMPRESSIONS, DAMAGE, archive_members, decompressed, opened
-from ltg_mdlm.data.text_files import TextFile, kind_of, stem_of, text_file
+from ltg_mdlm.data.text_files import TextFile, kind_of, stem_of, text_file, text_names
 
 PIECE_CHARACTERS = 1 << 20
 """A longer document comes in pieces of about this size."""
@@ -125,21 +125,22 @@ def read_pieces(
                 yield from _archived_pieces(f"{where}/{name}", name, member, reading, limit)
     else:
         with (
-            _read_errors(where, file.path.suffix, lambda: opened(file.path, file.compression)),
+            _read_errors(where, file.compression or file.path.suffix, lambda: opened(file.path, file.compression)),
             opened(file.path, file.compression, advance) as raw,
         ):
             yield from _stream_pieces(file.kind, raw, where, reading, limit)
 
 
 def _archived_pieces(where: str, name: str, member: IO[bytes], reading: Reading, limit: int | None) -> Iterator[Piece]:
-    """The documents of a file in an archive, whose name is their source; none of files of other kinds."""
+    """The documents of a file in an archive, whose name is their source; none of files that hold no text."""
+    if not text_names([name]):
+        return
     kind, compression = kind_of(name) or ("", "")
     if kind in ("parquet", "arrow", "archive"):
         raise UserError(f"{where}: unpack the archive first; such files cannot be read inside it")
-    if kind and not any(part.startswith(".") for part in name.split("/")):
-        with _read_errors(where, compression):
-            for piece in _stream_pieces(kind, decompressed(member, compression), where, reading, limit):
-                yield piece if piece.source else piece._replace(source=stem_of(name.rpartition("/")[2]))
+    with _read_errors(where, compression):
+        for piece in _stream_pieces(kind, decompressed(member, compression), where, reading, limit):
+            yield piece if piece.source else piece._replace(source=stem_of(name.rpartition("/")[2]))
 
 
 def _stream_pieces(kind: str, raw: IO[bytes], where: str, reading: Reading, limit: int | None) -> Iterator[Piece]:
@@ -243,10 +244,11 @@ def _row(value: Any, source: Any, where: str, reading: Reading) -> tuple[str, st
 
 
 def _json_rows(text: IO[str], where: str, reading: Reading) -> Iterator[tuple[str, str]]:
-    start = text.read(1)
+    start, line = text.read(1), 1
     while start and (start.isspace() or start == "\ufeff"):
+        line += start == "\n"
         start = text.read(1)
-    values = _json_array(start, text, where) if start == "[" else _json_lines(start, text, where)
+    values = _json_array(start, text, where) if start == "[" else _json_lines(start, line, text, where)
     for place, value in values:
         source = None
         if isinstance(value, dict):
@@ -257,16 +259,16 @@ def _json_rows(text: IO[str], where: str, reading: Reading) -> Iterator[tuple[st
                     "\n  name the one with the text with --text-field"
                 )
             value, source = value[reading.text_field], value.get(reading.source_field)
-        elif not isinstance(value, str):
+        elif value is not None and not isinstance(value, str):
             raise UserError(f'{place}: neither a JSON string nor an object with a "{reading.text_field}" string')
         if row := _row(value, source, place, reading):
             yield row
 
 
-def _json_lines(start: str, text: IO[str], where: str) -> Iterator[tuple[str, Any]]:
-    """Place and value of every line that is not blank. The first one begins with `start`."""
-    for number, line in enumerate(text, 1):
-        line = (start + line if number == 1 else line).lstrip("\ufeff")
+def _json_lines(start: str, first: int, text: IO[str], where: str) -> Iterator[tuple[str, Any]]:
+    """Place and value of every line that is not blank. The first one, of this number, begins with `start`."""
+    for number, line in enumerate(text, first):
+        line = (start + line if number == first else line).lstrip("\ufeff")
         if line and not line.isspace():
             place = f"{where}, line {number}"
             yield place, _parsed(json.loads, line, place)
@@ -292,6 +294,14 @@ def _json_array(start: str, text: IO[str], where: str) -> Iterator[tuple[str, An
                 raise UserError(f"{where}: the JSON array does not end; the file is cut short")
         character = buffer[at]
         if character == "]":
+            rest = buffer[at + 1 :]
+            while rest or (rest := text.read(_BLOCK_CHARACTERS)):
+                if rest.strip(" \t\r\n\ufeff"):
+                    raise UserError(
+                        f"{where}: there is more after the end of the JSON array"
+                        "\n  write a single array, or one document per line"
+                    )
+                rest = ""
             return
         if expected and character != expected:
             raise UserError(f"{where}, element {number}: not JSON: no comma after the element before it")

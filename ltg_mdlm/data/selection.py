@@ -61,9 +61,13 @@ def premiums_of(languages: list[str]) -> dict[str, float]:
     Raises:
         UserError: a language without a known premium.
     """
-    premiums = {}
+    premiums: dict[str, float] = {}
     for option in languages:
         source, _, language = option.rpartition("=")
+        if source in premiums:
+            raise UserError(
+                f"--language {option}: there already is one for {source or 'all other sources'}; write SOURCE=LANGUAGE"
+            )
         code = language.lower().partition("_")[0]
         try:
             premiums[source] = BYTE_PREMIUMS[code] if code in BYTE_PREMIUMS else float(language)

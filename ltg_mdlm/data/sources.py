@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.files import files_below
 from ltg_mdlm.data.dataset_splits import chosen_names
 from ltg_mdlm.data.hub_dataset import HUB_PREFIX, fetch_dataset
 from ltg_mdlm.data.text_files import KNOWN_SUFFIXES, TextFile, sniffed, text_file, text_names
@@ -57,7 +58,7 @@ def _files_of(given: str, split: str) -> list[TextFile]:
 
 def _files_in_folder(folder: Path, split: str, wanted: str) -> list[TextFile]:
     """The files of a folder: without `wanted` all, unless its README or all their names divide it in splits."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in files_below(folder))
     readable = text_names(names)
     if not readable:
         raise UserError(f"{folder}: no text files in this folder ({KNOWN_SUFFIXES})")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.compression import ARCHIVES, COMPRESSIONS, compression_of, opened
+from ltg_mdlm.data.compression import ARCHIVES, COMPRESSIONS, DAMAGE, compression_of, opened
 from ltg_mdlm.data.dataset_splits import SHARD, split_called
 
 KINDS = {
@@ -86,8 +86,11 @@ def sniffed(path: Path) -> TextFile:
     if start.startswith(b"PK\x03\x04") or start[257:262] == b"ustar":
         return TextFile(path, "archive", name=str(path))
     if compression := compression_of(start):
-        with opened(path, compression) as raw:
-            start = raw.read(_SNIFFED_BYTES)
+        try:
+            with opened(path, compression) as raw:
+                start = raw.read(_SNIFFED_BYTES)
+        except (*DAMAGE, OSError) as error:
+            raise UserError(f"{path}: damaged or not {compression}: {error}") from error
         if start[257:262] == b"ustar":
             return TextFile(path, "archive", compression, name=str(path))
     text = start.decode("utf-8-sig", errors="ignore")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.files import files_below
 from ltg_mdlm.core.json_files import parse_object, read_text
 from ltg_mdlm.data.records import Record, read_records, read_table
 from ltg_mdlm.evaluation.tasks import data_name
@@ -67,8 +68,7 @@ def read_task_texts(path: Path, fields: Sequence[str] = ()) -> TaskTexts:
         raise UserError(f"{path}: no such file or folder of evaluation data")
     files = [path]
     if path.is_dir():
-        below = path.rglob("*")
-        files = sorted(file for file in below if file.suffix in SUFFIXES and file.is_file() and file.name[0] != ".")
+        files = sorted(file for file in files_below(path) if file.suffix in SUFFIXES and file.name[0] != ".")
     found = TaskTexts([], {}, [])
     for file in files:
         rows = list(_rows(file))

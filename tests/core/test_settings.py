@@ -93,7 +93,7 @@ def test_unknown_config_suggests_a_named_one():
 
 
 def test_a_missing_file_is_not_replaced_by_a_config_of_its_name(tmp_path):
-    with pytest.raises(UserError, match="mine/freq_cosine.yaml: no such file or named config"):
+    with pytest.raises(UserError, match=r"mine/freq_cosine\.yaml: no such file or named config"):
         load_settings(["mine/freq_cosine.yaml"])
     assert load_settings(["configs/freq_cosine.yaml"]).config == load_settings(["freq_cosine"]).config
 

@@ -168,6 +168,22 @@ def test_a_folder_with_other_files_is_not_changed(texts):
     assert contents(texts["out"]) == {"thesis.tex": b"x"}
 
 
+def test_a_linked_folder_is_filled_and_the_current_one_is_refused(texts, monkeypatch):
+    place = texts["out"].with_name("scratch")
+    for exists in (False, True):
+        if exists:
+            shutil.rmtree(place)
+            place.mkdir()
+        else:
+            texts["out"].symlink_to(place)
+        assert make(texts).path == place
+    shutil.rmtree(place)
+    place.mkdir()
+    monkeypatch.chdir(place)
+    with pytest.raises(UserError, match="choose a new folder inside of this one, such as corpus"):
+        make({**texts, "out": Path()})
+
+
 def test_every_document_has_the_source_that_its_file_is(texts, tmp_path):
     more = write_text(tmp_path / "b.train", documents(20, seed=2))
     empty = write_text(tmp_path / "c.train", [])

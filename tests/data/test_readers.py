@@ -107,11 +107,24 @@ def test_a_truncated_compressed_file_is_damaged(tmp_path, suffix):
         list(read_pieces(path))
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_a_truncated_compressed_file_without_a_suffix_is_damaged(tmp_path, suffix):
+    (tmp_path / "a").write_bytes(COMPRESS[suffix]("\n\n".join(DOCUMENTS).encode())[:-10])
+    with pytest.raises(UserError, match=f"a: damaged or not {suffix}"):
+        find_sources([tmp_path / "a"])
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, member in members.items():
+            packed.writestr(name, member)
+    return content.getvalue()
+
+
 def archive(path: Path, members: dict[str, bytes]) -> Path:
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-            for name, content in members.items():
-                packed.writestr(name, content)
+        path.write_bytes(zip_of(members))
         return path
     with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w") as packed_tar:
         for name, content in members.items():
@@ -128,10 +141,19 @@ def test_an_archive_has_the_documents_of_its_files_which_are_sources(tmp_path, s
         "data/wiki.jsonl.gz": gzip.compress(b'"d"'),
         "LICENSE": b"not text",
         "data/._wiki.train": b"not text",
+        "./talk.train": b"e",
+        "data/.cache/x.parquet": b"not text",
+        "data/dataset_info.json": b"not documents",
+        "notes.docx": zip_of({"word/document.txt": b"not a document"}),
     }
     path = archive(tmp_path / f"all{suffix}", members)
     (file,) = find_sources([path])
-    expected = [Piece("a b", True, "childes"), Piece("c", True, "childes"), Piece("d", True, "wiki")]
+    expected = [
+        Piece("a b", True, "childes"),
+        Piece("c", True, "childes"),
+        Piece("d", True, "wiki"),
+        Piece("e", True, "talk"),
+    ]
     assert list(read_pieces(file)) == expected
 
 
@@ -169,6 +191,9 @@ def table(path: Path, **columns: object) -> Path:
         ("a.json", '[{"text": "a"},', "the JSON array does not end; the file is cut short"),
         ("a.json", '[{"text": "a"}, 3]', "element 2: neither a JSON string nor an object"),
         ("a.json", '[{"text": "a"}, {"text": ["b"]}]', r"element 2: 'text' is \['b'\], which is not text"),
+        ("a.json", '["a"]\n["b"]', "a.json: there is more after the end of the JSON array"),
+        ("a.json", '["a"]' + "\n" * 70_000 + "x", "there is more after the end"),
+        ("a.json", '\n\n"a"\n3', "a.json, line 4: neither a JSON string"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: damaged or not Parquet"),
         ("a.arrow", b"ARROW1 and no more", "a.arrow: damaged or not Arrow"),
         ("a.arrow", b"", "a.arrow: damaged or not Arrow|cannot be read"),
@@ -207,7 +232,11 @@ def test_a_null_is_refused_with_its_row_or_skipped(tmp_path):
     path = table(tmp_path / "a.parquet", text=["a", None, "", "b"])
     with pytest.raises(UserError, match=r"a.parquet, row 2: 'text' is null; .*--skip-nulls"):
         list(read_pieces(path))
-    assert [piece.text for piece in read_pieces(path, Reading(skip_nulls=True))] == ["a", "b"]
+    (tmp_path / "b.json").write_text('["a", null, "b"]\n')
+    with pytest.raises(UserError, match=r"b.json, element 2: 'text' is null; .*--skip-nulls"):
+        list(read_pieces(tmp_path / "b.json"))
+    for file in (path, tmp_path / "b.json"):
+        assert [piece.text for piece in read_pieces(file, Reading(skip_nulls=True))] == ["a", "b"]
 
 
 def test_dictionary_columns_and_other_text_fields_are_read(tmp_path):

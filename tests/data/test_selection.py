@@ -76,6 +76,8 @@ def test_a_budget_in_bytes_depends_on_the_premium():
     assert Budget(10, premiums_of(["eng"])).size("x", 5, 546) == 5
     with pytest.raises(UserError, match="--language xyz: the byte premium of 'xyz' is not known here; known: eng, nld"):
         premiums_of(["xyz"])
+    with pytest.raises(UserError, match="--language zho: there already is one for all other sources"):
+        premiums_of(["nld", "zho"])
 
 
 @pytest.fixture

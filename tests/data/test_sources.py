@@ -182,6 +182,22 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         find_sources([tmp_path / "a.txt"])
 
 
+def test_linked_folders_are_searched_and_links_back_are_not_followed(tmp_path):
+    for name in ("train", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(name)
+    (tmp_path / "train" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "train")
+    assert [file.path.name for file in find_sources([tmp_path / "train"])] == ["elsewhere.txt", "train.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.setattr("os.scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", str(path))))
+    with pytest.raises(PermissionError):
+        find_sources([tmp_path])
+
+
 def test_a_file_given_twice_is_refused(tmp_path):
     path = write_text(tmp_path / "a.txt", ["x"])
     with pytest.raises(UserError, match=r"a.txt: given twice"):
