@@ -40,6 +40,9 @@ class PluginOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    slot_of_option: ClassVar[Mapping[str, str]] = {}
+    """slots of options that have no effect if another plugin fills the slot, which is then a warning"""
+
 
 O = TypeVar("O", bound=PluginOptions)  # noqa: E741 - the conventional letter for options in this API
 

@@ -51,10 +51,12 @@ class Host:
         """`sources` says where each setting comes from, for error messages; see `core.settings.Settings`."""
         self.selected = {name: find(name) for name in [*config.plugins, FALLBACK]}
         self._managers: dict[str, pluggy.PluginManager] = {}
+        self._options: dict[str, PluginOptions] = {}
         options: dict[str, dict[str, Any]] = {}
         for name, plugin in self.selected.items():
             instance = create_plugin(plugin, config.plugins.get(name, {}), sources or {})
-            options[name] = instance.options.model_dump(mode="json")
+            options[name] = in_one_order(instance.options.model_dump(), instance.options.model_dump(mode="json"))
+            self._options[name] = instance.options
             self._managers[name] = register(plugin, instance)
         for slot, name in config.slots.items():
             if slot not in SLOTS:
@@ -80,6 +82,18 @@ class Host:
                 raise UserError(f"{name}: {error}") from error
             warnings += [f"{name}: {text}" for text in self._as_list(name, hook, texts, str)]
         return warnings
+
+    def options_without_effect(self, providers: Mapping[str, str]) -> list[str]:
+        """Warnings of options that were set, although another plugin fills the slot that they belong to.
+
+        `providers` has the plugin of every slot, as in `Components.providers`.
+        """
+        return [
+            f"{name}: {option} has no effect, because {providers[slot]} provides the {slot}"
+            for name, options in self._options.items()
+            for option, slot in options.slot_of_option.items()
+            if providers[slot] != name and getattr(options, option) != type(options).model_fields[option].default
+        ]
 
     def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
         """Pass the corpus statistics to the plugins, fill every slot, and record the provenance in `config`.
@@ -331,9 +345,21 @@ def _checked_order(plugin: Installed, name: str, order: Callable[[Tensor], Tenso
 @contextmanager
 def seeded(context: RunContext, purpose: str) -> Iterator[None]:
     """Seed torch's default generators inside the block, for the initial weights of learned parts."""
-    with torch.random.fork_rng(enabled=True):
+    # Without `devices`, all GPUs of the machine would be initialised, with a warning.
+    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
         torch.manual_seed(stream_key(context.seed, "initial weights", purpose)[0])
         yield
+
+
+def in_one_order(value: Any, plain: Any) -> Any:
+    """The JSON form `plain` of a value, with sets in an order that does not depend on the process."""
+    if isinstance(value, set | frozenset):
+        return sorted(plain, key=repr)
+    if isinstance(value, Mapping):
+        return {key: in_one_order(item, part) for item, (key, part) in zip(value.values(), plain.items(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [in_one_order(item, part) for item, part in zip(value, plain, strict=True)]
+    return plain
 
 
 def hooks_of(plugin_class: type) -> list[str]:

@@ -80,6 +80,7 @@ RANK_LABEL = "frequency rank (1 = most frequent token type)"
 RATE_LABEL = "mask rate γ"
 
 
+@torch.no_grad()
 def plot_plugin(name: str, path: Path, *, corpus: Path | None = None, sets: Sequence[str] = ()) -> None:
     """Draw the noise schedule and the masking of a plugin, with the default config and the settings `sets`.
 

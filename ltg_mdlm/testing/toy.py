@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ltg_mdlm.core.batch import Batch, Noise, Step
 from ltg_mdlm.core.components import CorpusStatistics, CorpusView, RunContext
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import write_errors, written_folder
 from ltg_mdlm.core.row_order import RowTable
 from ltg_mdlm.data.corpus import FORMAT, Corpus
@@ -89,27 +90,35 @@ def corpus_folder() -> Path:
     key = hashlib.sha256(repr((CORPUS_VERSION, FORMAT)).encode()).hexdigest()[:12]
     folder = default_cache_dir() / f"toy-{key}"
     if not folder.exists():
-        with (
-            write_errors(folder, "; set XDG_CACHE_HOME to a folder that can be written"),
-            written_folder(folder) as aside,
-        ):
-            tokenizer().save(aside / "tokenizer.given.json")
-            for name, seed, documents in (("often", 1, 140), ("rarely", 3, 60), ("valid", 2, 20)):
-                text = "\n\n".join(tokenizer().decode(ids) for ids in _documents(documents, seed))
-                (aside / f"{name}.txt").write_text(text + "\n", "utf-8")
-            prepare_corpus(
-                [aside / "often.txt", aside / "rarely.txt"],
-                aside / "prepared",
-                valid=[aside / "valid.txt"],
-                tokenizer=aside / "tokenizer.given.json",
-                workers=1,
-                progress=False,
-            )
-            write_minimal_pairs(aside / MINIMAL_PAIRS, minimal_pairs())
-            for part in (aside / "prepared").iterdir():
-                part.rename(aside / part.name)
-            (aside / "prepared").rmdir()
+        try:
+            _make_corpus(folder)
+        except UserError:
+            if not folder.exists():  # otherwise another process has made it in the meantime
+                raise
     return folder
+
+
+def _make_corpus(folder: Path) -> None:
+    with (
+        write_errors(folder, "; set XDG_CACHE_HOME to a folder that can be written"),
+        written_folder(folder) as aside,
+    ):
+        tokenizer().save(aside / "tokenizer.given.json")
+        for name, seed, documents in (("often", 1, 140), ("rarely", 3, 60), ("valid", 2, 20)):
+            text = "\n\n".join(tokenizer().decode(ids) for ids in _documents(documents, seed))
+            (aside / f"{name}.txt").write_text(text + "\n", "utf-8")
+        prepare_corpus(
+            [aside / "often.txt", aside / "rarely.txt"],
+            aside / "prepared",
+            valid=[aside / "valid.txt"],
+            tokenizer=aside / "tokenizer.given.json",
+            workers=1,
+            progress=False,
+        )
+        write_minimal_pairs(aside / MINIMAL_PAIRS, minimal_pairs())
+        for part in (aside / "prepared").iterdir():
+            part.rename(aside / part.name)
+        (aside / "prepared").rmdir()
 
 
 def _documents(count: int, seed: int) -> list[list[int]]:

@@ -178,7 +178,9 @@ def resolve(settings: Settings) -> Resolved:
     corpus = open_corpus(host.config)
     host.config = with_word_unit(host.config, corpus)
     schedule = batch_schedule(host.config, corpus)
-    return Resolved(host.config, warnings, corpus, schedule, components_of(host, corpus, schedule, Ranks.alone()))
+    components = components_of(host, corpus, schedule, Ranks.alone())
+    warnings += host.options_without_effect(components.providers)
+    return Resolved(host.config, warnings, corpus, schedule, components)
 
 
 def describe_run(settings: Settings, *, verify: bool = False, measure: bool = False) -> RunReport:

@@ -81,7 +81,8 @@ def source_digest(module: str) -> str:
     """Short SHA-256 of the Python files of an imported top-level module or package, independent of their location."""
     loaded = sys.modules[module]
     roots = [Path(root) for root in getattr(loaded, "__path__", [])]
-    named = [(path.relative_to(root).as_posix(), path) for root in roots for path in root.rglob("*.py")]
+    files = ((root, path) for root in roots for path in root.rglob("*.py") if path.is_file())
+    named = [(path.relative_to(root).as_posix(), path) for root, path in files]
     if not roots and loaded.__file__ is not None:
         named = [(Path(loaded.__file__).name, Path(loaded.__file__))]
     digest = hashlib.sha256()

@@ -132,6 +132,8 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         with busy("building the model and the order of the rows", show=ranks.is_main):
             resumes = on_main(ranks, lambda: resume not in RESUME_MODES or has_checkpoint(folder))
             run = build_run(host, corpus, ranks, resumes=resumes)
+        for text in host.options_without_effect(run.recipe.components.providers):
+            console.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
         with on_main(ranks, folder.claim, share=False) or nullcontext():
             # Searched under the lock: a process that held it until now may have written another checkpoint.

@@ -108,10 +108,20 @@ class FreqMDLM(Plugin[Options]):
                 f"plugins.uniform_mdlm.derivative_power is {power}, but plugins.freq_mdlm.weighting: exact is the"
                 " likelihood bound, which has derivative power 1\n  remove one of the two settings"
             )
+        used = {
+            "frequency_scale": options.weights == "exponential",
+            "curriculum_until": options.curriculum == "linear",
+            "curriculum_epochs": options.curriculum == "epochs",
+        }
+        warnings = [
+            f"{name} has no effect with weights {options.weights} and curriculum {options.curriculum}"
+            for name, is_used in used.items()
+            if not is_used and getattr(options, name) != Options.model_fields[name].default
+        ]
         epochs = config.training.epochs
-        if options.curriculum != "epochs" or epochs is None or epochs == options.curriculum_epochs:
-            return []
-        return [f"curriculum_epochs is {options.curriculum_epochs}, but training lasts {epochs:g} epochs"]
+        if options.curriculum == "epochs" and epochs not in (None, options.curriculum_epochs):
+            warnings.append(f"curriculum_epochs is {options.curriculum_epochs}, but training lasts {epochs:g} epochs")
+        return warnings
 
     @hookimpl
     def ltg_mdlm_corpus_statistics(self, stats: CorpusStatistics, ctx: RunContext) -> None:

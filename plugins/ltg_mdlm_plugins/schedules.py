@@ -167,6 +167,10 @@ class Modes:
         return self.right_start + (self.right_end - self.right_start) * -math.expm1(-self.right_growth * progress)
 
 
+_PROGRESS = (0.0, 0.5, 1.0)
+"""Progress of training at which the support of a schedule is examined."""
+
+
 class BimodalGaussian(NoiseSchedule):
     """Mask rates from a mixture of two normal distributions.
 
@@ -179,7 +183,11 @@ class BimodalGaussian(NoiseSchedule):
         self.modes = modes
         self._tails: Tails = tails
         self._derivative: Derivative = derivative
-        self.full_support = tails == "truncate" and _least_density(self) >= MIN_DENSITY
+        # With derivatives by component, the rows of each mode estimate the bound on their own.
+        apart = [(modes.left_mean, modes.left_std)]
+        apart += [(modes.right_mean(progress), modes.right_std) for progress in _PROGRESS]
+        drawn = [self] if derivative == "mixture" else [Gaussian(mean, std, tails) for mean, std in apart]
+        self.full_support = tails == "truncate" and min(map(_least_density, drawn)) >= MIN_DENSITY
 
     def components(self, progress: float) -> tuple[TruncatedNormal, TruncatedNormal]:
         """The left and the right mode."""
@@ -264,5 +272,5 @@ def _into_unit(rate: Tensor, tails: Tails) -> Tensor:
 def _least_density(schedule: NoiseSchedule) -> float:
     """The smallest density over all mask rates and over training."""
     rate = torch.linspace(LOWEST_RATE, 1, 1001, dtype=torch.float64)
-    densities = [schedule.density(rate, progress) for progress in (0.0, 0.5, 1.0)]
+    densities = [schedule.density(rate, progress) for progress in _PROGRESS]
     return min(float(density.min()) for density in densities if density is not None)

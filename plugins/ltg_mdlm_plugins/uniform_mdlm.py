@@ -5,9 +5,9 @@ It provides a component for every slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -87,6 +87,14 @@ class Options(PluginOptions):
     )
     right_std: float = Field(
         Modes.right_std, ge=1e-3, le=10, description="bimodal_gaussian: standard deviation of the right mode"
+    )
+
+    slot_of_option: ClassVar[Mapping[str, str]] = {
+        "derivative_power": "objective",
+        "conditioning": "time_conditioning",
+        "conditioning_rate": "time_conditioning",
+    } | dict.fromkeys(
+        ("schedule", "gaussian_mean", "gaussian_std", "tails", "derivative", *MODE_OPTIONS), "noise_schedule"
     )
 
     def modes(self) -> Modes:

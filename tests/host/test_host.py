@@ -24,7 +24,8 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host import discovery
 from ltg_mdlm.host.discovery import Installed, installed_plugins
-from ltg_mdlm.host.plugin_host import Host
+from ltg_mdlm.host.plugin_host import Host, in_one_order, seeded
+from ltg_mdlm.testing import toy
 
 CONTEXT = RunContext(
     seed=0,
@@ -345,3 +346,36 @@ def test_a_plugin_cannot_take_the_name_of_a_built_in_optimiser(install, module):
     install("muon", f"{module}:Still")
     with pytest.raises(UserError, match=r"some-dist 1.2.*an optimiser named 'muon' is built in; rename the plugin"):
         make_host("muon", sets=("optimizer.name=muon",))
+
+
+def test_building_on_the_cpu_leaves_gpus_alone(monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: pytest.fail("a GPU was initialised"))
+    with seeded(CONTEXT, "test"):
+        pass
+    assert not recwarn.list
+
+
+def test_options_that_are_sets_are_written_in_one_order():
+    class Options(PluginOptions):
+        sources: frozenset[str] = frozenset({"wiki", "childes", "bnc"})
+        nested: dict[str, list[set[str]]] = Field(default_factory=lambda: {"a": [{"y", "x"}]})
+
+    options = Options()
+    written = in_one_order(options.model_dump(), options.model_dump(mode="json"))
+    assert written == {"sources": ["bnc", "childes", "wiki"], "nested": {"a": [["x", "y"]]}}
+
+
+@pytest.mark.parametrize(
+    ("plugins", "sets", "expected"),
+    [
+        (["gpt_bert"], ["plugins.uniform_mdlm.schedule=linear"], ["schedule"]),
+        (["dual"], ["plugins.uniform_mdlm.derivative_power=0.1"], ["derivative_power"]),
+        (["freq_mdlm"], ["plugins.uniform_mdlm.schedule=linear", "plugins.uniform_mdlm.conditioning=none"], []),
+    ],
+)
+def test_options_of_slots_that_another_plugin_fills_are_warnings(plugins, sets, expected):
+    settings = load_settings(plugins=plugins, sets=sets)
+    host = Host(settings.config)
+    warnings = host.options_without_effect(host.build(toy.context(), toy.statistics(toy.zipfian_counts())).providers)
+    assert [text.split()[1] for text in warnings] == expected

@@ -1,11 +1,13 @@
 """`ltg-mdlm plugins check`: the table of verdicts, the reasons of failures, and the exit code."""
 
 import json
+import shutil
 
 import pytest
 from support.installed import BROKEN_PLUGINS, plugins_installed
 
 from ltg_mdlm.testing import check_report as report
+from ltg_mdlm.testing import toy
 from ltg_mdlm.testing.component_checks import REGISTRATION_CHECKS
 from ltg_mdlm.testing.masking_checks import the_mask_rate_is_kept_if_keeps_rate_says_so
 
@@ -85,3 +87,19 @@ def test_the_help_lists_the_checks_that_only_can_name(run):
     code, out, _ = run("plugins", "check", "--help")
     assert code == 0
     assert [check.title for check in FEW if check.title not in out] == []
+
+
+def test_several_processes_may_make_the_toy_corpus_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    first = toy.corpus_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    prepare = toy.prepare_corpus
+
+    def prepare_slowly(*arguments, **options):
+        """Meanwhile another process finishes."""
+        made = prepare(*arguments, **options)
+        shutil.copytree(first, tmp_path / "two" / "ltg_mdlm" / first.name)
+        return made
+
+    monkeypatch.setattr(toy, "prepare_corpus", prepare_slowly)
+    assert toy.corpus_folder() == tmp_path / "two" / "ltg_mdlm" / first.name

@@ -1,5 +1,7 @@
 """Plugins of several distributions in one run: each provides its slots, and conflicts are resolved by name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.testing.toy import context, statistics, text_batch, zipfian_counts
-from ltg_mdlm.training.recipe import Recipe
+from ltg_mdlm.training.recipe import Recipe, gather_supervised
 
 SLOTS = ("row_mode", "noise_schedule", "masking", "objective", "time_conditioning")
 
@@ -96,3 +98,24 @@ def test_causal_rows_are_unmasked_beside_masked_rows_of_any_masking_and_schedule
         float(maskable),
         float((corrupted.labels_BT[causal_B] != IGNORE).sum()),
     ]
+
+
+@pytest.mark.parametrize("plugin", ["learned_schedule", "gidd"])
+def test_causal_rows_have_no_mask_rate_in_any_objective(plugin):
+    recipe = Recipe(build("dual", plugin, sets=(f"slots.objective={plugin}",)))
+    batch = text_batch(16, 64)
+    step = recipe.begin(Step(seed=0, step=3, progress=0.4, epoch=0.0, rows=16), torch.device("cpu"))
+    micro_batch = recipe.corrupt(batch, step)[0]
+    supervised, _ = gather_supervised(micro_batch, predicts_next=False)
+    logits_NV = torch.randn(len(supervised.label_N), context().vocab_size, generator=torch.Generator().manual_seed(0))
+
+    def loss(rate: float) -> float:
+        """With this mask rate and slope in the causal rows."""
+        changed = {
+            name: torch.where(supervised.causal_N, rate, getattr(supervised, name)) for name in ("rate_N", "slope_N")
+        }
+        (total,) = recipe.components.objective.loss_terms(logits_NV, replace(supervised, **changed), step).tolist()
+        return total
+
+    assert bool(supervised.causal_N.any())
+    assert loss(0.1) == loss(0.9)

@@ -24,7 +24,9 @@ from support.batches import frequency_masking
 from torch import Tensor
 
 from ltg_mdlm.api import Batch, UserError
+from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.data.tokenizer import NUM_SPECIAL, PAD
+from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.testing.toy import (
     VOCAB,
     batch_of,
@@ -299,3 +301,13 @@ def test_an_empty_corpus_still_gives_probabilities():
 
 def test_every_option_has_a_description():
     assert all(field.description for field in Options.model_fields.values())
+
+
+def test_options_of_other_choices_are_warnings():
+    def warnings(*sets: str) -> list[str]:
+        return Host(load_settings(plugins=["freq_mdlm"], sets=sets).config).check_config()
+
+    assert warnings("plugins.freq_mdlm.curriculum_until=0.5") == []
+    (text,) = warnings("plugins.freq_mdlm.curriculum_until=0.5", "plugins.freq_mdlm.curriculum=none")
+    assert "curriculum_until has no effect with weights rank and curriculum none" in text
+    assert len(warnings("plugins.freq_mdlm.frequency_scale=0.5", "plugins.freq_mdlm.curriculum_epochs=3")) == 2

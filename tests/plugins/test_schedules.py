@@ -243,6 +243,8 @@ def test_only_schedules_whose_draws_can_estimate_the_bound_claim_full_support():
     assert [name for name, claim in claims.items() if claim] == ["linear", "cosine", "cosine_squared"]
     assert Gaussian(0.5, 0.3).full_support
     assert BimodalGaussian(Modes(left_std=0.3, right_std=0.3)).full_support
+    assert BimodalGaussian(Modes(left_std=0.5), derivative="mixture").full_support
+    assert not BimodalGaussian(Modes(left_std=0.5)).full_support  # rows of the right mode see only some mask rates
     t = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     for wide in (Linear(), Cosine(), CosineSquared(), Gaussian(0.5, 0.3), Gaussian(0.3, 0.3)):
         assert wide.full_support

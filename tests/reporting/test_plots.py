@@ -178,8 +178,8 @@ def small_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["data.builtin_words=4000"]
 
 
-def test_every_built_in_plugin_has_a_picture(tmp_path: Path, small_corpus):
-    for name in ("uniform_mdlm", "freq_mdlm", "gpt_bert"):
+def test_every_built_in_plugin_and_one_that_learns_has_a_picture(tmp_path: Path, small_corpus):
+    for name in ("uniform_mdlm", "freq_mdlm", "gpt_bert", "learned_schedule"):
         plot_plugin(name, tmp_path / f"{name}.png", sets=small_corpus)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
 

@@ -56,7 +56,8 @@ def recipe_pictures(groups: Sequence[Group], most: int) -> tuple[list[RecipePict
     # The tensors are small: several threads take longer than one, and many times longer on a machine that is busy.
     torch.set_num_threads(1)
     try:
-        return [_pictures_of(recipe) for recipe in recipes[:most]], max(len(recipes) - most, 0)
+        with torch.no_grad():
+            return [_pictures_of(recipe) for recipe in recipes[:most]], max(len(recipes) - most, 0)
     finally:
         torch.set_num_threads(threads)
 

@@ -164,7 +164,9 @@ class InterpolatingBound(Objective):
         terms_N = self.process.bound_terms(
             logits_NV.softmax(1), supervised.label_N, supervised.input_N, supervised.rate_N
         )
-        return (supervised.slope_N.float() * terms_N).sum().unsqueeze(0)
+        nll_N = -logits_NV.log_softmax(1).gather(1, supervised.label_N.unsqueeze(1)).squeeze(1)
+        # Causal rows are not noised.
+        return torch.where(supervised.causal_N, nll_N, supervised.slope_N.float() * terms_N).sum().unsqueeze(0)
 
     def constant(self, batch: Batch, corrupted: Corrupted) -> Tensor:
         return (self.end_V[batch.ids_BT] * batch.maskable_BT).sum()

@@ -129,6 +129,7 @@ class LearnedMasking(MaskingStrategy):
         for start in range(0, len(supervised.label_N), POSITIONS):
             part = slice(start, start + POSITIONS)
             term_N = bound_terms(logits(view, part).log_softmax(1), supervised[part], exponent_V)
+            term_N = term_N.masked_fill(supervised.causal_N[part], 0)  # causal rows have no masks, and no mask rate
             bound_B = bound_B.index_add(0, supervised.row_N[part], term_N)
         return bound_B
 
@@ -157,8 +158,10 @@ class LearnedBound(Objective):
         return batch.maskable_BT.sum().float().unsqueeze(0)
 
     def loss_terms(self, logits_NV: Tensor, supervised: Supervised, step: Step) -> Tensor:
-        terms_N = bound_terms(logits_NV.log_softmax(1), supervised, self.exponents().detach())
-        return terms_N.sum().unsqueeze(0)
+        log_NV = logits_NV.log_softmax(1)
+        terms_N = bound_terms(log_NV, supervised, self.exponents().detach())
+        nll_N = -log_NV.gather(1, supervised.label_N.unsqueeze(1)).squeeze(1)
+        return torch.where(supervised.causal_N, nll_N, terms_N).sum().unsqueeze(0)
 
     def bound_for(self, strategy: MaskingStrategy, schedule: NoiseSchedule) -> bool:
         return isinstance(strategy, LearnedMasking) and schedule.full_support
