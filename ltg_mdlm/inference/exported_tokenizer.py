@@ -20,7 +20,10 @@ def write_tokenizer(tokenizer: Tokenizer, max_length: int, folder: Path) -> None
     `max_length` is the largest number of tokens per row.
     """
     template = json.loads(untrained_tokenizer().to_str())["post_processor"]
-    definition = tokenizer.definition | {"post_processor": template, "truncation": None, "padding": None}
+    # The unknown token as in `Tokenizer`, which encodes what the vocabulary lacks.
+    model = tokenizer.definition["model"] | {"unk_token": SPECIAL_TOKENS[UNK], "byte_fallback": False}
+    changes = {"model": model, "post_processor": template, "truncation": None, "padding": None}
+    definition = tokenizer.definition | changes
     text = json.dumps(definition, ensure_ascii=False, indent=1)
     (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
     special = {f"{role}_token": SPECIAL_TOKENS[token] for role, token in ROLES.items()}

@@ -24,7 +24,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -222,7 +222,8 @@ def write_export(trained: TrainedModel, default_rate: DefaultRate | None, folder
     write_tokenizer(trained.tokenizer, model.config.max_position_embeddings, folder)
     about = {key: value for key, value in trained.about.items() if key not in ("files", "format_version")}
     _write_json(folder / TRAINING_FILE, _without_folders(about) | {"weights": trained.weights})
-    (folder / "README.md").write_text(model_card(trained, config), encoding="utf-8")
+    card = model_card(replace(trained, about=_without_folders(trained.about)), config)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def model_config(trained: TrainedModel, default_rate: DefaultRate | None, table: RateTable | None) -> dict[str, Any]:

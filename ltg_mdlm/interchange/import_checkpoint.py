@@ -22,6 +22,7 @@ from ltg_mdlm.data.sources import sha256_of
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import build_model, run_context
+from ltg_mdlm.host.slots import Components
 from ltg_mdlm.inference.exported_folder import CONFIG_FILE, TABLE_NAME, TOKENIZER_FILE, TRAINING_FILE, WEIGHTS_FILE
 from ltg_mdlm.inference.trained_model import Weights
 from ltg_mdlm.interchange.published_checkpoints import NamedWeights, PublishedCheckpoint, read_published
@@ -82,6 +83,8 @@ class Files:
 
         Raises UserError if one of them is missing.
         """
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder (download models of the Hub first)")
         if path.is_dir():
             chosen, others = _weights_in(path, weights)
             return cls(chosen, model_config or path / CONFIG_FILE, tokenizer or path / TOKENIZER_FILE, others)
@@ -263,6 +266,8 @@ def import_checkpoint(
     count_V = torch.ones(tokens.vocab_size, dtype=torch.int64)
     statistics = CorpusStatistics(token_count_V=count_V, num_tokens=len(count_V), num_words=len(count_V))
     components = host.build(run_context(host.config, tokens, Ranks.alone(), max_steps=1), statistics)
+    if published.code_base == "ltg-mdlm":
+        _require_same_use(sizes, components, host.config.name)
     conditioning = components.time_conditioning
     model = build_model(host.config, tokens.vocab_size, conditioning)
     last = weights_for(model, published.model, conditioning, str(files.weights))
@@ -294,6 +299,22 @@ def _require_one_vocabulary(files: Files, sizes: ModelFile, tokens: Tokenizer, p
     if len(set(found.values())) > 1:
         listing = "".join(f"\n  {what}: {size}" for what, size in found.items())
         raise UserError(f"the sizes of the vocabulary differ:{listing}\n  they must come from the same model")
+
+
+def _require_same_use(exported: ModelFile, components: Components, recipe: str) -> None:
+    """Raises UserError if an export is used in another way than models of this recipe; its weights do not show it."""
+    causal, masking = "causal" in components.row_mode.modes, components.masking
+    found = {
+        "predicts": (exported.fields.get("predicts", masking.predicts), masking.predicts),
+        "block_length": (exported.fields.get("block_length", 0), masking.block_length),
+        "causal rows": ("causal" in exported.fields.get("backends", ["causal"] * causal), causal),
+    }
+    differing = [f"{name}: {of_export}, not {own}" for name, (of_export, own) in found.items() if of_export != own]
+    if differing:
+        raise UserError(
+            f"{exported.path} is not of a model of the recipe {recipe}: {'; '.join(differing)}"
+            "\n  name the recipe that it was trained with, by --config and --set"
+        )
 
 
 def _training_facts(published: PublishedCheckpoint) -> Mapping[str, Any]:

@@ -275,7 +275,8 @@ class LtgMdlmPreTrainedModel(PreTrainedModel):
         rate_B = torch.as_tensor(mask_rate, dtype=torch.float32, device=tokens.device).expand(tokens.shape[0])
         conditioning_B: Tensor = self.rate_table(rate_B) if self.config.rate_intervals is not None else rate_B
         # a plugin's embedding may not convert the value when the model is loaded in half precision
-        parameter = next(self.denoiser.sigma_map.parameters(), conditioning_B)
+        floats = (p for p in self.denoiser.sigma_map.parameters() if p.is_floating_point())  # not if quantised
+        parameter = next(floats, conditioning_B)
         return conditioning_B.to(parameter.dtype)
 
 

@@ -94,6 +94,15 @@ class Embedding(nn.Module):
         return dropout(words_BTD, self.dropout, self.training), self.relative_layer_norm(self.relative_embedding)
 
 
+def weight_dtype(layer: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype of a layer's weights, or `otherwise` if the layer was quantised and has no weights in floating point.
+
+    Replicas of DataParallel have weights, but no `parameters()`.
+    """
+    weight = getattr(layer, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else otherwise
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoidal features of a conditioning value, then an MLP (as in arXiv 2212.09748)."""
 
@@ -106,7 +115,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, conditioning_B: Tensor) -> Tensor:
         """[B] to [B, C]."""
         half = self.num_features // 2
-        conditioning_B = conditioning_B.to(next(self.mlp.parameters()).dtype)
+        conditioning_B = conditioning_B.to(weight_dtype(self.mlp[0], conditioning_B.dtype))
         index = torch.arange(half, dtype=conditioning_B.dtype, device=conditioning_B.device)
         angle = conditioning_B[:, None] * torch.exp(-math.log(10000) / half * index)
         return cast(Tensor, self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1)))
@@ -225,8 +234,10 @@ class Encoder(nn.Module):
             attention_change = mlp_change = None
             if time_BC is not None:
                 linear = self.adaLN_modulations[layer]
+                changes_BE = linear(time_BC)
                 # in the parameters' precision: in bfloat16, 1 + scale would lose a small scale
-                changes = linear(time_BC).to(linear.weight.dtype)[:, None].chunk(6, dim=-1)
+                changes_BE = changes_BE.to(weight_dtype(linear, changes_BE.dtype))
+                changes = changes_BE[:, None].chunk(6, dim=-1)
                 attention_change, mlp_change = changes[:3], changes[3:]
             for sublayer, change, rate in (
                 (self_attention, attention_change, cast(Attention, attention).dropout),

@@ -166,7 +166,7 @@ def choose_attention(
         return AttentionChoice("library", "attention: library, as before", {})
     try:
         excess = largest_excess(sizes, device, dtype)
-        if excess > 1:
+        if not excess <= 1:  # also for NaN
             raise RuntimeError(f"its error is {excess:.1f} times the allowed one")
         if setting == "fused":
             return AttentionChoice("fused", "attention: fused, as training.attention says", {})
@@ -210,7 +210,7 @@ def largest_excess(sizes: ModelConfig, device: torch.device, dtype: torch.dtype)
         scale = exact.norm().clamp(min=torch.finfo(torch.float32).tiny)
         error, allowed = ((x.float() - exact).norm() / scale for x in (a, b))
         excesses.append(float(error / (ALLOWED_ERROR * allowed).clamp(min=SMALLEST_ERROR)))
-    return max(excesses)
+    return float(torch.tensor(excesses).max())  # NaN if one of them is
 
 
 def measured(

@@ -16,12 +16,14 @@ from support.trained import EMBEDDING_PLUGIN, embedding_plugin_installed, write_
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.tokenizer import Tokenizer
+from ltg_mdlm.data.tokenizer import UNK, Tokenizer
+from ltg_mdlm.inference.exported_tokenizer import write_tokenizer
 from ltg_mdlm.inference.sampling import generate
 from ltg_mdlm.inference.sampling_rule import SamplingRule
 from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule
 from ltg_mdlm.inference.texts import Text
 from ltg_mdlm.inference.trained_model import open_model
+from ltg_mdlm.interchange import export_model as export_model_module
 from ltg_mdlm.interchange.export_model import export_model
 from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 from ltg_mdlm.model.rate_table import INTERVALS, RateTable
@@ -267,6 +269,17 @@ def test_the_tokenizer_adds_a_beginning_and_no_end(uniform, tmp_path):
     assert settings["pad_token"] == "<pad>"
 
 
+def test_the_tokenizer_shows_what_the_vocabulary_lacks_as_it_does_here(tmp_path):
+    definition = json.loads(json.dumps(small_tokenizer().definition))
+    definition["model"]["vocab"]["ZZZ"] = definition["model"]["vocab"].pop("Z")
+    tokenizer = Tokenizer(definition | {"model": definition["model"] | {"unk_token": None, "byte_fallback": True}})
+    write_tokenizer(tokenizer, 64, tmp_path)
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("a Z b").count(UNK) == 1
+    assert exported.encode("a Z b", add_special_tokens=False).ids == tokenizer.encode("a Z b")
+    assert Tokenizer.read(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint
+
+
 def test_the_card_has_backends_training_and_metrics(hybrid, tmp_path):
     card = (export_model(hybrid, tmp_path / "out")[0] / "README.md").read_text()
     for text in (
@@ -299,6 +312,16 @@ def test_an_export_has_no_paths_of_the_machine(tmp_path):
     texts = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert not [name for name, text in texts.items() if str(tmp_path).encode() in text]
     assert b"Data: corpus." in texts["README.md"]
+
+
+def test_paths_in_options_of_plugins_are_not_published(uniform, tmp_path, monkeypatch):
+    trained = opened(uniform)
+    trained.about["config"]["plugins"]["uniform_mdlm"]["weights"] = "/home/ada/private/weights.tsv"
+    monkeypatch.setattr(export_model_module, "open_model", lambda *_, **__: trained)
+    [folder] = export_model(uniform, tmp_path / "out")
+    card = (folder / "README.md").read_text()
+    assert "weights.tsv" in card
+    assert "/home/ada" not in card
 
 
 @pytest.mark.parametrize(

@@ -442,7 +442,7 @@ def an_archive(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, r"file: cannot be read: No such file"),
+        (lambda path: None, r"file: no such file or folder"),
         (lambda path: path.mkdir(), r"file: no weights in this folder: neither model\.safetensors nor pytorch_model"),
         (lambda path: path.touch(), r"file: not a checkpoint"),
         (a_text, r"file: not a checkpoint"),
@@ -639,6 +639,27 @@ def test_attention_without_a_gate_is_refused_by_name_before_anything_else(tmp_pa
 def test_a_file_needs_the_other_two(tmp_path, given):
     with pytest.raises(UserError, match=r"is a file, so --model-config and --tokenizer must be given, too"):
         import_checkpoint(own_names(tmp_path / "file"), out=given["out"])
+
+
+def test_a_path_that_does_not_exist_is_no_file(tmp_path, given):
+    with pytest.raises(UserError, match=r"typo: no such file or folder \(download models of the Hub first\)"):
+        import_checkpoint(tmp_path / "typo", out=given["out"])
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"predicts": "next"}, "predicts: next, not same"),
+        ({"block_length": 4}, "block_length: 4, not 0"),
+        ({"backends": ["mlm", "causal"]}, "causal rows: True, not False"),
+    ],
+)
+def test_an_export_that_is_used_in_another_way_than_its_recipe_is_refused(tmp_path, given, field, message):
+    """Such as one that `transformers` has saved again, which drops training.json."""
+    folder = exported_folder(tmp_path / "exported", parameters(published_model()))
+    write_model_config(folder / "config.json", model_type="ltg_mdlm", **{"predicts": "same"} | field)
+    with pytest.raises(UserError, match=f"is not of a model of the recipe freq_cosine: {message}"):
+        import_checkpoint(folder, out=given["out"])
 
 
 def test_an_imported_export_has_the_same_weights_settings_and_progress(tmp_path, given):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import VOCAB, disturbed_model, packed, packed_rows, small_config
 from support.oracle import Oracle, visible
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +28,27 @@ GPT_BERT = {"cond_dim": None, "depth_weighted_averaging": True}
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def without_parameters(module: nn.Module) -> nn.Module:
+    """A replica as DataParallel makes it: weights are tensors, and `parameters()` is empty."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, parameter.detach())
+    for name, child in module._modules.items():
+        if child is not None:
+            replica._modules[name] = without_parameters(child)
+    return replica
+
+
+def test_replicas_of_data_parallel_compute_the_same():
+    model = disturbed_model(small_config(**MDLM))
+    document_BT, causal_B = rows_of(12)
+    ids_BT = torch.arange(36).view(3, 12) % VOCAB
+    replica = without_parameters(model)
+    assert not list(replica.parameters())
+    inputs = (ids_BT, document_BT, causal_B, conditioning(model.config, 3))
+    assert torch.equal(replica(*inputs), model(*inputs))
 
 
 def rows_of(length: int) -> tuple[Tensor, Tensor]:

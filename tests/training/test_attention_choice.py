@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from support.models import disturbed_model, small_config
@@ -82,6 +84,14 @@ def test_the_comparison_finds_the_kernel_right_and_a_wrong_one_wrong(monkeypatch
     right = attention_choice.FusedGeometry.attend
     monkeypatch.setattr(attention_choice.FusedGeometry, "attend", lambda self, *args: 1.01 * right(self, *args))
     assert largest_excess(sizes, CPU, torch.float32) > 10
+    monkeypatch.setattr(attention_choice.FusedGeometry, "attend", lambda self, *args: math.nan * right(self, *args))
+    assert math.isnan(largest_excess(sizes, CPU, torch.float32))
+
+
+def test_a_kernel_that_gives_nan_is_not_taken(monkeypatch):
+    monkeypatch.setattr(attention_choice, "largest_excess", lambda *_: math.nan)
+    choice = choose_attention("auto", small_config(**SIZES), torch.device("cuda"), torch.float32, rows=1, length=8)
+    assert (choice.kernel, choice.failed) == ("library", True)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch deprecates

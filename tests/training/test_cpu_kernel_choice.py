@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from support.runs import TINY
 
@@ -63,7 +65,14 @@ def test_a_resumed_run_keeps_its_kernels_whatever_its_length(choose, stored, ker
         assert choose("auto", stored, min_flop=min_flop)[::2] == (kernels, kernels == "compiled")
 
 
-@pytest.mark.parametrize(("error", "reason"), [(None, "no compiler"), (0.01, "differ from those of torch by 1.0e-02")])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "no compiler"),
+        (0.01, "differ from those of torch by 1.0e-02"),
+        (math.nan, "differ from those of torch by nan"),
+    ],
+)
 def test_what_fails_makes_auto_fall_back_with_a_line_and_compiled_an_error(choose, error, reason):
     kernels, lines, used = choose("auto", None, error=error, min_flop=1.0)
     assert (kernels, used) == ("torch", False)
