@@ -34,7 +34,7 @@ def without_parameters(module: nn.Module) -> nn.Module:
     """A replica as DataParallel makes it: weights are tensors, and `parameters()` is empty."""
     replica = module._replicate_for_data_parallel()
     for name, parameter in module._parameters.items():
-        setattr(replica, name, parameter.detach())
+        setattr(replica, name, None if parameter is None else parameter.detach())
     for name, child in module._modules.items():
         if child is not None:
             replica._modules[name] = without_parameters(child)
