@@ -121,7 +121,7 @@ def submit(
         if out.is_dir():
             raise UserError(f"--out {out}: is a folder; this track has one file, so give a file such as {name}.json")
         evaluation_data = EvaluationData(data)
-    require_writable(out)
+    require_writable(out / "file" if track == "multilingual" else out)
 
     def write_collated(backend: str) -> None:
         checkpoints = None
@@ -165,7 +165,10 @@ def submit(
             if worker.count > ranks.world_size and (pending := work.pending()):
                 say(f"{len(pending)} of {len(work.jobs)} jobs have no result yet; collating what there is")
             with one_at_a_time(work.folder):
-                work.combine()
+                try:
+                    work.combine()
+                except UserError as error:
+                    failed.append(str(error))
                 write_collated(BACKENDS[rule.score])
     if failed:
         raise UserError("\nerror: ".join(failed))

@@ -146,11 +146,9 @@ def results_on(found: TaskTexts, paths: Iterable[Path]) -> list[tuple[str, Answe
 
 def questions_asked(found: TaskTexts, data: str, answers: Answers) -> list[int]:
     """Numbers of the questions of a data set that the protocol of the answers asks, in order."""
-    left_out: set[int] = set()
-    if answers.name.task == ENTITY_TRACKING.name and answers.protocol == "2026":
-        options = (text for text in found.texts if text.data == data and text.field == "options")
-        left_out = {text.question for text in options if "nothing" in text.text}
-    return [question for question in range(found.questions[data]) if question not in left_out]
+    leaves_out = answers.name.task == ENTITY_TRACKING.name and answers.protocol == "2026"
+    questions = range(found.questions[data])
+    return [number for number in questions if not (leaves_out and (data, number) in found.with_nothing)]
 
 
 def effect_on(data: str, answers: Answers, contamination: Contamination) -> Effect:

@@ -48,7 +48,7 @@ from ltg_mdlm.evaluation.finetune_training import (
 )
 from ltg_mdlm.evaluation.multiple_choice import Protocol
 from ltg_mdlm.evaluation.pos_tagging import EncodedTreebanks, encode_treebanks, tagging_files
-from ltg_mdlm.evaluation.result_folders import model_facts, model_folder, write_folder
+from ltg_mdlm.evaluation.result_folders import WEIGHTS_HASH, model_facts, model_folder, write_folder
 from ltg_mdlm.inference.trained_model import TrainedModel
 
 TIMEOUT = timedelta(days=2)
@@ -144,13 +144,23 @@ def finetune_files(
     for job in jobs:
         if job.name in done and ranks.is_main:
             say(f"{job.name}: already finished, in {job.folder} (--overwrite repeats it)")
+    problems = []
     for job in share([job for job in jobs if job.name not in done], ranks):
         work = len(job.seeds) * work_per_seed(job.data, job.settings)
-        with share_progress(f"fine-tuning on {job.name}", work, show=ranks.is_main) as advance:
-            runs = [finetune_once(trained, job.data, job.settings, seed, advance=advance) for seed in job.seeds]
-        done[job.name] = write_finetuning(job, runs)
-        say(f"{job.name}: {job.folder}")
-    everyones = {name: summary for each in ranks.gather_objects(done) for name, summary in each.items()}
+        try:
+            with share_progress(f"fine-tuning on {job.name}", work, show=ranks.is_main) as advance:
+                runs = [finetune_once(trained, job.data, job.settings, seed, advance=advance) for seed in job.seeds]
+            done[job.name] = write_finetuning(job, runs)
+        except UserError as error:  # the other tasks are finished all the same, and then all ranks raise it
+            problems.append(f"{job.name}: {error}")
+        else:
+            say(f"{job.name}: {job.folder}")
+    everyones: dict[str, Summary] = {}
+    for summaries, failed in ranks.gather_objects((done, problems)):
+        everyones |= summaries
+        problems += [problem for problem in failed if problem not in problems]
+    if problems:
+        raise UserError("\n  ".join(problems))
     return [everyones[job.name] for job in jobs]
 
 
@@ -222,7 +232,8 @@ def finished_results(jobs: Sequence[FinetuneJob], *, overwrite: bool) -> dict[st
 
 def differing(summary: Summary, request: Mapping[str, Any]) -> list[str]:
     """Dotted keys of a request in which an existing result differs."""
-    existing, wanted = (flatten({key: facts.get(key) for key in request}) for facts in (summary, request))
+    keys = [key for key in request if key != WEIGHTS_HASH or key in summary]
+    existing, wanted = (flatten({key: facts.get(key) for key in keys}) for facts in (summary, request))
     return sorted(key for key in existing.keys() | wanted.keys() if existing.get(key) != wanted.get(key))
 
 

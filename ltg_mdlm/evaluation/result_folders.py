@@ -27,6 +27,10 @@ BACKENDS = {"pll": "mlm", "mntp": "mntp", "causal": "causal", "bound": "bound"}
 """Name of each score in the official pipelines, which have no bound."""
 
 
+WEIGHTS_HASH = "weights_sha256"
+"""Tells models apart that have the same name; older results do not have it."""
+
+
 def model_folder(out: Path, trained: TrainedModel) -> Path:
     """The folder of all results of a model."""
     return out / trained.name / trained.revision
@@ -38,6 +42,7 @@ def model_facts(trained: TrainedModel) -> dict[str, Any]:
         "model": trained.name,
         "revision": trained.revision,
         "weights": trained.weights,
+        WEIGHTS_HASH: trained.sha256,
         "step": trained.about.get("step"),
         "words_seen": trained.about.get("words_seen"),
     }

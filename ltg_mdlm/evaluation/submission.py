@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -239,18 +240,23 @@ def published_sizes() -> Sizes:
 
 
 def sizes_of(data: EvaluationData) -> Sizes:
-    """The sizes of data that are only a part of the published ones. Raises UserError for data that cannot be read."""
-
-    def of(parts: Iterable[Part]) -> dict[str, Size]:
-        return {part.key: Size(part.counts(folder)) for part in parts if (folder := data.folder(part))}
-
-    words = data.age_of_acquisition
-    return Sizes(
-        of(FULL_PARTS),
-        of(FAST_PARTS),
-        {files.task.name: len(read_records(files.valid)) for files in data.glue_files()},
-        len(read_contexts(words / "cdi_childes.json")) if words else 0,
-    )
+    """The sizes of data that are only a part of the published ones; data that cannot be read have none."""
+    full: dict[str, Size] = {}
+    fast: dict[str, Size] = {}
+    for sizes, parts in ((full, FULL_PARTS), (fast, FAST_PARTS)):
+        for part in parts:
+            with suppress(UserError):
+                if folder := data.folder(part):
+                    sizes[part.key] = Size(part.counts(folder))
+    glue: dict[str, int] = {}
+    for files in data.glue_files():
+        with suppress(UserError):
+            glue[files.task.name] = len(read_records(files.valid))
+    contexts = 0
+    with suppress(UserError):
+        if words := data.age_of_acquisition:
+            contexts = len(read_contexts(words / "cdi_childes.json"))
+    return Sizes(full, fast, glue, contexts)
 
 
 @dataclass(frozen=True)

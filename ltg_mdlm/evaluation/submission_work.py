@@ -43,6 +43,7 @@ from ltg_mdlm.evaluation.finetune_suite import differing, finetune_files
 from ltg_mdlm.evaluation.finetune_tasks import TaskFiles, settings_of
 from ltg_mdlm.evaluation.result_folders import (
     BACKENDS,
+    WEIGHTS_HASH,
     model_facts,
     scoring_facts,
     to_json,
@@ -183,6 +184,7 @@ class SubmissionWork(ABC):
         self._facts = scoring_facts(trained, rule, "2026")
         self._backend = BACKENDS[rule.score]
         self._hash = cache(hash_of_files)  # all checkpoints share the data
+        self._weights = cache(lambda revision: self._open(revision).sha256)
         found = milestones(trained.source.parent, lambda path: self._scorer(path.name))
         self.milestones = [milestone for milestone in found if milestone.name in revisions]
         self._opened = (MAIN, trained)
@@ -211,8 +213,10 @@ class SubmissionWork(ABC):
 
     def _request(self, revision: str, task: str, data: Path) -> dict[str, Any]:
         request = {**self._facts, "revision": revision, "task": task, "sha256": self._hash(data)}
-        if revision != MAIN:  # known only when the checkpoint is opened; its name says how many words it has seen
+        if revision != MAIN:
+            # `eval suite` names these as well, but the name of the checkpoint says how many words it has seen.
             del request["step"], request["words_seen"]
+            request[WEIGHTS_HASH] = self._weights(revision)
         return request
 
     def _finetuning(self, files: TaskFiles) -> Job:

@@ -160,8 +160,9 @@ def measure(
     Raises UserError for a score that the model cannot give, a folder without data, and results that cannot be written.
     """
     scorer = LikelihoodScorer(trained, rule, ranks, show_progress=True)
-    require_writable(out)  # before hours of scoring
     facts, folder = scoring_facts(trained, rule, protocol), model_folder(out, trained)
+    for place in (folder / SUITE_FILE, folder / "zero_shot" / BACKENDS[rule.score] / "task"):
+        require_writable(place)  # before hours of scoring
     outcomes = []
     started = time.monotonic()
     for outcome in run_suite(tasks, scorer, data, say=_say if ranks.is_main else lambda text: None):
@@ -201,7 +202,7 @@ def run_suite(
             yield Outcome(task="-", data=name, status="skipped", reason="not the data of a known task")
             continue
         first = seen.setdefault((task.name, name), path)
-        if first is not path:
+        if first is not path and not isinstance(task, FineTuning):  # whose results are named after the task
             reason = f"{first} has the same name; its results would be overwritten"
             yield Outcome(task=task.name, data=name, status="skipped", reason=reason)
             continue

@@ -54,6 +54,8 @@ class TaskTexts(NamedTuple):
     """Number of questions of each data set."""
     skipped: list[Path]
     """Files without a known text field."""
+    with_nothing: set[tuple[str, int]]
+    """Data set and number of the questions with the option "nothing"."""
 
 
 def read_task_texts(path: Path, fields: Sequence[str] = ()) -> TaskTexts:
@@ -69,7 +71,7 @@ def read_task_texts(path: Path, fields: Sequence[str] = ()) -> TaskTexts:
     files = [path]
     if path.is_dir():
         files = sorted(file for file in files_below(path) if file.suffix in SUFFIXES and file.name[0] != ".")
-    found = TaskTexts([], {}, [])
+    found = TaskTexts([], {}, [], set())
     for file in files:
         rows = list(_rows(file))
         first = rows[0][1].values if rows else {}
@@ -82,6 +84,8 @@ def read_task_texts(path: Path, fields: Sequence[str] = ()) -> TaskTexts:
         for where, record in rows:
             question = found.questions.setdefault(data, 0)
             found.questions[data] += 1
+            if "nothing" in str(record.values.get("options")):
+                found.with_nothing.add((data, question))
             for field in chosen:
                 found.texts.extend(TaskText(data, question, where, field, text) for text in _texts(record, field))
     if not found.texts:

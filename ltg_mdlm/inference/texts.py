@@ -43,12 +43,14 @@ class TextScore(NamedTuple):
 
 
 def standard_error(samples: Sequence[float]) -> float:
-    """Standard error of the mean of independent estimates: 0 without estimates, NaN for a single one.
+    """Standard error of the mean of independent estimates: 0 without estimates, NaN for a single one or a NaN.
 
     It is too large for estimates from strata, which vary less between repetitions than among themselves.
     """
     if len(samples) < 2:
         return math.nan if samples else 0.0
+    if not all(map(math.isfinite, samples)):
+        return math.nan
     return statistics.stdev(samples) / math.sqrt(len(samples))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,13 +95,34 @@ class TrainedModel(Denoiser):
         """The revision in the terms of evaluation pipelines: `chck_10M` for a checkpoint by words seen, else `main`."""
         return self.source.name if self.source.name.startswith("chck_") else MAIN
 
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the names and contents of the weights, equal for a run and its export."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}\0".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
 
 def model_name(path: Path) -> str:
     """The name of the run that a folder or checkpoint belongs to, or of the exported folder without the revision."""
-    folder = path.resolve()
-    if folder.parent.name == "checkpoints":
-        return folder.parent.parent.name
-    return folder.parent.name if has_revisions(folder.parent) else folder.name
+    if (run := _run_of(path)) is not None:
+        return run.resolve().name
+    # By the path as it was given, then by what links lead to.
+    found = (folder for folder in (_absolute(path), path.resolve()) if has_revisions(folder.parent))
+    return next((folder.parent.resolve().name for folder in found), path.resolve().name)
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint is in, by its path or that of the folder that it links to; None if it is not."""
+    found = (folder for folder in (_absolute(checkpoint), checkpoint.resolve()) if folder.parent.name == "checkpoints")
+    return next((folder.parent.parent for folder in found), None)
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root, without `.` and `..`; links stay."""
+    return Path(os.path.abspath(path))
 
 
 def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights = "ema") -> TrainedModel:
@@ -130,7 +154,7 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
     if absent := {"config", "modes", "predicts"} - about.keys():
         raise UserError(f"{checkpoint / STATE_FILE} does not describe the model: it has no {', '.join(sorted(absent))}")
     config = stored_config(about["config"], checkpoint / STATE_FILE)
-    tokenizer_file = RunFolder(checkpoint.parent.parent).tokenizer_file
+    tokenizer_file = RunFolder(_run_of(checkpoint) or checkpoint.parent.parent).tokenizer_file
     if not tokenizer_file.is_file():
         raise UserError(
             f"{checkpoint}: no tokenizer: expected {tokenizer_file}, in the run folder that the checkpoint belongs to"
@@ -153,7 +177,7 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
         modes=frozenset(about["modes"]),
         value_for_rate=conditioning.value_for_rate,
         block_length=about.get("block_length", 0),
-        source=checkpoint,
+        source=_absolute(checkpoint),
         weights=weights,
         about=about,
     )
@@ -189,7 +213,7 @@ def _open_exported(folder: ExportedFolder, ranks: Ranks, weights: Weights) -> Tr
         modes=folder.modes,
         value_for_rate=folder.value_for_rate(tensors, ranks.device),
         block_length=folder.block_length,
-        source=folder.path,
+        source=_absolute(folder.path),
         weights=folder.about.get("weights", "ema"),
         about=folder.about,
     )
