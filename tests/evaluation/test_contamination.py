@@ -282,7 +282,8 @@ def test_rows_that_a_protocol_leaves_out_are_no_questions(tmp_path, protocol, as
     (tmp_path / "entity_tracking").mkdir()
     file = tmp_path / "entity_tracking" / "regular.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    contamination = found_in(tmp_path, "So Box r is full.", n=2)
+    found = read_task_texts(tmp_path, fields=["input_prefix"])
+    contamination = find_contamination(found, [Piece("So Box r is full.", True)], 2)
     settings = {"task": "entity_tracking", "data": "entity_tracking", "protocol": protocol}
     write_result(tmp_path / "results", "m", {"u": [1, 0, 0.5][: len(asked)]}, **settings)
     ((data, answers),) = results_on(contamination.found, [tmp_path / "results"])

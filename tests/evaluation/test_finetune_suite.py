@@ -11,8 +11,10 @@ from support.trained import write_run
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.evaluation import finetune_suite as finetune_suite_module
 from ltg_mdlm.evaluation.finetune_suite import finetune_suite, finetuning_table, share
 from ltg_mdlm.evaluation.finetune_tasks import FinetuneSettings
+from ltg_mdlm.evaluation.finetune_training import finetune_once
 from ltg_mdlm.testing.ranks import run_on_ranks
 
 QUICK = ("epochs=2", "lr=1e-3", "batch_rows=8", "seq_len=64", "precision=fp32")
@@ -267,6 +269,38 @@ def test_two_ranks_get_the_results_of_one(tmp_path):
     alone_files, together = everything(tmp_path / "alone"), everything(tmp_path / "together")
     assert alone_files.keys() == together.keys()
     assert all(together[name] == content for name, content in alone_files.items() if name.endswith(kept))
+
+
+def failing_on_rank(ranks: Ranks, data: Path, out: Path) -> str:
+    """The error, if the task mrpc fails."""
+
+    def once(trained, data, settings, seed, **options):
+        if data.task.name == "mrpc":
+            raise UserError("a loss that is not finite")
+        return finetune_once(trained, data, settings, seed, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(finetune_suite_module, "finetune_once", once)
+        with pytest.raises(UserError) as error:
+            finetune_suite(trained_model(), data, ranks, sets=QUICK, out=out)
+    return str(error.value)
+
+
+def test_a_task_that_fails_on_one_rank_is_an_error_on_all_and_stops_no_other(tmp_path):
+    data = write_task(write_task(tmp_path / "data", "rte"), "mrpc", train=48)
+    errors = run_on_ranks(failing_on_rank, 2, data, tmp_path / "results")
+    assert errors == ["mrpc: a loss that is not finite"] * 2
+    assert (tmp_path / "results/tiny/main/finetune/rte/summary.json").is_file()
+
+
+def test_a_result_of_other_weights_is_not_taken(suite, tmp_path):
+    data = write_task(tmp_path / "data", "rte")
+    suite(data)
+    assert "already finished" in suite(data)[1][0]
+    (summary,) = (tmp_path / "results").rglob("summary.json")
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"weights_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="holds a result with other weights_sha256"):
+        suite(data)
 
 
 def test_a_multilingual_task_writes_the_files_of_its_official_script(suite, tmp_path):

@@ -158,6 +158,34 @@ def test_a_job_that_fails_keeps_the_others_and_is_named(submit, data, tmp_path):
     assert (tmp_path / "out.json").is_file()
 
 
+def test_malformed_human_data_do_not_prevent_the_file(submit, data, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    (file,) = broken.rglob("cdi_human.csv")
+    head, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([head, *(",".join([row.split(",")[0], *["7"] * row.count(",")]) for row in rows)]) + "\n")
+    code, _, err = submit("--partial", data=broken)
+    assert code == 2
+    assert "cdi_human.csv" in err
+    assert json.loads((tmp_path / "out.json").read_text())["aoa"] is None
+
+
+def test_results_of_another_model_of_the_same_name_are_not_taken(submit, small_run, tmp_path):
+    few = tmp_path / "few"
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    assert submit(data=few)[0] == 0
+    code, _, err = submit("--weights", "raw", data=few)
+    assert code == 2
+    assert "other weights" in err
+    (summary,) = (tmp_path / "results").rglob("summary.json")
+    about = json.loads(summary.read_text())
+    summary.write_text(json.dumps(about | {"weights_sha256": "0" * 64}))
+    assert "other weights_sha256" in submit(data=few)[2]
+    del about["weights_sha256"]  # as older versions wrote it
+    summary.write_text(json.dumps(about))
+    assert submit(data=few)[0] == 0
+
+
 def test_results_of_other_data_or_another_score_are_not_mixed(submit, tmp_path):
     few = tmp_path / "few"
     write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})

@@ -211,6 +211,18 @@ def test_fine_tuning_runs_where_it_is_asked_for_and_counts_its_tasks_alike(tmp_p
     assert result.place is None
 
 
+def test_fine_tuning_data_of_several_languages_have_folders_of_one_name(tmp_path):
+    folders = [
+        write(tmp_path / language / "arc" / f"arc_{language}.train.jsonl", {"label": 0}) for language in ("en", "nl")
+    ]
+    summary = {"task": "arc", "metric": "accuracy", "mean": {"accuracy": 0.5}, "valid": {"rows": 9}}
+    asked = []
+    tasks = suite_tasks("2026", AGES, finetune=lambda path: asked.append(path) or [summary])
+    done = [outcome for outcome in run_suite(tasks, TableScorer(), tmp_path) if outcome.status == "done"]
+    assert asked == folders
+    assert len(done) == 2
+
+
 def test_the_json_file_holds_all_figures_and_null_for_undefined_ones(tmp_path):
     write(tmp_path / "wug_past_tense" / "rows.jsonl", WUG, WUG)
     outcomes = [*run_suite(OLD_TASKS, TableScorer(), tmp_path)][:2]

@@ -1,5 +1,6 @@
 """Which tokens of a text are scored, in languages with and without blanks."""
 
+import math
 import unicodedata
 from functools import cache
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltg_mdlm.data.tokenizer import BOS, Tokenizer
-from ltg_mdlm.inference.texts import Text, encode_texts
+from ltg_mdlm.inference.texts import Text, encode_texts, standard_error
 
 
 @cache
@@ -51,3 +52,8 @@ def test_scored_tokens_of_chinese_are_all_that_reach_beyond_the_prefix(prefix, c
         scored += end > len(unicodedata.normalize("NFKC", prefix).encode()) or (end == 0 and not prefix)
     assert encoded.ids[0] == BOS
     assert encoded.scored == scored
+
+
+def test_a_likelihood_that_is_no_number_has_no_standard_error():
+    assert math.isnan(standard_error([1.0, math.nan]))
+    assert standard_error([1.0, 3.0]) == 1.0

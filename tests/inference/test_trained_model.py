@@ -8,7 +8,7 @@ import torch
 from support.trained import embedding_plugin_installed, write_run
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.inference.trained_model import open_model
+from ltg_mdlm.inference.trained_model import model_name, open_model
 from ltg_mdlm.interchange.export_model import export_model
 from ltg_mdlm.storage import checkpoint
 
@@ -81,3 +81,27 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
         UserError, match=r"tokenizer\.json is damaged, or is not the tokenizer that .* was trained with"
     ):
         open_model(run)
+
+
+def test_names_are_those_of_the_run_whatever_links_and_the_current_folder(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "mine", words_seen=(1_000_000, 2_000_000))
+    export_model(run, tmp_path / "hub" / "mine", revisions=True)
+    for inside, given in ((run / "checkpoints", "chck_1M"), (tmp_path / "hub" / "mine" / "chck_1M", ".")):
+        monkeypatch.chdir(inside)
+        opened = open_model(given)
+        assert (opened.name, opened.revision) == ("mine", "chck_1M")
+    assert (opened.source.parent / "main").is_dir()
+    step = newest(run).name
+    (run / "checkpoints" / step).rename(tmp_path / "far")
+    (run / "checkpoints" / step).symlink_to(tmp_path / "far")
+    (run / "checkpoints").rename(tmp_path / "scratch")
+    (run / "checkpoints").symlink_to(tmp_path / "scratch")
+    opened = open_model(run)
+    assert (opened.name, opened.revision, model_name(run)) == ("mine", "main", "mine")
+
+
+def test_an_export_has_the_hash_of_the_weights_of_its_run(tmp_path):
+    run = write_run(tmp_path / "run")
+    export_model(run, tmp_path / "exported")
+    assert open_model(run).sha256 == open_model(tmp_path / "exported").sha256
+    assert open_model(run).sha256 != open_model(run, weights="raw").sha256
