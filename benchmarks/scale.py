@@ -28,7 +28,7 @@ from ltg_mdlm.model.flops import flops_per_token
 from ltg_mdlm.model.transformer import ModelConfig, Transformer
 
 SIZES = {
-    "laptop": ModelConfig(
+    "laptop_wide": ModelConfig(
         hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, vocab_size=8192
     ),
     "small": ModelConfig(
@@ -38,7 +38,7 @@ SIZES = {
     "350M": ModelConfig(hidden_size=1024, intermediate_size=3456, num_hidden_layers=24, num_attention_heads=16),
     "1B": ModelConfig(hidden_size=2048, intermediate_size=6912, num_hidden_layers=17, num_attention_heads=32),
 }
-MEASURED = {"laptop": 16, "small": 16, "base": 8}
+MEASURED = {"laptop_wide": 16, "small": 16, "base": 8}
 """Rows of 128 tokens of a step on the CPU."""
 BYTES_PER_PARAMETER = 5 * 4
 TOKENS = {"T = 128": 128, "T = 512": 512}
@@ -183,7 +183,7 @@ def measured() -> str:
     for name in MEASURED:
         for checkpointing in (False, True):
             rows.append(_measured_row(bench(name, checkpointing), "yes" if checkpointing else "no"))
-    rows.append(_measured_row(bench("laptop", False, processes=2), "no"))
+    rows.append(_measured_row(bench("laptop_wide", False, processes=2), "no"))
     header = (
         "parameters",
         "processes",

@@ -302,7 +302,7 @@ def contamination(
         list[Path] | None,
         typer.Option("--text", metavar="PATH", help="Text file or folder that is searched (repeatable)."),
     ] = None,
-    n: Annotated[int, typer.Option("--ngram", min=1, help="Number of words of an n-gram.")] = 8,
+    n: Annotated[int, typer.Option("--ngram", min=1, help="Number of consecutive terms of an n-gram.")] = 8,
     field: Annotated[
         list[str] | None,
         typer.Option("--field", metavar="NAME", help="Field of the evaluation files that holds text (repeatable)."),

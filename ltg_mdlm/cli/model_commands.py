@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from ltg_mdlm.cli.options import AsJson, EvaluationProtocol, ResultsOut, Weights
+from ltg_mdlm.cli.options import AsJson, EvaluationProtocol, ModelPath, ResultsOut, Weights
 from ltg_mdlm.core.terminal import print_table
 
 
@@ -128,7 +128,7 @@ def import_(
 
 
 def finetune(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or checkpoint.")],
+    model: ModelPath,
     *,
     data: Annotated[
         Path,

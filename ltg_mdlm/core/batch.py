@@ -170,7 +170,7 @@ class Corrupted:
     causal_B: Tensor
     """bool: rows that are trained causally, as passed to `corrupt`"""
     hazard_BT: Tensor | None = None
-    """d log p_i / d gamma of every token; None means 1 / rate_B, the hazard of uniform masking"""
+    """d log p_i / d gamma of every token; None means 1 / rate, the hazard of uniform masking"""
     hazard_by_type_BV: Tensor | None = None
     """the hazard that a token of every type would have; only if the probability depends on the type alone"""
     noise: Noise | None = None
@@ -203,11 +203,11 @@ class Supervised:
     masked_N: Tensor
     """bool: the target token itself was selected for masking"""
     rate_N: Tensor
-    """float64: gamma of the row"""
+    """float64: gamma of the row, or of the token if the schedule has rates per token"""
     realised_rate_N: Tensor
     """float32: masked / maskable tokens of the row"""
     slope_N: Tensor
-    """float64: |d gamma / dt| of the row"""
+    """float64: |d gamma / dt| of the row, or of the token"""
     hazard_N: Tensor
     """d log p / d gamma of the target token; 1 / rate if the strategy defines no hazard"""
     hazard_by_type_BV: Tensor | None = None

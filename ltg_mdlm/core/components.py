@@ -113,7 +113,7 @@ class CorpusStatistics:
     num_tokens: int
     """sum of the counts"""
     num_words: int
-    """whitespace-separated words of the source text"""
+    """words of the source text, in the unit of the corpus (`data.words`)"""
 
 
 class CorpusView(ABC):
