@@ -443,7 +443,9 @@ def estimates(folder: Path, pairs: int = 20) -> Iterator[tuple[dict[str, Any], d
             answers = [answer(question, of_texts) for question, of_texts in zip(questions, scores, strict=True)]
             margins.append([found.margin for found in answers])
             correct.append(fmean(found.correct for found in answers))
-            passes = draws or fmean(text.tokens for of_texts in scores for text in of_texts)
+            longest = [max(text.tokens for text in of_texts) for of_texts in scores]  # decides the number of masks
+            as_pll = fmean(text.tokens for of_texts in scores for text in of_texts)
+            passes = draws or (fmean(tokens + tokens % 2 for tokens in longest) if score == "bound" else as_pll)
         figures = {"minimal_pairs": fmean(correct), "passes": passes}
         if score == "bound":
             figures["variance"] = float(np.var(margins, axis=0, ddof=1).mean())

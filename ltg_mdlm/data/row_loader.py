@@ -84,6 +84,8 @@ class RowLoader:
         self._rank, self._world_size = rank, world_size
         self._device = torch.device(device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self.words_before = 0
+        """Words that were seen under other settings, by a run that this one continues"""
         self._sampling, self._choose_rows = sampling, choose_rows
         self._built_ahead: dict[int, Future[list[Batch]]] = {}  # by step; at most one
         # Two epochs in use, and for `words_seen` the epoch that each earlier stage ended in.
@@ -107,8 +109,8 @@ class RowLoader:
         return [_moved(batch, self._device) for batch in batches]
 
     def words_seen(self, step: int) -> int:
-        """Words of the text in the global batches of the steps 0 to `step`; 0 for step -1."""
-        return self._seen(step)[0]
+        """Words of the text in the global batches of the steps 0 to `step`, and `words_before`."""
+        return self.words_before + self._seen(step)[0]
 
     def tokens_seen(self, step: int) -> int:
         """Tokens without padding in the global batches of the steps 0 to `step`; 0 for step -1."""

@@ -90,8 +90,10 @@ class RunReport:
     rows: int
     tokens: int
     words: int
+    corpus_words: int
+    """Words of the training text."""
     text_words: int
-    """Words of the training text, or their equivalent in English if it was cut to a budget."""
+    """The same, or their equivalent in English if the text was cut to a budget."""
     stages: list[str]
     providers: dict[str, str]
     gpu_hours: float
@@ -115,6 +117,7 @@ class RunReport:
             "tokens": self.tokens,
             "words": self.words,
             "word_unit": self.config.data.words,
+            "corpus_words": self.corpus_words,
             "text_words": self.text_words,
             "babylm_track": track_of(self.text_words),
             "h200_hours": round(self.gpu_hours, 3),
@@ -134,6 +137,8 @@ class RunReport:
         slots = ", ".join(f"{slot}: {plugin}" for slot, plugin in self.providers.items())
         precision = self.config.training.precision
         decides = "row_order" in self.providers
+        same = self.text_words == self.corpus_words
+        adjusted = "" if same else f"; the text is as large as {self.text_words:,} words of English"
         lines = [
             self.config.to_yaml(),
             f"parameters   {self.parameters:,}",
@@ -146,8 +151,8 @@ class RunReport:
             ),
             *([f"{'':12} and {more} more sources (--json)"] if (more := len(self.sources) - MAX_SOURCES) > 0 else []),
             *(["sources      the plugin in the slot row_order decides how often each is seen"] if decides else []),
-            f"words        {self.text_words:,} of text, {self.words:,} seen; unit: {self.config.data.words};"
-            f" BabyLM track: {track_of(self.text_words) or 'none, too many'}",
+            f"words        {self.corpus_words:,} of text, {self.words:,} seen; unit: {self.config.data.words}"
+            f"{adjusted}; BabyLM track: {track_of(self.text_words) or 'none, too many'}",
             f"H200 hours   {_hours(self.gpu_hours)} (at {ASSUMED_UTILISATION:.0%} of the matrix peak; an estimate)",
             *([f"hours here   {_hours(self.hours_here)} ({self.machine}; an estimate)"] if self.hours_here else []),
             *([f"corpus       {self.verified}"] if self.verified else []),
@@ -204,7 +209,8 @@ def describe_run(settings: Settings, *, verify: bool = False, measure: bool = Fa
         words = sum(seen.values())
     sources = {name: SourceUse(count, seen[name]) for name, count in by_source.items()}
     train_entry = resolved.corpus.description.get("splits", {}).get("train", {})
-    text_words = train_entry.get("budget_size", resolved.corpus.train.num_words)
+    corpus_words = resolved.corpus.train.num_words
+    text_words = train_entry.get("budget_size", corpus_words)
     is_uniform = sampling is None and components.row_order is None
     flops = sum(
         stage.rows
@@ -239,6 +245,7 @@ def describe_run(settings: Settings, *, verify: bool = False, measure: bool = Fa
         rows=totals.rows,
         tokens=totals.tokens,
         words=words,
+        corpus_words=corpus_words,
         text_words=text_words,
         stages=schedule.describe(uniform=is_uniform),
         providers=components.providers,
@@ -246,7 +253,8 @@ def describe_run(settings: Settings, *, verify: bool = False, measure: bool = Fa
         verified=resolved.corpus.verify() if verify else None,
         hours_here=hours_here,
         machine=machine,
-        warnings=warnings + budget_warnings(totals.epochs, words, text_words, sources),
+        warnings=warnings
+        + budget_warnings(totals.epochs, round(words * text_words / max(corpus_words, 1)), text_words, sources),
         sources=sources if components.row_order is None else {},
     )
 
@@ -315,8 +323,8 @@ def budget_warnings(epochs: float, words: int, text_words: int, sources: Mapping
 
     Args:
         epochs: passes over the training text
-        words: words that the whole training sees
-        text_words: words of the training text; in other languages than English, their equivalent
+        words: words that the whole training sees; in other languages than English, their equivalent
+        text_words: words of the training text, or their equivalent
         sources: how often each source is seen
     """
     warnings = []

@@ -321,4 +321,5 @@ class Trainer:
         self.recipe.load_state_dict(state.components)
         rows = {k.removeprefix("data/"): v for k, v in state.components.items() if k.startswith("data/")}
         run.loader.load_state_dict(rows)
+        run.loader.words_before = state.words_seen - run.loader.words_seen(state.step - 1)
         self.next_step = state.step

@@ -157,6 +157,23 @@ def test_a_curriculum_over_training_repeats_easy_documents_before_hard_ones():
     assert np.average(times_P, weights=plan.size_P) == pytest.approx(5, abs=0.3)
 
 
+def test_a_curriculum_over_training_sees_documents_of_one_difficulty_equally_often_in_all_row_lengths():
+    schedule = schedule_of(5, stages=[(0, 16), (0.5, 32)])
+    sampling = EpochSampling(
+        split=SPLIT, schedule=schedule, seed=0, difficulty_D=np.zeros(SPLIT.num_documents), over_training=True
+    )
+    tokens_D = np.zeros(SPLIT.num_documents)
+    for number, stage in enumerate(schedule.stages):
+        for epoch in range(-(-stage.rows // stage.plan.rows)):
+            order, count = sampling.order(number, epoch), min(stage.rows - epoch * stage.plan.rows, stage.plan.rows)
+            piece_I = order.piece_C[: order.bound_R1[count]]
+            np.add.at(tokens_D, stage.plan.pieces.document_P[piece_I], stage.plan.size_P[piece_I])
+    length_D = np.bincount(schedule.stages[0].plan.pieces.document_P, schedule.stages[0].plan.size_P)
+    times_D = tokens_D / length_D
+    assert (np.abs(times_D - 5) < 2).mean() > 0.9
+    assert (times_D == 0).mean() < 0.03
+
+
 def test_a_curriculum_of_more_epochs_than_documents_still_fills_its_rows():
     split = split_of_lengths([40, 30])
     schedule = BatchSchedule.plan(split, stages=[(0, 16)], global_batch_rows=1, epochs=9)

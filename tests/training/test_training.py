@@ -139,6 +139,17 @@ def test_a_path_to_resume_from_is_for_the_first_start(tmp_path: Path):
     assert "is finished" in run(tmp_path / "new", "optimizer.lr=0.02", **options)[0].output
 
 
+def test_words_of_a_continued_run_include_those_of_the_other_settings(tmp_path: Path):
+    run(tmp_path / "old", "training.max_steps=4", plugin="faulty")
+    options = {"plugin": "faulty", "resume": str(tmp_path / "old")}
+    for faults in (({"at": "step 6", "do": "SIGTERM"},), ()):
+        run(tmp_path / "new", "training.global_batch_rows=12", faults=faults, **options)
+    before, words = ({row["step"]: row["words_seen"] for row in rows(tmp_path / name)} for name in ("old", "new"))
+    per_step = [words[step + 1] - words[step] for step in range(5, 11)]
+    assert before[4] < words[5] < before[4] + 2 * max(per_step)
+    assert min(per_step) > 1.5 * (before[4] - before[1]) / 3  # batches of twice the size
+
+
 def test_a_checkpoint_beyond_the_last_step_is_an_error(tmp_path: Path):
     run(tmp_path / "old", "training.max_steps=4")
     outcome = run(tmp_path / "new", "training.max_steps=3", resume=str(tmp_path / "old"))[0]
