@@ -106,7 +106,7 @@ def harness(
         )
         require_fit(trained, rule)
         folder = model_folder(out, trained) / "harness" / BACKENDS[rule.score]
-        require_writable(folder)
+        require_writable(folder / "file")
         if ranks.is_main:
             typer.echo("reading the list of tasks and their data; lm-eval needs several seconds", err=True)
         task_manager, loaded = load_tasks(settings)

@@ -88,6 +88,7 @@ def sweep_run(
     Points that are finished are not trained again. If a point diverges (too many non-finite updates), the others are
     trained all the same, and the exit code is 3. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
     """
+    from ltg_mdlm.core.preemption import StopRequest
     from ltg_mdlm.reporting.html_report.page import Extent, write_report
     from ltg_mdlm.reporting.run_table import read_run, text_table
     from ltg_mdlm.training.launch import EXIT_DONE, EXIT_NON_FINITE, exit_code, launch
@@ -97,9 +98,9 @@ def sweep_run(
     if index is not None:
         raise typer.Exit(exit_code(launch(sweep.settings(sweep.point(index)), resume)))
     settings = [sweep.settings(point) for point in sweep.points]  # all mistakes are found before the first point
-    final = EXIT_DONE
+    final, stop = EXIT_DONE, StopRequest()  # for all points: a signal at the end of one ends the next at its start
     for of_point in settings:
-        outcome = launch(of_point, resume)
+        outcome = launch(of_point, resume, stop)
         if outcome == EXIT_NON_FINITE:  # a result of this point; the others are trained all the same
             final = outcome
         elif outcome != EXIT_DONE:

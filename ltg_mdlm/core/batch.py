@@ -67,9 +67,9 @@ class Step:
     seed: int
     """`seed` of the run"""
     step: int
-    """index of the step, from 0"""
+    """index of the step, from 0; 0 in validation"""
     progress: float
-    """step / max_steps, in [0, 1)"""
+    """step / max_steps, in [0, 1); 1 in the validation after the last step"""
     epoch: float
     """passes over the training split before this step"""
     rows: int

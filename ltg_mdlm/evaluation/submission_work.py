@@ -216,7 +216,8 @@ class SubmissionWork(ABC):
         if revision != MAIN:
             # `eval suite` names these as well, but the name of the checkpoint says how many words it has seen.
             del request["step"], request["words_seen"]
-            request[WEIGHTS_HASH] = self._weights(revision)
+            with suppress(UserError):  # of a damaged checkpoint, whose jobs fail when they run
+                request[WEIGHTS_HASH] = self._weights(revision)
         return request
 
     def _finetuning(self, files: TaskFiles) -> Job:
@@ -238,9 +239,12 @@ class SubmissionWork(ABC):
     def run(self, worker: Worker, say: Callable[[str], None]) -> list[str]:
         """Run the jobs of a worker that are not done; returns a line for every job that failed.
 
-        Raises UserError, before anything is scored, if a result folder holds the result of another evaluation.
+        Raises UserError, before anything is scored, if a result folder holds the result of another evaluation, or
+        cannot be written.
         """
         mine = [job for job in worker.share(self.jobs) if not job.done]
+        for job in mine:
+            require_writable(job.folder)
         total, finished, started, failed = sum(job.cost for job in mine), 0.0, time.monotonic(), []
         for number, job in enumerate(mine, 1):
             began = time.monotonic()

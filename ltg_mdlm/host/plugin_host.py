@@ -83,17 +83,22 @@ class Host:
             warnings += [f"{name}: {text}" for text in self._as_list(name, hook, texts, str)]
         return warnings
 
-    def options_without_effect(self, providers: Mapping[str, str]) -> list[str]:
-        """Warnings of options that were set, although another plugin fills the slot that they belong to.
-
-        `providers` has the plugin of every slot, as in `Components.providers`.
-        """
-        return [
-            f"{name}: {option} has no effect, because {providers[slot]} provides the {slot}"
+    def component_warnings(self, components: Components) -> list[str]:
+        """Warnings of options that belong to a slot of another plugin, and of state that a trained model lacks."""
+        providers = components.providers
+        warnings = [
+            f"{name}: {option} has no effect, because {providers.get(slot, 'no plugin')} provides the {slot}"
             for name, options in self._options.items()
             for option, slot in options.slot_of_option.items()
-            if providers[slot] != name and getattr(options, option) != type(options).model_fields[option].default
+            if providers.get(slot) != name and getattr(options, option) != default_of(type(options), option)
         ]
+        slot = "time_conditioning"
+        if components.time_conditioning.state_dict() or any(name.startswith(f"{slot}/") for name in components.modules):
+            warnings.append(
+                f"{providers[slot]}: evaluation and export open a model without the state of its {slot};"
+                " what it learns must be in its `embedding`, which belongs to the model"
+            )
+        return warnings
 
     def build(self, context: RunContext, statistics: CorpusStatistics) -> Components:
         """Pass the corpus statistics to the plugins, fill every slot, and record the provenance in `config`.
@@ -142,6 +147,14 @@ class Host:
                 modules[f"{slot}/{part}"] = module.to(context.device)
             if parts and type(component).own_loss is Component.own_loss:
                 raise UserError(f"{where} returned learned parts, but {type(component).__name__} defines no own_loss")
+        first_part: dict[int, str] = {}
+        for part, module in modules.items():
+            for parameter in module.parameters():
+                if (first := first_part.setdefault(id(parameter), part)) != part:
+                    raise UserError(
+                        f"the learned parts {first} and {part} share a parameter, which would be updated twice in a"
+                        " step\n  return them as one torch.nn.ModuleDict"
+                    )
         return modules
 
     def fill(self, slot: str, context: RunContext) -> Filled:
@@ -349,6 +362,11 @@ def seeded(context: RunContext, purpose: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
         torch.manual_seed(stream_key(context.seed, "initial weights", purpose)[0])
         yield
+
+
+def default_of(options: type[PluginOptions], name: str) -> Any:
+    """The default value of an option."""
+    return options.model_fields[name].get_default(call_default_factory=True)
 
 
 def in_one_order(value: Any, plain: Any) -> Any:

@@ -153,6 +153,10 @@ def trained_schedule(trained: TrainedModel) -> RateSchedule:
     config = stored_config(trained.about["config"], trained.source)
     filled = Host(config).fill("noise_schedule", run_context(config, trained.tokenizer, Ranks.alone()))
     schedule: RateSchedule = filled.component
+    if filled.component.state_dict() or filled.component.modules():
+        raise UserError(
+            f"--schedule trained: that of {filled.plugin} has learned, and its state is not opened; leave it out"
+        )
     low, high = schedule.rate(torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64), 1.0).tolist()
     if low > 0.01 or high < 0.99:
         raise UserError(

@@ -283,7 +283,8 @@ def _rate_table(trained: TrainedModel) -> RateTable | None:
 def _without_folders(value: Any) -> Any:
     """The value with every path reduced to its last part, so that no folders of this machine are published."""
     if isinstance(value, Mapping):
-        return {key: _without_folders(part) for key, part in value.items()}
+        # Units of words, such as characters/2, and names of sources are no paths.
+        return {key: part if key in ("words", "order") else _without_folders(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
     return Path(value).name if isinstance(value, str) and "/" in value else value

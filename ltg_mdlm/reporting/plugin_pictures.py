@@ -129,7 +129,8 @@ def measured_masking(components: Components, config: RunConfig, corpus: Corpus, 
     )
     rank_V = frequency_rank(corpus_statistics(config, corpus).token_count_V)
     measured = masking_by_rank(components.masking, rows.batches, rank_V, step)
-    return masking_panels(measured, ", end of training")
+    adapts = components.masking.state_dict() or any(name.startswith("masking/") for name in components.modules)
+    return masking_panels(measured, ", before training" if adapts else ", end of training")
 
 
 def title_of(name: str, config: RunConfig) -> str:
@@ -189,11 +190,12 @@ def mask_at(masking: MaskingStrategy, batch: Batch, rate: float, step: Step) -> 
     rate_B = torch.full(batch.row_B.shape, rate, dtype=torch.float64)
     noise = Noise(t_B=rate_B, rate_B=rate_B, slope_B=torch.ones_like(rate_B))
     causal_B = torch.zeros_like(batch.row_B, dtype=torch.bool)
-    masked_BT = masking.corrupt(batch, causal_B, noise, step).masked_BT
+    masked_BT = masking.corrupt_views(batch, causal_B, noise, step)[0].masked_BT
     if type(masking).mask_probability is not MaskingStrategy.mask_probability:
         return masking.mask_probability(batch, noise, step), masked_BT
     others = [replace(step, step=step.step + number) for number in range(1, ESTIMATE_STEPS + 1)]
-    drawn = [masking.corrupt(batch, causal_B, noise, other).masked_BT.double() for other in others]
+    views = (masking.corrupt_views(batch, causal_B, noise, other)[0] for other in others)
+    drawn = [view.masked_BT.double() for view in views]
     return torch.stack(drawn).mean(0), masked_BT
 
 

@@ -98,6 +98,11 @@ class RunFolder:
                 " choose another folder with --out"
             )
 
+    def holds(self, path: Path) -> bool:
+        """Whether a path is inside the run folder, also behind links to its checkpoints."""
+        parent = Path(os.path.abspath(path)).parent
+        return parent.resolve() == self.checkpoints.resolve() or path.resolve().is_relative_to(self.path.resolve())
+
     def require_claimed(self) -> None:
         """Raises UserError if this process claimed the folder, and it is no longer at its path, or no longer its own.
 

@@ -50,6 +50,9 @@ def every_learned_part_learns_from_its_own_loss(subject: PluginUnderTest) -> Non
                         moved.add(name)
                 else:
                     moved.add(name)
+            # A part may begin with weights of zero in its last layer, which let nothing else learn in the first step.
+            trainer.run.optimizer.step(step.lr)
+            trainer.run.optimizer.zero_grad()
         if idle := learned.keys() - moved:
             raise Violation(
                 f"{subject.label}: own_loss of its components",

@@ -29,8 +29,8 @@ UNKNOWN = "no_such_option_of_any_plugin"
 COND_DIM = 12
 """Width of the embeddings that are tested."""
 
-STEPS, ROWS = 200, 64
-"""Steps of a run, and rows of its global batches, for row modes."""
+STEPS, EPOCHS, ROWS = 100, 10, 64
+"""Steps and epochs of a run, and rows of its global batches, for row modes."""
 
 CPU = torch.device("cpu")
 
@@ -183,7 +183,8 @@ def conditioning_and_schedule_leave_their_inputs_as_they_are(subject: PluginUnde
 
 def step_at(index: int) -> Step:
     """A step of a run in which all steps have the same number of rows."""
-    return Step(seed=0, step=index, progress=index / STEPS, epoch=index / STEPS, rows=ROWS, first_row=index * ROWS)
+    progress = index / STEPS
+    return Step(seed=0, step=index, progress=progress, epoch=EPOCHS * progress, rows=ROWS, first_row=index * ROWS)
 
 
 @check(found)

@@ -89,7 +89,7 @@ def all_masked(components: Components, batch: Batch, noise: Noise, step: Step) -
         causal_B=causal_B,
         hazard_BT=hazard_BT,
         hazard_by_type_BV=hazard_by_type_BV,
-        carry_BT=strategy.corrupt(batch, causal_B, noise, step).carry_BT,
+        carry_BT=strategy.corrupt_views(batch, causal_B, noise, step)[0].carry_BT,
     )
     return micro_batch_of(batch, corrupted, noise)
 

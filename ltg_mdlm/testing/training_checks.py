@@ -32,12 +32,9 @@ from ltg_mdlm.testing.plugin_under_test import (
 from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
 from ltg_mdlm.testing.row_order_checks import a_run_resumed_in_mid_epoch_takes_the_same_rows
 from ltg_mdlm.testing.sample_rows import require_equal, unchanged
-from ltg_mdlm.testing.training_steps import Steps, take_steps, train_steps, trainer_of
+from ltg_mdlm.testing.training_steps import NO_DROPOUT, Steps, take_steps, train_steps, trainer_of
 from ltg_mdlm.training.metric_sinks import Row
 from ltg_mdlm.training.trainer import Trainer
-
-NO_DROPOUT = "model.dropout=0"
-"""For comparisons of different splits, since dropout is drawn per micro-batch and rank."""
 
 ROUNDING = 1e-3
 """Relative tolerance for sums in another order, over a few steps of training."""
@@ -187,6 +184,7 @@ def validation_leaves_the_state_as_it_is(subject: PluginUnderTest) -> None:
         assert validator is not None
         with validated.run.ema.swap():
             validator(0.5, 1.0)
+            validator(1.0, validated.run.schedule.epoch(validated.run.schedule.max_steps))  # after the last step
         where = parts[0].where("corrupt") if len(parts) == 1 else f"{subject.label}: its components"
         advice = "count and adapt only if step.training"
         for key, value in validated.recipe.state_dict().items():

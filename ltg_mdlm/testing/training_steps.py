@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.preemption import StopRequest
@@ -74,9 +74,20 @@ class Steps:
         return [float(row["loss"]) for row in self.rows]
 
 
+NO_DROPOUT = "model.dropout=0"
+"""For comparisons of different splits, since dropout is drawn per micro-batch and rank."""
+
+
 def train_steps(plugin: PluginUnderTest, *sets: str, steps: int = 5, ranks: Ranks | None = None) -> Steps:
-    """Train a tiny model for `steps` steps. `sets` are further settings, `key.path=value`."""
+    """Train a tiny model for `steps` steps. `sets` are further settings, `key.path=value`.
+
+    With `NO_DROPOUT` among them, learned parts have none either.
+    """
     with trainer_of(plugin, *sets, ranks=ranks) as (trainer, rows):
+        if NO_DROPOUT in sets:
+            for module in trainer.run.loss.modules():  # also that of learned parts
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.p = 0.0
         take_steps(trainer, steps)
         recipe = trainer.recipe
         state = {key: value.detach().clone() for key, value in recipe.state_dict().items()}

@@ -184,7 +184,7 @@ def resolve(settings: Settings) -> Resolved:
     host.config = with_word_unit(host.config, corpus)
     schedule = batch_schedule(host.config, corpus)
     components = components_of(host, corpus, schedule, Ranks.alone())
-    warnings += host.options_without_effect(components.providers)
+    warnings += host.component_warnings(components)
     return Resolved(host.config, warnings, corpus, schedule, components)
 
 

@@ -135,12 +135,13 @@ def require_same_slots(before: Mapping[str, Any], now: Mapping[str, Any], where:
 
     old, new = before.get("provenance", {}), now["provenance"]
     listed = [slot for slot in (*SLOTS, "optimizer") if slot in old or (old and slot in OPTIONAL_SLOTS)]
+    listed += sorted(slot for slot in old.keys() & new.keys() if slot.startswith("observer"))
     changed = [
         f"{slot} was filled by {named(old.get(slot))}, now by {named(new.get(slot))}"
         for slot in listed
         if old.get(slot, {}).get("plugin") != new.get(slot, {}).get("plugin")
     ]
-    _require_unchanged(changed, where, "install the versions that it was trained with")
+    _require_unchanged(changed, where, "install the versions that it was trained with, give them in the same order")
 
 
 def require_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -21,6 +22,7 @@ from ltg_mdlm.core.peer_watch import PeerWatch
 from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.core.settings import Settings
 from ltg_mdlm.core.terminal import busy
+from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
 from ltg_mdlm.host.run_context import open_corpus
@@ -52,7 +54,6 @@ from ltg_mdlm.training.environment import previous_start, start_facts
 from ltg_mdlm.training.metric_sinks import (
     ConsoleSink,
     JSONLines,
-    Sink,
     TensorBoardSink,
     WandbSink,
     require_tensorboard,
@@ -80,10 +81,13 @@ RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """Environment variables with the number of times that Slurm or torchrun have started a command before."""
 
 
-def launch(settings: Settings, resume: str = "auto") -> int:
+def launch(settings: Settings, resume: str = "auto", stop: StopRequest | None = None) -> int:
     """Train until the run is finished, preempted or failed.  Returns the exit code.
 
-    `resume` is "auto", "never", or the path of a checkpoint or run folder; see `resume_of_this_start`.
+    Args:
+        settings: of the run
+        resume: "auto", "never", or the path of a checkpoint or run folder; see `resume_of_this_start`
+        stop: receives the stop signals; if it already has one, training ends before its first step
 
     Raises UserError.  Wrong settings, a wrong corpus and a wrong `resume` are found before anything is written.
     """
@@ -92,9 +96,10 @@ def launch(settings: Settings, resume: str = "auto") -> int:
     with (
         Ranks.setup(threads=config.training.threads, gpu_timeout=STEP_TIMEOUT) as ranks,
         # Left first, so that SIGTERM ends a process that hangs while it leaves the process group after an error.
-        StopRequest(can_save=False) as stop,
+        stop or StopRequest() as stop,
         ResourceMeter(ranks) as meter,
     ):
+        stop.can_save = False
         require_same_program(host, ranks)
         if config.logging.tensorboard:
             require_tensorboard()
@@ -132,7 +137,7 @@ def launch(settings: Settings, resume: str = "auto") -> int:
         with busy("building the model and the order of the rows", show=ranks.is_main):
             resumes = on_main(ranks, lambda: resume not in RESUME_MODES or has_checkpoint(folder))
             run = build_run(host, corpus, ranks, resumes=resumes)
-        for text in host.options_without_effect(run.recipe.components.providers):
+        for text in host.component_warnings(run.recipe.components):
             console.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
         with on_main(ranks, folder.claim, share=False) or nullcontext():
@@ -190,7 +195,7 @@ def resume_of_this_start(folder: RunFolder, resume: str) -> str:
         return "auto" if starts_again else resume
     if resume == "auto":
         return resume
-    if not Path(resume).resolve().is_relative_to(folder.path.resolve()):
+    if not folder.holds(Path(resume)):
         return "auto" if has_checkpoint(folder) else resume
     if starts_again and (newest := newest_checkpoint(folder.checkpoints)) is not None:
         # By another object: this process may not own the folder yet, and what `folder` has read is kept.
@@ -256,15 +261,20 @@ def prepare_trainer(
         "start": len(folder.read_environment()) if run.ranks.is_main else None,
     }
     notes: list[str] = []
+    is_other = False
     if checkpoint is not None:
         before = read_about(checkpoint)
+        kept = RunFolder(checkpoint.absolute().parent.parent).tokenizer_file
+        if "tokenizer" not in before and kept.is_file():  # checkpoints of old versions do not say
+            before |= {"tokenizer": Tokenizer.read(kept).fingerprint}
         require_same_distributions(before.get("versions", {}), about["versions"], checkpoint)
         require_same_slots(before, about, checkpoint)
         require_same_tokenizer(before, about, checkpoint)
-        if checkpoint.resolve().is_relative_to(folder.path.resolve()):
+        if folder.holds(checkpoint):
             require_same_text(before, about, checkpoint)
         else:
             notes += differences_of_origin(before, about, checkpoint)
+            is_other = bool(notes)
         notes += resume_notes(before, about)
     checkpoints = Checkpoints(
         folder.checkpoints,
@@ -278,6 +288,10 @@ def prepare_trainer(
         require_folder=folder.require_claimed,
     )
     state = checkpoints.load(checkpoint, verify=False) if checkpoint is not None else None
+    if state is not None and is_other and run.recipe.components.row_order is None:
+        # Epochs of a mixture or a curriculum of other settings are not those of this run.
+        components = {name: value for name, value in state.components.items() if not name.startswith("data/")}
+        state = replace(state, components=components)
     first_step = state.step if state is not None else 0
     if first_step > run.schedule.max_steps:
         raise UserError(
@@ -295,22 +309,13 @@ def prepare_trainer(
         with write_errors(folder.metrics_file, "\n  nothing saved is lost; correct this, then run the same command"):
             if checkpoint is not None:
                 # Metrics end here now; if this process dies before it saves, the next one continues here as well.
+                folder.write_status(Status("running", first_step))
                 continue_from(checkpoint, folder.checkpoints)
             # A run that starts again has no metrics, not even those of step 0.
             damaged = truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
         if damaged:
             console.print(f"note: {damage(damaged)}", style="yellow", soft_wrap=True)
         return JSONLines(folder.metrics_file, folder.require_claimed)
-
-    sinks: list[Sink] = []
-    display = None
-    if (metrics := on_main(run.ranks, start_files, share=False)) is not None:
-        display = ConsoleSink(first_step, run.schedule.max_steps, console)
-        sinks += [metrics, display]
-        if (mode := wandb_mode(config.logging)) is not None:
-            sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
-        if config.logging.tensorboard:
-            sinks.append(TensorBoardSink(folder.path, purge_step=first_step + 1 if state is not None else 0))
 
     def report(text: str, facts: Mapping[str, Any]) -> None:
         console.print(text, soft_wrap=True)
@@ -322,10 +327,20 @@ def prepare_trainer(
         if run.ranks.is_main:
             folder.add_to_environment(facts)
 
-    trainer = Trainer(run, checkpoints, sinks, stop, report, record_use, display)
+    trainer = Trainer(run, checkpoints, [], stop, report, record_use)
     if state is not None:
         with failures_named(run.recipe.components, lambda _: f"while it was restored from {checkpoint}"):
             trainer.restore(state)
+    # Only now: a checkpoint that cannot be restored changes nothing.
+    if (metrics := on_main(run.ranks, start_files, share=False)) is not None:
+        trainer.console = ConsoleSink(first_step, run.schedule.max_steps, console)
+        trainer.sinks = [metrics, trainer.console]
+        if (mode := wandb_mode(config.logging)) is not None:
+            trainer.sinks.append(WandbSink(folder.path, config.logging, mode, config.model_dump(mode="json")))
+        if config.logging.tensorboard:
+            purge_step = first_step + 1 if state is not None else 0
+            trainer.sinks.append(TensorBoardSink(folder.path, purge_step=purge_step))
+    if state is not None:
         console.print(f"resuming from step {first_step} of {run.schedule.max_steps}", soft_wrap=True)
     return trainer
 

@@ -60,7 +60,8 @@ def own_losses(
             own_K = component.own_loss(views.observations, views.corrupteds, logits)
             checks.own_loss(slot, component, own_K)
             if own_K is not None:
-                total = total + (own_K / denominators_K).sum()
+                # A single sum is over the positions of all groups.
+                total = total + (own_K / (denominators_K if len(own_K) > 1 else denominators_K.sum())).sum()
     return total
 
 

@@ -177,7 +177,8 @@ def _validation_line(row: Row) -> str:
         parts.append(f"loss {row['valid/loss']:.4f}")
         if "valid/bound" in row:
             parts.append(f"bound {row['valid/bound']:.4f} ± {row['valid/bound_standard_error']:.4f} nats per token")
-        parts.append(f"accuracy {float(row['valid/accuracy']):.1%}")
+        if "valid/accuracy" in row:
+            parts.append(f"accuracy {float(row['valid/accuracy']):.1%}")
     if "valid/causal_nll" in row:
         parts.append(f"causal {row['valid/causal_nll']:.4f}")
     if "valid/minimal_pairs" in row:

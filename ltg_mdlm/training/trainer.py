@@ -42,7 +42,7 @@ class Trainer:
         self,
         run: Run,
         checkpoints: Checkpoints,
-        sinks: Sequence[Sink],
+        sinks: list[Sink],
         stop: StopRequest,
         report: Report = lambda *_: None,
         record_use: Callable[[], None] = lambda: None,

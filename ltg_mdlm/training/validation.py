@@ -109,7 +109,7 @@ class Validator:
         }
 
     def _objective(self, step: Step) -> dict[str, float]:
-        """The training objective, its value as a bound if it is one, and accuracies at masked positions."""
+        """The training objective, its value as a bound if it is one, and accuracies if there are masked positions."""
         groups = len(self._recipe.components.objective.group_names)
         terms_K = torch.zeros(groups, device=self._device)
         denominators_K = torch.zeros(groups, device=self._device)
@@ -143,11 +143,13 @@ class Validator:
         self._recipe.own_visibility |= own_visibility > 0  # a rank may have no rows
         metrics = {
             "valid/loss": float((terms_K / denominators_K.clamp(min=torch.finfo(torch.float32).tiny)).sum()),
-            "valid/masked_nll": nll / max(masked, 1),
-            "valid/accuracy": correct / max(masked, 1),
-            "valid/accuracy_frequent": frequent_correct / max(frequent, 1),
-            "valid/accuracy_rare": rare_correct / max(rare, 1),
         }
+        if masked:
+            metrics |= {"valid/masked_nll": nll / masked, "valid/accuracy": correct / masked}
+        if frequent:
+            metrics["valid/accuracy_frequent"] = frequent_correct / frequent
+        if rare:
+            metrics["valid/accuracy_rare"] = rare_correct / rare
         if self._recipe.is_bound and step.causal_R is None:
             metrics[f"valid/training_{self._recipe.bound_name}"] = (float(terms_K.sum()) + constant) / max(maskable, 1)
         return metrics

@@ -377,5 +377,5 @@ def test_options_that_are_sets_are_written_in_one_order():
 def test_options_of_slots_that_another_plugin_fills_are_warnings(plugins, sets, expected):
     settings = load_settings(plugins=plugins, sets=sets)
     host = Host(settings.config)
-    warnings = host.options_without_effect(host.build(toy.context(), toy.statistics(toy.zipfian_counts())).providers)
+    warnings = host.component_warnings(host.build(toy.context(), toy.statistics(toy.zipfian_counts())))
     assert [text.split()[1] for text in warnings] == expected

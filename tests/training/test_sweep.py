@@ -245,7 +245,9 @@ def test_a_signal_ends_the_sweep_and_not_only_its_point(sweep, run, tmp_path, mo
     """torchrun would take another exit code than 0 for a failure."""
     monkeypatch.chdir(tmp_path)
     begun = []
-    monkeypatch.setattr(launch, "launch", lambda settings, resume: begun.append(settings) or launch.EXIT_PREEMPTED)
+    monkeypatch.setattr(
+        launch, "launch", lambda settings, resume, stop: begun.append(settings) or launch.EXIT_PREEMPTED
+    )
     opened = sweep(grid={"optimizer.lr": [0.1, 0.2]})
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert run("sweep", "run", str(opened.path))[0] == 75
@@ -258,7 +260,7 @@ def test_a_point_that_diverges_does_not_end_the_sweep(sweep, run, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(page, "write_report", lambda *_, **__: None)
     outcomes = [launch.EXIT_NON_FINITE, launch.EXIT_DONE]
-    monkeypatch.setattr(launch, "launch", lambda settings, resume: outcomes.pop(0))
+    monkeypatch.setattr(launch, "launch", lambda settings, resume, stop: outcomes.pop(0))
     code, out, _ = run("sweep", "run", str(sweep(grid={"optimizer.lr": [0.1, 0.2]}).path))
     assert (code, outcomes) == (3, [])
     assert "report: " in out

@@ -26,6 +26,7 @@ from ltg_mdlm.reporting.html_report.run_groups import (
     CORPUS,
     PLUGINS,
     Group,
+    RunRecord,
     differing,
     setting_text,
     shown,
@@ -101,7 +102,8 @@ def summarise(groups: Sequence[Group], values: Sequence[Value]) -> pd.DataFrame:
     frame = pd.DataFrame(values, columns=Value._fields).astype({"value": float, "standard_error": float})
     frame = frame[np.isfinite(frame["value"])]
     by_group = frame.groupby(["figure", "scoring", "group"], sort=False)
-    found = by_group[["format", "lower_is_better", "remark", "standard_error", "corpus"]].first()
+    found = by_group[["format", "lower_is_better", "standard_error", "corpus"]].first()
+    found["remark"] = by_group["remark"].max()  # of any run
     found["mean"], found["runs"] = by_group["value"].mean(), by_group["value"].size()
     found["error"] = by_group["value"].sem().where(found["runs"] > 1, found["standard_error"])
     # A property of the text, equal in all runs, has no error.
@@ -254,21 +256,27 @@ def ambiguous(groups: Sequence[Group]) -> list[str]:
     return sorted(name for name, times in names.items() if times > 1)
 
 
-def _result_folders(groups: Sequence[Group], results: Path | None) -> Iterator[tuple[Group, Path]]:
-    """The folders with the results of the last checkpoints of runs whose name is unique."""
+def _result_folders(groups: Sequence[Group], results: Path | None) -> Iterator[tuple[Group, RunRecord, Path]]:
+    """Runs whose name is unique, and the folders with the results of their last checkpoints."""
     if results is not None:
         unclear = set(ambiguous(groups))
         for group in groups:
-            yield from ((group, results / run.name / MAIN) for run in group.runs if run.name not in unclear)
+            yield from ((group, run, results / run.name / MAIN) for run in group.runs if run.name not in unclear)
+
+
+def _earlier(summary: Mapping[str, Any], run: RunRecord) -> str:
+    """A remark if the results are of an earlier checkpoint than the last one."""
+    step, last = summary.get("step"), run.row.step
+    return f"at step {step}" if type(step) is int and last not in (None, step) else ""
 
 
 def evaluation_values(groups: Sequence[Group], results: Path | None) -> pd.DataFrame:
     """The main metric of every task and scoring of the runs' last checkpoints; higher is better."""
     values = []
-    for group, folder in _result_folders(groups, results):
+    for group, run, folder in _result_folders(groups, results):
         for file in folder.rglob("summary.json"):
-            if not any(part.startswith(TEMPORARY) for part in file.parts):
-                values += [value._replace(group=group.code) for value in [read_result(file)] if value is not None]
+            if not any(part.startswith(TEMPORARY) for part in file.parts) and (value := read_result(file)):
+                values.append(value._replace(group=group.code, remark=_earlier(read_object(file), run)))
     return summarise(groups, sorted(values, key=lambda value: (value.figure, value.scoring)))
 
 
@@ -314,7 +322,7 @@ GENERATION = {
 def generation_values(groups: Sequence[Group], results: Path | None) -> pd.DataFrame:
     """Metrics of samples by sampling rule, those of held-out text last."""
     values = []
-    for group, folder in _result_folders(groups, results):
+    for group, _, folder in _result_folders(groups, results):
         for name, way, value in _sample_metrics(folder / "generation" / "summary.json"):
             label, form, lower_is_better = GENERATION[name]
             ranked = None if way.startswith("real text") else lower_is_better
