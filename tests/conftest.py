@@ -12,12 +12,19 @@ from hypothesis import settings
 from support.distributions import find_distributions
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
-if not has_gpu:  # then Triton's kernels are tested by its interpreter, which is chosen when triton is imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile("shared_machine", deadline=None)
 settings.load_profile("shared_machine")
 find_distributions()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `pytest -m gpu` uses a GPU: other tests compare bits, and start more processes than there are GPUs."""
+    has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        has_gpu = False
+    if not has_gpu:  # then Triton's kernels are tested by its interpreter, which is chosen when triton is imported
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

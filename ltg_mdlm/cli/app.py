@@ -5,10 +5,8 @@ Commands import what they need when they run, so that `ltg-mdlm --help` does not
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -27,6 +25,7 @@ from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Resume, RunOut, Sets
 from ltg_mdlm.cli.plugin_commands import plugins_app
 from ltg_mdlm.cli.submit_command import submit
 from ltg_mdlm.cli.sweep_commands import sweep_app
+from ltg_mdlm.core.json_files import printed
 
 app = CommandApp(pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -79,7 +78,7 @@ def check(
     from ltg_mdlm.training.check import describe_run
 
     report = describe_run(load_settings(config or (), set_ or (), plugin or ()), verify=verify, measure=True)
-    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+    typer.echo(printed(report.to_json()) if as_json else report.to_text())
 
 
 @app.command()
@@ -141,7 +140,4 @@ app.add_typer(plugins_app, name="plugins")
 
 def main() -> None:
     """Entry point of `ltg-mdlm`."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Characters that the encoding of the terminal lacks are printed as question marks.
-        sys.stdout.reconfigure(errors="replace")
     report_errors(app)

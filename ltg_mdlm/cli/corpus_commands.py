@@ -36,8 +36,9 @@ def prepare(
         Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this tokenizer; default: train one.")
     ] = None,
     vocab_size: Annotated[
-        int, typer.Option("--vocab-size", min=273, help="Vocabulary size of the trained tokenizer.")
-    ] = 16384,
+        int | None,
+        typer.Option("--vocab-size", min=273, help="Vocabulary size of the trained tokenizer; default: 16384."),
+    ] = None,
     balance: Annotated[
         bool, typer.Option("--balance", help="Train the tokenizer on equally much text of every source.")
     ] = False,
@@ -95,8 +96,11 @@ def prepare(
         ),
     ] = None,
     ngram: Annotated[
-        int, typer.Option("--ngram", min=1, help="With --decontaminate: number of consecutive terms that are shared.")
-    ] = 13,
+        int | None,
+        typer.Option(
+            "--ngram", min=1, help="With --decontaminate: number of consecutive terms that are shared; default: 13."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Number of processes; default: all cores.")
     ] = None,
@@ -112,17 +116,22 @@ def prepare(
 
     if language and budget is None:
         raise UserError("--language adjusts a budget\n  add --budget WORDS")
+    if tokenizer is not None and (vocab_size is not None or balance):
+        option = "--balance" if vocab_size is None else "--vocab-size"
+        raise UserError(f"{option} is for a tokenizer that is trained\n  leave it out, or --tokenizer")
+    if ngram is not None and decontaminate is None:
+        raise UserError("--ngram goes with --decontaminate\n  add --decontaminate DIR")
     evaluation = None
     if decontaminate is not None:
         from ltg_mdlm.evaluation.task_texts import read_task_texts
 
-        evaluation = SharedNgrams((found.text for found in read_task_texts(decontaminate).texts), ngram)
+        evaluation = SharedNgrams((found.text for found in read_task_texts(decontaminate).texts), ngram or 13)
     corpus = prepare_corpus(
         files,
         out,
         valid=valid or (),
         tokenizer=tokenizer,
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or 16384,
         balance=balance,
         text_field=text_field,
         source_field=source_field,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -23,6 +24,9 @@ def report_errors(run: Callable[[], None]) -> None:
     Ctrl-C, which typer turns into an exit, the exit code is 130.
     """
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Characters that the encoding of the terminal lacks are printed as question marks.
+        sys.stdout.reconfigure(errors="replace")
     try:
         try:
             run()
@@ -30,6 +34,11 @@ def report_errors(run: Callable[[], None]) -> None:
             if (readable := file_error(error)) is None:
                 raise
             raise readable from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported here
+                raise
+            reason = str(error).partition(". ")[0]
+            raise UserError(f"{reason}\n  choose fewer --tokens-per-batch, or a GPU with more memory") from error
     except UserError as error:
         if os.environ.get("LTG_MDLM_DEBUG"):
             traceback.print_exc()

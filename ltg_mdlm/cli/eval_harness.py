@@ -75,9 +75,10 @@ def harness(
         raise UserError(f"{model}: MODEL must be the first argument\n  ltg-mdlm eval harness MODEL --tasks NAMES...")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        from lm_eval._cli.run import Run  # noqa: F401 - older versions do not have it
         from lm_eval.utils import handle_non_serializable, setup_logging
     except ImportError:
-        raise UserError('eval harness needs lm-eval\n  pip install "ltg-mdlm[harness]"') from None
+        raise UserError('eval harness needs lm-eval 0.4.13 or later\n  pip install "ltg-mdlm[harness]"') from None
     setup_logging(logging.WARNING)
 
     from lm_eval.evaluator import simple_evaluate

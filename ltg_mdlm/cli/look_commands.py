@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from ltg_mdlm.cli.options import AsJson, Csv, Latex
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import printed
 from ltg_mdlm.core.terminal import print_table
 
 DEFAULT_RESULTS = Path("results")
@@ -69,6 +69,8 @@ def report(
 
     if out is None and any(option is not None for option in (results, samples, recipes)):
         raise UserError("--results, --samples and --recipes only change the HTML report\n  add --out FILE.html")
+    if methods and as_json:
+        raise UserError("--methods is a text: leave --json out")
     folders = find_runs(runs)
     if out is not None:
         from ltg_mdlm.reporting.html_report.page import Extent, write_report
@@ -104,7 +106,7 @@ def report(
 
         typer.echo(methods_paragraph(group_runs([read_record(folder) for folder in folders])))
     elif as_json:
-        typer.echo(json.dumps(report_table(rows), indent=2))
+        typer.echo(printed(report_table(rows)))
     else:
         print(f"{len(rows)} run(s) in {os.path.relpath(shared_folder(rows))}", file=sys.stderr)
         print_table(text_table(rows))
@@ -133,7 +135,7 @@ def watch(
             help="Metric of metrics.jsonl to draw (repeatable); default: loss, valid/bound.",
         ),
     ] = None,
-    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between updates.")] = 2.0,
+    every: Annotated[float, typer.Option("--every", min=0.2, max=86400, help="Seconds between updates.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
 ) -> None:
     """Show the curves of running runs in the terminal, read from their files. Exits when all runs have ended.

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ltg_mdlm.cli.options import AsJson, EvaluationProtocol, ModelPath, ResultsOut, Weights
-from ltg_mdlm.core.terminal import print_table
+from ltg_mdlm.core.terminal import is_live, print_table
 
 
 def export(
@@ -114,7 +114,7 @@ def import_(
     from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 
     console = Console(stderr=True)
-    with console.status(f"importing {path}") if console.is_terminal else nullcontext():
+    with console.status(f"importing {path}") if is_live(console) else nullcontext():
         imported = import_checkpoint(
             path,
             model_config=model_config,

@@ -47,6 +47,8 @@ def plugins_list(plugin: Plugins = None, config: Configs = None, set_: Sets = No
         rows = [
             {"name": p.name, "distribution": p.distribution, "version": p.version, "target": p.target} for p in found
         ]
+    if not rows:
+        raise UserError("no plugins are installed, not even the built-in ones\n  pip install -e . in the checkout")
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:

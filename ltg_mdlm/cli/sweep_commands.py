@@ -14,6 +14,7 @@ from rich.table import Table
 from ltg_mdlm.cli.command_classes import CommandApp
 from ltg_mdlm.cli.options import AsJson, Resume, Sets
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.json_files import printed
 from ltg_mdlm.core.terminal import print_table
 
 SweepName = Annotated[str, typer.Argument(metavar="FILE", help="Sweep file, or the name of one in configs/sweeps.")]
@@ -38,7 +39,7 @@ def sweep_list(file: SweepName, set_: Sets = None, out_root: OutRoot = None, as_
     require_valid(sweep)
     if as_json:
         rows = [{"index": p.index, "folder": str(sweep.folder(p)), "settings": p.values} for p in sweep.points]
-        typer.echo(json.dumps(rows, indent=2, default=str))
+        typer.echo(printed(rows))
         return
     varying = short_names([*sweep.content.varying, "seed"])
     table = Table("index", *varying.values(), "run folder", box=None, pad_edge=False)

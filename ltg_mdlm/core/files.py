@@ -40,6 +40,7 @@ _REASONS = {
     errno.ENOTEMPTY: "another process made this folder meanwhile",
     errno.EEXIST: "another process made this folder meanwhile",
     errno.ENOTDIR: "not a folder",
+    errno.EISDIR: "is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "a symbolic link that leads to itself, or that was placed where a new file belongs",
 }
@@ -87,8 +88,15 @@ def written_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
 def written_file(final: Path) -> Iterator[Path]:
     """A temporary path to write a file to.  It replaces `final` on exit, or is deleted after an exception.
 
+    What is no file, such as a pipe, is written to itself.
+
     Raises OSError, which `write_errors` turns into a message.
     """
+    if os.path.abspath(final).startswith(("/dev/", "/proc/")) and final.is_file():
+        final = final.resolve()  # /dev/stdout that is redirected to a file
+    elif final.exists() and not (final.is_file() or final.is_dir()):  # a terminal, or a pipe
+        yield final
+        return
     path = temporary_name(final)
     _remove_leftovers_for(final, path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -126,7 +134,9 @@ def reason_of(error: OSError) -> str:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name in the same folder that only this process writes to."""
+    """A name in the same folder that only this process writes to.  Raises OSError for a folder such as `.`."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     name = os.fsencode(f"{_prefix()}{os.getpid()}-{path.name}")[:_LONGEST_NAME]
     return path.with_name(name.decode(errors="ignore"))
 

@@ -36,8 +36,10 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path, *, finite: bool = True) -> dict[str, Any]:
     """The JSON object in a file, with finite numbers of up to 64 bits and valid text only.
+
+    Without `finite`, also with infinity and NaN, as settings of a run may have them.
 
     Raises UserError if the file cannot be read or holds anything else.
     """
@@ -46,7 +48,7 @@ def read_object(file: Path) -> dict[str, Any]:
     left: list[tuple[str, Any]] = list(found.items())
     while left:
         key, value = left.pop()
-        problem = _problem(key) or _problem(value)
+        problem = _problem(key, finite) or _problem(value, finite)
         if problem:
             raise UserError(f"{file}: {key!a} {problem}")
         if isinstance(value, dict):
@@ -56,11 +58,11 @@ def read_object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _problem(value: object) -> str:
+def _problem(value: object, finite: bool) -> str:
     """What is wrong with a string or number; empty if nothing is."""
     if isinstance(value, str) and not is_unicode(value):
         return "has text with half a surrogate pair"
-    if isinstance(value, float) and not math.isfinite(value):
+    if finite and isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, not {value}"
     if isinstance(value, int) and abs(value) > _LARGEST:
         return "is a number of more than 64 bits"
@@ -95,6 +97,19 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         raise _RepeatedKeyError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
     return found
+
+
+def printed(value: Any) -> str:
+    """The value as indented JSON, with infinity and NaN, which JSON does not have, as text."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(inner) for key, inner in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(inner) for inner in part]
+        return str(part) if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), indent=2, default=str, allow_nan=False)
 
 
 def is_unicode(text: str) -> bool:

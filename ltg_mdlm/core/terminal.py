@@ -5,6 +5,7 @@ Progress is a bar on a terminal. In a log, it is a line after `FIRST_SECONDS` an
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -55,6 +56,11 @@ def share_progress(title: str, total: int, *, show: bool = True) -> AbstractCont
     return _progress(title, total, (TaskProgressColumn(),), show)
 
 
+def is_live(console: Console) -> bool:
+    """Whether lines can be redrawn: not in a log, on a dumb terminal, or where FORCE_COLOR asks for colours only."""
+    return console.is_interactive and not (os.environ.get("FORCE_COLOR") and not console.file.isatty())
+
+
 @contextmanager
 def busy(title: str, *, show: bool = True) -> Iterator[None]:
     """Progress of work that cannot be counted: a spinner on a terminal; in a log, lines with the time so far.
@@ -64,7 +70,7 @@ def busy(title: str, *, show: bool = True) -> Iterator[None]:
     console = Console(stderr=True)
     if not show:
         yield
-    elif console.is_terminal:
+    elif is_live(console):
         with console.status(title):
             yield
     else:
@@ -89,10 +95,10 @@ def busy(title: str, *, show: bool = True) -> Iterator[None]:
 def _progress(title: str, total: int | None, columns: tuple[ProgressColumn, ...], show: bool) -> Iterator[Advance]:
     layout = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     console = Console(stderr=True)
-    if show and not console.is_terminal:
+    if show and not is_live(console):
         yield _log_progress(title, total)
         return
-    with Progress(*layout, console=console, disable=not (show and console.is_terminal)) as progress:
+    with Progress(*layout, console=console, disable=not show) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
         progress.update(task, completed=total)  # blank lines of a file are not counted, so the sum may be smaller

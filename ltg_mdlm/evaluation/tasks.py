@@ -127,7 +127,8 @@ def find_data(path: Path, tasks: Sequence[Task], depth: int = 0) -> Iterator[tup
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder of evaluation data")
-    inner = sorted(path.glob("[!.]*/")) if path.is_dir() and depth < _MAX_DEPTH else []
+    below = path.glob("[!.]*") if path.is_dir() and depth < _MAX_DEPTH else ()
+    inner = sorted(folder for folder in below if folder.is_dir())
     rows = _row_files(path)
     # The root of all data may have a name that begins with the prefix of a task.
     task = task_of(path, tasks) if rows or any(path.glob("*.json")) or not inner else None

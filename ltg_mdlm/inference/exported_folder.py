@@ -66,7 +66,7 @@ class ExportedFolder:
                 f"{path}: a model of type {shown(kind)}, which `ltg-mdlm export` did not write"
                 "\n  to convert a checkpoint of a published code base to a run folder, use `ltg-mdlm import`"
             )
-        about = read_object(training) if training.is_file() else {}
+        about = read_object(training, finite=False) if training.is_file() else {}
         for key, types in _ABOUT_TYPES.items():
             if key in about and type(about[key]) not in types:
                 raise UserError(f"{training}: {key} cannot be {shown(about[key])}; export the model again")

@@ -23,7 +23,7 @@ from ltg_mdlm.inference.sampling_rule import (
     mask_rates,
     trained_schedule,
 )
-from ltg_mdlm.inference.scoring import TOKENS_PER_BATCH
+from ltg_mdlm.inference.scoring import tokens_per_batch as default_tokens_per_batch
 from ltg_mdlm.inference.trained_model import TrainedModel
 
 LENGTH = 64
@@ -81,7 +81,7 @@ def generate(
     predict = model_predictor(trained, causal=rule.sampler == "autoregressive")
     schedule = trained_schedule(trained) if rule.schedule == "trained" else None
     ends = bool(trained.about.get("config", {}).get("data", {}).get("end_of_document", False))
-    rows = max(1, (tokens_per_batch or TOKENS_PER_BATCH[device.type]) // len(template.ids))
+    rows = max(1, (tokens_per_batch or default_tokens_per_batch(device)) // len(template.ids))
     mine, samples = torch.arange(ranks.rank, count, ranks.world_size, device=device), list[Sample]()
     total = len(mine) * len(template.gaps)
     with count_progress("drawing tokens", total, show=progress and ranks.is_main) as advance:
@@ -140,7 +140,7 @@ def _template(trained: TrainedModel, prompt: str | None, infill: str | None, len
             raise UserError("--infill has the given text and the tokens to draw: leave --prompt and --length out")
         template = infilling(trained.tokenizer, infill)
     else:
-        wanted = LENGTH if length is None else length
+        wanted = LENGTH if length is None else min(length, limit + 1)  # more do not fit either
         template = continuation(trained.tokenizer, prompt, wanted)
         surplus = len(template.ids) - limit
         if length is None and 0 < surplus < wanted:

@@ -37,10 +37,13 @@ from ltg_mdlm.inference.trained_model import Denoiser
 from ltg_mdlm.model.visibility import block_of, block_visibility
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131072}
-"""Tokens per forward pass by default, for each type of device."""
+"""Tokens per forward pass by default, for each type of device; fewer on GPUs of less than 40 GB."""
 
 _POSITIONS_AT_ONCE = 2048
 """Positions whose logits are in memory at the same time; logits take by far the most memory."""
+
+_MEMORY_OF_MOST = 40e9
+"""Bytes of GPU memory from which on the default number of tokens is used."""
 
 Score = Literal["pll", "mntp", "causal", "bound"]
 
@@ -91,6 +94,15 @@ class ScoringRule:
         if self.time == "fraction":
             return masked_B
         return torch.full_like(masked_B, self.rate or 0.0)
+
+
+def tokens_per_batch(device: torch.device) -> int:
+    """Tokens per forward pass that suit a device."""
+    tokens = TOKENS_PER_BATCH[device.type]
+    if device.type != "cuda":
+        return tokens
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return int(tokens * min(1.0, memory / _MEMORY_OF_MOST))
 
 
 def scoring_rule(denoiser: Denoiser, score: Score | Literal["auto"], **settings: Any) -> ScoringRule:
@@ -230,7 +242,7 @@ class LikelihoodScorer:
         shares = [by_shape[shape][(rank + i) % world_size :: world_size] for i, shape in enumerate(sorted(by_shape))]
         device = self.denoiser.device
         total = torch.zeros(sum(r.num_sums for r in requests), dtype=torch.float64, device=device)
-        tokens = self.rule.tokens_per_batch or TOKENS_PER_BATCH[device.type]
+        tokens = self.rule.tokens_per_batch or tokens_per_batch(device)
         # In tokens of the rows, since long texts, which come last, have most of them.
         costs = [sum(len(r.text.ids) * r.num_rows(build) for r in share) for share in shares]
         with share_progress("scoring texts", sum(costs), show=self._show_progress) as advance:

@@ -323,7 +323,8 @@ def _training_facts(published: PublishedCheckpoint) -> Mapping[str, Any]:
     if published.code_base != "ltg-mdlm" or not file.is_file():
         return {}
     try:
-        facts = {name: value for name, value in read_object(file).items() if name in ("config", "step", "words_seen")}
+        found = read_object(file, finite=False)
+        facts = {name: value for name, value in found.items() if name in ("config", "step", "words_seen")}
         config, step, words = facts["config"], facts["step"], facts["words_seen"]
         counts = [step] if words is None else [step, words]
         if isinstance(config, dict) and all(type(count) is int and count >= 0 for count in counts):

@@ -64,11 +64,11 @@ class RunRow:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Find run folders among `paths` and up to `DEPTH` folders below them, in this order.
+    """Find run folders among `paths` and up to `DEPTH` folders below them, in this order; a run behind links only once.
 
     Raises `UserError` if a path has none.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for path in paths:
         try:
             folders = list(_runs_below(path, DEPTH))
@@ -79,8 +79,9 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
                 f"{path}: neither a run folder (no config.yaml) nor a folder that contains run folders"
                 f" (searched {DEPTH} levels deep)"
             )
-        found |= dict.fromkeys(folders)
-    return list(found)
+        for folder in folders:
+            found.setdefault(os.path.realpath(folder), folder)
+    return list(found.values())
 
 
 def _runs_below(path: Path, depth: int) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import parse_yaml
-from ltg_mdlm.core.terminal import clock
+from ltg_mdlm.core.terminal import clock, is_live
 from ltg_mdlm.reporting.curves import run_line
 from ltg_mdlm.reporting.run_table import find_runs, run_status, shows_life
 from ltg_mdlm.storage.metrics_file import Curve, MetricsFile, damage
@@ -60,7 +60,7 @@ def watch(paths: Sequence[Path], metrics: Sequence[str], every: float, *, once: 
     """
     console = Console()
     watched = Watch(paths, metrics)
-    if once or not console.is_terminal:
+    if once or not is_live(console):
         console.print(watched.screen(console.width, None))
         return
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
@@ -86,7 +86,8 @@ class Watch:
             run.refresh()
         for folder in self._paths:
             with suppress(UserError):
-                new = [path for path in find_runs([folder]) if path not in self._runs]
+                known = [path for path in self._runs if path.exists()]  # first, so that links to them are not new
+                new = [path for path in find_runs([*known, folder]) if path not in self._runs]
                 self._runs |= {path: WatchedRun(path, self._metrics) for path in new}
 
     @property

@@ -157,7 +157,7 @@ def measure(run: Run, steps: int, seconds: float) -> BenchReport:
     del micro_batches
 
     warm_up = step_seconds(trainer, upcoming, WARM_UP_STEPS)
-    steps = run.ranks.broadcast_object(max(MIN_STEPS, min(steps, int(seconds / warm_up[-1] / 2))))
+    steps = run.ranks.broadcast_object(max(MIN_STEPS, int(min(steps, seconds / warm_up[-1] / 2))))
     if run.ranks.is_main:  # a line and no spinner, which would take time from the steps
         left = clock(2 * steps * warm_up[-1])
         print(f"timing {steps} steps, and {steps} more with their parts: about {left}", file=sys.stderr, flush=True)

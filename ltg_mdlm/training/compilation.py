@@ -42,6 +42,11 @@ def resolve_compile(run: Run, stored: Mapping[str, Any] | None = None, before: M
         last = (before or {}).get("compile", {})
         setting = suits and (last.get("enabled", True) or last.get("retry", False))
     if setting:
+        if run.config.training.deterministic:
+            # Before torch 2.10, measurements decide whether matrices are padded, which changes the rounding.
+            import torch._inductor.config as inductor  # takes a second
+
+            inductor.shape_padding = False
         run.loss.compile_layers(BACKEND)
     return run
 

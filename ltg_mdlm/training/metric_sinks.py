@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from ltg_mdlm.core.config import LoggingConfig
 from ltg_mdlm.core.errors import UserError, text_of
 from ltg_mdlm.core.files import reason_of
-from ltg_mdlm.core.terminal import FIRST_SECONDS, LOG_SECONDS, busy, clock
+from ltg_mdlm.core.terminal import FIRST_SECONDS, LOG_SECONDS, busy, clock, is_live
 
 Row = Mapping[str, float | int | str]
 """Values by name; `step` is always present."""
@@ -99,7 +99,7 @@ class ConsoleSink:
         self._patience = FIRST_SECONDS
         self._training = ""
         self._progress: Progress | None = None
-        if console.is_terminal:
+        if is_live(console):
             self._progress = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(),

@@ -55,7 +55,8 @@ class ResourceMeter:
         # Processes on one machine read the same counters of its processors, which count once.
         mine: dict[str, Any] = {
             "cpu_seconds": _cpu_seconds() - self._cpu,
-            "gpus": [(host, device.index)] if device.type == "cuda" else [],
+            # Not the index: every process may see a GPU of its own as the first.
+            "gpus": [(host, str(torch.cuda.get_device_properties(device).uuid))] if device.type == "cuda" else [],
             "joules": {(host, *key): spent for key, spent in joules.items()},
         }
         everywhere = self._ranks.gather_objects(mine)

@@ -236,7 +236,7 @@ def _versions(row: RunRow, path: Path) -> dict[str, str]:
 def _versions_of_checkpoint(state: Path) -> dict[str, str]:
     """Versions in a checkpoint; empty if it cannot be read."""
     try:
-        about = read_object(state)
+        about = read_object(state, finite=False)
         return {str(key): str(value) for key, value in about["versions"].items()} | {"ranks": str(about["world_size"])}
     except (UserError, KeyError, AttributeError):
         return {}
