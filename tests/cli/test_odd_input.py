@@ -1,5 +1,6 @@
 """Paths, signals and pipes that a user may produce: one message, and never a traceback."""
 
+import json
 import os
 import signal
 import subprocess
@@ -96,3 +97,24 @@ def test_on_windows_the_program_names_wsl_instead_of_a_missing_module():
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ltg-mdlm runs on Linux and macOS")
     assert "WSL" in ended.stderr
+
+
+def test_json_has_no_infinity(run):
+    code, out, err = run("check", "--set", "optimizer.clip=.inf", "--set", "data.builtin_words=2000", "--json")
+    assert code == 0, err
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+    assert found["config"]["optimizer"]["clip"] == "inf"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--vocab-size", "300"), "--vocab-size is for a tokenizer that is trained"),
+        (("--balance",), "--balance is for a tokenizer that is trained"),
+    ],
+)
+def test_options_of_training_a_tokenizer_do_not_go_with_a_given_one(run, tmp_path, options, message):
+    code, _, err = run("prepare", "x.txt", "--tokenizer", "t.json", "--out", str(tmp_path / "c"), *options)
+    assert (code, message in err) == (2, True)
+    code, _, err = run("prepare", "x.txt", "--ngram", "8", "--out", str(tmp_path / "c"))
+    assert (code, "--ngram goes with --decontaminate" in err) == (2, True)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ from ltg_mdlm.core.files import (
     written_folder,
 )
 from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit((tmp_path / "pipe").read_text)
+        write_text(tmp_path / "pipe", "text")
+        assert received.result(10) == "text"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("name", [".", ""])
+def test_a_folder_without_a_name_is_no_file(name):
+    with pytest.raises(UserError, match="is a folder, not a file"), write_errors(Path(name)):
+        write_text(Path(name), "text")
 
 
 def contents(folder):

@@ -1,8 +1,12 @@
 """Progress in logs."""
 
+import io
 import threading
 
+from rich.console import Console
+
 from ltg_mdlm.core import terminal
+from ltg_mdlm.core.terminal import is_live
 
 
 def test_a_log_has_a_line_of_progress_with_the_time_left_after_five_seconds_and_every_half_minute(monkeypatch, capsys):
@@ -56,3 +60,15 @@ def test_short_work_is_silent(capsys):
     with terminal.busy("measuring"):
         pass
     assert not capsys.readouterr().err
+
+
+def test_a_dumb_terminal_and_colours_in_a_log_are_not_redrawn(monkeypatch):
+    for name in ("TERM", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    assert is_live(Console(file=screen, _environ={"TERM": "xterm"}))
+    assert not is_live(Console(file=screen, _environ={"TERM": "dumb"}))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not is_live(Console(file=io.StringIO(), force_terminal=True))
+    assert is_live(Console(file=screen, force_terminal=True))

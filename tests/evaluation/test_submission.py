@@ -170,6 +170,18 @@ def test_malformed_human_data_do_not_prevent_the_file(submit, data, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["aoa"] is None
 
 
+def test_a_damaged_checkpoint_does_not_stop_the_others(run, data, tmp_path):
+    folder = write_run(tmp_path / "hurt", words_seen=[1_000_000, 2_000_000])
+    (checkpoint_folder(folder) / "chck_1M" / "ema.safetensors").unlink()
+    where = ("--data", str(data), "--out", str(tmp_path / "out.json"), "--results", str(tmp_path / "results"))
+    quick = [part for text in ("epochs=1", "batch_rows=8", "seq_len=64") for part in ("--set", text)]
+    code, _, err = run("submit", str(folder), "--track", "strict-small", "--partial", *where, *quick)
+    assert code == 2
+    assert "chck_1M blimp_fast: " in err
+    assert (tmp_path / "out.json").is_file()
+    assert (tmp_path / "results/hurt/chck_2M/zero_shot/mlm/blimp/blimp_fast/predictions.json").is_file()
+
+
 def test_results_of_another_model_of_the_same_name_are_not_taken(submit, small_run, tmp_path):
     few = tmp_path / "few"
     write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from ltg_mdlm.api import (
+    Component,
     CorpusStatistics,
     MaskingStrategy,
     Optimizer,
@@ -17,6 +18,7 @@ from ltg_mdlm.api import (
     Plugin,
     PluginOptions,
     RunContext,
+    TimeConditioning,
     hookimpl,
 )
 from ltg_mdlm.cli.plugin_help import describe_plugin
@@ -364,6 +366,56 @@ def test_options_that_are_sets_are_written_in_one_order():
     options = Options()
     written = in_one_order(options.model_dump(), options.model_dump(mode="json"))
     assert written == {"sources": ["bnc", "childes", "wiki"], "nested": {"a": [["x", "y"]]}}
+
+
+class Shared(Component):
+    """Two learned parts with one parameter."""
+
+    def modules(self):
+        first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        second.weight = first.weight
+        return {"first": first, "second": second}
+
+    def own_loss(self, observations, corrupteds, logits):
+        return torch.zeros(1)
+
+
+class SharedPlugin(Plugin):
+    @hookimpl
+    def ltg_mdlm_observers(self):
+        return [Shared()]
+
+
+class Remembers(TimeConditioning):
+    active = False
+
+    def value(self, corrupted, noise):
+        return None
+
+    def value_for_rate(self, rate_B):
+        return None
+
+    def state_dict(self):
+        return {"mean": torch.zeros(1)}
+
+
+class RemembersPlugin(Plugin):
+    @hookimpl
+    def ltg_mdlm_time_conditioning(self):
+        return Remembers()
+
+
+def test_a_parameter_of_two_learned_parts_is_refused(install, module):
+    install("shared", f"{module}:SharedPlugin")
+    with pytest.raises(UserError, match="observer0/first and observer0/second share a parameter"):
+        make_host("shared").build(toy.context(), toy.statistics(toy.zipfian_counts()))
+
+
+def test_a_time_conditioning_with_state_is_a_warning(install, module):
+    install("remembers", f"{module}:RemembersPlugin")
+    host = make_host("remembers")
+    components = host.build(toy.context(), toy.statistics(toy.zipfian_counts()))
+    assert "without the state of its time_conditioning" in host.component_warnings(components)[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.tokenizer import BOS, MASK
 from ltg_mdlm.inference import scoring
 from ltg_mdlm.inference.choices import answer
-from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, default_score, draw_masks, order_keys
+from ltg_mdlm.inference.scoring import (
+    TOKENS_PER_BATCH,
+    LikelihoodScorer,
+    ScoringRule,
+    default_score,
+    draw_masks,
+    order_keys,
+    tokens_per_batch,
+)
 from ltg_mdlm.inference.texts import Encoded, NextWord, Question, Text, encode_texts
 from ltg_mdlm.inference.trained_model import Denoiser
 
@@ -428,3 +437,10 @@ def test_a_prefix_that_does_not_fit_loses_its_beginning():
 def test_texts_that_cannot_be_scored_are_refused(text, complaint):
     with pytest.raises(UserError, match=complaint):
         encode_texts(TOKENIZER, [text], 8)
+
+
+def test_a_smaller_gpu_has_smaller_batches(monkeypatch):
+    memory = SimpleNamespace(total_memory=10 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert tokens_per_batch(torch.device("cuda")) == TOKENS_PER_BATCH["cuda"] // 4
+    assert tokens_per_batch(torch.device("cpu")) == TOKENS_PER_BATCH["cpu"]

@@ -314,6 +314,15 @@ def test_an_export_has_no_paths_of_the_machine(tmp_path):
     assert b"Data: corpus." in texts["README.md"]
 
 
+def test_an_export_keeps_an_infinite_clip_and_a_unit_of_words(tmp_path):
+    run = write_run(tmp_path / "run", "uniform_mdlm", "optimizer.clip=.inf", "data.words=characters/2")
+    [folder] = export_model(run, tmp_path / "out")
+    config = opened(folder).about["config"]
+    assert (config["optimizer"]["clip"], config["data"]["words"]) == (math.inf, "characters/2")
+    assert "(counted in the unit characters/2)" in (folder / "README.md").read_text()
+    import_checkpoint(folder, out=tmp_path / "again")
+
+
 def test_paths_in_options_of_plugins_are_not_published(uniform, tmp_path, monkeypatch):
     trained = opened(uniform)
     trained.about["config"]["plugins"]["uniform_mdlm"]["weights"] = "/home/ada/private/weights.tsv"

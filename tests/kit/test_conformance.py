@@ -17,7 +17,9 @@ from ltg_mdlm.testing import PluginConformance, PluginUnderTest, training_checks
 from ltg_mdlm.testing.bound_checks import a_claimed_bound_is_one, components_for_language, least_expected_loss
 from ltg_mdlm.testing.component_checks import COMPONENT_CHECKS
 from ltg_mdlm.testing.enumeration import ENTROPY
+from ltg_mdlm.testing.learned_part_checks import every_learned_part_learns_from_its_own_loss
 from ltg_mdlm.testing.plugin_under_test import Examination
+from ltg_mdlm.testing.registration_checks import rows_are_in_the_modes_that_are_declared
 from ltg_mdlm.testing.training_checks import CHECKS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -636,8 +638,12 @@ CORRECT_COMPONENTS = (
         ("hard_rows_again", CHECKS),
         ("error_predictor", CHECKS),
         *((plugin, COMPONENT_CHECKS) for plugin in CORRECT_COMPONENTS),
+        ("only_views", COMPONENT_CHECKS),
+        ("mode_of_epoch", (rows_are_in_the_modes_that_are_declared,)),
+        ("starts_at_zero", (every_learned_part_learns_from_its_own_loss,)),
+        ("predicts_with_dropout", (training_checks.two_micro_batches_train_what_one_does,)),
     ],
-    ids=["adaptive", "both_halves", "momentum", "hard_rows_again", "error_predictor", *CORRECT_COMPONENTS],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_correct_plugins_from_which_broken_ones_are_derived_pass(plugin, checks, broken_plugins):
     examination = Examination(PluginUnderTest(plugin))

@@ -369,6 +369,18 @@ def test_samples_of_an_evaluation_are_shown_if_there_are_any(tmp_path):
     assert page.count('<span class="given">') == 1
 
 
+def test_results_of_an_earlier_checkpoint_say_so_and_are_not_ranked(tmp_path):
+    runs = [fabricate_run(tmp_path / name, name, steps=100) for name in ("uniform_mdlm", "freq_mdlm")]
+    for run, step, accuracy in zip(runs, (50, 100), (0.9, 0.6), strict=True):
+        folder = tmp_path / "results" / run.name / "main" / "zero_shot" / "mlm" / "blimp" / "fast"
+        folder.mkdir(parents=True)
+        row = {"task": "blimp", "data": "fast", "metric": "accuracy", "accuracy": accuracy, "standard_error": 0.01}
+        (folder / "summary.json").write_text(json.dumps(row | {"step": step, "protocol": "2026"}))
+    cells = Outline(page_of(runs, tmp_path, results=tmp_path / "results")).cells
+    assert any("90.0" in cell and "at step 50" in cell and "★" not in cell for cell in cells)
+    assert not any("60.0" in cell and "at step" in cell for cell in cells)
+
+
 def test_metrics_of_samples_are_shown_beside_those_of_held_out_text(tmp_path):
     runs = [fabricate_run(tmp_path / "a"), fabricate_run(tmp_path / "b", "freq_mdlm")]
     for run, share in zip(runs, (0.25, 0.5), strict=True):

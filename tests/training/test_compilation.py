@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from support.runs import TINY, Outcome, launch_quietly, losses
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -150,3 +151,11 @@ def test_auto_keeps_what_a_run_was_started_with(setting, stored, before, compile
     assert resolved.loss.compiled == compiles
     kept = (stored or {}).get("compile", "auto") if setting == "auto" else the_run.config.training.compile
     assert resolved.config.training.compile == kept
+
+
+def test_deterministic_runs_do_not_pad_matrices_by_measurement(monkeypatch):
+    monkeypatch.setattr(inductor, "shape_padding", True)
+    settings = load_settings((), [*TINY, "training.compile=true", "training.deterministic=true"], ["uniform_mdlm"])
+    host = Host(settings.config, settings.sources)
+    resolve_compile(build_run(host, open_corpus(host.config), Ranks.alone()), None, None)
+    assert inductor.shape_padding is False

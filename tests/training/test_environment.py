@@ -153,3 +153,17 @@ def test_the_energy_of_a_gpu_is_that_of_its_own_counter(monkeypatch):
     facts = meter.facts()
     assert facts["energy_joules"] == {"gpu": 250.0}
     assert facts["device_seconds"] == facts["wall_seconds"]
+
+
+def test_processes_that_each_see_one_gpu_as_the_first_have_as_many_gpus(monkeypatch):
+    ids = iter("ab")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=next(ids)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(resource_use, "POWERCAP", Path("/nowhere"))
+    ranks = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cuda", 0))
+    mine = []
+    monkeypatch.setattr(Ranks, "gather_objects", lambda self, facts: mine.append(facts) or list(mine))
+    meter = ResourceMeter(ranks)
+    meter.facts()
+    facts = meter.facts()
+    assert facts["device_seconds"] == pytest.approx(2 * facts["wall_seconds"], abs=0.002)

@@ -53,11 +53,14 @@ def test_a_run_killed_in_mid_epoch_resumes_bit_exactly(plugin, sets, tmp_path: P
     assert saved_bits(tmp_path / "killed", 8) == saved_bits(tmp_path / "straight", 8)
 
 
-def test_a_run_goes_on_with_a_mixture_from_a_checkpoint_without_one(tmp_path: Path):
+def test_a_run_goes_on_with_another_order_of_the_text(tmp_path: Path):
     run(tmp_path / "even", *SHORT_EPOCHS, "training.max_steps=4")
-    (done,) = run(tmp_path / "mixed", *SHORT_EPOCHS, *MIXTURE, resume=str(tmp_path / "even"))
+    (done,) = run(tmp_path / "mixed", *SHORT_EPOCHS, *MIXTURE, "training.max_steps=6", resume=str(tmp_path / "even"))
     assert done.code == 0, done.output
-    assert "resuming from step 4 of 8" in done.output
+    assert "resuming from step 4 of 6" in done.output
+    (done,) = run(tmp_path / "sorted", *SHORT_EPOCHS, *CURRICULUM, resume=str(tmp_path / "mixed"))
+    assert done.code == 0, done.output
+    assert "resuming from step 6 of 8" in done.output
 
 
 @pytest.mark.parametrize(("plugin", "sets"), [("uniform_mdlm", MIXTURE), ("hard_rows_again", ())])

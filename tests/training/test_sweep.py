@@ -1,6 +1,8 @@
 """Sweep files: their points, the names of run folders, and mistakes that are found before jobs are queued."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -253,6 +255,24 @@ def test_a_signal_ends_the_sweep_and_not_only_its_point(sweep, run, tmp_path, mo
     assert run("sweep", "run", str(opened.path))[0] == 75
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert run("sweep", "run", str(opened.path))[:2] == (0, "")
+    assert len(begun) == 2
+
+
+def test_a_signal_at_the_end_of_a_point_ends_the_sweep(sweep, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    begun = []
+
+    def launched(settings, resume, stop):
+        begun.append(settings)
+        if stop.requested:
+            return launch.EXIT_PREEMPTED
+        with stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return launch.EXIT_DONE
+
+    monkeypatch.setattr(launch, "launch", launched)
+    assert run("sweep", "run", str(sweep(grid={"optimizer.lr": [0.1, 0.2, 0.3]}).path))[0] == 75
     assert len(begun) == 2
 
 

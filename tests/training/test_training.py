@@ -31,6 +31,7 @@ from support.waiting import wait_until
 from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.synthetic.builtin import builtin_corpus
+from ltg_mdlm.storage.checkpoint import _write_state_file, newest_checkpoint, read_about
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.train import command
 from ltg_mdlm.training import launch as launch_module
@@ -137,6 +138,40 @@ def test_a_path_to_resume_from_is_for_the_first_start(tmp_path: Path):
     assert "resuming from step 7 of 12" in second.output
     assert second.code == 0
     assert "is finished" in run(tmp_path / "new", "optimizer.lr=0.02", **options)[0].output
+
+
+def test_a_checkpoint_that_cannot_be_restored_changes_nothing(tmp_path: Path):
+    run(tmp_path / "old", "training.max_steps=4")
+    outcome = run(tmp_path / "new", "model.hidden_size=48", resume=str(tmp_path / "old"))[0]
+    assert outcome.code is None
+    assert "another shape" in outcome.output
+    assert not (tmp_path / "new" / "config.yaml").exists()
+
+
+def test_a_run_of_an_old_version_does_not_resume_with_another_tokenizer(tmp_path: Path):
+    """Its checkpoints do not say which one they belong to."""
+    run(tmp_path / "run", "training.max_steps=4")
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    about = {key: value for key, value in read_about(newest).items() if key not in ("tokenizer", "training_text")}
+    _write_state_file(newest, about)
+    tokenizer = tmp_path / "run" / "tokenizer.json"
+    other = json.loads(tokenizer.read_text())
+    vocabulary = other["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    tokenizer.write_text(json.dumps(other))
+    outcome = run(tmp_path / "run", "training.max_steps=4", resume=str(newest))[0]
+    assert "was trained with another tokenizer" in outcome.output
+    assert json.loads(tokenizer.read_text()) == other
+
+
+def test_checkpoints_behind_a_link_are_the_runs_own(tmp_path: Path):
+    run(tmp_path / "run", "training.max_steps=8")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "scratch")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch")
+    older = min((tmp_path / "run" / "checkpoints").glob("step_*"))
+    outcome = run(tmp_path / "run", "training.max_steps=8", resume=str(older))[0]
+    assert f"resuming from step {int(older.name[5:])} of 8" in outcome.output
 
 
 def test_words_of_a_continued_run_include_those_of_the_other_settings(tmp_path: Path):

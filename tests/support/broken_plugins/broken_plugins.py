@@ -378,6 +378,20 @@ class Complementary(Masking):
         return [first, second]
 
 
+class OnlyViews(MaskingStrategy):
+    """Correct: two views, and no `choose`."""
+
+    kind = "uniform"
+
+    def corrupt_views(self, batch, causal_B, noise, step):
+        draw_BT = step.uniform(batch, "noise", batch.ids_BT.shape[1])
+        rate_B1 = noise.rate_B.unsqueeze(1)
+        return [
+            self.corrupt_chosen(batch, chosen_BT, causal_B, noise, step)
+            for chosen_BT in (draw_BT < rate_B1, draw_BT > 1 - rate_B1)
+        ]
+
+
 class EqualViews(Masking):
     def corrupt_views(self, batch, causal_B, noise, step):
         return [self.corrupt(batch, causal_B, noise, step) for _ in range(2)]
@@ -526,6 +540,15 @@ class Alternating(RowMode):
         return (torch.arange(step.rows, device=device) + self.asked) % 2 == 0
 
 
+class ModeOfEpoch(RowMode):
+    """Correct: all rows of every other epoch are causal."""
+
+    modes = frozenset({"masked", "causal"})
+
+    def causal(self, step, device):
+        return torch.ones(step.rows, dtype=torch.bool, device=device) if int(step.epoch) % 2 else None
+
+
 class UndeclaredCausalRows(RowMode):
     modes = frozenset({"masked"})
 
@@ -584,6 +607,21 @@ class ErrorPredictor(Component):
         [seen] = observations
         predicted_N = self.loss_V(seen.supervised.label_N).squeeze(1)
         return (predicted_N - seen.nll_N).square().sum().reshape(1)
+
+
+class StartsAtZero(ErrorPredictor):
+    """Correct: its last layer begins with zeros, so that in the first step nothing else learns."""
+
+    def __init__(self, vocab_size):
+        self.loss_V = nn.Sequential(nn.Embedding(vocab_size, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+        nn.init.zeros_(self.loss_V[2].weight)
+
+
+class PredictsWithDropout(ErrorPredictor):
+    """Correct, though dropout is drawn for every micro-batch."""
+
+    def __init__(self, vocab_size):
+        self.loss_V = nn.Sequential(nn.Embedding(vocab_size, 4), nn.Dropout(0.5), nn.Linear(4, 1))
 
 
 class UnseededParts(ErrorPredictor):
@@ -907,6 +945,10 @@ def optimizer(kind):
 
 
 error_predictor = learning_observer(ErrorPredictor)
+starts_at_zero = learning_observer(StartsAtZero)
+predicts_with_dropout = learning_observer(PredictsWithDropout)
+only_views = recipe(OnlyViews, DiffusionObjective)
+mode_of_epoch = row_mode(ModeOfEpoch)
 unseeded_parts = learning_observer(UnseededParts)
 idle_part = learning_observer(IdlePart)
 double_realised_rate = masking(DoubleRealisedRate)
