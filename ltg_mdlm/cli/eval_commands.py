@@ -56,7 +56,7 @@ Rate = Annotated[float | None, typer.Option("--rate", min=0, max=1, help="The ra
 Draws = Annotated[
     int | None,
     typer.Option(
-        "--draws", min=2, help="Masks per text for --score bound, an even number; default: the same cost as pll."
+        "--draws", min=2, help="Masks per text for --score bound, an even number; default: about the cost of pll."
     ),
 ]
 
