@@ -18,13 +18,15 @@ find_distributions()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only `pytest -m gpu` uses a GPU: other tests compare bits, and start more processes than there are GPUs."""
-    has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
-    if config.option.markexpr != "gpu":
+    """Hide GPUs unless `-m gpu` is given, and run Triton's kernels in its interpreter where no GPU is used.
+
+    Other tests compare bits, and start more processes than there are GPUs.
+    """
+    uses_gpu = config.option.markexpr == "gpu"
+    if not uses_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        has_gpu = False
-    if not has_gpu:  # then Triton's kernels are tested by its interpreter, which is chosen when triton is imported
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+    if not (uses_gpu and any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))):
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

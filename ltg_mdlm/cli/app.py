@@ -25,7 +25,7 @@ from ltg_mdlm.cli.options import AsJson, Configs, Plugins, Resume, RunOut, Sets
 from ltg_mdlm.cli.plugin_commands import plugins_app
 from ltg_mdlm.cli.submit_command import submit
 from ltg_mdlm.cli.sweep_commands import sweep_app
-from ltg_mdlm.core.json_files import printed
+from ltg_mdlm.core.json_files import json_text
 
 app = CommandApp(pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -78,7 +78,7 @@ def check(
     from ltg_mdlm.training.check import describe_run
 
     report = describe_run(load_settings(config or (), set_ or (), plugin or ()), verify=verify, measure=True)
-    typer.echo(printed(report.to_json()) if as_json else report.to_text())
+    typer.echo(json_text(report.to_json()) if as_json else report.to_text())
 
 
 @app.command()

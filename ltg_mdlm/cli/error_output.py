@@ -19,7 +19,8 @@ EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 def report_errors(run: Callable[[], None]) -> None:
     """Call a typer app and exit with a message if it fails.
 
-    A `UserError`, and a file that cannot be read or written, is printed without a traceback, and the exit code is 2.
+    A `UserError`, a file that cannot be read or written, and a full GPU are printed without a traceback, and the exit
+    code is 2.
     An exception of a plugin is printed with its traceback and the name of the plugin, and the exit code is 1. After
     Ctrl-C, which typer turns into an exit, the exit code is 130.
     """
@@ -35,10 +36,13 @@ def report_errors(run: Callable[[], None]) -> None:
                 raise
             raise readable from error
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported here
+            torch = sys.modules.get("torch")  # importing it takes a second; only torch raises this error
+            if torch is None or not isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).partition(". ")[0]
-            raise UserError(f"{reason}\n  choose fewer --tokens-per-batch, or a GPU with more memory") from error
+            raise UserError(
+                f"{reason}\n  use smaller batches (--tokens-per-batch, where the command has it) or a larger GPU"
+            ) from error
     except UserError as error:
         if os.environ.get("LTG_MDLM_DEBUG"):
             traceback.print_exc()

@@ -107,7 +107,7 @@ def harness(
         )
         require_fit(trained, rule)
         folder = model_folder(out, trained) / "harness" / BACKENDS[rule.score]
-        require_writable(folder / "file")
+        require_writable(folder, inside=True)
         if ranks.is_main:
             typer.echo("reading the list of tasks and their data; lm-eval needs several seconds", err=True)
         task_manager, loaded = load_tasks(settings)

@@ -11,7 +11,7 @@ import typer
 
 from ltg_mdlm.cli.options import AsJson, Csv, Latex
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.json_files import printed
+from ltg_mdlm.core.json_files import json_text
 from ltg_mdlm.core.terminal import print_table
 
 DEFAULT_RESULTS = Path("results")
@@ -106,7 +106,7 @@ def report(
 
         typer.echo(methods_paragraph(group_runs([read_record(folder) for folder in folders])))
     elif as_json:
-        typer.echo(printed(report_table(rows)))
+        typer.echo(json_text(report_table(rows)))
     else:
         print(f"{len(rows)} run(s) in {os.path.relpath(shared_folder(rows))}", file=sys.stderr)
         print_table(text_table(rows))

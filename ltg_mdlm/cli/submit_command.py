@@ -121,7 +121,7 @@ def submit(
         if out.is_dir():
             raise UserError(f"--out {out}: is a folder; this track has one file, so give a file such as {name}.json")
         evaluation_data = EvaluationData(data)
-    require_writable(out / "file" if track == "multilingual" else out)
+    require_writable(out, inside=track == "multilingual")
 
     def write_collated(backend: str) -> None:
         checkpoints = None

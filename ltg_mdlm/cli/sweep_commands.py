@@ -14,7 +14,7 @@ from rich.table import Table
 from ltg_mdlm.cli.command_classes import CommandApp
 from ltg_mdlm.cli.options import AsJson, Resume, Sets
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.json_files import printed
+from ltg_mdlm.core.json_files import json_text
 from ltg_mdlm.core.terminal import print_table
 
 SweepName = Annotated[str, typer.Argument(metavar="FILE", help="Sweep file, or the name of one in configs/sweeps.")]
@@ -39,7 +39,7 @@ def sweep_list(file: SweepName, set_: Sets = None, out_root: OutRoot = None, as_
     require_valid(sweep)
     if as_json:
         rows = [{"index": p.index, "folder": str(sweep.folder(p)), "settings": p.values} for p in sweep.points]
-        typer.echo(printed(rows))
+        typer.echo(json_text(rows))
         return
     varying = short_names([*sweep.content.varying, "seed"])
     table = Table("index", *varying.values(), "run folder", box=None, pad_edge=False)
@@ -86,8 +86,8 @@ def sweep_run(
 ) -> None:
     """Train one point, or all points one after the other and compare them in a table and an HTML report.
 
-    Points that are finished are not trained again. If a point diverges (too many non-finite updates), the others are
-    trained all the same, and the exit code is 3. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
+    Points that are finished are not trained again. If a point diverges (too many non-finite updates), the sweep goes on
+    with the others and ends with exit code 3. For several processes: `torchrun ... -m ltg_mdlm sweep run FILE`.
     """
     from ltg_mdlm.core.preemption import StopRequest
     from ltg_mdlm.reporting.html_report.page import Extent, write_report
@@ -99,15 +99,17 @@ def sweep_run(
     if index is not None:
         raise typer.Exit(exit_code(launch(sweep.settings(sweep.point(index)), resume)))
     settings = [sweep.settings(point) for point in sweep.points]  # all mistakes are found before the first point
-    final, stop = EXIT_DONE, StopRequest()  # for all points: a signal at the end of one ends the next at its start
+    code = EXIT_DONE
+    # One for all points: a signal that arrives while a point ends stops the next one before its first step.
+    stop = StopRequest()
     for of_point in settings:
         outcome = launch(of_point, resume, stop)
-        if outcome == EXIT_NON_FINITE:  # a result of this point; the others are trained all the same
-            final = outcome
+        if outcome == EXIT_NON_FINITE:  # divergence is a result of this point only
+            code = outcome
         elif outcome != EXIT_DONE:
             raise typer.Exit(exit_code(outcome))
     if os.environ.get("RANK", "0") != "0":
-        raise typer.Exit(final)
+        raise typer.Exit(code)
     folders = [sweep.folder(point) for point in sweep.points]
     typer.echo("")
     print_table(text_table([read_run(folder) for folder in folders]))
@@ -118,7 +120,7 @@ def sweep_run(
         typer.echo(f"no HTML report: {error}")
     else:
         typer.echo(f"report: {page}")
-    raise typer.Exit(final)
+    raise typer.Exit(code)
 
 
 @sweep_app.command("folder")

@@ -41,7 +41,12 @@ class PluginOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     slot_of_option: ClassVar[Mapping[str, str]] = {}
-    """slots of options that have no effect if another plugin fills the slot, which is then a warning"""
+    """slots of options; a changed option is a warning if another plugin fills its slot"""
+
+    def changed_options(self) -> set[str]:
+        """Names of the options that do not have their default value."""
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) != field.get_default(call_default_factory=True)}
 
 
 O = TypeVar("O", bound=PluginOptions)  # noqa: E741 - the conventional letter for options in this API
@@ -159,7 +164,8 @@ class Component:
     def own_loss(
         self, observations: Sequence[Observation], corrupteds: Sequence[Corrupted], logits: LogitsOf
     ) -> Tensor | None:
-        """float32[K]: a loss of the component's own modules, divided group by group like the objective's terms.
+        """A loss of the component's own modules: float32[K], divided group by group like the objective's terms, or
+        float32[1], divided by the sum of the objective's denominators.
 
         The lists have one item for every view of the same rows.  `logits(view, part)` computes the logits of a slice of
         the view's supervised positions again, float32[n, V] without gradient.  The result is differentiable in the

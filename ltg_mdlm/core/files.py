@@ -86,9 +86,9 @@ def written_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def written_file(final: Path) -> Iterator[Path]:
-    """A temporary path to write a file to.  It replaces `final` on exit, or is deleted after an exception.
+    """A path to write a file to: a temporary one, which replaces `final` on exit and is deleted after an exception.
 
-    What is no file, such as a pipe, is written to itself.
+    If `final` is a device or a pipe, which must not be replaced, it is `final` itself.
 
     Raises OSError, which `write_errors` turns into a message.
     """
@@ -156,15 +156,19 @@ def remove_leftovers(folder: Path) -> None:
         delete(path)
 
 
-def require_writable(folder: Path) -> None:
-    """Raises UserError if `folder` cannot be created.  Call it before hours of work, not after."""
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
+def require_writable(path: Path, *, inside: bool = False) -> None:
+    """Raises UserError if `path` cannot be created or replaced; with `inside`, if nothing can be created in it.
+
+    Call it before hours of work, not after.
+    """
+    absolute = path.absolute()
+    above = next(place for place in (*[absolute] * inside, *absolute.parents) if place.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"{folder}: cannot be written: {above} is not a folder that may be written to")
+        raise UserError(f"{path}: cannot be written: {above} is not a folder that may be written to")
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files in a folder and in all folders below it, linked ones too, without hidden ones.
+    """The files in a folder and in all folders below it.  Links are followed, and hidden folders are left out.
 
     Raises OSError if a folder cannot be read.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +99,18 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def printed(value: Any) -> str:
-    """The value as indented JSON, with infinity and NaN, which JSON does not have, as text."""
+def json_text(value: Any) -> str:
+    """Indented JSON; infinity and NaN, which JSON does not have, are strings."""
+    return json.dumps(replace_non_finite(value, str), indent=2, default=str, allow_nan=False)
 
-    def plain(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: plain(inner) for key, inner in part.items()}
-        if isinstance(part, list | tuple):
-            return [plain(inner) for inner in part]
-        return str(part) if isinstance(part, float) and not math.isfinite(part) else part
 
-    return json.dumps(plain(value), indent=2, default=str, allow_nan=False)
+def replace_non_finite(value: Any, replacement: Callable[[float], Any]) -> Any:
+    """The value with `replacement(x)` for every x in its mappings and sequences that is infinite or NaN."""
+    if isinstance(value, Mapping):
+        return {key: replace_non_finite(part, replacement) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_non_finite(part, replacement) for part in value]
+    return replacement(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_unicode(text: str) -> bool:

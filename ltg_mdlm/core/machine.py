@@ -112,3 +112,11 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, -1)
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+
+
+def scaled_to_memory(tokens: int, device: torch.device, full_memory: float) -> int:
+    """Tokens per forward pass: on a GPU with less than `full_memory` bytes, in proportion to its memory."""
+    if device.type != "cuda":
+        return tokens
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return int(tokens * min(1.0, memory / full_memory))

@@ -265,8 +265,8 @@ def find_config(name: str, asked_by: str = "--config") -> Path:
     """The file of a config: a path, or the name of a file in `config_folders`.  Raises UserError."""
     if Path(name).is_file():
         return Path(name)
-    # A path into another folder is not a name, even if its last part is one.
-    for folder in config_folders() if str(Path(name).parent) in (".", "configs") else ():
+    is_name = str(Path(name).parent) in (".", "configs")  # mine/laptop.yaml is a path, even if `laptop` is a name
+    for folder in config_folders() if is_name else ():
         if (path := folder / f"{Path(name).name.removesuffix('.yaml')}.yaml").is_file():
             return path
     known = sorted(path.stem for folder in config_folders() for path in folder.glob("*.yaml"))

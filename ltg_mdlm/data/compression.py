@@ -73,9 +73,10 @@ def archive_members(
 
     Nothing is unpacked to the disk. Raises RuntimeError for a member that needs a password.
     """
-    with path.open("rb") as start:
-        is_tar = start.read(262)[257:] == b"ustar"
-    if not is_tar and zipfile.is_zipfile(path):  # which is true of a tar file that ends with a zip file
+    with path.open("rb") as file:
+        start = file.read(262)
+    # is_zipfile reads the end of a file, so it also accepts a tar archive whose last member is a zip file.
+    if not is_tar(start) and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if not entry.is_dir():
@@ -91,6 +92,11 @@ def archive_members(
                 yield info.name, io.BufferedReader(_CountedFile(stream, lambda _: None), _BUFFER)
         while raw.read(_BUFFER):  # a truncated compressed file is noticed at its end only
             pass
+
+
+def is_tar(start: bytes) -> bool:
+    """Whether a file that begins with these bytes (at least 262) is a tar archive."""
+    return start[257:262] == b"ustar"
 
 
 class _CountedFile(io.RawIOBase):

@@ -143,13 +143,13 @@ class EpochSampling:
         """float64[P]: how often each piece is seen in an epoch that trains on one part of the documents."""
         plan, epochs = self.schedule.stages[stage].plan, self.schedule.stages[stage].epochs
         assert self.difficulty_D is not None
-        difficulty_D = self.difficulty_D
+        score_D = self.difficulty_D
         if len(self.schedule.stages) > 1:
-            # Stages cut documents into other pieces, so the documents of one difficulty have an order that all share.
-            order_D = np.lexsort((shuffled(len(difficulty_D), self.seed, 6), difficulty_D))
-            difficulty_D = np.empty(len(order_D))
-            difficulty_D[order_D] = np.arange(len(order_D))
-        quantile_P = quantiles(difficulty_D[plan.pieces.document_P], _mass(plan), self.seed, stage)
+            # Each stage cuts the documents into different pieces. If each broke ties on its own, a document could be
+            # in another part in every stage, and be seen too often or never.
+            order_D = np.lexsort((shuffled(len(score_D), self.seed, 6), score_D))
+            score_D = order_D.argsort().astype(np.float64)  # the rank of every document
+        quantile_P = quantiles(score_D[plan.pieces.document_P], _mass(plan), self.seed, stage)
         first, last = self._done(stage, np.array([epoch, min(epoch + 1, epochs)]))
         is_part_P = (first <= quantile_P) & (quantile_P < last)
         if not is_part_P.any():  # a part smaller than a piece

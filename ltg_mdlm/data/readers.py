@@ -265,10 +265,10 @@ def _json_rows(text: IO[str], where: str, reading: Reading) -> Iterator[tuple[st
             yield row
 
 
-def _json_lines(start: str, first: int, text: IO[str], where: str) -> Iterator[tuple[str, Any]]:
-    """Place and value of every line that is not blank. The first one, of this number, begins with `start`."""
-    for number, line in enumerate(text, first):
-        line = (start + line if number == first else line).lstrip("\ufeff")
+def _json_lines(start: str, first_line: int, text: IO[str], where: str) -> Iterator[tuple[str, Any]]:
+    """Place and value of every line that is not blank. `start` was read before; it begins the line `first_line`."""
+    for number, line in enumerate(text, first_line):
+        line = (start + line if number == first_line else line).lstrip("\ufeff")
         if line and not line.isspace():
             place = f"{where}, line {number}"
             yield place, _parsed(json.loads, line, place)
@@ -295,14 +295,13 @@ def _json_array(start: str, text: IO[str], where: str) -> Iterator[tuple[str, An
         character = buffer[at]
         if character == "]":
             rest = buffer[at + 1 :]
-            while rest or (rest := text.read(_BLOCK_CHARACTERS)):
-                if rest.strip(" \t\r\n\ufeff"):
-                    raise UserError(
-                        f"{where}: there is more after the end of the JSON array"
-                        "\n  write a single array, or one document per line"
-                    )
-                rest = ""
-            return
+            while not rest.strip(" \t\r\n\ufeff"):
+                if not (rest := text.read(_BLOCK_CHARACTERS)):
+                    return
+            raise UserError(
+                f"{where}: there is more after the end of the JSON array"
+                "\n  write a single array, or one document per line"
+            )
         if expected and character != expected:
             raise UserError(f"{where}, element {number}: not JSON: no comma after the element before it")
         if expected:

@@ -147,7 +147,7 @@ class RowLoader:
         Raises:
             UserError: the difficulties of the documents have changed since then.
         """
-        if self.is_uniform or not state:  # a run that goes on with unequal epochs after equal ones counts from these
+        if self.is_uniform or not state:  # a run with uniform epochs saves no state
             return
         if self._sampling is not None and bytes(state["digest"].tolist()).hex() != self._sampling.digest:
             raise UserError(

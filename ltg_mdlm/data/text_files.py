@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.data.compression import ARCHIVES, COMPRESSIONS, DAMAGE, compression_of, opened
+from ltg_mdlm.data.compression import ARCHIVES, COMPRESSIONS, DAMAGE, compression_of, is_tar, opened
 from ltg_mdlm.data.dataset_splits import SHARD, split_called
 
 KINDS = {
@@ -83,7 +83,7 @@ def sniffed(path: Path) -> TextFile:
         return TextFile(path, "parquet", name=str(path))
     if start.startswith(b"ARROW1"):
         return TextFile(path, "arrow", name=str(path))
-    if start.startswith(b"PK\x03\x04") or start[257:262] == b"ustar":
+    if start.startswith(b"PK\x03\x04") or is_tar(start):
         return TextFile(path, "archive", name=str(path))
     if compression := compression_of(start):
         try:
@@ -91,7 +91,7 @@ def sniffed(path: Path) -> TextFile:
                 start = raw.read(_SNIFFED_BYTES)
         except (*DAMAGE, OSError) as error:
             raise UserError(f"{path}: damaged or not {compression}: {error}") from error
-        if start[257:262] == b"ustar":
+        if is_tar(start):
             return TextFile(path, "archive", compression, name=str(path))
     text = start.decode("utf-8-sig", errors="ignore")
     if b"\0" in start or len(text.encode()) < len(start) - 8:  # a character may be cut, and there may be a mark

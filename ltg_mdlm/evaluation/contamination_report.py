@@ -148,7 +148,7 @@ def questions_asked(found: TaskTexts, data: str, answers: Answers) -> list[int]:
     """Numbers of the questions of a data set that the protocol of the answers asks, in order."""
     leaves_out = answers.name.task == ENTITY_TRACKING.name and answers.protocol == "2026"
     questions = range(found.questions[data])
-    return [number for number in questions if not (leaves_out and (data, number) in found.with_nothing)]
+    return [number for number in questions if not (leaves_out and (data, number) in found.nothing_options)]
 
 
 def effect_on(data: str, answers: Answers, contamination: Contamination) -> Effect:

@@ -94,7 +94,7 @@ def download(
         import huggingface_hub  # noqa: F401
     except ImportError:
         raise UserError('downloading needs huggingface_hub\n  pip install "ltg-mdlm[hub]"') from None
-    require_writable(out / FULL)
+    require_writable(out, inside=True)
     problems = []
     for dataset in map(DATASETS.__getitem__, names):
         try:

@@ -108,7 +108,7 @@ def finetune_suite(
 
     Raises:
         UserError: before training, for missing or malformed files, wrong settings, existing results with other
-            settings, and folders that cannot be written; during training, for a loss that is not finite.
+            settings, and folders that cannot be written; on all ranks, after all tasks, for every task that failed.
     """
     return finetune_files(
         trained,
@@ -151,17 +151,15 @@ def finetune_files(
             with share_progress(f"fine-tuning on {job.name}", work, show=ranks.is_main) as advance:
                 runs = [finetune_once(trained, job.data, job.settings, seed, advance=advance) for seed in job.seeds]
             done[job.name] = write_finetuning(job, runs)
-        except UserError as error:  # the other tasks are finished all the same, and then all ranks raise it
+        except UserError as error:  # raised on all ranks after the other tasks
             problems.append(f"{job.name}: {error}")
         else:
             say(f"{job.name}: {job.folder}")
-    everyones: dict[str, Summary] = {}
-    for summaries, failed in ranks.gather_objects((done, problems)):
-        everyones |= summaries
-        problems += [problem for problem in failed if problem not in problems]
-    if problems:
-        raise UserError("\n  ".join(problems))
-    return [everyones[job.name] for job in jobs]
+    gathered = ranks.gather_objects((done, problems))
+    if failed := [problem for _, of_rank in gathered for problem in of_rank]:
+        raise UserError("\nerror: ".join(failed))
+    summaries = {name: summary for of_rank, _ in gathered for name, summary in of_rank.items()}
+    return [summaries[job.name] for job in jobs]
 
 
 def prepare_job(
@@ -232,6 +230,7 @@ def finished_results(jobs: Sequence[FinetuneJob], *, overwrite: bool) -> dict[st
 
 def differing(summary: Summary, request: Mapping[str, Any]) -> list[str]:
     """Dotted keys of a request in which an existing result differs."""
+    # Results of older versions have no hash of the weights.
     keys = [key for key in request if key != WEIGHTS_HASH or key in summary]
     existing, wanted = (flatten({key: facts.get(key) for key in keys}) for facts in (summary, request))
     return sorted(key for key in existing.keys() | wanted.keys() if existing.get(key) != wanted.get(key))

@@ -12,13 +12,13 @@ Fine-tuning writes to `finetune/<task>`, the evaluation of samples to `generatio
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ltg_mdlm.core.files import write_errors, written_folder
+from ltg_mdlm.core.json_files import replace_non_finite
 from ltg_mdlm.evaluation.tasks import TaskResult
 from ltg_mdlm.inference.scoring import ScoringRule
 from ltg_mdlm.inference.trained_model import TrainedModel
@@ -42,7 +42,7 @@ def model_facts(trained: TrainedModel) -> dict[str, Any]:
         "model": trained.name,
         "revision": trained.revision,
         "weights": trained.weights,
-        WEIGHTS_HASH: trained.sha256,
+        WEIGHTS_HASH: trained.weights_sha256,
         "step": trained.about.get("step"),
         "words_seen": trained.about.get("words_seen"),
     }
@@ -103,14 +103,5 @@ def temperature_report(result: TaskResult) -> str:
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """One JSON document and a line break; NaN and infinity become null."""
-    return json.dumps(_null_if_undefined(value), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
-
-
-def _null_if_undefined(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _null_if_undefined(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_null_if_undefined(inner) for inner in value]
-    return value
+    finite = replace_non_finite(value, lambda _: None)
+    return json.dumps(finite, ensure_ascii=False, indent=indent, allow_nan=False) + "\n"

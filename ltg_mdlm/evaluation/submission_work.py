@@ -184,7 +184,7 @@ class SubmissionWork(ABC):
         self._facts = scoring_facts(trained, rule, "2026")
         self._backend = BACKENDS[rule.score]
         self._hash = cache(hash_of_files)  # all checkpoints share the data
-        self._weights = cache(lambda revision: self._open(revision).sha256)
+        self._weights_sha256 = cache(lambda revision: self._open(revision).weights_sha256)
         found = milestones(trained.source.parent, lambda path: self._scorer(path.name))
         self.milestones = [milestone for milestone in found if milestone.name in revisions]
         self._opened = (MAIN, trained)
@@ -214,10 +214,10 @@ class SubmissionWork(ABC):
     def _request(self, revision: str, task: str, data: Path) -> dict[str, Any]:
         request = {**self._facts, "revision": revision, "task": task, "sha256": self._hash(data)}
         if revision != MAIN:
-            # `eval suite` names these as well, but the name of the checkpoint says how many words it has seen.
+            # Known only when the checkpoint is opened, whose name says how many words it has seen.
             del request["step"], request["words_seen"]
             with suppress(UserError):  # of a damaged checkpoint, whose jobs fail when they run
-                request[WEIGHTS_HASH] = self._weights(revision)
+                request[WEIGHTS_HASH] = self._weights_sha256(revision)
         return request
 
     def _finetuning(self, files: TaskFiles) -> Job:

@@ -161,8 +161,8 @@ def measure(
     """
     scorer = LikelihoodScorer(trained, rule, ranks, show_progress=True)
     facts, folder = scoring_facts(trained, rule, protocol), model_folder(out, trained)
-    for place in (folder / SUITE_FILE, folder / "zero_shot" / BACKENDS[rule.score] / "task"):
-        require_writable(place)  # before hours of scoring
+    for place in (folder, folder / "zero_shot" / BACKENDS[rule.score]):
+        require_writable(place, inside=True)  # before hours of scoring
     outcomes = []
     started = time.monotonic()
     for outcome in run_suite(tasks, scorer, data, say=_say if ranks.is_main else lambda text: None):

@@ -54,8 +54,8 @@ class TaskTexts(NamedTuple):
     """Number of questions of each data set."""
     skipped: list[Path]
     """Files without a known text field."""
-    with_nothing: set[tuple[str, int]]
-    """Data set and number of the questions with the option "nothing"."""
+    nothing_options: set[tuple[str, int]]
+    """Data set and number of questions with the option "nothing", which entity tracking of 2026 leaves out."""
 
 
 def read_task_texts(path: Path, fields: Sequence[str] = ()) -> TaskTexts:
@@ -85,7 +85,7 @@ def read_task_texts(path: Path, fields: Sequence[str] = ()) -> TaskTexts:
             question = found.questions.setdefault(data, 0)
             found.questions[data] += 1
             if "nothing" in str(record.values.get("options")):
-                found.with_nothing.add((data, question))
+                found.nothing_options.add((data, question))
             for field in chosen:
                 found.texts.extend(TaskText(data, question, where, field, text) for text in _texts(record, field))
     if not found.texts:

@@ -55,7 +55,7 @@ class Host:
         options: dict[str, dict[str, Any]] = {}
         for name, plugin in self.selected.items():
             instance = create_plugin(plugin, config.plugins.get(name, {}), sources or {})
-            options[name] = in_one_order(instance.options.model_dump(), instance.options.model_dump(mode="json"))
+            options[name] = options_as_json(instance.options)
             self._options[name] = instance.options
             self._managers[name] = register(plugin, instance)
         for slot, name in config.slots.items():
@@ -90,10 +90,10 @@ class Host:
             f"{name}: {option} has no effect, because {providers.get(slot, 'no plugin')} provides the {slot}"
             for name, options in self._options.items()
             for option, slot in options.slot_of_option.items()
-            if providers.get(slot) != name and getattr(options, option) != default_of(type(options), option)
+            if providers.get(slot) != name and option in options.changed_options()
         ]
         slot = "time_conditioning"
-        if components.time_conditioning.state_dict() or any(name.startswith(f"{slot}/") for name in components.modules):
+        if components.has_state(slot):
             warnings.append(
                 f"{providers[slot]}: evaluation and export open a model without the state of its {slot};"
                 " what it learns must be in its `embedding`, which belongs to the model"
@@ -130,7 +130,7 @@ class Host:
     def _modules(self, components: Components, context: RunContext) -> dict[str, nn.Module]:
         """The learned parts of the components by `<slot>/<name>`, on the device of the run.
 
-        Raises UserError for parts that are no modules, or that no loss would train.
+        Raises UserError for parts that are no modules, that no loss would train, or that share a parameter.
         """
         modules: dict[str, nn.Module] = {}
         for slot, name, component in components.named():
@@ -364,20 +364,23 @@ def seeded(context: RunContext, purpose: str) -> Iterator[None]:
         yield
 
 
-def default_of(options: type[PluginOptions], name: str) -> Any:
-    """The default value of an option."""
-    return options.model_fields[name].get_default(call_default_factory=True)
+def options_as_json(options: PluginOptions) -> dict[str, Any]:
+    """Options as in config.yaml, with sets sorted: their order differs between processes."""
+    as_json: dict[str, Any] = _with_sorted_sets(options.model_dump(), options.model_dump(mode="json"))
+    return as_json
 
 
-def in_one_order(value: Any, plain: Any) -> Any:
-    """The JSON form `plain` of a value, with sets in an order that does not depend on the process."""
-    if isinstance(value, set | frozenset):
-        return sorted(plain, key=repr)
-    if isinstance(value, Mapping):
-        return {key: in_one_order(item, part) for item, (key, part) in zip(value.values(), plain.items(), strict=True)}
-    if isinstance(value, list | tuple):
-        return [in_one_order(item, part) for item, part in zip(value, plain, strict=True)]
-    return plain
+def _with_sorted_sets(value: Any, as_json: Any) -> Any:
+    if isinstance(as_json, list) and isinstance(value, set | frozenset):
+        return sorted(as_json, key=repr)
+    if not (
+        isinstance(as_json, dict | list) and isinstance(value, Mapping | list | tuple) and len(value) == len(as_json)
+    ):
+        return as_json  # a plain value, or what a serialiser of the plugin made of it
+    if isinstance(as_json, dict) and isinstance(value, Mapping):
+        pairs = zip(value.values(), as_json.items(), strict=True)
+        return {key: _with_sorted_sets(part, part_as_json) for part, (key, part_as_json) in pairs}
+    return [_with_sorted_sets(part, part_as_json) for part, part_as_json in zip(value, as_json, strict=True)]
 
 
 def hooks_of(plugin_class: type) -> list[str]:

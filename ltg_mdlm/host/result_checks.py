@@ -156,8 +156,10 @@ class ResultChecks:
         if self._finished or (own_K is None and not has_parts):
             return
         where = method_of(self._components, slot, component, "own_loss")
-        is_total = isinstance(own_K, Tensor) and own_K.shape == (1,)
-        require_tensor(where, own_K, "float", (1 if is_total else len(self._components.objective.group_names),))
+        groups = len(self._components.objective.group_names)
+        if isinstance(own_K, Tensor) and own_K.shape == (1,):  # one sum for all groups
+            groups = 1
+        require_tensor(where, own_K, "float", (groups,))
         if not own_K.requires_grad:
             raise UserError(f"{where} returned a tensor without gradient, so the component's modules would not learn")
 

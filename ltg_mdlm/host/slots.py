@@ -58,6 +58,12 @@ class Components:
         """Name of the plugin behind every filled slot and every observer."""
         return {slot: provider.plugin for slot, provider in self.provenance.items()}
 
+    def has_state(self, slot: str) -> bool:
+        """Whether the component of a filled slot has state or learned parts."""
+        component = getattr(self, slot)
+        first = next(name for name, _, other in self.named() if other is component)
+        return bool(component.state_dict()) or any(part.startswith(f"{first}/") for part in self.modules)
+
     def named(self) -> list[tuple[str, str, Component]]:
         """(slot, plugin, component) of every distinct component; an object in several slots is listed once."""
         rows = [(slot, cast(Component, getattr(self, slot))) for slot in SLOTS if getattr(self, slot) is not None]

@@ -23,7 +23,7 @@ from ltg_mdlm.inference.sampling_rule import (
     mask_rates,
     trained_schedule,
 )
-from ltg_mdlm.inference.scoring import tokens_per_batch as default_tokens_per_batch
+from ltg_mdlm.inference.scoring import default_tokens_per_batch
 from ltg_mdlm.inference.trained_model import TrainedModel
 
 LENGTH = 64

@@ -146,7 +146,8 @@ def mask_rates(schedule: RateSchedule, steps: int) -> Tensor:
 def trained_schedule(trained: TrainedModel) -> RateSchedule:
     """The noise schedule that a model was trained with, as it was at the end of training.
 
-    Raises UserError if the schedule is unknown, its plugin is not installed, or its mask rates do not reach 0 and 1.
+    Raises UserError if the schedule is unknown, its plugin is not installed, it has learned state, or its mask rates
+    do not reach 0 and 1.
     """
     if "config" not in trained.about:
         raise UserError(f"--schedule trained: {trained.source} does not say how it was trained; leave it out")

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.machine import scaled_to_memory
 from ltg_mdlm.core.terminal import share_progress
 from ltg_mdlm.data.tokenizer import MASK
 from ltg_mdlm.inference.likelihood import block_sums
@@ -42,8 +43,8 @@ TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131072}
 _POSITIONS_AT_ONCE = 2048
 """Positions whose logits are in memory at the same time; logits take by far the most memory."""
 
-_MEMORY_OF_MOST = 40e9
-"""Bytes of GPU memory from which on the default number of tokens is used."""
+_FULL_MEMORY = 40e9
+"""Bytes of GPU memory for which the default number of tokens is chosen."""
 
 Score = Literal["pll", "mntp", "causal", "bound"]
 
@@ -96,13 +97,9 @@ class ScoringRule:
         return torch.full_like(masked_B, self.rate or 0.0)
 
 
-def tokens_per_batch(device: torch.device) -> int:
-    """Tokens per forward pass that suit a device."""
-    tokens = TOKENS_PER_BATCH[device.type]
-    if device.type != "cuda":
-        return tokens
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return int(tokens * min(1.0, memory / _MEMORY_OF_MOST))
+def default_tokens_per_batch(device: torch.device) -> int:
+    """Tokens per forward pass if the rule names none."""
+    return scaled_to_memory(TOKENS_PER_BATCH[device.type], device, _FULL_MEMORY)
 
 
 def scoring_rule(denoiser: Denoiser, score: Score | Literal["auto"], **settings: Any) -> ScoringRule:
@@ -242,7 +239,7 @@ class LikelihoodScorer:
         shares = [by_shape[shape][(rank + i) % world_size :: world_size] for i, shape in enumerate(sorted(by_shape))]
         device = self.denoiser.device
         total = torch.zeros(sum(r.num_sums for r in requests), dtype=torch.float64, device=device)
-        tokens = self.rule.tokens_per_batch or tokens_per_batch(device)
+        tokens = self.rule.tokens_per_batch or default_tokens_per_batch(device)
         # In tokens of the rows, since long texts, which come last, have most of them.
         costs = [sum(len(r.text.ids) * r.num_rows(build) for r in share) for share in shares]
         with share_progress("scoring texts", sum(costs), show=self._show_progress) as advance:

@@ -37,7 +37,7 @@ from ltg_mdlm.inference.exported_folder import (
 from ltg_mdlm.model.transformer import TimeEmbedding, Transformer
 from ltg_mdlm.storage.checkpoint import STATE_FILE, find_checkpoint, load_weights, read_about
 from ltg_mdlm.storage.named_tensors import copy_named
-from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.storage.run_folder import run_of_checkpoint
 
 Weights = Literal["ema", "raw"]
 """The averaged weights, or the weights of the last step."""
@@ -96,7 +96,7 @@ class TrainedModel(Denoiser):
         return self.source.name if self.source.name.startswith("chck_") else MAIN
 
     @cached_property
-    def sha256(self) -> str:
+    def weights_sha256(self) -> str:
         """Hash of the names and contents of the weights, equal for a run and its export."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -107,17 +107,14 @@ class TrainedModel(Denoiser):
 
 def model_name(path: Path) -> str:
     """The name of the run that a folder or checkpoint belongs to, or of the exported folder without the revision."""
-    if (run := _run_of(path)) is not None:
-        return run.resolve().name
-    # By the path as it was given, then by what links lead to.
-    found = (folder for folder in (_absolute(path), path.resolve()) if has_revisions(folder.parent))
-    return next((folder.parent.resolve().name for folder in found), path.resolve().name)
-
-
-def _run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint is in, by its path or that of the folder that it links to; None if it is not."""
-    found = (folder for folder in (_absolute(checkpoint), checkpoint.resolve()) if folder.parent.name == "checkpoints")
-    return next((folder.parent.parent for folder in found), None)
+    places = (_absolute(path), path.resolve())  # a link keeps the name of the folder that it is in
+    for place in places:
+        if place.parent.name == "checkpoints":
+            return place.parent.parent.resolve().name
+    for place in places:
+        if has_revisions(place.parent):
+            return place.parent.resolve().name
+    return path.resolve().name
 
 
 def _absolute(path: Path) -> Path:
@@ -154,7 +151,7 @@ def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights
     if absent := {"config", "modes", "predicts"} - about.keys():
         raise UserError(f"{checkpoint / STATE_FILE} does not describe the model: it has no {', '.join(sorted(absent))}")
     config = stored_config(about["config"], checkpoint / STATE_FILE)
-    tokenizer_file = RunFolder(_run_of(checkpoint) or checkpoint.parent.parent).tokenizer_file
+    tokenizer_file = run_of_checkpoint(checkpoint).tokenizer_file
     if not tokenizer_file.is_file():
         raise UserError(
             f"{checkpoint}: no tokenizer: expected {tokenizer_file}, in the run folder that the checkpoint belongs to"

@@ -267,7 +267,7 @@ def import_checkpoint(
     statistics = CorpusStatistics(token_count_V=count_V, num_tokens=len(count_V), num_words=len(count_V))
     components = host.build(run_context(host.config, tokens, Ranks.alone(), max_steps=1), statistics)
     if published.code_base == "ltg-mdlm":
-        _require_same_use(sizes, components, host.config.name)
+        _require_compatible_recipe(sizes, components, host.config.name)
     conditioning = components.time_conditioning
     model = build_model(host.config, tokens.vocab_size, conditioning)
     last = weights_for(model, published.model, conditioning, str(files.weights))
@@ -301,15 +301,20 @@ def _require_one_vocabulary(files: Files, sizes: ModelFile, tokens: Tokenizer, p
         raise UserError(f"the sizes of the vocabulary differ:{listing}\n  they must come from the same model")
 
 
-def _require_same_use(exported: ModelFile, components: Components, recipe: str) -> None:
-    """Raises UserError if an export is used in another way than models of this recipe; its weights do not show it."""
-    causal, masking = "causal" in components.row_mode.modes, components.masking
-    found = {
-        "predicts": (exported.fields.get("predicts", masking.predicts), masking.predicts),
-        "block_length": (exported.fields.get("block_length", 0), masking.block_length),
-        "causal rows": ("causal" in exported.fields.get("backends", ["causal"] * causal), causal),
+def _require_compatible_recipe(exported: ModelFile, components: Components, recipe: str) -> None:
+    """Raises UserError if config.json contradicts the recipe in facts that the weights do not show."""
+    expected = {
+        "predicts": components.masking.predicts,
+        "block_length": components.masking.block_length,
+        "causal rows": "causal" in components.row_mode.modes,
     }
-    differing = [f"{name}: {of_export}, not {own}" for name, (of_export, own) in found.items() if of_export != own]
+    fields = exported.fields
+    found: dict[str, Any] = {"block_length": fields.get("block_length", 0)}  # left out if it is 0
+    if "predicts" in fields:
+        found["predicts"] = fields["predicts"]
+    if "backends" in fields:
+        found["causal rows"] = "causal" in fields["backends"]
+    differing = [f"{name}: {value}, not {expected[name]}" for name, value in found.items() if value != expected[name]]
     if differing:
         raise UserError(
             f"{exported.path} is not of a model of the recipe {recipe}: {'; '.join(differing)}"

@@ -10,7 +10,7 @@ from ltg_mdlm.core.settings import flatten
 from ltg_mdlm.data.words import WHITESPACE
 from ltg_mdlm.inference.trained_model import TrainedModel
 from ltg_mdlm.storage.metrics_file import ROWS, read_validations
-from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.storage.run_folder import run_of_checkpoint
 
 _BACKENDS = {
     "mlm": "`mlm` (`AutoModelForMaskedLM`): a masked token is predicted at its own position",
@@ -167,7 +167,7 @@ def _training(trained: TrainedModel) -> list[str]:
 
 def _results(trained: TrainedModel) -> list[str]:
     """The last metrics on held-out text that training measured up to the checkpoint's step."""
-    file = RunFolder(trained.source.parent.parent).metrics_file
+    file = run_of_checkpoint(trained.source).metrics_file
     row = read_validations(file, up_to=trained.about["step"]).last
     if not row:
         return []

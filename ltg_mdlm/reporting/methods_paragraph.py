@@ -231,7 +231,7 @@ def _devices(machines: Sequence[Mapping[str, Any]]) -> str:
         processes[machine.get("gpu") or machine["cpu"]] += machine["processes"]
     hosts = len({machine["host"] for machine in machines})
     listed = _listed(f"{count} process{'es' * (count > 1)} on {device}" for device, count in processes.items())
-    return listed + (f" in {hosts} machines" if hosts > 1 else "")
+    return listed + (f" on {hosts} machines" if hosts > 1 else "")
 
 
 def _range(values: Sequence[str]) -> str:

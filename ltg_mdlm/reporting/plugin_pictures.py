@@ -129,8 +129,7 @@ def measured_masking(components: Components, config: RunConfig, corpus: Corpus, 
     )
     rank_V = frequency_rank(corpus_statistics(config, corpus).token_count_V)
     measured = masking_by_rank(components.masking, rows.batches, rank_V, step)
-    adapts = components.masking.state_dict() or any(name.startswith("masking/") for name in components.modules)
-    return masking_panels(measured, ", before training" if adapts else ", end of training")
+    return masking_panels(measured, ", before training" if components.has_state("masking") else ", end of training")
 
 
 def title_of(name: str, config: RunConfig) -> str:

@@ -422,3 +422,15 @@ class Lock:
                 os.utime(self._descriptor)
                 if self._numbered is not None:
                     os.utime(self._numbered)
+
+
+def run_of_checkpoint(checkpoint: Path) -> RunFolder:
+    """The run folder of a checkpoint, which is `<run>/checkpoints/<name>`.
+
+    The path as given comes first: the checkpoints of a run may be links to another disk.
+    """
+    given = Path(os.path.abspath(checkpoint))
+    for path in (given, checkpoint.resolve()):
+        if path.parent.name == "checkpoints":
+            return RunFolder(path.parent.parent)
+    return RunFolder(given.parent.parent)

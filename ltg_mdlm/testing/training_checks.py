@@ -32,7 +32,7 @@ from ltg_mdlm.testing.plugin_under_test import (
 from ltg_mdlm.testing.ranks import RankFailed, run_on_ranks
 from ltg_mdlm.testing.row_order_checks import a_run_resumed_in_mid_epoch_takes_the_same_rows
 from ltg_mdlm.testing.sample_rows import require_equal, unchanged
-from ltg_mdlm.testing.training_steps import NO_DROPOUT, Steps, take_steps, train_steps, trainer_of
+from ltg_mdlm.testing.training_steps import Steps, take_steps, train_steps, trainer_of
 from ltg_mdlm.training.metric_sinks import Row
 from ltg_mdlm.training.trainer import Trainer
 
@@ -154,7 +154,7 @@ def require_alike(where: str, one: Steps, other: Steps, how: str) -> None:
 def two_micro_batches_train_what_one_does(subject: PluginUnderTest) -> None:
     """Losses and states do not depend on the number of micro-batches."""
     where = f"{subject.label}: 1 against 2 micro-batches"
-    one, two = (train_steps(subject, NO_DROPOUT, f"training.micro_batch_rows={rows}", steps=4) for rows in (6, 3))
+    one, two = (train_steps(subject, f"training.micro_batch_rows={rows}", steps=4, dropout=False) for rows in (6, 3))
     if not subject.own(one.components):
         raise NotApplicable(f"{subject.name} provides no component")
     require_alike(where, one, two, "a second micro-batch")
@@ -276,7 +276,7 @@ def steps_never_wait_for_cuda(subject: PluginUnderTest) -> None:
 @check(two_micro_batches_train_what_one_does)
 def two_processes_train_what_one_does(subject: PluginUnderTest) -> None:
     """Two processes have the losses and states of one process, and bitwise the same states on both ranks."""
-    alone = train_steps(subject, NO_DROPOUT, steps=STEPS)
+    alone = train_steps(subject, steps=STEPS, dropout=False)
     if not subject.own(alone.components):
         raise NotApplicable(f"{subject.name} provides no component")
     where = f"{subject.label}: 1 against 2 processes"
@@ -301,7 +301,7 @@ def steps_on_a_rank(
     ranks: Ranks, name: str, options: Mapping[str, Any], sets: Sequence[str]
 ) -> tuple[Sequence[Row], dict[str, torch.Tensor]]:
     """The logged rows and the states of components on this rank."""
-    done = train_steps(PluginUnderTest(name, options, sets), NO_DROPOUT, steps=STEPS, ranks=ranks)
+    done = train_steps(PluginUnderTest(name, options, sets), steps=STEPS, ranks=ranks, dropout=False)
     return done.rows, done.state
 
 

@@ -74,18 +74,18 @@ class Steps:
         return [float(row["loss"]) for row in self.rows]
 
 
-NO_DROPOUT = "model.dropout=0"
-"""For comparisons of different splits, since dropout is drawn per micro-batch and rank."""
-
-
-def train_steps(plugin: PluginUnderTest, *sets: str, steps: int = 5, ranks: Ranks | None = None) -> Steps:
+def train_steps(
+    plugin: PluginUnderTest, *sets: str, steps: int = 5, ranks: Ranks | None = None, dropout: bool = True
+) -> Steps:
     """Train a tiny model for `steps` steps. `sets` are further settings, `key.path=value`.
 
-    With `NO_DROPOUT` among them, learned parts have none either.
+    Without `dropout`, neither the model nor learned parts have any. It is drawn per micro-batch and rank, so runs that
+    split their rows differently can only be compared without it.
     """
+    sets = sets if dropout else (*sets, "model.dropout=0")
     with trainer_of(plugin, *sets, ranks=ranks) as (trainer, rows):
-        if NO_DROPOUT in sets:
-            for module in trainer.run.loss.modules():  # also that of learned parts
+        if not dropout:
+            for module in trainer.run.loss.modules():  # learned parts included
                 if isinstance(module, nn.modules.dropout._DropoutNd):
                     module.p = 0.0
         take_steps(trainer, steps)

@@ -14,7 +14,7 @@ from ltg_mdlm import __version__
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
-from ltg_mdlm.core.machine import bf16_for
+from ltg_mdlm.core.machine import bf16_for, scaled_to_memory
 from ltg_mdlm.core.optimizer import Optimizer
 from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
@@ -38,7 +38,7 @@ from ltg_mdlm.inference.scoring import LikelihoodScorer, ScoringRule, default_sc
 from ltg_mdlm.inference.trained_model import Denoiser
 from ltg_mdlm.storage.checkpoint import find_checkpoint, load_weights
 from ltg_mdlm.storage.named_tensors import copy_named
-from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.storage.run_folder import run_of_checkpoint
 from ltg_mdlm.training.ema import EMA, tail_start
 from ltg_mdlm.training.optimizers import build_optimizer
 from ltg_mdlm.training.parameter_groups import parameter_groups
@@ -163,11 +163,7 @@ def micro_batch_rows(config: RunConfig, device: torch.device, seq_len: int, copi
 
 def tokens_per_micro_batch(device: torch.device) -> int:
     """Tokens per forward pass on the device, in proportion to its memory up to `FULL_MEMORY`."""
-    tokens = TOKENS_PER_MICRO_BATCH[device.type]
-    if device.type != "cuda":
-        return tokens
-    memory: int = torch.cuda.get_device_properties(device).total_memory
-    return int(tokens * min(1.0, memory / FULL_MEMORY))
+    return scaled_to_memory(TOKENS_PER_MICRO_BATCH[device.type], device, FULL_MEMORY)
 
 
 def require_same_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
@@ -175,7 +171,7 @@ def require_same_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
 
     Run folders of old versions have no tokenizer and are not checked.
     """
-    kept = RunFolder(checkpoint.absolute().parent.parent).tokenizer_file
+    kept = run_of_checkpoint(checkpoint).tokenizer_file
     if kept.is_file() and Tokenizer.read(kept).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"run.init_from: {checkpoint} was trained with another tokenizer ({kept}) than the corpus of this run was"

@@ -93,7 +93,7 @@ class RunReport:
     corpus_words: int
     """Words of the training text."""
     text_words: int
-    """The same, or their equivalent in English if the text was cut to a budget."""
+    """Words that the limits of BabyLM count: `corpus_words`, or the English equivalent of a text cut to a budget."""
     stages: list[str]
     providers: dict[str, str]
     gpu_hours: float

@@ -141,7 +141,9 @@ def require_same_slots(before: Mapping[str, Any], now: Mapping[str, Any], where:
         for slot in listed
         if old.get(slot, {}).get("plugin") != new.get(slot, {}).get("plugin")
     ]
-    _require_unchanged(changed, where, "install the versions that it was trained with, give them in the same order")
+    _require_unchanged(
+        changed, where, "install the versions that it was trained with, and select the plugins in the same order"
+    )
 
 
 def require_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:

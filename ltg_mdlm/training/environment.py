@@ -17,7 +17,7 @@ import torch
 import ltg_mdlm
 from ltg_mdlm import __version__
 from ltg_mdlm.core.machine import environment_of
-from ltg_mdlm.storage.run_folder import RunFolder
+from ltg_mdlm.storage.run_folder import RunFolder, run_of_checkpoint
 from ltg_mdlm.training.assembly import Run
 from ltg_mdlm.training.attention_choice import AttentionChoice
 
@@ -89,5 +89,5 @@ def previous_start(folder: RunFolder, checkpoint: Path | None, device: torch.dev
     """
     starts = folder.read_environment()
     if not starts and checkpoint is not None:
-        starts = RunFolder(checkpoint.absolute().parent.parent).read_environment()
+        starts = run_of_checkpoint(checkpoint).read_environment()
     return next((start for start in reversed(starts) if start.get("device") == device.type), {})

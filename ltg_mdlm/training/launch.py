@@ -6,7 +6,6 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -35,7 +34,7 @@ from ltg_mdlm.storage.checkpoint import (
     run_settings,
 )
 from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
-from ltg_mdlm.storage.run_folder import RunFolder, Status
+from ltg_mdlm.storage.run_folder import RunFolder, Status, run_of_checkpoint
 from ltg_mdlm.training.assembly import Run, build_run, provenance
 from ltg_mdlm.training.attention_choice import resolve_attention
 from ltg_mdlm.training.compilation import resolve_compile
@@ -241,6 +240,28 @@ def checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
     return find_checkpoint(Path(resume))
 
 
+def compare_with_checkpoint(
+    folder: RunFolder, about: Mapping[str, Any], checkpoint: Path
+) -> tuple[list[str], list[str]]:
+    """Differences from the run of the checkpoint if that is another run, and further changes to report.
+
+    Raises UserError for other plugins, another tokenizer, or another text of the same run.
+    """
+    before = read_about(checkpoint)
+    kept = run_of_checkpoint(checkpoint).tokenizer_file
+    if "tokenizer" not in before and kept.is_file():  # checkpoints of old versions do not name it
+        before |= {"tokenizer": Tokenizer.read(kept).fingerprint}
+    require_same_distributions(before.get("versions", {}), about["versions"], checkpoint)
+    require_same_slots(before, about, checkpoint)
+    require_same_tokenizer(before, about, checkpoint)
+    differences: list[str] = []
+    if folder.holds(checkpoint):
+        require_same_text(before, about, checkpoint)
+    else:
+        differences = differences_of_origin(before, about, checkpoint)
+    return differences, resume_notes(before, about)
+
+
 def prepare_trainer(
     folder: RunFolder,
     run: Run,
@@ -260,22 +281,7 @@ def prepare_trainer(
         "averages": run.ema.describe(),
         "start": len(folder.read_environment()) if run.ranks.is_main else None,
     }
-    notes: list[str] = []
-    is_other = False
-    if checkpoint is not None:
-        before = read_about(checkpoint)
-        kept = RunFolder(checkpoint.absolute().parent.parent).tokenizer_file
-        if "tokenizer" not in before and kept.is_file():  # checkpoints of old versions do not say
-            before |= {"tokenizer": Tokenizer.read(kept).fingerprint}
-        require_same_distributions(before.get("versions", {}), about["versions"], checkpoint)
-        require_same_slots(before, about, checkpoint)
-        require_same_tokenizer(before, about, checkpoint)
-        if folder.holds(checkpoint):
-            require_same_text(before, about, checkpoint)
-        else:
-            notes += differences_of_origin(before, about, checkpoint)
-            is_other = bool(notes)
-        notes += resume_notes(before, about)
+    differences, notes = ([], []) if checkpoint is None else compare_with_checkpoint(folder, about, checkpoint)
     checkpoints = Checkpoints(
         folder.checkpoints,
         every=config.checkpoint.every,
@@ -288,10 +294,6 @@ def prepare_trainer(
         require_folder=folder.require_claimed,
     )
     state = checkpoints.load(checkpoint, verify=False) if checkpoint is not None else None
-    if state is not None and is_other and run.recipe.components.row_order is None:
-        # Epochs of a mixture or a curriculum of other settings are not those of this run.
-        components = {name: value for name, value in state.components.items() if not name.startswith("data/")}
-        state = replace(state, components=components)
     first_step = state.step if state is not None else 0
     if first_step > run.schedule.max_steps:
         raise UserError(
@@ -300,7 +302,7 @@ def prepare_trainer(
         )
 
     console.print(describe(run), soft_wrap=True)
-    for text in notes:
+    for text in [*differences, *notes]:
         console.print(f"note: {text}", style="yellow", soft_wrap=True)
 
     def start_files() -> JSONLines:
@@ -330,7 +332,7 @@ def prepare_trainer(
     trainer = Trainer(run, checkpoints, [], stop, report, record_use)
     if state is not None:
         with failures_named(run.recipe.components, lambda _: f"while it was restored from {checkpoint}"):
-            trainer.restore(state)
+            trainer.restore(state, same_epochs=not differences)
     # Only now: a checkpoint that cannot be restored changes nothing.
     if (metrics := on_main(run.ranks, start_files, share=False)) is not None:
         trainer.console = ConsoleSink(first_step, run.schedule.max_steps, console)

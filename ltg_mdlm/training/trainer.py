@@ -42,20 +42,20 @@ class Trainer:
         self,
         run: Run,
         checkpoints: Checkpoints,
-        sinks: list[Sink],
+        sinks: Sequence[Sink],
         stop: StopRequest,
         report: Report = lambda *_: None,
         record_use: Callable[[], None] = lambda: None,
-        console: ConsoleSink | None = None,
     ) -> None:
         """`report` is told about the compilation of the layers.
 
-        `record_use` is called on all ranks after every checkpoint and when training ends.  `console`, which is also
-        among the sinks, shows every step and what is done between steps.
+        `record_use` is called on all ranks after every checkpoint and when training ends.
         """
         self.run, self.config, self.recipe, self.ranks = run, run.config, run.recipe, run.ranks
-        self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
-        self.record_use, self.console = record_use, console
+        self.checkpoints, self.sinks, self.stop = checkpoints, list(sinks), stop
+        self.record_use = record_use
+        self.console: ConsoleSink | None = None
+        """Shows every step and what is done between steps; set, with `sinks`, after `restore` has succeeded."""
         self.device = run.ranks.device
         self.loss: nn.Module = run.loss
         if self.ranks.world_size > 1:
@@ -312,14 +312,18 @@ class Trainer:
             components=self.recipe.state_dict() | {f"data/{key}": value for key, value in rows.items()},
         )
 
-    def restore(self, state: TrainingState) -> None:
-        """Continue from a checkpoint.  Raises UserError if names or shapes of its tensors differ."""
+    def restore(self, state: TrainingState, *, same_epochs: bool = True) -> None:
+        """Continue from a checkpoint.  Raises UserError if names or shapes of its tensors differ.
+
+        Without `same_epochs`, the checkpoint has other settings, so a mixture or curriculum counts its epochs anew.
+        """
         run = self.run
         copy_named(run.loss.model.state_dict(), state.model, "the model's weights")
         run.ema.load_state_dict(state.ema)
         copy_named(run.optimizer.state_dict(), state.optimizer, "the optimiser's state")
         self.recipe.load_state_dict(state.components)
         rows = {k.removeprefix("data/"): v for k, v in state.components.items() if k.startswith("data/")}
-        run.loader.load_state_dict(rows)
+        if same_epochs or self.recipe.components.row_order is not None:
+            run.loader.load_state_dict(rows)
         run.loader.words_before = state.words_seen - run.loader.words_seen(state.step - 1)
         self.next_step = state.step

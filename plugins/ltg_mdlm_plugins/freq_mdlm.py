@@ -100,7 +100,10 @@ class FreqMDLM(Plugin[Options]):
 
     @hookimpl
     def ltg_mdlm_check_config(self, config: RunConfig) -> list[str]:
-        """Raises UserError if `derivative_power` contradicts `weighting: exact`, and warns about epochs that differ."""
+        """Warns about options without effect and about epochs that differ.
+
+        Raises UserError if `derivative_power` contradicts `weighting: exact`.
+        """
         options = self.options
         power = config.plugins.get("uniform_mdlm", {}).get("derivative_power", 1.0)
         if options.weighting == "exact" and power != 1:
@@ -116,7 +119,7 @@ class FreqMDLM(Plugin[Options]):
         warnings = [
             f"{name} has no effect with weights {options.weights} and curriculum {options.curriculum}"
             for name, is_used in used.items()
-            if not is_used and getattr(options, name) != Options.model_fields[name].default
+            if not is_used and name in options.changed_options()
         ]
         epochs = config.training.epochs
         if options.curriculum == "epochs" and epochs not in (None, options.curriculum_epochs):

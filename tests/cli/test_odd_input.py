@@ -113,8 +113,11 @@ def test_json_has_no_infinity(run):
         (("--balance",), "--balance is for a tokenizer that is trained"),
     ],
 )
-def test_options_of_training_a_tokenizer_do_not_go_with_a_given_one(run, tmp_path, options, message):
+def test_options_for_training_a_tokenizer_are_refused_with_a_given_tokenizer(run, tmp_path, options, message):
     code, _, err = run("prepare", "x.txt", "--tokenizer", "t.json", "--out", str(tmp_path / "c"), *options)
     assert (code, message in err) == (2, True)
+
+
+def test_ngram_is_refused_without_decontaminate(run, tmp_path):
     code, _, err = run("prepare", "x.txt", "--ngram", "8", "--out", str(tmp_path / "c"))
     assert (code, "--ngram goes with --decontaminate" in err) == (2, True)

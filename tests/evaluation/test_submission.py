@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_does_not_stop_the_others(run, data, tmp_path):
     assert (tmp_path / "results/hurt/chck_2M/zero_shot/mlm/blimp/blimp_fast/predictions.json").is_file()
 
 
-def test_results_of_another_model_of_the_same_name_are_not_taken(submit, small_run, tmp_path):
+def test_results_of_another_model_of_the_same_name_are_not_taken(submit, tmp_path):
     few = tmp_path / "few"
     write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
     assert submit(data=few)[0] == 0
@@ -193,7 +193,15 @@ def test_results_of_another_model_of_the_same_name_are_not_taken(submit, small_r
     about = json.loads(summary.read_text())
     summary.write_text(json.dumps(about | {"weights_sha256": "0" * 64}))
     assert "other weights_sha256" in submit(data=few)[2]
-    del about["weights_sha256"]  # as older versions wrote it
+
+
+def test_results_of_older_versions_without_a_hash_of_the_weights_are_used(submit, tmp_path):
+    few = tmp_path / "few"
+    write_rows(few / "full_eval/blimp_filtered/a.jsonl", {"sentence_good": "the dog", "sentence_bad": "a the"})
+    assert submit(data=few)[0] == 0
+    (summary,) = (tmp_path / "results").rglob("summary.json")
+    about = json.loads(summary.read_text())
+    del about["weights_sha256"]
     summary.write_text(json.dumps(about))
     assert submit(data=few)[0] == 0
 

@@ -211,7 +211,7 @@ def test_fine_tuning_runs_where_it_is_asked_for_and_counts_its_tasks_alike(tmp_p
     assert result.place is None
 
 
-def test_fine_tuning_data_of_several_languages_have_folders_of_one_name(tmp_path):
+def test_fine_tuning_data_in_folders_of_one_name_are_all_used(tmp_path):
     folders = [
         write(tmp_path / language / "arc" / f"arc_{language}.train.jsonl", {"label": 0}) for language in ("en", "nl")
     ]

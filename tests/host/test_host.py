@@ -26,7 +26,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.settings import load_settings
 from ltg_mdlm.host import discovery
 from ltg_mdlm.host.discovery import Installed, installed_plugins
-from ltg_mdlm.host.plugin_host import Host, in_one_order, seeded
+from ltg_mdlm.host.plugin_host import Host, options_as_json, seeded
 from ltg_mdlm.testing import toy
 
 CONTEXT = RunContext(
@@ -363,9 +363,7 @@ def test_options_that_are_sets_are_written_in_one_order():
         sources: frozenset[str] = frozenset({"wiki", "childes", "bnc"})
         nested: dict[str, list[set[str]]] = Field(default_factory=lambda: {"a": [{"y", "x"}]})
 
-    options = Options()
-    written = in_one_order(options.model_dump(), options.model_dump(mode="json"))
-    assert written == {"sources": ["bnc", "childes", "wiki"], "nested": {"a": [["x", "y"]]}}
+    assert options_as_json(Options()) == {"sources": ["bnc", "childes", "wiki"], "nested": {"a": [["x", "y"]]}}
 
 
 class Shared(Component):

@@ -23,9 +23,9 @@ from ltg_mdlm.inference.scoring import (
     LikelihoodScorer,
     ScoringRule,
     default_score,
+    default_tokens_per_batch,
     draw_masks,
     order_keys,
-    tokens_per_batch,
 )
 from ltg_mdlm.inference.texts import Encoded, NextWord, Question, Text, encode_texts
 from ltg_mdlm.inference.trained_model import Denoiser
@@ -442,5 +442,5 @@ def test_texts_that_cannot_be_scored_are_refused(text, complaint):
 def test_a_smaller_gpu_has_smaller_batches(monkeypatch):
     memory = SimpleNamespace(total_memory=10 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-    assert tokens_per_batch(torch.device("cuda")) == TOKENS_PER_BATCH["cuda"] // 4
-    assert tokens_per_batch(torch.device("cpu")) == TOKENS_PER_BATCH["cpu"]
+    assert default_tokens_per_batch(torch.device("cuda")) == TOKENS_PER_BATCH["cuda"] // 4
+    assert default_tokens_per_batch(torch.device("cpu")) == TOKENS_PER_BATCH["cpu"]

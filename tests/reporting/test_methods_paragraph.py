@@ -48,8 +48,13 @@ def test_the_numbers_are_those_of_the_runs(seeds):
         assert sentence in text
 
 
-def test_processes_of_all_machines_and_initial_weights_are_named(tmp_path, run):
-    folder = fabricate_run(tmp_path / "run", "uniform_mdlm", "run.init_from=runs/base")
+def test_the_origin_of_the_initial_weights_is_named(tmp_path):
+    text = paragraph(fabricate_run(tmp_path / "run", "uniform_mdlm", "run.init_from=runs/base"))
+    assert "Training starts from the weights of runs/base." in text
+
+
+def test_processes_are_summed_over_machines(tmp_path, run):
+    folder = fabricate_run(tmp_path / "run")
     start = {
         "precision": "bf16",
         "versions": {"ltg_mdlm": "0.2.0", "torch": "2.13.0"},
@@ -58,8 +63,7 @@ def test_processes_of_all_machines_and_initial_weights_are_named(tmp_path, run):
     (folder / "environment.json").write_text(json.dumps({"starts": [start]}))
     code, text, err = run("report", str(folder), "--methods")
     assert code == 0, err
-    assert "8 processes on NVIDIA X in 2 machines." in text
-    assert "Training starts from the weights of runs/base." in text
+    assert "8 processes on NVIDIA X on 2 machines." in text
 
 
 def test_stages_growing_batches_and_muon_are_described(tmp_path, run):

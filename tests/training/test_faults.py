@@ -89,7 +89,7 @@ def test_one_or_several_signals_save_and_stop_the_run(at, signals, step, tmp_pat
     require_same(tmp_path / "run", undisturbed(plugin="faulty"))
 
 
-def test_a_run_that_went_back_and_was_killed_goes_on_from_there(tmp_path, undisturbed):
+def test_a_run_killed_after_resuming_from_an_older_checkpoint_resumes_from_it_again(tmp_path, undisturbed):
     """Its metrics end at the older checkpoint, so the newer ones do not fit them any more."""
     out = tmp_path / "run"
     assert run(out, plugin="faulty")[0].code == 0

@@ -53,7 +53,7 @@ def test_a_run_killed_in_mid_epoch_resumes_bit_exactly(plugin, sets, tmp_path: P
     assert saved_bits(tmp_path / "killed", 8) == saved_bits(tmp_path / "straight", 8)
 
 
-def test_a_run_goes_on_with_another_order_of_the_text(tmp_path: Path):
+def test_a_checkpoint_can_be_continued_with_a_mixture_or_a_curriculum(tmp_path: Path):
     run(tmp_path / "even", *SHORT_EPOCHS, "training.max_steps=4")
     (done,) = run(tmp_path / "mixed", *SHORT_EPOCHS, *MIXTURE, "training.max_steps=6", resume=str(tmp_path / "even"))
     assert done.code == 0, done.output

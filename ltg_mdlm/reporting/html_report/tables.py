@@ -103,7 +103,7 @@ def summarise(groups: Sequence[Group], values: Sequence[Value]) -> pd.DataFrame:
     frame = frame[np.isfinite(frame["value"])]
     by_group = frame.groupby(["figure", "scoring", "group"], sort=False)
     found = by_group[["format", "lower_is_better", "standard_error", "corpus"]].first()
-    found["remark"] = by_group["remark"].max()  # of any run
+    found["remark"] = by_group["remark"].max()  # "" sorts first, so a remark on any run is kept
     found["mean"], found["runs"] = by_group["value"].mean(), by_group["value"].size()
     found["error"] = by_group["value"].sem().where(found["runs"] > 1, found["standard_error"])
     # A property of the text, equal in all runs, has no error.
@@ -264,8 +264,8 @@ def _result_folders(groups: Sequence[Group], results: Path | None) -> Iterator[t
             yield from ((group, run, results / run.name / MAIN) for run in group.runs if run.name not in unclear)
 
 
-def _earlier(summary: Mapping[str, Any], run: RunRecord) -> str:
-    """A remark if the results are of an earlier checkpoint than the last one."""
+def _step_remark(summary: Mapping[str, Any], run: RunRecord) -> str:
+    """The step of the evaluated checkpoint if it is not the last one of the run; otherwise empty."""
     step, last = summary.get("step"), run.row.step
     return f"at step {step}" if type(step) is int and last not in (None, step) else ""
 
@@ -276,7 +276,7 @@ def evaluation_values(groups: Sequence[Group], results: Path | None) -> pd.DataF
     for group, run, folder in _result_folders(groups, results):
         for file in folder.rglob("summary.json"):
             if not any(part.startswith(TEMPORARY) for part in file.parts) and (value := read_result(file)):
-                values.append(value._replace(group=group.code, remark=_earlier(read_object(file), run)))
+                values.append(value._replace(group=group.code, remark=_step_remark(read_object(file), run)))
     return summarise(groups, sorted(values, key=lambda value: (value.figure, value.scoring)))
 
 
