@@ -39,9 +39,9 @@ def report_errors(run: Callable[[], None]) -> None:
             torch = sys.modules.get("torch")  # importing it takes a second; only torch raises this error
             if torch is None or not isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).partition(". ")[0]
             raise UserError(
-                f"{reason}\n  use smaller batches (--tokens-per-batch, where the command has it) or a larger GPU"
+                f"{error}\n  free the GPU or use a larger one, or smaller batches: --tokens-per-batch in scoring and"
+                " generation, training.micro_batch_rows in training"
             ) from error
     except UserError as error:
         if os.environ.get("LTG_MDLM_DEBUG"):

@@ -90,11 +90,11 @@ def written_file(final: Path) -> Iterator[Path]:
 
     If `final` is a device or a pipe, which must not be replaced, it is `final` itself.
 
-    Raises OSError, which `write_errors` turns into a message.
+    Raises OSError, which `write_errors` turns into a message, and UserError for /dev/stdout that is redirected.
     """
     if os.path.abspath(final).startswith(("/dev/", "/proc/")) and final.is_file():
-        final = final.resolve()  # /dev/stdout that is redirected to a file
-    elif final.exists() and not (final.is_file() or final.is_dir()):  # a terminal, or a pipe
+        raise UserError(f"{final} is redirected to a file, which would be replaced\n  name the file itself")
+    if final.exists() and not (final.is_file() or final.is_dir()):  # a terminal, or a pipe
         yield final
         return
     path = temporary_name(final)
@@ -178,13 +178,19 @@ def files_below(folder: Path) -> list[Path]:
 
     found: list[Path] = []
     visited: set[str] = set()
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (real := os.path.realpath(place)) in visited:  # links may lead back
-            folders.clear()
-            continue
-        visited.add(real)
-        found += [path for name in files if (path := Path(place, name)).is_file()]
+    roots = [folder]
+    while roots:
+        links: list[Path] = []
+        # Links come after all real folders: one that leads to such a folder must not take its place.
+        for place, folders, files in os.walk(roots.pop(0), onerror=refuse):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+            if (real := os.path.realpath(place)) in visited:  # links may lead back
+                folders.clear()
+                continue
+            visited.add(real)
+            links += [path for name in folders if (path := Path(place, name)).is_symlink()]
+            found += [path for name in files if (path := Path(place, name)).is_file()]
+        roots += links
     return found
 
 

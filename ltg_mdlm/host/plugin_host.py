@@ -93,7 +93,10 @@ class Host:
             if providers.get(slot) != name and option in options.changed_options()
         ]
         slot = "time_conditioning"
-        if components.has_state(slot):
+        component = components.time_conditioning
+        with attributed_to(self.selected[providers[slot]], f"{type(component).__name__}.state_dict"):
+            has_state = components.has_state(slot)
+        if has_state:
             warnings.append(
                 f"{providers[slot]}: evaluation and export open a model without the state of its {slot};"
                 " what it learns must be in its `embedding`, which belongs to the model"
@@ -371,16 +374,15 @@ def options_as_json(options: PluginOptions) -> dict[str, Any]:
 
 
 def _with_sorted_sets(value: Any, as_json: Any) -> Any:
-    if isinstance(as_json, list) and isinstance(value, set | frozenset):
+    if isinstance(value, set | frozenset) and isinstance(as_json, list):
         return sorted(as_json, key=repr)
-    if not (
-        isinstance(as_json, dict | list) and isinstance(value, Mapping | list | tuple) and len(value) == len(as_json)
-    ):
-        return as_json  # a plain value, or what a serialiser of the plugin made of it
-    if isinstance(as_json, dict) and isinstance(value, Mapping):
+    # A serialiser of the plugin may have made something else of it.
+    if isinstance(value, Mapping) and isinstance(as_json, dict) and len(value) == len(as_json):
         pairs = zip(value.values(), as_json.items(), strict=True)
         return {key: _with_sorted_sets(part, part_as_json) for part, (key, part_as_json) in pairs}
-    return [_with_sorted_sets(part, part_as_json) for part, part_as_json in zip(value, as_json, strict=True)]
+    if isinstance(value, list | tuple) and isinstance(as_json, list) and len(value) == len(as_json):
+        return [_with_sorted_sets(part, part_as_json) for part, part_as_json in zip(value, as_json, strict=True)]
+    return as_json
 
 
 def hooks_of(plugin_class: type) -> list[str]:

@@ -148,8 +148,8 @@ def _template(trained: TrainedModel, prompt: str | None, infill: str | None, len
     if len(template.ids) > limit:
         given = len(template.ids) - len(template.gaps)
         raise UserError(
-            f"{len(template.gaps)} tokens to draw and {given} given tokens (<s> included) do not fit into the {limit}"
-            f" positions of {trained.name}\n  shorten the text, or draw at most {max(limit - given, 0)} tokens"
+            f"{length or len(template.gaps)} tokens to draw and {given} given tokens (<s> included) do not fit into the"
+            f" {limit} positions of {trained.name}\n  shorten the text, or draw at most {max(limit - given, 0)} tokens"
         )
     return template
 

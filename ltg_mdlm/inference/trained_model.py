@@ -118,8 +118,8 @@ def model_name(path: Path) -> str:
 
 
 def _absolute(path: Path) -> Path:
-    """The path from the root, without `.` and `..`; links stay."""
-    return Path(os.path.abspath(path))
+    """The path from the root; links stay, unless the way leads back from one."""
+    return path.resolve() if ".." in path.parts else Path(os.path.abspath(path))
 
 
 def open_model(path: str | Path, ranks: Ranks | None = None, *, weights: Weights = "ema") -> TrainedModel:

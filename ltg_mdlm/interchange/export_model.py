@@ -283,8 +283,11 @@ def _rate_table(trained: TrainedModel) -> RateTable | None:
 def _without_folders(value: Any) -> Any:
     """The value with every path reduced to its last part, so that no folders of this machine are published."""
     if isinstance(value, Mapping):
-        # Units of words, such as characters/2, and names of sources are no paths.
-        return {key: part if key in ("words", "order") else _without_folders(part) for key, part in value.items()}
+        # Units of words, such as characters/2, and names of sources are no paths unless they begin as one.
+        return {
+            key: part if key in ("words", "order") and not str(part).startswith(("/", "~")) else _without_folders(part)
+            for key, part in value.items()
+        }
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
     return Path(value).name if isinstance(value, str) and "/" in value else value

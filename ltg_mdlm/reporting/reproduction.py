@@ -108,9 +108,12 @@ def _prepare_command(corpus: Corpus, tokenizer: Path) -> str:
     request, splits = corpus.description["request"], corpus.description["splits"]
 
     def files(split: str) -> list[str]:
-        sources = splits[split]["sources"]
-        datasets = dict.fromkeys(f"hf://{source['dataset']}" for source in sources if "dataset" in source)
-        return [*datasets, *(source["file"] for source in sources if "dataset" not in source)]
+        names: list[str] = []
+        for source in splits[split]["sources"]:
+            name = f"hf://{source['dataset']}" if "dataset" in source else source["file"]
+            if "dataset" not in source or name not in names:  # several files of a dataset; two files may have one name
+                names.append(name)
+        return names
 
     command = ["ltg-mdlm", "prepare", *files("train")]
     if "valid" in splits:
@@ -130,6 +133,18 @@ def _prepare_command(corpus: Corpus, tokenizer: Path) -> str:
     return shlex.join([*command, "--out", str(corpus.path)])
 
 
+def _origin(folder: RunFolder, starts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The start that took a checkpoint of another run, unless a later one began anew; None if there is none."""
+    found = None
+    for start in starts:
+        resume = start.get("resume", "auto")
+        if resume not in RESUME_MODES and not folder.holds(Path(resume)):
+            found = start
+        elif start.get("step") == 0:
+            found = None
+    return found
+
+
 def _training(folder: RunFolder, config: RunConfig, starts: Sequence[Mapping[str, Any]], out: Path) -> list[str]:
     """The command that trains, with what the run has chosen on its machine."""
     lines = ["# 3. Training"]
@@ -139,10 +154,9 @@ def _training(folder: RunFolder, config: RunConfig, starts: Sequence[Mapping[str
     arguments = ["--config", str(folder.config_file), "--out", str(out)]
     processes = 1
     if starts:
-        begun = starts[0].get("resume", "auto")
-        if begun not in RESUME_MODES:
-            lines.append(f"# It began at step {starts[0]['step']} with the checkpoint {begun}.")
-            arguments += ["--resume", str(begun)]
+        if (origin := _origin(folder, starts)) is not None:
+            lines.append(f"# It began at step {origin['step']} with the checkpoint {origin['resume']}.")
+            arguments += ["--resume", str(origin["resume"])]
         last = starts[-1]
         processes = last["processes"]
         for machine in last["machines"]:

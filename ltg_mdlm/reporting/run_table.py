@@ -79,7 +79,9 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
                 f"{path}: neither a run folder (no config.yaml) nor a folder that contains run folders"
                 f" (searched {DEPTH} levels deep)"
             )
-        for folder in folders:
+        for folder in sorted(
+            folders, key=lambda folder: folder.is_symlink()
+        ):  # the name of a run is not that of a link
             found.setdefault(os.path.realpath(folder), folder)
     return list(found.values())
 

@@ -29,7 +29,7 @@ UNKNOWN = "no_such_option_of_any_plugin"
 COND_DIM = 12
 """Width of the embeddings that are tested."""
 
-STEPS, EPOCHS, ROWS = 100, 10, 64
+STEPS, EPOCHS, ROWS = 200, 10, 64
 """Steps and epochs of a run, and rows of its global batches, for row modes."""
 
 CPU = torch.device("cpu")

@@ -135,15 +135,17 @@ def require_same_slots(before: Mapping[str, Any], now: Mapping[str, Any], where:
 
     old, new = before.get("provenance", {}), now["provenance"]
     listed = [slot for slot in (*SLOTS, "optimizer") if slot in old or (old and slot in OPTIONAL_SLOTS)]
-    listed += sorted(slot for slot in old.keys() & new.keys() if slot.startswith("observer"))
     changed = [
         f"{slot} was filled by {named(old.get(slot))}, now by {named(new.get(slot))}"
         for slot in listed
         if old.get(slot, {}).get("plugin") != new.get(slot, {}).get("plugin")
     ]
-    _require_unchanged(
-        changed, where, "install the versions that it was trained with, and select the plugins in the same order"
-    )
+    _require_unchanged(changed, where, "install the versions that it was trained with")
+    # The state of observers is stored by their number.
+    before_O, now_O = ([some[s]["plugin"] for s in sorted(some) if s.startswith("observer")] for some in (old, new))
+    if before_O != now_O and sorted(before_O) == sorted(now_O):
+        changed = [f"the observers were those of {', '.join(before_O)}, now those of {', '.join(now_O)}"]
+        _require_unchanged(changed, where, "select the plugins in the same order")
 
 
 def require_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
@@ -172,8 +174,15 @@ def differences_of_origin(before: Mapping[str, Any], now: Mapping[str, Any], whe
     if before.get("training_text", now["training_text"]) != now["training_text"]:
         notes.append(f"{where} was trained on other text")
     old, new = (flatten(facts.get("config", {})) for facts in (before, now))
-    shared = sorted(key for key in old.keys() & new.keys() if not key.startswith(FREE_ON_RESUME) and key != "name")
-    if changed := differences({key: old[key] for key in shared}, {key: new[key] for key in shared}):
+    compared = sorted(
+        key
+        for key in old.keys() | new.keys()
+        # Other keys that only one of them has are those of plugins, or of another version.
+        if ((key in old and key in new) or key.startswith(("data.mixture", "data.curriculum")))
+        and not key.startswith(FREE_ON_RESUME)
+        and key != "name"
+    )
+    if changed := differences({key: old.get(key) for key in compared}, {key: new.get(key) for key in compared}):
         notes.append(f"{where} was trained with other settings: {changed}")
     return notes
 

@@ -92,13 +92,14 @@ def launch(settings: Settings, resume: str = "auto", stop: StopRequest | None = 
     """
     host = Host(settings.config, settings.sources)
     config = host.config
+    stop = stop or StopRequest()
+    stop.can_save = False
     with (
         Ranks.setup(threads=config.training.threads, gpu_timeout=STEP_TIMEOUT) as ranks,
         # Left first, so that SIGTERM ends a process that hangs while it leaves the process group after an error.
-        stop or StopRequest() as stop,
+        stop,
         ResourceMeter(ranks) as meter,
     ):
-        stop.can_save = False
         require_same_program(host, ranks)
         if config.logging.tensorboard:
             require_tensorboard()

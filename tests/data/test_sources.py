@@ -191,6 +191,14 @@ def test_linked_folders_are_searched_and_links_back_are_not_followed(tmp_path):
     assert [file.path.name for file in find_sources([tmp_path / "train"])] == ["elsewhere.txt", "train.txt"]
 
 
+def test_a_link_does_not_take_the_place_of_a_split(tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    (tmp_path / "current").symlink_to(tmp_path / "train")
+    assert [file.path for file in find_sources([tmp_path])] == [tmp_path / "train" / "a.txt"]
+
+
 def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
     monkeypatch.setattr("os.scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", str(path))))

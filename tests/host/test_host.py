@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from ltg_mdlm.api import (
     Component,
@@ -363,7 +363,17 @@ def test_options_that_are_sets_are_written_in_one_order():
         sources: frozenset[str] = frozenset({"wiki", "childes", "bnc"})
         nested: dict[str, list[set[str]]] = Field(default_factory=lambda: {"a": [{"y", "x"}]})
 
-    assert options_as_json(Options()) == {"sources": ["bnc", "childes", "wiki"], "nested": {"a": [["x", "y"]]}}
+        layers: list[int] = Field(default_factory=lambda: [1, 2, 3])
+
+        @field_serializer("layers", when_used="json")
+        def _shortened(self, layers):
+            return "1-3"
+
+    assert options_as_json(Options()) == {
+        "sources": ["bnc", "childes", "wiki"],
+        "nested": {"a": [["x", "y"]]},
+        "layers": "1-3",
+    }
 
 
 class Shared(Component):

@@ -325,11 +325,13 @@ def test_an_export_keeps_an_infinite_clip_and_a_unit_of_words(tmp_path):
 
 def test_paths_in_options_of_plugins_are_not_published(uniform, tmp_path, monkeypatch):
     trained = opened(uniform)
-    trained.about["config"]["plugins"]["uniform_mdlm"]["weights"] = "/home/ada/private/weights.tsv"
+    for option in ("weights", "words"):
+        trained.about["config"]["plugins"]["uniform_mdlm"][option] = f"/home/ada/private/{option}.tsv"
     monkeypatch.setattr(export_model_module, "open_model", lambda *_, **__: trained)
     [folder] = export_model(uniform, tmp_path / "out")
     card = (folder / "README.md").read_text()
     assert "weights.tsv" in card
+    assert "words.tsv" in card
     assert "/home/ada" not in card
 
 

@@ -399,7 +399,7 @@ MISTAKES = [
         "causal rows, but modes says masked only",
         "rows_are_in_the_modes_that_are_declared",
         "UndeclaredCausalRows.modes of ltg_mdlm_row_mode",
-        "and no others: masked\n  found: 3200 causal rows of 6400",
+        "and no others: masked\n  found: 6400 causal rows of 12800",
     ),
     Mistake(
         "infinite_order",

@@ -201,14 +201,19 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
 
 
 def test_runs_from_other_initial_weights_are_another_group(tmp_path):
-    starts = {"new": None, "near": "runs/base-s{}", "far": "runs/other-s{}/checkpoints/step_10"}
+    starts = {
+        "new": None,
+        "near": "runs/base-s{}",
+        "common": "runs/one-s0",
+        "far": "runs/other-s{}/checkpoints/step_10",
+    }
     runs = [
         fabricate_run(tmp_path / f"{name}-s{seed}", "uniform_mdlm", *sets, seed=seed)
         for name, start in starts.items()
         for seed in range(2)
         for sets in [[f"run.init_from={start.format(seed)}"] if start else []]
     ]
-    assert [len(group.runs) for group in group_runs([read_record(run) for run in runs])] == [2, 2, 2]
+    assert [len(group.runs) for group in group_runs([read_record(run) for run in runs])] == [2, 2, 2, 2]
 
 
 def test_versions_that_differ_are_shown(tmp_path):

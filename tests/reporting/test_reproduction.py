@@ -124,3 +124,24 @@ def test_a_folder_without_a_run_is_refused(tmp_path, run):
     code, _, err = run("reproduce", str(tmp_path))
     assert code == 2
     assert "not a run folder that has been started" in err
+
+
+@pytest.mark.parametrize(
+    ("resumes", "expected"),
+    [
+        ([("auto", 0), ("runs/old", 5)], True),  # the first start died before its first checkpoint
+        ([("runs/old", 5), ("auto", 0)], False),  # the first one died, and the second began anew
+        ([("runs/old", 5), ("auto", 9)], True),
+    ],
+)
+def test_the_checkpoint_that_a_run_began_with_is_that_of_the_start_that_counts(tmp_path, resumes, expected):
+    folder = fabricate_run(tmp_path / "run")
+    start = {
+        "versions": {"ltg_mdlm": "0.2.0", "python": "3.12.1", "torch": "2.13.0"},
+        "device": "cpu",
+        "processes": 1,
+        "machines": [{"host": "a", "cpu": "c", "threads": 8, "processes": 1}],
+    }
+    starts = [start | {"resume": resume, "step": step} for resume, step in resumes]
+    (folder / "environment.json").write_text(json.dumps({"starts": starts}))
+    assert ("--resume runs/old" in reproduction(folder, tmp_path / "new")) == expected

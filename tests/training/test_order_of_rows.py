@@ -54,13 +54,17 @@ def test_a_run_killed_in_mid_epoch_resumes_bit_exactly(plugin, sets, tmp_path: P
 
 
 def test_a_checkpoint_can_be_continued_with_a_mixture_or_a_curriculum(tmp_path: Path):
-    run(tmp_path / "even", *SHORT_EPOCHS, "training.max_steps=4")
-    (done,) = run(tmp_path / "mixed", *SHORT_EPOCHS, *MIXTURE, "training.max_steps=6", resume=str(tmp_path / "even"))
+    stopped = ({"at": "step 4", "do": "SIGTERM"},)
+    run(tmp_path / "even", *SHORT_EPOCHS, plugin="faulty", faults=stopped)
+    options = {"plugin": "faulty", "resume": str(tmp_path / "even")}
+    (done,) = run(tmp_path / "mixed", *SHORT_EPOCHS, *MIXTURE, faults=({"at": "step 6", "do": "SIGTERM"},), **options)
+    assert done.code == 75, done.output
+    assert "resuming from step 5 of 8" in done.output
+    options["resume"] = str(tmp_path / "mixed")
+    (done,) = run(tmp_path / "sorted", *SHORT_EPOCHS, *CURRICULUM, **options)
     assert done.code == 0, done.output
-    assert "resuming from step 4 of 6" in done.output
-    (done,) = run(tmp_path / "sorted", *SHORT_EPOCHS, *CURRICULUM, resume=str(tmp_path / "mixed"))
-    assert done.code == 0, done.output
-    assert "resuming from step 6 of 8" in done.output
+    assert "resuming from step 7 of 8" in done.output
+    assert "was trained with other settings: data.curriculum" in done.output
 
 
 @pytest.mark.parametrize(("plugin", "sets"), [("uniform_mdlm", MIXTURE), ("hard_rows_again", ())])

@@ -117,11 +117,11 @@ def group_names(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
 def recipe(run: RunRecord) -> dict[str, Any]:
     """The settings that affect the trained model, without the seed.
 
-    `run.init_from` loses the suffix `-s<seed>`, so that runs that start from runs of their own seed are one group.
+    `run.init_from` loses the suffix `-s<seed>`: runs that start from other seeds of one recipe are one group.
     """
     found = {key: value for key, value in run.settings.items() if key != SEED and not key.startswith(WITHOUT_EFFECT)}
     if start := found.get(INIT_FROM):
-        found[INIT_FROM] = re.sub(rf"-s{run.settings.get(SEED)}(?=/|$)", "", str(start))
+        found[INIT_FROM] = re.sub(r"-s\d+(?=/|$)", "", str(start))
     return found
 
 
