@@ -91,7 +91,7 @@ def source_digest(module: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def differences(first: Mapping[str, str], other: Mapping[str, str]) -> str:
+def differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """`key (other value instead of first value), ...`, at most `MAX_SHOWN` of them; empty if there are none."""
     keys = [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]
     more = f", and {len(keys) - MAX_SHOWN} more" if len(keys) > MAX_SHOWN else ""
