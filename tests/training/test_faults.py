@@ -25,9 +25,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ltg_mdlm.core import peer_watch
+from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.storage import checkpoint
 from ltg_mdlm.storage.run_folder import Owner, RunFolder, Status
-from ltg_mdlm.training.consistency import differences, resume_notes, source_digest
+from ltg_mdlm.training.consistency import differences, require_same_slots, resume_notes, source_digest
 
 STEPS = 12
 PLUGINS = ("uniform_mdlm", "freq_mdlm", "gpt_bert", "faulty")
@@ -227,6 +228,17 @@ def test_ranks_with_different_settings_do_not_start(tmp_path):
     for outcome in outcomes:
         assert "process 1: optimizer.lr (0.5 instead of 0.01), seed (3 instead of 0)" in outcome.output
     assert not (tmp_path / "run").exists()
+
+
+def test_observers_in_another_order_are_refused_since_their_state_is_numbered(tmp_path):
+    def about(*plugins):
+        provider = {"distribution": "d", "version": "1"}
+        return {"provenance": {f"observer{i}": provider | {"plugin": plugin} for i, plugin in enumerate(plugins)}}
+
+    with pytest.raises(UserError, match="those of a, b, now those of b, a\n  select the plugins in the same order"):
+        require_same_slots(about("a", "b"), about("b", "a"), tmp_path)
+    require_same_slots(about("a", "b"), about("a", "b"), tmp_path)
+    require_same_slots(about("a"), about("b"), tmp_path)  # another observer may replace one
 
 
 def test_source_code_that_differs_is_noticed(tmp_path, monkeypatch):
