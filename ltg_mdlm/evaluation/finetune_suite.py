@@ -152,7 +152,7 @@ def finetune_files(
                 runs = [finetune_once(trained, job.data, job.settings, seed, advance=advance) for seed in job.seeds]
             done[job.name] = write_finetuning(job, runs)
         except UserError as error:  # raised on all ranks after the other tasks
-            problems.append(f"{job.name}: {error}")
+            problems.append(str(error))  # which names the task
         else:
             say(f"{job.name}: {job.folder}")
     gathered = ranks.gather_objects((done, problems))

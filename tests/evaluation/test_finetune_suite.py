@@ -276,7 +276,7 @@ def failing_on_rank(ranks: Ranks, data: Path, out: Path) -> str:
 
     def once(trained, data, settings, seed, **options):
         if data.task.name == "mrpc":
-            raise UserError("a loss that is not finite")
+            raise UserError("mrpc: a loss that is not finite")
         return finetune_once(trained, data, settings, seed, **options)
 
     with pytest.MonkeyPatch.context() as patched:
