@@ -165,6 +165,16 @@ class Plan:
         rates = self.rates()
         return [point for point in self.main if rates[self.arm(point)] == point.values[LR]]
 
+    def at_each_others_rates(self) -> list[Point]:
+        """If `question.same_rates`: an arm at the rate of its baseline, and the baseline at that of the arm."""
+        rates = self.rates() if self.question.same_rates else {}
+        wanted = defaultdict[Arm, set[float]](set)
+        for arm, rate in rates.items():
+            baseline = baseline_of(arm, self.question.claims[0])
+            wanted[arm].add(rates[baseline])
+            wanted[baseline].add(rate)
+        return [p for p in self.main if p.values[LR] in wanted[self.arm(p)] - {rates.get(self.arm(p))}]
+
     def train(self, blimp: Path | None = None) -> int:
         """Train and measure what is missing, the pilot first.  Several processes share the work.
 
@@ -175,7 +185,11 @@ class Plan:
             scored = blimp_accuracy(folder, blimp) if blimp else {}
             return scored | (accuracies(folder, self.question.same_masks) if self.question.same_masks else {})
 
-        return self._train_all(self.pilot, lambda folder: {}) or self._train_all(self.chosen(), measure)
+        return (
+            self._train_all(self.pilot, lambda folder: {})
+            or self._train_all(self.chosen(), measure)
+            or self._train_all(self.at_each_others_rates(), lambda folder: {})
+        )
 
     def _train_all(self, points: Sequence[Point], measure: Callable[[Path], dict[str, float]]) -> int:
         while missing := [point for point in points if not self.record(point)]:
@@ -207,14 +221,22 @@ class Plan:
 
     def figures(self) -> Figures:
         """The measures of finished runs at the chosen rates; for equal time, those of `uniform_mdlm` are added."""
-        rates, found = self.rates(), defaultdict[Arm, dict[int, dict[str, float]]](dict)
-        for point in self.main:
-            arm, record = self.arm(point), self.record(point)
-            if record and rates.get(arm) == point.values[LR]:
-                found[arm][point.values["seed"]] = record["figures"]
+        rates, found = self.rates(), Figures()
+        for (*values, (_, rate)), runs in self.figures_by_rate().items():
+            if rates.get(arm := tuple(values)) == json.loads(rate):
+                found[arm] = runs
         if self.question.rates_of:
             reference = Plan(self.question.rates_of, self.runs, self.records).figures()
             found |= {arm: runs for arm, runs in reference.items() if dict(arm)["plugin"] == '"uniform_mdlm"'}
+        return found
+
+    def figures_by_rate(self) -> Figures:
+        """The measures of all finished runs; the learning rate is the last value of an arm."""
+        found = defaultdict[Arm, dict[int, dict[str, float]]](dict)
+        for point in self.main:
+            if record := self.record(point):
+                arm = (*self.arm(point), ("lr", json.dumps(point.values[LR])))
+                found[arm][point.values["seed"]] = record["figures"]
         return dict(found)
 
 
@@ -300,6 +322,12 @@ def verdict(difference: Difference, corrected_p: float, sign: int, least: float)
     return "no" if high < least and (sign or low > -least) else "undecided"
 
 
+def baseline_of(arm: Arm, claim: Claim) -> Arm:
+    """The arm that this one is compared with."""
+    values = dict(arm)
+    return tuple((values | {n: json.dumps(v) for n, v in claim.baseline.items() if n in values}).items())
+
+
 def tests(question: Question, figures: Figures) -> Iterator[tuple[str, Claim, Difference]]:
     """Every comparison that the claims make, with the label of the arm."""
     for claim in question.claims:
@@ -307,7 +335,7 @@ def tests(question: Question, figures: Figures) -> Iterator[tuple[str, Claim, Di
             values = dict(arm)
             if any(values.get(name) != json.dumps(value) for name, value in claim.arm.items()):
                 continue
-            other = tuple((values | {n: json.dumps(v) for n, v in claim.baseline.items() if n in values}).items())
+            other = baseline_of(arm, claim)
             seeds = [seed for seed in runs if other != arm and seed in figures.get(other, {})]
             scale = MEASURES[claim.measure].scale
             pairs = [(runs[seed].get(claim.measure), figures[other][seed].get(claim.measure)) for seed in seeds]
@@ -320,6 +348,16 @@ def label(arm: Arm) -> str:
     """The values of an arm in words."""
     values = flatten({name: json.loads(value) for name, value in arm})
     return ", ".join(f"{name.rpartition('.')[2].replace('_', ' ')} {value}" for name, value in values.items())
+
+
+DIFFERENCE = ("difference (95 %)", "seeds", "p")
+"""Header of `difference_cells`."""
+
+
+def difference_cells(difference: Difference) -> list[str]:
+    """A difference in a table."""
+    shown = f"{difference.mean:+.3f} ({difference.low:+.3f} .. {difference.high:+.3f})"
+    return [shown, str(difference.seeds), f"{difference.p:.2g}"]
 
 
 def comparison_table(question: Question, figures: Figures) -> str:
@@ -338,14 +376,12 @@ def comparison_table(question: Question, figures: Figures) -> str:
                 f"{name}; against {against}",
                 measure.label,
                 predicted,
-                f"{difference.mean:+.3f} ({difference.low:+.3f} .. {difference.high:+.3f})",
-                str(difference.seeds),
-                f"{difference.p:.2g}",
+                *difference_cells(difference),
                 f"{p:.2g}",
                 verdict(difference, p, claim.sign, least),
             ]
         )
-    return table(["comparison", "measure", "claim", "difference (95 %)", "seeds", "p", "p Holm", "verdict"], rows)
+    return table(["comparison", "measure", "claim", *DIFFERENCE, "p Holm", "verdict"], rows)
 
 
 def averaged_table(question: Question, figures: Figures) -> str:
@@ -357,8 +393,7 @@ def averaged_table(question: Question, figures: Figures) -> str:
     seeds = sorted(set.intersection(*(set(runs) for runs in figures.values())))
     arms: dict[str, list[tuple[BySeed, BySeed]]] = defaultdict(list)
     for arm, runs in figures.items():
-        values = dict(arm)
-        baseline = tuple((values | {name: json.dumps(value)}).items())
+        baseline = baseline_of(arm, question.claims[0])
         if arm != baseline and baseline in figures:
             arms[label(tuple(pair for pair in arm if pair[0] != question.averaged))].append((runs, figures[baseline]))
     rows = []
@@ -370,24 +405,40 @@ def averaged_table(question: Question, figures: Figures) -> str:
                 measure.scale * fmean(runs[seed][key] - others[seed][key] for runs, others in pairs) for seed in seeds
             ]
             found = mean_over_seeds(by_seed)
-            shown = f"{found.mean:+.3f} ({found.low:+.3f} .. {found.high:+.3f})"
-            rows.append([text, measure.label, shown, str(found.seeds), f"{found.p:.2g}"])
-    return table([f"against {name} {value}", "measure", "difference (95 %)", "seeds", "p"], rows)
+            rows.append([text, measure.label, *difference_cells(found)])
+    return table([f"against {name} {value}", "measure", *DIFFERENCE], rows)
+
+
+def same_rates_tables(question: Question, figures: Figures) -> str:
+    """Means of every arm at every rate, and the differences between arms with the same rate.
+
+    Without correction, and without a verdict.
+    """
+    rows = [
+        [name, MEASURES[claim.measure].label, *difference_cells(difference)]
+        for name, claim, difference in tests(question, figures)
+    ]
+    (name, value), *_ = question.claims[0].baseline.items()
+    differences = table([f"against {name} {value} at the same rate", "measure", *DIFFERENCE], rows)
+    return f"{mean_table(figures, {})}\n\n{differences}"
 
 
 def mean_table(figures: Figures, rates: Mapping[Arm, float]) -> str:
-    """Means of all measures by arm, with 95 % intervals over seeds."""
+    """Means of all measures by arm, with 95 % intervals over seeds.
+
+    The column of learning rates is left out if there are none.
+    """
     names = [name for name in MEASURES if any(name in run for runs in figures.values() for run in runs.values())]
     rows = []
     for arm, runs in figures.items():
-        cells = [label(arm), f"{rates[arm]:g}" if arm in rates else "", str(len(runs))]
+        cells = [label(arm), *([f"{rates[arm]:g}"] if rates else []), str(len(runs))]
         for name in names:
             values = [MEASURES[name].scale * run[name] for run in runs.values() if name in run]
             found = mean_over_seeds(values) if values else None
             half = f" ± {(found.high - found.low) / 2:.2f}" if found and found.seeds > 1 else ""
             cells.append(f"{found.mean:.2f}{half}" if found else "")
         rows.append(cells)
-    return table(["arm", "lr", "seeds", *(MEASURES[name].label for name in names)], rows)
+    return table(["arm", *(["lr"] if rates else []), "seeds", *(MEASURES[name].label for name in names)], rows)
 
 
 def draw(figures: Figures, file: Path) -> None:
@@ -499,6 +550,9 @@ def write_tables(runs: Path, records: Records, page: Path | None, pictures: Path
             names = question.averaged.replace("_", " ")
             parts.append(f"Averaged over the values of {names}, not corrected, and chosen after the runs:")
             parts.append(averaged_table(question, figures))
+        if question.same_rates:
+            parts.append("At the same learning rates, not corrected, and added after the runs:")
+            parts.append(same_rates_tables(question, plans[name].figures_by_rate()))
         parts.append(f"![Every run, by arm; the bars are means](results_{name}.png)")
         publish(f"results {name}", "\n\n".join(parts), page)
 

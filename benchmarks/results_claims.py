@@ -59,6 +59,8 @@ class Question:
     """Settings of uniform masking, under which the accuracies of frequent and rare types are measured in all arms"""
     averaged: str | None = None
     """A short name over whose values differences are also averaged: exploration after the runs, and not a claim"""
+    same_rates: bool = False
+    """Whether an arm and its baseline are also trained at each other's rates: exploration, and not a claim"""
 
 
 def _each(measures: Sequence[str], *claim: Any, **options: Any) -> list[Claim]:
@@ -97,7 +99,13 @@ QUESTIONS = {
     "methods": Question("c. methods at equal tokens", 1.6, _each(_BOTH, {}, _UNIFORM)),
     "methods_time": Question("c. methods at equal time", 1.3, _each(_BOTH, {}, _UNIFORM), rates_of="methods"),
     "optimizers": Question("c. optimisers", 1.3, _each(_BOTH, {}, {"name": "lamb"})),
-    "text": Question("c. methods on English text", 6, _each(("bound", "blimp_fast"), {}, _UNIFORM), scoring_minutes=6),
+    "text": Question(
+        "c. methods on English text",
+        6,
+        _each(("bound", "blimp_fast"), {}, _UNIFORM),
+        scoring_minutes=6,
+        same_rates=True,
+    ),
     "distortions": Question(
         "e. distortions of the published code",
         1.3,

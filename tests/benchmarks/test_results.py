@@ -1,5 +1,6 @@
 """benchmarks/results.py: what it trains, and its tables, on runs that nobody had to train."""
 
+import dataclasses
 import importlib
 import shutil
 import statistics
@@ -65,6 +66,25 @@ def test_only_the_pilot_and_the_points_at_the_best_rate_of_each_arm_are_trained(
     assert {config.seed for config in main} == {0, 1, 2, 3, 4}
     for config in main:
         assert config.optimizer.lr == (0.012 if "amlm" in config.plugins else 0.006)
+
+
+def test_for_exploration_an_arm_and_its_baseline_are_trained_at_each_others_rates(
+    results, fabricated, records, tmp_path
+):
+    plan = results.Plan("methods", tmp_path, records)
+    plan.question = dataclasses.replace(plan.question, same_rates=True)
+    assert plan.train() == 0
+    rates = [config.optimizer.lr for config in fabricated.values() if config.seed < 100]
+    assert (rates.count(0.006), rates.count(0.012)) == (6 * 5, 2 * 5)  # `amlm` at both, and `uniform_mdlm`
+    assert all(len(runs) == 5 for runs in plan.figures().values())
+    assert set(plan.figures()) == {plan.arm(point) for point in plan.main}
+    rows = [line.split(" | ") for line in results.same_rates_tables(plan.question, plan.figures_by_rate()).splitlines()]
+    differences = {
+        row[0].removeprefix("| "): float(row[2].split()[0]) for row in rows if row[1:2] == ["bound, nats per token"]
+    }
+    assert differences["plugin amlm, lr 0.006"] == pytest.approx(5.5 - 5.0, abs=0.1)
+    assert differences["plugin amlm, lr 0.012"] == pytest.approx(4.5 - 6.0, abs=0.1)
+    assert len(differences) == 5 + 1
 
 
 def test_training_resumes_with_what_is_missing(results, fabricated, monkeypatch, records, tmp_path):
