@@ -51,7 +51,9 @@ def describe_plugin(name: str) -> PluginDescription:
     for option, field in plugin_class.options_model.model_fields.items():
         default = field.get_default(call_default_factory=True)
         default = None if default is PydanticUndefined else to_jsonable_python(default)
-        options.append(OptionHelp(option, _type_name(field.annotation), default, field.description or ""))
+        options.append(
+            OptionHelp(field.alias or option, _type_name(field.annotation), default, field.description or "")
+        )
     return PluginDescription(
         name=name,
         distribution=plugin.distribution,

@@ -125,7 +125,8 @@ class CorpusView(ABC):
     """The training split, for components that need more than counts.  Control tokens are not part of it."""
 
     tokens: NDArray[np.integer[Any]]
-    """ids of the tokens in the order of the corpus, the range of `Batch.position_BT`; mapped from disk, not loaded"""
+    """ids of the tokens in the order of the corpus, the range of `Batch.position_BT`; mapped from disk, not loaded.
+    uint16 for small vocabularies: convert a part to int64 before arithmetic, which would wrap."""
     offset_D1: NDArray[np.int64]
     """the tokens of document d are tokens[offset[d] : offset[d + 1]]"""
     source_D: NDArray[np.int16] | None
@@ -134,7 +135,7 @@ class CorpusView(ABC):
     """names of the sources, such as the names of the files; empty if unknown"""
 
     @abstractmethod
-    def ngram_counts(self, n: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
+    def ngram_counts(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(ids[K, n], count[K]): the different n-grams within documents, sorted by their ids, and their occurrences.
 
         Computed once for a corpus and n, and then read from a file beside the corpus.
@@ -226,7 +227,10 @@ class NoiseSchedule(Component, ABC):
 
     @abstractmethod
     def slope(self, t: Tensor, progress: float) -> Tensor:
-        """float64, like `t`: |d gamma / dt|, by a formula without cancellation near t = 0 and t = 1."""
+        """float64, like `t`: |d gamma / dt|, by a formula without cancellation near t = 0 and t = 1.
+
+        It is a factor of the loss.  Where all rows have the same mask rate, there is no density: return 1, not 0.
+        """
 
     def density(self, rate: Tensor, progress: float) -> Tensor | None:
         """float64, like `rate`: the density q(gamma) = 1 / slope; None if it has no closed form."""

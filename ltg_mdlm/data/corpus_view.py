@@ -35,9 +35,9 @@ class TrainingText(CorpusView):
         self.source_D = corpus.train.source_D
         self.source_names = corpus.train.source_names
         self._folder = corpus.path
-        self._opened: dict[int, tuple[NDArray[np.integer[Any]], NDArray[np.int64]]] = {}
+        self._opened: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
-    def ngram_counts(self, n: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
+    def ngram_counts(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(ids[K, n], count[K]): the different n-grams within documents, sorted by their ids, and their occurrences.
 
         Counted once for the text of a corpus, in bounded memory. The result is kept beside the corpus, or else in the
@@ -61,7 +61,7 @@ class TrainingText(CorpusView):
                 digest.update(np.ascontiguousarray(array[start : start + NGRAMS_AT_ONCE]).data)
         return digest.hexdigest()
 
-    def _read_or_count(self, n: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
+    def _read_or_count(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         name = f"ngrams-{n}-{self.fingerprint()[:16]}"
         folders = [self._folder, Path(tempfile.gettempdir()) / f"ltg_mdlm-{os.getuid()}"]
         with suppress(UserError):  # there is no home folder
@@ -78,7 +78,7 @@ class TrainingText(CorpusView):
                     (aside / "count.bin").open("wb") as count,
                 ):
                     for ids_Kn, count_K in count_ngrams(self.tokens, self.offset_D1, n):
-                        ids.write(ids_Kn.tobytes())
+                        ids.write(ids_Kn.astype(np.int64).tobytes())
                         count.write(count_K.tobytes())
             except OSError as error:
                 problems.append(f"{folder}: {reason_of(error)}")
@@ -87,16 +87,16 @@ class TrainingText(CorpusView):
                 return found
         raise UserError(f"the counts of {n}-grams cannot be written anywhere\n  " + "\n  ".join(problems))
 
-    def _read(self, folder: Path, n: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]] | None:
+    def _read(self, folder: Path, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """The counts in a folder; None if it has none of the right size."""
         try:
             ids_size, count_size = ((folder / file).stat().st_size for file in ("ids.bin", "count.bin"))
             kinds, rest = divmod(count_size, 8)
-            if rest or ids_size != kinds * n * self.tokens.dtype.itemsize:
+            if rest or ids_size != 8 * kinds * n:
                 return None
             if not kinds:
-                return np.empty((0, n), self.tokens.dtype), np.empty(0, np.int64)
-            ids_Kn = np.memmap(folder / "ids.bin", self.tokens.dtype, "r", shape=(kinds, n))
+                return np.empty((0, n), np.int64), np.empty(0, np.int64)
+            ids_Kn = np.memmap(folder / "ids.bin", np.int64, "r", shape=(kinds, n))
             return np.asarray(ids_Kn), np.asarray(np.memmap(folder / "count.bin", np.int64, "r"))
         except OSError:
             return None

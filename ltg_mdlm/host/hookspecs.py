@@ -177,16 +177,25 @@ def ltg_mdlm_row_order(ctx: RunContext) -> RowOrder | None:
 def ltg_mdlm_observers(ctx: RunContext) -> Iterable[Component] | None:
     """Return components that fill no slot: they observe every step and may log.  All observers of all plugins are used.
 
+    >>> import torch
     >>> from ltg_mdlm.api import Component, Plugin, hookimpl
     >>> class Errors(Component):
-    ...     def observe(self, observation):
-    ...         self.error_rate = 1 - observation.correct_N.float().mean()
+    ...     def __init__(self, ctx):
+    ...         self.sum_over_ranks = ctx.sum_over_ranks
+    ...         self.mine_2 = torch.zeros(2, dtype=torch.int64, device=ctx.device)  # predictions, wrong ones
+    ...         self.step_2 = torch.zeros_like(self.mine_2)
+    ...     def observe(self, observation):  # of one micro-batch
+    ...         self.mine_2[:1] += observation.correct_N.numel()
+    ...         self.mine_2[1:] += (~observation.correct_N).sum()
+    ...     def step_end(self, step):
+    ...         self.step_2 = self.sum_over_ranks(self.mine_2)
+    ...         self.mine_2 = torch.zeros_like(self.mine_2)
     ...     def metrics(self):
-    ...         return {"error_rate": self.error_rate}
+    ...         return {"error_rate": self.step_2[1] / self.step_2[0]}
     >>> class LogErrors(Plugin):
     ...     @hookimpl
-    ...     def ltg_mdlm_observers(self):
-    ...         return [Errors()]
+    ...     def ltg_mdlm_observers(self, ctx):
+    ...         return [Errors(ctx)]
     """
 
 

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import pluggy
@@ -150,6 +151,11 @@ class Host:
                 modules[f"{slot}/{part}"] = module.to(context.device)
             if parts and type(component).own_loss is Component.own_loss:
                 raise UserError(f"{where} returned learned parts, but {type(component).__name__} defines no own_loss")
+            if not parts and type(component).own_loss is not Component.own_loss:
+                raise UserError(
+                    f"{where} returned no learned parts, but {type(component).__name__} defines own_loss, so nothing"
+                    " would learn\n  return the torch modules that it trains"
+                )
         first_part: dict[int, str] = {}
         for part, module in modules.items():
             for parameter in module.parameters():
@@ -368,8 +374,9 @@ def seeded(context: RunContext, purpose: str) -> Iterator[None]:
 
 
 def options_as_json(options: PluginOptions) -> dict[str, Any]:
-    """Options as in config.yaml, with sets sorted: their order differs between processes."""
-    as_json: dict[str, Any] = _with_sorted_sets(options.model_dump(), options.model_dump(mode="json"))
+    """Options as in config.yaml, which can be read again, with sets sorted: their order differs between processes."""
+    dump = partial(options.model_dump, by_alias=True, round_trip=True)
+    as_json: dict[str, Any] = _with_sorted_sets(dump(), dump(mode="json"))
     return as_json
 
 

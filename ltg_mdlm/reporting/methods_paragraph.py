@@ -152,7 +152,8 @@ def _components(resolved: Resolved) -> str:
     sentences = []
     for plugin, parts in by_plugin.items():
         origin = next(provider for provider in components.provenance.values() if provider.plugin == plugin)
-        fields = import_plugin(find(plugin)).options_model.model_fields
+        model = import_plugin(find(plugin)).options_model
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
         changed = {
             name: value
             for name, value in resolved.config.plugins.get(plugin, {}).items()

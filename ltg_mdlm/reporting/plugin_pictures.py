@@ -30,7 +30,7 @@ from ltg_mdlm.data.batch_schedule import BatchSchedule
 from ltg_mdlm.data.corpus import Corpus
 from ltg_mdlm.data.row_loader import validation_batches
 from ltg_mdlm.host.discovery import find
-from ltg_mdlm.host.plugin_host import Host, import_plugin
+from ltg_mdlm.host.plugin_host import Host, import_plugin, options_as_json
 from ltg_mdlm.host.run_context import batch_schedule, components_of, corpus_statistics, open_corpus
 from ltg_mdlm.host.slots import Components
 from ltg_mdlm.reporting.figure import DISTINCT, MUTED, ORDERED, Panel, check_writable, save_panels
@@ -135,7 +135,7 @@ def measured_masking(components: Components, config: RunConfig, corpus: Corpus, 
 def title_of(name: str, config: RunConfig) -> str:
     """Name of the plugin, and its options that differ from the defaults."""
     options = config.plugins[name]
-    defaults = import_plugin(find(name)).options_model.model_construct().model_dump(mode="json")
+    defaults = options_as_json(import_plugin(find(name)).options_model.model_construct())
     changed = [f"{option} = {value}" for option, value in options.items() if value != defaults.get(option)]
     return "   ".join([name, *changed])
 

@@ -32,6 +32,7 @@ def examine(name: str, sets: Sequence[str] = (), only: Sequence[str] = ()) -> li
         if not text.startswith(("plugins.", "slots.")):
             raise UserError(
                 f"--set {text}: the checks use their own settings for training; set only plugins.* and slots.*"
+                "\n  a test class derived from PluginConformance can change others, by its attribute `sets`"
             )
     examination = Examination(PluginUnderTest(name, sets=sets))
     verdicts: dict[str, Verdict] = {}

@@ -68,7 +68,8 @@ class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _READS or (func is _ATEN.index.Tensor and _has_mask(args[1])):
+        unknown_size = func is _ATEN.repeat_interleave.Tensor and (kwargs or {}).get("output_size") is None
+        if func in _READS or unknown_size or (func is _ATEN.index.Tensor and _has_mask(args[1])):
             raise HostRead(f"{func} waits for the device")
         value = args[2] if func in _ASSIGNMENTS else args[1] if func is _ATEN.copy_.default else None
         is_number = value is not None and value in self._numbers
@@ -89,6 +90,8 @@ class _NoCopiesOfNumbers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         makes = func is torch.tensor or (func is torch.as_tensor and not isinstance(args[0], Tensor))
+        if func is Tensor.tolist:
+            raise HostRead("torch.Tensor.tolist waits for the device")
         if func is Tensor.new_tensor or (makes and kwargs.get("device") not in (None, "cpu")):
             raise HostRead(
                 f"torch.{func.__name__} waits for the device, to which it copies Python numbers; use torch.full"

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -59,11 +60,15 @@ def a_step_is_observed_and_logged_as_scalars(subject: PluginUnderTest) -> None:
     """`observe` does not change its argument. `metrics` returns numbers or tensors of one element, by name."""
     with trainer_of(subject) as (trainer, _):
         observe_a_step(subject, trainer)
+        logged: set[str] = set()
         for part in own_components(subject, trainer):
             for key, value in part.component.metrics().items():
                 if not isinstance(key, str) or not is_scalar(value):
                     expected = f"a number, or a tensor of one element, for {key!r}"
                     raise Violation(part.where("metrics"), expected, kind(value))
+                if key in logged:
+                    raise Violation(part.where("metrics"), "a name that no other component of the plugin logs", key)
+                logged.add(key)
 
 
 def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> None:
@@ -88,7 +93,7 @@ def observe_a_step(subject: PluginUnderTest, trainer: Trainer, *nll: float) -> N
 
 def is_scalar(value: object) -> bool:
     """Whether a metric can be logged."""
-    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
 
 
 def kind(value: object) -> str:
@@ -105,6 +110,8 @@ def five_steps_of_training_have_finite_losses(subject: PluginUnderTest) -> None:
         for row in rows.rows:
             if not math.isfinite(float(row["loss"])):
                 raise Violation(subject.label, f"a finite loss in step {row['step']}", str(row["loss"]))
+        if not any(float(row["loss"]) for row in rows.rows):
+            raise Violation(subject.label, "a loss", "0 in all five steps, as with a noise schedule whose slope is 0")
 
 
 trains = five_steps_of_training_have_finite_losses

@@ -74,4 +74,7 @@ class StateDependentBound(Objective):
         return torch.where(supervised.causal_N, nll_N, term_N).sum().unsqueeze(0)
 
     def bound_for(self, strategy: MaskingStrategy, schedule: NoiseSchedule) -> bool:
-        return strategy.kind in ("uniform", "by_type") and schedule.full_support
+        # A strategy by type without a hazard of its own does not say what the bound has to compensate for.
+        has_hazard = type(strategy).hazard is not MaskingStrategy.hazard
+        known = strategy.kind == "uniform" or (strategy.kind == "by_type" and has_hazard)
+        return known and schedule.full_support

@@ -62,6 +62,7 @@ def test_ngrams_are_counted_once_and_kept_beside_the_corpus(corpus, n, monkeypat
     expected = expected_counts(corpus.train, n)
     assert list(map(tuple, ids_Kn.tolist())) == list(expected)
     assert count_K.tolist() == list(expected.values())
+    assert ids_Kn.dtype == np.int64  # arithmetic on the type of the corpus, uint16, would wrap
     (folder,) = corpus.path.glob("ngrams-*")
     assert sorted(path.name for path in folder.iterdir()) == ["count.bin", "ids.bin"]
     assert corpus.verify() == "7 files have the recorded SHA-256"

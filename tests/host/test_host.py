@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import Field, field_serializer
+from pydantic import Field, computed_field, field_serializer
 
 from ltg_mdlm.api import (
     Component,
@@ -376,6 +376,33 @@ def test_options_that_are_sets_are_written_in_one_order():
     }
 
 
+def test_options_are_written_so_that_they_can_be_read_again():
+    class Options(PluginOptions):
+        lambda_: float = Field(0.5, alias="lambda")
+
+        @computed_field
+        @property
+        def doubled(self) -> float:
+            return 2 * self.lambda_
+
+    written = options_as_json(Options(**{"lambda": 0.25}))
+    assert written == {"lambda": 0.25}
+    assert Options(**written).lambda_ == 0.25
+
+
+class LearnsNothing(Component):
+    """A loss without learned parts."""
+
+    def own_loss(self, observations, corrupteds, logits):
+        return torch.zeros(1)
+
+
+class LearnsNothingPlugin(Plugin):
+    @hookimpl
+    def ltg_mdlm_observers(self):
+        return [LearnsNothing()]
+
+
 class Shared(Component):
     """Two learned parts with one parameter."""
 
@@ -411,6 +438,12 @@ class RemembersPlugin(Plugin):
     @hookimpl
     def ltg_mdlm_time_conditioning(self):
         return Remembers()
+
+
+def test_a_loss_of_learned_parts_without_any_is_refused(install, module):
+    install("learns_nothing", f"{module}:LearnsNothingPlugin")
+    with pytest.raises(UserError, match=r"modules returned no learned parts, but LearnsNothing defines own_loss"):
+        make_host("learns_nothing").build(toy.context(), toy.statistics(toy.zipfian_counts()))
 
 
 def test_a_parameter_of_two_learned_parts_is_refused(install, module):

@@ -430,6 +430,13 @@ MISTAKES = [
         r"for 'scales'\n  found: a tensor of shape \[3\]",
     ),
     Mistake(
+        "logs_twice",
+        "two components log the same name",
+        "a_step_is_observed_and_logged_as_scalars",
+        "LogsAName.metrics of ltg_mdlm_observers",
+        "a name that no other component of the plugin logs\n  found: progress",
+    ),
+    Mistake(
         "smooths_in_place",
         "clamps the observed losses in place",
         "a_step_is_observed_and_logged_as_scalars",
@@ -449,6 +456,13 @@ MISTAKES = [
         "five_steps_of_training_have_finite_losses",
         "plugin 'nan_in_step_three'",
         "a finite loss in step 4\n  found: nan",
+    ),
+    Mistake(
+        "single_rate",
+        "one mask rate, with slope 0",
+        "five_steps_of_training_have_finite_losses",
+        "plugin 'single_rate'",
+        "a loss\n  found: 0 in all five steps",
     ),
     Mistake(
         "forgetful",

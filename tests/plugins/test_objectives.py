@@ -15,7 +15,7 @@ from ltg_mdlm_plugins.schedules import Cosine, Gaussian
 from support.batches import MASKINGS, frequency_masking
 from torch import Tensor
 
-from ltg_mdlm.api import Supervised
+from ltg_mdlm.api import MaskingStrategy, Supervised
 from ltg_mdlm.testing.toy import batch_of, no_causal, noise_at, step_for, text_batch
 
 STEP = step_for(text_batch(1, 8))
@@ -145,11 +145,20 @@ def test_loss_and_gradient_of_the_state_dependent_bound_are_finite(rate):
     assert torch.isfinite(logits_NV.grad).all()
 
 
-class Kind:
-    """The only attribute of a masking strategy that `bound_for` reads."""
+class Kind(MaskingStrategy):
+    """A masking strategy of this kind."""
 
     def __init__(self, kind: str) -> None:
+        super().__init__(mask_id=4)
         self.kind = kind
+
+    def mask_probability(self, batch, noise, step):
+        raise NotImplementedError
+
+
+class KindWithHazard(Kind):
+    def hazard(self, batch, noise, step):
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -168,7 +177,12 @@ class Kind:
     ],
 )
 def test_only_bounds_are_called_bounds(objective, kind, schedule, is_bound):
-    assert objective.bound_for(Kind(kind), schedule) is is_bound
+    assert objective.bound_for(KindWithHazard(kind), schedule) is is_bound
+
+
+def test_a_bound_for_rates_by_type_needs_a_strategy_that_states_its_hazards():
+    assert not StateDependentBound().bound_for(Kind("by_type"), Cosine())
+    assert StateDependentBound().bound_for(Kind("uniform"), Cosine())
 
 
 @given(st.floats(0, 1), st.floats(1e-5, 1))

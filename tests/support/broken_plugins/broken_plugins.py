@@ -419,6 +419,16 @@ class Falling(NoiseSchedule):
         return torch.ones_like(t)
 
 
+class SingleRate(NoiseSchedule):
+    full_support = False
+
+    def rate(self, t, progress):
+        return torch.full_like(t, 0.4)
+
+    def slope(self, t, progress):
+        return torch.zeros_like(t)
+
+
 class WrongSlope(NoiseSchedule):
     def rate(self, t, progress):
         return t**2
@@ -719,6 +729,11 @@ class AsksTheHost(Component):
         return {"error_rate": self.error_rate}
 
 
+class LogsAName(Component):
+    def metrics(self):
+        return {"progress": 0.5}
+
+
 class SelectsByMask(Component):
     def observe(self, observation):
         self.nll = observation.nll_N[observation.correct_N].sum()
@@ -993,6 +1008,8 @@ vector_metric = masking(VectorMetric)
 smooths_in_place = observer(SmoothsInPlace)
 asks_the_host = observer(AsksTheHost)
 selects_by_mask = observer(SelectsByMask)
+logs_twice = plugin_with("ltg_mdlm_observers", lambda ctx: [LogsAName(), LogsAName()])
+single_rate = schedule(SingleRate)
 crashes_in_step_end = observer(CrashesInStepEnd)
 momentum = optimizer(Momentum)
 one_rate_for_all = optimizer(OneRateForAll)
