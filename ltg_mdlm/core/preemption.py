@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -54,7 +55,8 @@ class StopRequest:
             self.signal_name, self._received_at = signal.Signals(number).name, now
             if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
                 # A handler must not use the console: it may have interrupted it in the middle of a line.
-                os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once, without saving\n")
+                with suppress(OSError):  # Ctrl-C has also ended the program that read the output
+                    os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once, without saving\n")
         elif number == signal.SIGINT and now - self._received_at > REPEAT_SECONDS:
             raise KeyboardInterrupt
 

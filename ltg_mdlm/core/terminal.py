@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -59,6 +60,52 @@ def share_progress(title: str, total: int, *, show: bool = True) -> AbstractCont
 def is_live(console: Console) -> bool:
     """Whether lines can be redrawn: not in a log, on a dumb terminal, or where FORCE_COLOR asks for colours only."""
     return console.is_interactive and not (os.environ.get("FORCE_COLOR") and not console.file.isatty())
+
+
+class _LosableStream:
+    """A text stream that drops what is printed once a write has failed: a pipe was closed, or the disk is full."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name, self._is_lost = stream, name, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self._is_lost:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._is_lost = True
+            with suppress(OSError):  # not a file
+                # Python writes what is left in its buffer when it exits, and would fail again.
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+            print(f"note: {self._name} is lost ({error}); the run continues without it", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def losable_output() -> Iterator[None]:
+    """Work that continues if standard output or standard error can no longer be written, and prints nothing then."""
+    before = sys.stdout, sys.stderr
+    # Without a file descriptor at the start of Python, a stream is None.
+    sys.stdout, sys.stderr = (
+        cast("TextIO", stream and _LosableStream(stream, name))
+        for stream, name in zip(before, ("stdout", "stderr"), strict=True)
+    )
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 @contextmanager

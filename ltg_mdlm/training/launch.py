@@ -20,7 +20,7 @@ from ltg_mdlm.core.machine import keep_freed_memory, native_bf16
 from ltg_mdlm.core.peer_watch import PeerWatch
 from ltg_mdlm.core.preemption import Stopped, StopRequest
 from ltg_mdlm.core.settings import Settings
-from ltg_mdlm.core.terminal import busy
+from ltg_mdlm.core.terminal import busy, losable_output
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.host.failures import failures_named
 from ltg_mdlm.host.plugin_host import Host
@@ -95,6 +95,7 @@ def launch(settings: Settings, resume: str = "auto", stop: StopRequest | None = 
     stop = stop or StopRequest()
     stop.can_save = False
     with (
+        losable_output(),  # the record of a run are its files
         Ranks.setup(threads=config.training.threads, gpu_timeout=STEP_TIMEOUT) as ranks,
         # Left first, so that SIGTERM ends a process that hangs while it leaves the process group after an error.
         stop,

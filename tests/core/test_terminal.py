@@ -1,8 +1,10 @@
 """Progress in logs."""
 
 import io
+import sys
 import threading
 
+import pytest
 from rich.console import Console
 
 from ltg_mdlm.core import terminal
@@ -72,3 +74,18 @@ def test_a_dumb_terminal_and_colours_in_a_log_are_not_redrawn(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert not is_live(Console(file=io.StringIO(), force_terminal=True))
     assert is_live(Console(file=screen, force_terminal=True))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_cannot_be_written_is_dropped_and_ends_nothing(stream, monkeypatch, capfd):
+    """Linux refuses every write to /dev/full, as on a full disk; Python writes what is left when a file is closed."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, stream, full)
+        with terminal.losable_output():
+            for _ in range(2):
+                Console(stderr=stream == "stderr").print("step 1")
+                print("step 2", file=getattr(sys, stream), flush=True)
+            assert not getattr(sys, stream).isatty()
+        assert getattr(sys, stream) is full
+    said = "note: stdout is lost ([Errno 28] No space left on device); the run continues without it\n"
+    assert capfd.readouterr() == ("", said if stream == "stdout" else "")

@@ -64,6 +64,17 @@ def test_sigterm_saves_reports_preemption_and_resumes(tmp_path: Path):
     assert sorted(losses(out)) == list(range(1, 13))
 
 
+def test_a_run_continues_if_nobody_reads_its_output_any_more(tmp_path: Path):
+    """As with `| head`, or if `tee` has died: stdout is a pipe that is closed before the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = train_command(tmp_path / "run", sets=("training.max_steps=4",))
+    done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment())
+    assert (done.returncode, status(tmp_path / "run")["status"]) == (0, "finished")
+    assert done.stderr == "note: stdout is lost ([Errno 32] Broken pipe); the run continues without it\n"
+    os.close(writing)
+
+
 def test_validation_never_changes_the_training_curve(tmp_path: Path):
     run(tmp_path / "often", "validation.every=1")
     run(tmp_path / "never", "validation.every=100")
