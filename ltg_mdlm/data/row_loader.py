@@ -80,7 +80,8 @@ class RowLoader:
             [micro_batch_rows] * len(schedule.stages) if isinstance(micro_batch_rows, int) else list(micro_batch_rows)
         )
         """Largest number of rows in a micro-batch of every stage."""
-        self._full_micro_batches = full_micro_batches
+        self.full_micro_batches = full_micro_batches
+        """Whether all micro-batches of a step but the last have this number of rows."""
         self._rank, self._world_size = rank, world_size
         self._device = torch.device(device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
@@ -242,7 +243,7 @@ class RowLoader:
         plan, most = self._schedule.stages[stage].plan, self.micro_batch_rows[stage]
         epochs = self._rows_of_epochs(step)
         batches = []
-        for start, stop in micro_batch_bounds(share_start, share_stop, most, full=self._full_micro_batches):
+        for start, stop in micro_batch_bounds(share_start, share_stop, most, full=self.full_micro_batches):
             parts = []  # a micro-batch takes rows from several epochs where one ends
             for epoch, before in epochs.items():
                 if before < stop and start < before + plan.rows:

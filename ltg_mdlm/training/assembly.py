@@ -98,25 +98,13 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks, *, resumes: bool = False
             copy_named(model.state_dict(), load_weights(checkpoint), f"run.init_from={config.run.init_from}")
         model.transformer.activation_checkpointing = config.training.activation_checkpointing
         loss = DenoisingLoss(model, recipe, bf16=use_bf16(config, ranks.device))
-        # Where code is compiled for each shape, by torch or, in bf16 on CPUs, by oneDNN (`POSITION_MULTIPLE`), all
-        # micro-batches of a stage have the same number of rows.
-        is_static = ranks.device.type == "cuda" or loss.bf16 or config.training.compile is True
-        rows_by_stage = []
-        for number, stage in enumerate(schedule.stages):
-            rows = micro_batch_rows(config, ranks.device, stage.seq_len, components.masking.context_copies)
-            if is_static:
-                overhead = MICRO_BATCH_OVERHEAD[ranks.device.type] / stage.seq_len
-                rows = schedule.equal_micro_batches(number, rows, world_size=ranks.world_size, overhead=overhead)
-                loss.full_rows[stage.seq_len] = max(rows, loss.full_rows.get(stage.seq_len, 0))
-            rows_by_stage.append(rows)
         loader = RowLoader(
             corpus.train,
             schedule,
             seed=config.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            micro_batch_rows=rows_by_stage,
-            full_micro_batches=is_static,
+            micro_batch_rows=1,  # until `divide_batches`
             device=ranks.device,
             sampling=sampling,
             choose_rows=checked_row_order(components),
@@ -126,7 +114,7 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks, *, resumes: bool = False
         for name, part in components.modules.items():
             groups += parameter_groups(part, 0.0, prefix=name, clipped_with=name)
         optimizer = host.optimizer(groups) or build_optimizer(groups, settings)
-        return Run(
+        run = Run(
             config=host.config,  # with the origin of the optimiser
             ranks=ranks,
             corpus=corpus,
@@ -145,6 +133,34 @@ def build_run(host: Host, corpus: Corpus, ranks: Ranks, *, resumes: bool = False
             validator=build_validator(config, corpus, loss, recipe, ranks),
             pairs=build_pair_validator(config, corpus, loss, recipe, ranks),
         )
+    divide_batches(run)
+    return run
+
+
+def divide_batches(run: Run, full_before: bool | None = None) -> None:
+    """Choose the micro-batches of a run.
+
+    Where code is compiled for each shape, by torch or, in bf16 on CPUs, by oneDNN (`POSITION_MULTIPLE`), all
+    micro-batches of a stage have the same number of rows, and the last ones are padded.  Shapes decide what dropout
+    draws, so a resumed run keeps what it was started with: its precision may have been auto then, and fp32 now.
+
+    Args:
+        run: with an unread loader
+        full_before: whether the micro-batches of a resumed run had the same number of rows; None if it is unknown
+    """
+    config, device, loader = run.config, run.ranks.device, run.loader
+    is_compiled = device.type == "cuda" or config.training.compile is True
+    is_full = is_compiled or (run.loss.bf16 if full_before is None else full_before)
+    copies = run.recipe.components.masking.context_copies
+    run.loss.full_rows.clear()
+    for number, stage in enumerate(run.schedule.stages):
+        rows = micro_batch_rows(config, device, stage.seq_len, copies)
+        if is_full:
+            overhead = MICRO_BATCH_OVERHEAD[device.type] / stage.seq_len
+            rows = run.schedule.equal_micro_batches(number, rows, world_size=run.ranks.world_size, overhead=overhead)
+            run.loss.full_rows[stage.seq_len] = max(rows, run.loss.full_rows.get(stage.seq_len, 0))
+        loader.micro_batch_rows[number] = rows
+    loader.full_micro_batches = is_full
 
 
 def use_bf16(config: RunConfig, device: torch.device) -> bool:

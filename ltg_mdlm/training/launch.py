@@ -35,7 +35,7 @@ from ltg_mdlm.storage.checkpoint import (
 )
 from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status, run_of_checkpoint
-from ltg_mdlm.training.assembly import Run, build_run, provenance
+from ltg_mdlm.training.assembly import Run, build_run, divide_batches, provenance
 from ltg_mdlm.training.attention_choice import resolve_attention
 from ltg_mdlm.training.compilation import resolve_compile
 from ltg_mdlm.training.consistency import (
@@ -95,7 +95,7 @@ def launch(settings: Settings, resume: str = "auto", stop: StopRequest | None = 
     stop = stop or StopRequest()
     stop.can_save = False
     with (
-        losable_output(),  # the record of a run are its files
+        losable_output(),  # the files of a run are its record
         Ranks.setup(threads=config.training.threads, gpu_timeout=STEP_TIMEOUT) as ranks,
         # Left first, so that SIGTERM ends a process that hangs while it leaves the process group after an error.
         stop,
@@ -148,6 +148,9 @@ def launch(settings: Settings, resume: str = "auto", stop: StopRequest | None = 
                 raise UserError(
                     f"the checkpoints in {folder.checkpoints} were deleted while the run started; run again"
                 )
+            if checkpoint is not None:
+                # Checkpoints of old versions do not say.
+                divide_batches(run, on_main(ranks, lambda: read_about(checkpoint).get("full_micro_batches")))
             before = on_main(ranks, lambda: previous_start(folder, checkpoint, ranks.device))
             stored = on_main(ranks, lambda: stored_training(folder, checkpoint))
             with busy("measuring fp32 and bf16", show=ranks.is_main):
@@ -281,6 +284,7 @@ def prepare_trainer(
         "tokenizer": run.corpus.tokenizer.fingerprint,
         "training_text": run.corpus.training_text,
         "averages": run.ema.describe(),
+        "full_micro_batches": run.loader.full_micro_batches,
         "start": len(folder.read_environment()) if run.ranks.is_main else None,
     }
     differences, notes = ([], []) if checkpoint is None else compare_with_checkpoint(folder, about, checkpoint)

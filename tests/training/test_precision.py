@@ -12,7 +12,7 @@ from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.settings import config_folders, load_settings
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.testing.ranks import run_on_ranks
-from ltg_mdlm.training import precision
+from ltg_mdlm.training import assembly, precision
 from ltg_mdlm.training.bench import bench
 from ltg_mdlm.training.sweep import open_sweep
 
@@ -126,6 +126,19 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, processor):
     train(tmp_path / "bf16", "training.precision=bf16")
     assert saved_bits(tmp_path / "run", STEPS) == saved_bits(tmp_path / "bf16", STEPS)
     assert "is finished" in train(tmp_path / "run", AUTO)[0].output
+
+
+def test_a_run_that_resumes_with_its_own_config_keeps_the_shapes_that_dropout_draws_for(
+    tmp_path, processor, monkeypatch
+):
+    """auto may mean bf16, so the run starts with full micro-batches; its config.yaml has the fp32 that was measured."""
+    sets = ("model.dropout=0.1", "training.global_batch_rows=5", "training.micro_batch_rows=3")
+    monkeypatch.setattr(assembly, "bf16_for", lambda precision, _: precision != "fp32")
+    processor(seconds=FP32_FASTER)
+    assert train(tmp_path / "straight", AUTO, *sets)[0].code == 0
+    preempted(tmp_path / "run", AUTO, *sets)
+    assert train(tmp_path / "run", "training.precision=fp32", *sets)[0].code == 0
+    assert saved_bits(tmp_path / "run", STEPS) == saved_bits(tmp_path / "straight", STEPS)
 
 
 def test_a_run_that_resumes_a_checkpoint_of_another_folder_keeps_its_precision(tmp_path, processor):
