@@ -367,7 +367,8 @@ def parse_state(content: bytes, file: Path) -> dict[str, Any]:
 def run_settings(folder: RunFolder) -> RunConfig | None:
     """The settings that the run was started with; None before they are written.
 
-    If config.yaml is damaged, the settings in the newest undamaged checkpoint are used, with a warning.
+    If config.yaml is damaged, the settings in the newest undamaged checkpoint are used, with a warning.  It is also
+    damaged if its last section, provenance, is missing; old versions wrote none, neither there nor in checkpoints.
 
     Raises UserError if config.yaml cannot be read, or is damaged and there is no such checkpoint.
     """
@@ -378,13 +379,19 @@ def run_settings(folder: RunFolder) -> RunConfig | None:
         values = parse_yaml(text, str(folder.config_file))
         if not isinstance(values, dict):
             raise UserError(f"{folder.config_file} must contain settings, not {type(values).__name__}")
-        return stored_config(values, folder.config_file)
+        as_read = stored_config(values, folder.config_file)
+        if "provenance" in values:
+            return as_read
+        problem = f"{folder.config_file} has no provenance, so its end is missing"
     except OSError as error:
         raise UserError(f"{folder.config_file} cannot be read: {reason_of(error)}") from None
     except UserError as error:
-        problem = str(error)
+        as_read, problem = None, str(error)
     checkpoint = newest_checkpoint(folder.checkpoints)
-    config = read_about(checkpoint).get("config") if checkpoint is not None else None
+    about = read_about(checkpoint) if checkpoint is not None else {}
+    if as_read is not None and not about.get("provenance"):
+        return as_read
+    config = about.get("config")
     if checkpoint is None or not config:
         raise UserError(
             f"{problem}\n  no checkpoint has a copy of the settings; restore the file, or choose another --out"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ltg_mdlm.core.config import RunConfig
+from ltg_mdlm.core.config import Provider, RunConfig
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.storage import run_folder
 from ltg_mdlm.storage.checkpoint import Checkpoints, TrainingState, run_settings
@@ -421,3 +421,29 @@ def test_a_damaged_config_is_replaced_by_the_copy_in_the_newest_checkpoint(conte
     with pytest.warns(UserWarning, match=r"config\.yaml(.|\n)*the settings in .*step_0000003 are used instead") as said:
         assert run_settings(folder) == config
     assert len(said) == 1
+
+
+def test_a_config_that_ends_too_early_is_replaced_by_the_copy_in_the_newest_checkpoint(tmp_path):
+    """At the end of a line it is sound YAML, and the settings that are missing would get their defaults."""
+    folder = RunFolder(tmp_path)
+    origin = Provider(plugin="uniform_mdlm", distribution="ltg_mdlm", version="3.0", file="plugin.py")
+    config = RunConfig(seed=5, training={"precision": "fp32", "max_steps": 7}, provenance={"masking": origin})
+    whole = config.to_yaml()
+    cut = whole[: whole.index("  precision: fp32")]
+    folder.write_config(cut)
+    of_old_version = run_settings(folder)
+    assert (of_old_version.seed, of_old_version.training.precision) == (5, "auto")
+    copy = config.model_dump(mode="json", exclude={"run", "plugin_versions", "provenance"})
+    for step, about in (
+        (3, {"config": copy}),
+        (4, {"config": copy, "provenance": {"masking": origin.model_dump(mode="json")}}),
+    ):
+        checkpoints = Checkpoints(folder.checkpoints, every=1, keep=1, about=about)
+        checkpoints.save(TrainingState(step=step, words_seen=1, model={}))
+        checkpoints.finish()
+        if step == 3:
+            assert run_settings(folder) == of_old_version
+    with pytest.warns(UserWarning, match=r"config\.yaml has no provenance(.|\n)*settings in .*step_0000004 are used"):
+        assert run_settings(folder) == config.model_copy(update={"provenance": {}})
+    folder.write_config(whole)
+    assert run_settings(folder) == config
