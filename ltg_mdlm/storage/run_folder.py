@@ -160,8 +160,8 @@ class RunFolder:
         """
         starts = self.read_environment()
         starts = [*starts, dict(facts)] if new_start or not starts else [*starts[:-1], starts[-1] | dict(facts)]
+        self._starts = starts  # also if they cannot be written now, but later
         self._write(self.environment_file, json.dumps({"starts": starts}, indent=2) + "\n")
-        self._starts = starts
 
     def _write(self, file: Path, text: str) -> None:
         self.require_claimed()
@@ -296,15 +296,25 @@ class Lock:
         self.release()
 
     def require_held(self) -> None:
-        """Raises UserError if the folder was renamed, deleted or replaced, or another process has taken the lock."""
-        try:
-            with (self._folder / self.FILE).open("rb") as file:
-                same = os.path.samestat(os.fstat(file.fileno()), os.fstat(self._descriptor))
-                owner = file.read(1000).decode(errors="replace")
-        except FileNotFoundError:
-            same = False
-        except OSError as error:
-            raise UserError(f"the run folder {self._folder} cannot be read any more: {reason_of(error)}") from None
+        """Raises UserError if the folder was renamed, deleted or replaced, or another process has taken the lock.
+
+        A file system that is unavailable for a moment is asked again, for `SILENT_SECONDS`.
+        """
+        same, owner = False, ""
+        deadline = time.monotonic() + SILENT_SECONDS
+        while True:
+            try:
+                with (self._folder / self.FILE).open("rb") as file:
+                    same = os.path.samestat(os.fstat(file.fileno()), os.fstat(self._descriptor))
+                    owner = file.read(1000).decode(errors="replace")
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    text = f"the run folder {self._folder} cannot be read any more: {reason_of(error)}"
+                    raise UserError(text) from None
+                time.sleep(min(_POLL_SECONDS, SILENT_SECONDS / 10))
         if not same:
             raise UserError(
                 f"{self._folder} is no longer the folder in which this run was started: the folder, or the file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
@@ -325,15 +326,20 @@ def prepare_trainer(
             console.print(f"note: {damage(damaged)}", style="yellow", soft_wrap=True)
         return JSONLines(folder.metrics_file, folder.require_claimed)
 
+    def record(facts: Mapping[str, Any]) -> None:
+        try:
+            if run.ranks.is_main:
+                folder.add_to_environment(facts)
+        except UserError as error:  # they do not matter for training
+            text = f"{str(error).splitlines()[0]}\n  training continues; the facts are written with those that follow"
+            warnings.warn(text, stacklevel=2)
+
     def report(text: str, facts: Mapping[str, Any]) -> None:
         console.print(text, soft_wrap=True)
-        if run.ranks.is_main:
-            folder.add_to_environment(facts)
+        record(facts)
 
     def record_use() -> None:
-        facts = meter.facts()
-        if run.ranks.is_main:
-            folder.add_to_environment(facts)
+        record(meter.facts())
 
     trainer = Trainer(run, checkpoints, [], stop, report, record_use)
     if state is not None:

@@ -73,8 +73,10 @@ class JSONLines:
     def _is_in_place(self) -> bool:
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:
+            return True  # the file system is unavailable for a moment, and writing shows whether it still is
 
     def close(self) -> None:
         """Close the file."""

@@ -356,6 +356,31 @@ def test_nothing_is_written_to_a_folder_that_is_not_the_one_that_was_claimed(cha
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_file_system_that_is_unavailable_for_a_moment_ends_no_run(tmp_path, monkeypatch):
+    folder, opened = RunFolder(tmp_path / "run"), Path.open
+    monkeypatch.setattr(run_folder, "SILENT_SECONDS", 0.2)
+    failures = []
+
+    def stale(path, *arguments, **options):
+        if path.name == "lock" and failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return opened(path, *arguments, **options)
+
+    with folder.claim():
+        metrics = JSONLines(folder.metrics_file, folder.require_claimed)
+        monkeypatch.setattr(Path, "open", stale)
+        failures += [errno.EIO, errno.ESTALE]
+        metrics.write({"step": 1})
+        assert not failures
+        failures += [errno.ESTALE] * 1000
+        with pytest.raises(UserError, match="cannot be read any more"):
+            metrics.write({"step": 2})
+        failures.clear()
+        metrics.close()
+    assert folder.metrics_file.read_text() == '{"step": 1}\n'
+
+
 @pytest.mark.parametrize("change", [os.unlink, lambda path: path.rename(path.with_name("old")) and path.write_text("")])
 def test_metrics_that_are_deleted_or_replaced_are_noticed(change, tmp_path):
     metrics = JSONLines(tmp_path / "metrics.jsonl")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support import runs
 from support.runs import killed, run
 
 from ltg_mdlm import __version__
 from ltg_mdlm.core.distributed import Ranks
+from ltg_mdlm.storage import run_folder
 from ltg_mdlm.storage.run_folder import RunFolder
 from ltg_mdlm.training import attention_choice, environment, resource_use
 from ltg_mdlm.training.attention_choice import choose_attention
@@ -49,6 +54,32 @@ def test_a_killed_start_keeps_the_sums_of_its_last_checkpoint(tmp_path):
     killed(tmp_path / "run", faults=({"at": "step 6", "do": "SIGKILL"},))
     [start] = starts(tmp_path / "run")
     assert start["wall_seconds"] > 0
+
+
+def launch_with_a_full_disk(rank, *arguments):
+    """`launch_quietly`; environment.json can only be written at the start, and from the third time on."""
+    write, written = run_folder.write_text, []
+
+    def write_text(file, text):
+        written.append(file.name)
+        if file.name == "environment.json" and written.count(file.name) == 2:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(file))
+        write(file, text)
+
+    run_folder.write_text = write_text
+    return runs.launch_quietly(rank, *arguments)
+
+
+def test_facts_that_cannot_be_written_do_not_end_the_run(tmp_path, monkeypatch):
+    original = runs.run_on_ranks
+    monkeypatch.setattr(
+        runs, "run_on_ranks", lambda _, *rest, **options: original(launch_with_a_full_disk, *rest, **options)
+    )
+    (done,) = run(tmp_path / "run")
+    assert done.code == 0
+    assert re.search(r"warning: .*environment\.json: the disk quota is used up; .*\n  training continues", done.output)
+    assert starts(tmp_path / "run")[0]["compile"] == {"enabled": False}
+    assert starts(tmp_path / "run")[0]["wall_seconds"] > 0
 
 
 def git(folder, *arguments):
