@@ -118,7 +118,8 @@ class Checkpoints:
     """Writes the `checkpoints` folder of a run.
 
     No other process may write there at the same time (`RunFolder.claim` ensures it).  If a write fails, there is a
-    warning and the next step saves again; the run ends with an error when that fails, too.
+    warning and the next step saves again, or `finish` repeats the write; the run ends with an error when that fails,
+    too.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Checkpoints:
         self._buffers = {part: HostBuffers() for part in _PARTS}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._copied: TrainingState | None = None  # what was written last, or is being written
         self._retrying = False
 
     def due(self, step: int, words_seen: int) -> bool:
@@ -188,13 +190,16 @@ class Checkpoints:
         if problem is not None:
             warnings.warn(f"{problem}\n  trying once more, at step {state.step}", stacklevel=2)
         self._retrying = problem is not None
-        milestones = self._milestones(state.words_seen)
-        self._words_taken = state.words_seen
-        self._writing = self._thread.submit(self._write, self._copy(state), milestones)
+        self._start_writing(self._copy(state))
 
     def finish(self) -> None:
-        """Wait until the last save is on disk.  Raises UserError if it failed."""
-        if (problem := self._outcome()) is not None:
+        """Wait until the last save is on disk.  Raises UserError if two writes in a row failed."""
+        problem = self._outcome()
+        if problem is not None and self._copied is not None and not self._retrying:
+            warnings.warn(f"{problem}\n  trying once more", stacklevel=2)
+            self._start_writing(self._copied)
+            problem = self._outcome()
+        if problem is not None:
             raise problem
 
     def close(self) -> None:
@@ -210,6 +215,11 @@ class Checkpoints:
     def _copy(self, state: TrainingState) -> TrainingState:
         copies: dict[str, Any] = {part: self._buffers[part].copy(getattr(state, part)) for part in _PARTS}
         return replace(state, **copies)
+
+    def _start_writing(self, copied: TrainingState) -> None:
+        milestones = self._milestones(copied.words_seen)
+        self._copied, self._words_taken = copied, copied.words_seen
+        self._writing = self._thread.submit(self._write, copied, milestones)
 
     def _milestones(self, words_seen: int) -> list[str]:
         return milestones_crossed(self._words_taken, words_seen) if self._by_words else []

@@ -324,7 +324,8 @@ def fill_the_disk(monkeypatch):
 def test_a_full_disk_is_noticed_before_anything_is_written(checkpoints, monkeypatch):
     save(checkpoints, state_at(10))
     fill_the_disk(monkeypatch)
-    with pytest.raises(UserError, match=r"step_0000020: it needs 16 MiB of disk, 0 MiB are free\n.*make room"):
+    message = r"step_0000020: it needs 16 MiB of disk, 0 MiB are free\n.*make room"
+    with pytest.warns(UserWarning, match="trying once more"), pytest.raises(UserError, match=message):
         save(checkpoints, state_at(20))
     assert names_in(checkpoints.folder) == ["latest", "step_0000010"]
     assert newest_checkpoint(checkpoints.folder).name == "step_0000010"
@@ -347,6 +348,17 @@ def test_a_failed_save_is_reported_and_repeated(checkpoints, monkeypatch):
     assert names_in(checkpoints.folder) == ["chck_1M", "latest", "step_0000021"]
     assert not checkpoints.failed
     assert not checkpoints.due(22, MILLION)
+
+
+def test_the_last_save_is_repeated_too(checkpoints, monkeypatch):
+    """As it was when it was saved, with its milestone."""
+    state = state_at(20, words_seen=MILLION)
+    fail_once(checkpoints, monkeypatch, state)
+    state.model["weight"].zero_()
+    with pytest.warns(UserWarning, match=r"step_0000020: it needs .*\n.*\n  trying once more$"):
+        checkpoints.finish()
+    assert names_in(checkpoints.folder) == ["chck_1M", "latest", "step_0000020"]
+    assert checkpoints.load(newest_checkpoint(checkpoints.folder)).model["weight"].unique().tolist() == [20.0]
 
 
 def test_two_failed_saves_in_a_row_end_the_run(checkpoints, monkeypatch):
