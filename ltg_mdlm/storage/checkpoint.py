@@ -6,6 +6,7 @@ are in state.json, which has a digest of itself::
 
     checkpoints/step_0000100/   model, ema, optimizer, components (.safetensors), state.json
     checkpoints/latest          the name of the newest complete checkpoint
+    checkpoints/next            while a checkpoint is published: its name, and the one that `latest` has until then
     checkpoints/chck_10M/       the weights after 10 million words: model, ema (.safetensors), state.json
 """
 
@@ -19,6 +20,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,6 +44,9 @@ STATE_FILE = "state.json"
 
 LATEST = "latest"
 """Names the checkpoint that the run resumes from."""
+
+NEXT = "next"
+"""Names a checkpoint and its predecessor.  If `latest` names the latter, and the former has appeared, that is used."""
 
 DIGEST, DIGEST_OF = "digest", "digest_of"
 """The keys of the digest.  Two of them, so that damage of one name does not make a state.json look like an old one."""
@@ -138,7 +143,7 @@ class Checkpoints:
         """Writes nothing yet.
 
         Args:
-            folder: created by the first save
+            folder: created by `reserve`, or else by the first save
             every: number of steps between checkpoints
             keep: number of newest checkpoints to keep, besides the milestones
             by_words: whether to keep milestones
@@ -171,9 +176,24 @@ class Checkpoints:
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def reserve(self, state: TrainingState) -> None:
-        """Allocate the main memory for copies of the state, so that a run without enough memory fails at its start."""
-        if self._writes:
-            self._copy(state)
+        """Allocate the main memory for copies of the state, and try whether checkpoints can be written.
+
+        So a run without enough memory or disk fails at its start.  Raises UserError if the disk is full or read-only.
+        """
+        if not self._writes:
+            return
+        self._copy(state)
+        trial = temporary_name(self.folder / "trial")
+        try:
+            self._require_room(state)
+            trial.write_bytes(bytes(4096))
+            sync(trial)
+            trial.unlink()
+        except OSError as error:
+            raise UserError(
+                f"checkpoints cannot be written to {self.folder}: {reason_of(error)}"
+                "\n  nothing saved is lost; correct this, then run the same command"
+            ) from error
 
     def save(self, state: TrainingState) -> None:
         """Copy the state, then write it as a checkpoint, with the milestones since the last one, in the background.
@@ -216,6 +236,15 @@ class Checkpoints:
         copies: dict[str, Any] = {part: self._buffers[part].copy(getattr(state, part)) for part in _PARTS}
         return replace(state, **copies)
 
+    def _require_room(self, state: TrainingState) -> None:
+        """Create the folder.  Raises OSError if that is not possible, or if the disk has no room for a checkpoint."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(f"it needs {needed / 2**20:,.0f} MiB of disk, {free / 2**20:,.0f} MiB are free")
+
     def _start_writing(self, copied: TrainingState) -> None:
         milestones = self._milestones(copied.words_seen)
         self._copied, self._words_taken = copied, copied.words_seen
@@ -241,12 +270,7 @@ class Checkpoints:
         final = self.folder / _step_name(state.step)
         try:
             self._require_folder()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
-            needed = sum(t.nbytes for part in _PARTS for t in getattr(state, part).values()) + _SPARE_BYTES
-            free = shutil.disk_usage(self.folder).free
-            if needed > free:
-                raise OSError(f"it needs {needed / 2**20:,.0f} MiB of disk, {free / 2**20:,.0f} MiB are free")
+            self._require_room(state)
             if self._journal is not None and self._journal.exists():
                 sync(self._journal)
             for buffers in self._buffers.values():
@@ -258,7 +282,11 @@ class Checkpoints:
                 # Milestones appear before the step does: a run that resumes from the step would not cross them again.
                 for name in milestones:
                     _publish_milestone(aside, self.folder / name)
-            write_text(self.folder / LATEST, final.name + "\n")
+                # Named before it appears, so that it is never complete and ignored; not if it replaces another one.
+                with suppress(ValueError):  # without a name in `latest`, the newest one is used
+                    if not final.exists() and (before := _read_latest(self.folder)):
+                        write_text(self.folder / NEXT, f"{final.name}\n{before}\n")
+            _write_latest(final)
             # Later steps were discarded when the run resumed from an earlier checkpoint.
             steps = _steps(self.folder)
             kept = set(sorted(step for step in steps if step <= state.step)[-self._keep :])
@@ -280,7 +308,7 @@ def continue_from(checkpoint: Path, folder: Path) -> None:
     Raises OSError.
     """
     if checkpoint.parent.resolve() == folder.resolve() and _STEP_NAME.fullmatch(checkpoint.name):
-        write_text(folder / LATEST, checkpoint.name + "\n")
+        _write_latest(folder / checkpoint.name)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -296,20 +324,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
     paths = [steps[step] for step in sorted(steps, reverse=True)]
     problems = []
     try:
-        content = (folder / LATEST).read_bytes().strip()
-    except FileNotFoundError:
-        pass
+        latest = _read_latest(folder)
     except OSError as error:
         problems.append(f"{folder / 'latest'} is ignored: it cannot be read ({reason_of(error)})")
+    except ValueError as error:
+        problems.append(f"{folder / 'latest'} is ignored: {error}")
     else:
-        latest = content.decode(errors="replace")
-        if _STEP_NAME.fullmatch(latest):
+        if latest is not None:
             if newer := [path.name for path in paths if int(path.name[5:]) > int(latest[5:])]:
                 text = f"{folder} has {', '.join(newer)}, but `latest` names the older {latest}, which is tried first"
                 warnings.warn(text, stacklevel=3)
             paths = [folder / latest, *(path for path in paths if path.name != latest)]
-        else:
-            problems.append(f"{folder / 'latest'} is ignored: it does not name a checkpoint ({content[:100]!r})")
     for problem in problems:
         warnings.warn(problem, stacklevel=3)
     for path in paths:
@@ -486,7 +511,7 @@ def write_weights(
     checkpoint = folder / _step_name(step)
     checkpoint.mkdir()
     _write_parts(checkpoint, {"model": model, "ema": ema}, {"step": step, "words_seen": words_seen, **about})
-    write_text(folder / LATEST, checkpoint.name + "\n")
+    _write_latest(checkpoint)
 
 
 def _write_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
@@ -528,6 +553,31 @@ _STEP_NAME = re.compile("step_([0-9]{7,})")
 
 def _step_name(step: int) -> str:
     return f"step_{step:07d}"
+
+
+def _read_latest(folder: Path) -> str | None:
+    """The name in `latest`, or the one that `next` has for it; None if there is no `latest`.
+
+    Raises OSError, and ValueError if `latest` does not name a checkpoint.
+    """
+    try:
+        content = (folder / LATEST).read_bytes().strip()
+    except FileNotFoundError:
+        return None
+    latest = content.decode(errors="replace")
+    if not _STEP_NAME.fullmatch(latest):
+        raise ValueError(f"it does not name a checkpoint ({content[:100]!r})")
+    with suppress(OSError, ValueError):
+        following, before = (folder / NEXT).read_text(encoding="utf-8").split()
+        if before == latest and _STEP_NAME.fullmatch(following) and (folder / following).exists():
+            return following
+    return latest
+
+
+def _write_latest(checkpoint: Path) -> None:
+    """Name a checkpoint in `latest`.  Raises OSError."""
+    write_text(checkpoint.with_name(LATEST), checkpoint.name + "\n")
+    checkpoint.with_name(NEXT).unlink(missing_ok=True)
 
 
 def _steps(folder: Path) -> dict[int, Path]:

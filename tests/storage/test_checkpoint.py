@@ -1,7 +1,9 @@
 """Checkpoints: restored bit-exactly, verified, kept and deleted as documented, with clear errors."""
 
+import errno
 import itertools
 import json
+import os
 import random
 import shutil
 import stat
@@ -401,6 +403,22 @@ def test_memory_is_allocated_once(checkpoints):
     assert [t.data_ptr() for t in checkpoints._buffers["model"]._buffers.values()] == taken
 
 
+def test_a_disk_without_room_for_a_checkpoint_is_noticed_before_training(checkpoints, monkeypatch):
+    checkpoints.reserve(state_at(0))
+    assert names_in(checkpoints.folder) == []
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        with pytest.raises(UserError, match=r"cannot be written to .*: it needs 16 MiB"):
+            checkpoints.reserve(state_at(0))
+    monkeypatch.setattr(checkpoint, "sync", refuse_to_sync)
+    with pytest.raises(UserError, match=r"cannot be written to .*: the disk quota is used up"):
+        checkpoints.reserve(state_at(0))
+
+
+def refuse_to_sync(path):
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+
+
 def test_the_journal_is_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text("{}")
     order = []
@@ -557,6 +575,30 @@ def test_an_older_checkpoint_that_latest_names_is_used_and_reported(checkpoints)
     (checkpoints.folder / "latest").write_text("step_0000010\n")
     with pytest.warns(UserWarning, match="has step_0000020, but `latest` names the older step_0000010"):
         assert newest_checkpoint(checkpoints.folder).name == "step_0000010"
+
+
+@pytest.mark.parametrize(("failing", "newest"), [(1, "step_0000010"), (2, "step_0000015")])
+def test_a_complete_checkpoint_is_used_even_if_latest_could_not_be_updated_afterwards(
+    failing, newest, checkpoints, monkeypatch
+):
+    """Also after going back to step 10 with step 20 still in place.  The save is not complete if `next` fails."""
+    for step in (10, 20):
+        save(checkpoints, state_at(step))
+    checkpoint.continue_from(checkpoints.folder / "step_0000010", checkpoints.folder)
+    write, written = checkpoint.write_text, []
+
+    def write_text(file, text):
+        written.append(text)
+        if len(written) >= failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        write(file, text)
+
+    monkeypatch.setattr(checkpoint, "write_text", write_text)
+    checkpoints.save(state_at(15))
+    with pytest.warns(UserWarning, match="trying once more"), pytest.raises(UserError, match="No space left"):
+        checkpoints.finish()
+    with pytest.warns(UserWarning, match=f"has step_0000020, but `latest` names the older {newest}"):
+        assert newest_checkpoint(checkpoints.folder).name == newest
 
 
 def test_odd_names_beside_checkpoints_are_ignored_and_kept(checkpoints):
