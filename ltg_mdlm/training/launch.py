@@ -114,10 +114,16 @@ def launch(settings: Settings, resume: str = "auto", stop: StopRequest | None = 
         if given != resume and given not in RESUME_MODES:
             text = f"note: --resume {given} was for the first start; {folder.path} has checkpoints of its own"
             console.print(text, style="yellow", soft_wrap=True)
-        if on_main(ranks, lambda: is_finished(folder, config, resume)):
-            result = on_main(ranks, lambda: result_text(folder.path))
-            text = f"{folder.path} is finished; choose another --out or seed to train again\n\n{result}"
-            console.print(text, soft_wrap=True)
+
+        def print_if_finished() -> bool:
+            finished = on_main(ranks, lambda: is_finished(folder, config, resume))
+            if finished:
+                result = on_main(ranks, lambda: result_text(folder.path))
+                text = f"{folder.path} is finished; choose another --out or seed to train again\n\n{result}"
+                console.print(text, soft_wrap=True)
+            return finished
+
+        if print_if_finished():
             return EXIT_DONE
         if resume not in RESUME_MODES:
             # A wrong path is reported now, not after the corpus and the model were built.
@@ -143,7 +149,9 @@ def launch(settings: Settings, resume: str = "auto", stop: StopRequest | None = 
             console.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
         with on_main(ranks, folder.claim, share=False) or nullcontext():
-            # Searched under the lock: a process that held it until now may have written another checkpoint.
+            # Now under the lock: a process that held it until now may have started a run here, or continued this one.
+            if print_if_finished():
+                return EXIT_DONE
             checkpoint = on_main(ranks, lambda: checkpoint_to_resume(folder, resume))
             if checkpoint is None and resumes:
                 raise UserError(

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -220,6 +221,31 @@ def test_a_second_trainer_does_not_touch_the_folder_of_the_first(tmp_path):
         outcome = run(tmp_path / "run")[0]
     assert re.search("error: .*another process trains in this run folder", outcome.output)
     assert os.listdir(tmp_path / "run") == ["lock"]
+
+
+def launch_after_another_run(rank, *arguments):
+    """`launch_quietly`; before this process claims the folder, another run starts there and is killed."""
+    claim = RunFolder.claim
+
+    def claim_late(folder):
+        shutil.copytree(folder.path.with_name("killed"), folder.path)
+        return claim(folder)
+
+    RunFolder.claim = claim_late
+    return runs.launch_quietly(rank, *arguments)
+
+
+def test_a_run_that_was_overtaken_by_one_with_other_settings_does_not_resume_it(tmp_path, monkeypatch):
+    killed(tmp_path / "killed", faults=fault("step 7", "SIGKILL"))
+    original = runs.run_on_ranks
+    monkeypatch.setattr(
+        runs, "run_on_ranks", lambda _, *rest, **options: original(launch_after_another_run, *rest, **options)
+    )
+    (outcome,) = run(tmp_path / "run", "seed=3")
+    assert outcome.code is None
+    assert "belongs to a run with other settings: seed" in outcome.output
+    for name in ("config.yaml", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 def test_ranks_with_different_settings_do_not_start(tmp_path):
