@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import TextIO
 
-from ltg_mdlm.core.errors import PluginFailure, UserError, file_error
+from ltg_mdlm.core.errors import PluginFailure, UserError, file_error, is_out_of_memory, text_of
 from ltg_mdlm.core.preemption import EXIT_INTERRUPTED
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
@@ -19,7 +19,7 @@ EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 def report_errors(run: Callable[[], None]) -> None:
     """Call a typer app and exit with a message if it fails.
 
-    A `UserError`, a file that cannot be read or written, and a full GPU are printed without a traceback, and the exit
+    A `UserError`, a file that cannot be read or written, and full memory are printed without a traceback, and the exit
     code is 2.
     An exception of a plugin is printed with its traceback and the name of the plugin, and the exit code is 1. After
     Ctrl-C, which typer turns into an exit, the exit code is 130.
@@ -35,13 +35,12 @@ def report_errors(run: Callable[[], None]) -> None:
             if (readable := file_error(error)) is None:
                 raise
             raise readable from error
-        except RuntimeError as error:
-            torch = sys.modules.get("torch")  # importing it takes a second; only torch raises this error
-            if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"{error}\n  free the GPU or use a larger one, or smaller batches: --tokens-per-batch in scoring and"
-                " generation, training.micro_batch_rows in training"
+                f"{text_of(error)}\n  free memory of the GPU or machine, use a larger one, or smaller batches:"
+                " --tokens-per-batch in scoring and generation, training.micro_batch_rows in training"
             ) from error
     except UserError as error:
         if os.environ.get("LTG_MDLM_DEBUG"):

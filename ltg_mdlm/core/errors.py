@@ -64,6 +64,16 @@ class PluginFailure(Exception):
         print(f"error: {self}", file=sys.stderr, flush=True)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is exhausted, of a GPU or of the machine.  On CPUs torch raises a RuntimeError."""
+    torch = sys.modules.get("torch")  # importing it takes a second, and only torch raises its own error
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    )
+
+
 def text_of(error: BaseException) -> str:
     """Type and message of an exception."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import torch
-
-from ltg_mdlm.core.errors import PluginFailure, ResultError, UserError, text_of
+from ltg_mdlm.core.errors import PluginFailure, ResultError, UserError, is_out_of_memory, text_of
 from ltg_mdlm.core.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -74,9 +72,11 @@ def failures_named(components: Components, moment: Callable[[Exception], str]) -
     """
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         slot_of = {id(component): slot for slot, _, component in components.named()}
         for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
             arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ltg_mdlm.core.distributed import Ranks
-from ltg_mdlm.core.errors import text_of
+from ltg_mdlm.core.errors import is_out_of_memory, text_of
 from ltg_mdlm.core.machine import native_bf16, synchronise
 from ltg_mdlm.core.preemption import StopRequest
 from ltg_mdlm.training.assembly import Run
@@ -90,9 +90,9 @@ class CompiledLayers:
                     # Not `backward`, which would add to the gradients and start their reduction over ranks.
                     torch.autograd.grad(hidden_BTD.sum(), weights, allow_unused=True)
             synchronise(device)
-        except torch.OutOfMemoryError:
-            raise  # eager execution needs more memory
         except Exception as error:
+            if is_out_of_memory(error):
+                raise  # eager execution needs more memory
             problem = " ".join(text_of(error).split())[:300]
         self.seconds[str(length)] = seconds = round(time.perf_counter() - start, 3)
         # All ranks must compute alike.

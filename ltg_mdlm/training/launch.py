@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ltg_mdlm.core.config import RunConfig
 from ltg_mdlm.core.distributed import STEP_TIMEOUT, Ranks
-from ltg_mdlm.core.errors import PluginFailure, UserError, text_of
+from ltg_mdlm.core.errors import PluginFailure, UserError, is_out_of_memory, text_of
 from ltg_mdlm.core.files import write_errors
 from ltg_mdlm.core.machine import keep_freed_memory, native_bf16
 from ltg_mdlm.core.peer_watch import PeerWatch
@@ -75,7 +75,7 @@ LESS_MEMORY = (
     "set training.micro_batch_rows to fewer rows per forward pass, or training.activation_checkpointing=true; neither"
     " changes the batch, and both may change when a run is resumed"
 )
-"""Advice for a run that does not fit the GPU."""
+"""Advice for a run that does not fit the memory of the GPU or machine."""
 
 RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """Environment variables with the number of times that Slurm or torchrun have started a command before."""
@@ -397,13 +397,12 @@ def train_and_report(trainer: Trainer, folder: RunFolder, console: Console) -> i
         set_status("failed", str(error))
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_NON_FINITE
-    except torch.OutOfMemoryError as error:
-        record_failure(trainer.ranks.announced_failure() or text_of(error))
-        raise UserError(f"{text_of(error)}\n  {LESS_MEMORY}") from error
     except BaseException as error:
         # If another process failed first, the error here is only a lost connection.
         own_reason = error.reason if isinstance(error, PluginFailure) else text_of(error)
         record_failure(trainer.ranks.announced_failure() or own_reason)
+        if is_out_of_memory(error):
+            raise UserError(f"{text_of(error)}\n  {LESS_MEMORY}") from error
         raise
     if not finished:
         set_status("preempted", trainer.stop.signal_name or "another process was asked to stop")

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from ltg_mdlm.cli import app as cli
+from ltg_mdlm.cli.error_output import report_errors
 from ltg_mdlm.core.errors import UserError, file_error
 from ltg_mdlm.data.synthetic.builtin import default_cache_dir
 
@@ -121,3 +124,14 @@ def test_options_for_training_a_tokenizer_are_refused_with_a_given_tokenizer(run
 def test_ngram_is_refused_without_decontaminate(run, tmp_path):
     code, _, err = run("prepare", "x.txt", "--ngram", "8", "--out", str(tmp_path / "c"))
     assert (code, "--ngram goes with --decontaminate" in err) == (2, True)
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 62, dtype=torch.uint8), lambda: bytearray(1 << 62)])
+def test_a_machine_without_enough_memory_is_one_message(ask, capsys):
+    """With torch it is a RuntimeError on CPUs, and otherwise a MemoryError."""
+    with pytest.raises(SystemExit) as end:
+        report_errors(ask)
+    assert end.value.code == 2
+    assert re.fullmatch(
+        r"error: (RuntimeError: .*can't allocate memory.*|MemoryError)\n  free memory of .*\n", capsys.readouterr().err
+    )
