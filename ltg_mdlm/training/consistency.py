@@ -196,6 +196,12 @@ def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         text = f"the run had {ranks} process(es), now it has {ranks_now}: batches, noise and masks stay the same"
         dropout = now["config"]["model"]["dropout"]
         notes.append(f"{text}, dropout does not (it depends on the process)" if dropout else f"{text} up to rounding")
+    sizes, sizes_now = (facts.get("micro_batch_rows") for facts in (before, now))
+    if sizes and sizes_now and sizes != sizes_now and ranks == ranks_now:
+        shown, shown_now = (", ".join(map(str, rows)) for rows in (sizes, sizes_now))
+        text = f"micro-batches had at most {shown} rows, now {shown_now}: batches, noise and masks stay the same"
+        dropout = now["config"]["model"]["dropout"]
+        notes.append(f"{text}, dropout does not (it depends on the rows)" if dropout else f"{text} up to rounding")
     return notes
 
 

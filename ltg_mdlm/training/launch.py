@@ -293,6 +293,7 @@ def prepare_trainer(
         "tokenizer": run.corpus.tokenizer.fingerprint,
         "training_text": run.corpus.training_text,
         "averages": run.ema.describe(),
+        "micro_batch_rows": run.loader.micro_batch_rows,
         "full_micro_batches": run.loader.full_micro_batches,
         "start": len(folder.read_environment()) if run.ranks.is_main else None,
     }

@@ -136,6 +136,15 @@ def test_a_change_of_ranks_and_of_versions_is_noted():
     assert resume_notes(now, now) == []
 
 
+@pytest.mark.parametrize(("dropout", "effect"), [(0.1, "same, dropout does not"), (0.0, "same up to rounding")])
+def test_a_change_of_micro_batches_is_noted(dropout, effect, tmp_path):
+    sets, resumed = (f"model.dropout={dropout}", "training.max_steps=4"), "training.micro_batch_rows=4"
+    run(tmp_path / "run", *sets, faults=fault("step 2", "SIGTERM"))
+    (outcome,) = run(tmp_path / "run", *sets, resumed)
+    note = "note: micro-batches had at most 128 rows, now 4: batches, noise and masks stay the "
+    assert f"{note}{effect}" in outcome.output
+
+
 def _with_small_milestones(rank, *args):
     checkpoint._MILLION = 100
     return runs.launch_quietly(rank, *args)
