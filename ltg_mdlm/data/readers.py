@@ -388,11 +388,12 @@ def _parquet_rows(path: Path, where: str, reading: Reading, advance: Advance | N
             batch_rows = max(1, min(1 << 16, _BATCH_BYTES * rows // max(total, 1)))
             first = 0
             for batch in file.iter_batches(batch_rows, columns=names, use_threads=False):
+                _require_valid(batch, arrow)
                 yield from _batch_rows(batch, names, first, where, reading)
                 first += batch.num_rows
                 if advance is not None:
                     advance(size * batch.num_rows // max(rows, 1))
-    except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
+    except arrow.ArrowException as error:
         raise UserError(f"{where}: damaged or not Parquet: {error}") from error
     except OSError as error:
         if error.errno is None:  # pages that are cut short or that cannot be decompressed
@@ -412,13 +413,14 @@ def _arrow_rows(path: Path, where: str, reading: Reading, advance: Advance | Non
             first = 0
             for batch in batches:
                 chosen = batch.select(names)
+                _require_valid(chosen, arrow)
                 step = max(1, _BATCH_BYTES * batch.num_rows // max(chosen.nbytes, 1))
                 for start in range(0, batch.num_rows, step):
                     yield from _batch_rows(chosen.slice(start, step), names, first + start, where, reading)
                 first += batch.num_rows
                 if advance is not None and is_file:
                     advance(path.stat().st_size // table.num_record_batches)
-    except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
+    except arrow.ArrowException as error:
         raise UserError(f"{where}: damaged or not Arrow: {error}") from error
     except OSError as error:
         if error.errno is None:
@@ -435,6 +437,19 @@ def _text_columns(schema: Any, where: str, reading: Reading) -> list[str]:
         if str(value) not in ("string", "large_string", "string_view"):
             raise UserError(f"{where}: the column {name!r} holds {value}, not text; name another one with --text-field")
     return list(dict.fromkeys(names))
+
+
+def _require_valid(batch: Any, arrow: Any) -> None:
+    """Raise ArrowException if an offset or an index of a damaged file is out of bounds.
+
+    pyarrow does not check them when it reads: the process could be killed. `_batch_rows` finds text that is not UTF-8.
+    """
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except arrow.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
 
 
 def _batch_rows(batch: Any, names: list[str], first: int, where: str, reading: Reading) -> Iterator[tuple[str, str]]:

@@ -228,6 +228,40 @@ def test_text_that_is_not_utf8_in_a_column_is_named_with_its_row(tmp_path):
         list(read_pieces(table(tmp_path / "a.parquet", text=bad)))
 
 
+def integers(*values: int) -> bytes:
+    return np.array(values, np.int32).tobytes()
+
+
+@pytest.mark.parametrize("new_writer", ["new_file", "new_stream"])
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("string", integers(0, 20, 40), integers(0, 20, 999)),
+        ("string_view", integers(20) + b"bbbb" + integers(0, 20), integers(20) + b"bbbb" + integers(7, 20)),
+    ],
+)
+def test_an_arrow_file_with_an_offset_out_of_bounds_is_damaged(tmp_path, kind, right, wrong, new_writer):
+    """Reading such an offset can kill the process."""
+    path = tmp_path / "a.arrow"
+    columns = pyarrow.table({"text": pyarrow.array(["a" * 20, "b" * 20], getattr(pyarrow, kind)())})
+    with pyarrow.OSFile(str(path), "wb") as file, getattr(pyarrow.ipc, new_writer)(file, columns.schema) as writer:
+        writer.write_table(columns)
+    content = path.read_bytes()
+    assert content.count(right) == 1
+    path.write_bytes(content.replace(right, wrong))
+    with pytest.raises(UserError, match=r"a.arrow: damaged or not Arrow: .*(out of bounds|only 1 data buffers)"):
+        list(read_pieces(path))
+
+
+def test_text_that_is_not_utf8_in_an_arrow_file_is_named_with_its_row(tmp_path):
+    path = tmp_path / "a.arrow"
+    write_arrow(path, "new_file")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(DOCUMENTS[8].encode(), b"\xff" + DOCUMENTS[8].encode()[1:], 1))
+    with pytest.raises(UserError, match="a.arrow, row 9: not UTF-8"):
+        list(read_pieces(path))
+
+
 def test_a_null_is_refused_with_its_row_or_skipped(tmp_path):
     path = table(tmp_path / "a.parquet", text=["a", None, "", "b"])
     with pytest.raises(UserError, match=r"a.parquet, row 2: 'text' is null; .*--skip-nulls"):
