@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import unicodedata
@@ -31,7 +32,7 @@ _LONGEST_UNBROKEN = 4 * PIECE_CHARACTERS
 """Longest run of characters in which there is no place to cut."""
 
 _LONGEST_ELEMENT = 1 << 27
-"""Characters of the longest cell of a table, and of the longest element of a JSON array."""
+"""Characters of the longest row of a CSV file, of the longest line of JSON, and of the longest element of an array."""
 
 _BATCH_BYTES = 4 << 20
 """Rows of columnar files are read in batches of about this size."""
@@ -175,9 +176,18 @@ def _read_errors(where: str, kind: str, reopen: Callable[[], Any] | None = None)
         raise UserError(f"{where}: cannot be read: {error.strerror or error}") from error
 
 
-def _rows_to_pieces(rows: Iterator[tuple[str, str]], reading: Reading, limit: int | None) -> Iterator[Piece]:
-    """Pieces of documents given as (text, source)."""
-    for text, source in rows:
+class _Row(NamedTuple):
+    """A document of a file that is not plain text."""
+
+    text: str
+    source: str
+    """Its source, or empty"""
+    place: str
+    """The file and the line, row or element, for messages"""
+
+
+def _rows_to_pieces(rows: Iterator[_Row], reading: Reading, limit: int | None) -> Iterator[Piece]:
+    for text, source, place in rows:
         text = _MARKS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
         text = reading.clean(text).strip()
         if limit is None or len(text) <= limit:
@@ -186,6 +196,7 @@ def _rows_to_pieces(rows: Iterator[tuple[str, str]], reading: Reading, limit: in
             continue
         before = " "
         for i, part in enumerate(cut(text, limit, joints=True)):
+            _require_broken(part, place)
             yield Piece(part, i == 0, source, not before.endswith((" ", "\n")))
             before = part
 
@@ -218,13 +229,17 @@ def _text_pieces(where: str, text: IO[str], reading: Reading, limit: int | None)
                 if cleaned := cleaned.lstrip() if opens else cleaned:
                     yield Piece(cleaned, opens, joined=joined)
                     opens, joined = False, not part.endswith((" ", "\n"))
-            if len(rest) > _LONGEST_UNBROKEN:
-                place = "a line break" if reading.drop_headings else "a blank or punctuation"
-                raise UserError(f"{where}: {len(rest):,} characters without {place}; is this text?")
+            _require_broken(rest, where, "a line break" if reading.drop_headings else "a blank or punctuation")
 
 
-def _row(value: Any, source: Any, where: str, reading: Reading) -> tuple[str, str] | None:
-    """Text and source of a document as (text, source), of which the source is empty without `source_field`."""
+def _require_broken(part: str, where: str, place: str = "a blank or punctuation") -> None:
+    """Raise UserError for text that `cut` cannot divide and that is too long for the tokenizer."""
+    if len(part) > _LONGEST_UNBROKEN:
+        raise UserError(f"{where}: {len(part):,} characters without {place}; is this text?")
+
+
+def _row(value: Any, source: Any, where: str, reading: Reading) -> _Row | None:
+    """A document whose text and source have these values. None for a null that is left out."""
     field = reading.text_field
     if value is None:
         if reading.skip_nulls:
@@ -237,13 +252,13 @@ def _row(value: Any, source: Any, where: str, reading: Reading) -> tuple[str, st
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: half a surrogate pair, which is not text") from error
     if reading.source_field is None:
-        return value, ""
+        return _Row(value, "", where)
     if not (isinstance(source, str) and source.strip() and source.isprintable()):
         raise UserError(f"{where}: no name of a source in the field {reading.source_field!r} (--source-field)")
-    return value, source.strip()
+    return _Row(value, source.strip(), where)
 
 
-def _json_rows(text: IO[str], where: str, reading: Reading) -> Iterator[tuple[str, str]]:
+def _json_rows(text: IO[str], where: str, reading: Reading) -> Iterator[_Row]:
     start, line = text.read(1), 1
     while start and (start.isspace() or start == "\ufeff"):
         line += start == "\n"
@@ -265,9 +280,20 @@ def _json_rows(text: IO[str], where: str, reading: Reading) -> Iterator[tuple[st
             yield row
 
 
+def _lines(text: IO[str], where: str, first_line: int) -> Iterator[str]:
+    """The lines of a file. Raises UserError for a line that could fill the memory, as in a small compressed file."""
+    for number in itertools.count(first_line):
+        line = text.readline(_LONGEST_ELEMENT + 1)
+        if len(line) > _LONGEST_ELEMENT:
+            raise UserError(f"{where}, line {number}: more than {_LONGEST_ELEMENT:,} characters; is this text?")
+        if not line:
+            return
+        yield line
+
+
 def _json_lines(start: str, first_line: int, text: IO[str], where: str) -> Iterator[tuple[str, Any]]:
     """Place and value of every line that is not blank. `start` was read before; it begins the line `first_line`."""
-    for number, line in enumerate(text, first_line):
+    for number, line in enumerate(_lines(text, where, first_line), first_line):
         line = (start + line if number == first_line else line).lstrip("\ufeff")
         if line and not line.isspace():
             place = f"{where}, line {number}"
@@ -331,16 +357,27 @@ def _parsed(parse: Callable[[str], Any], line: str, place: str) -> Any:
         raise UserError(f"{place}: not JSON that can be read: {error}") from error
 
 
-def _csv_rows(text: IO[str], where: str, reading: Reading) -> Iterator[tuple[str, str]]:
+def _csv_rows(text: IO[str], where: str, reading: Reading) -> Iterator[_Row]:
     """The rows below a line with the names of the columns; a tab separates them if that line has one."""
     csv.field_size_limit(_LONGEST_ELEMENT)
-    header = text.readline()
-    rows = csv.reader(text, delimiter="\t" if "\t" in header else ",", strict=True)
+    header = next(_lines(text, where, 1), "")
+    row_characters = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal row_characters
+        for number, line in enumerate(_lines(text, where, 2), 2):
+            row_characters += len(line)
+            if row_characters > _LONGEST_ELEMENT:  # cells in quotation marks may have any number of lines
+                raise UserError(f"{where}, line {number}: a row of more than {_LONGEST_ELEMENT:,} characters")
+            yield line
+
+    rows = csv.reader(lines(), delimiter="\t" if "\t" in header else ",", strict=True)
     columns = next(csv.reader([header], delimiter="\t" if "\t" in header else ","), [])
     index = [_column(name, columns, where) for name in (reading.text_field, reading.source_field) if name is not None]
     number = 0
     try:
         for number, row in enumerate(rows, 1):
+            row_characters = 0
             if not row:
                 continue
             place = f"{where}, row {number} (line {rows.line_num + 1})"
@@ -374,7 +411,7 @@ def _arrow_module(where: str) -> Any:
     return pyarrow
 
 
-def _parquet_rows(path: Path, where: str, reading: Reading, advance: Advance | None) -> Iterator[tuple[str, str]]:
+def _parquet_rows(path: Path, where: str, reading: Reading, advance: Advance | None) -> Iterator[_Row]:
     arrow = _arrow_module(where)
     from pyarrow import parquet
 
@@ -401,7 +438,7 @@ def _parquet_rows(path: Path, where: str, reading: Reading, advance: Advance | N
         raise
 
 
-def _arrow_rows(path: Path, where: str, reading: Reading, advance: Advance | None) -> Iterator[tuple[str, str]]:
+def _arrow_rows(path: Path, where: str, reading: Reading, advance: Advance | None) -> Iterator[_Row]:
     arrow = _arrow_module(where)
     try:
         with arrow.memory_map(str(path)) as mapped:
@@ -452,7 +489,7 @@ def _require_valid(batch: Any, arrow: Any) -> None:
                 raise
 
 
-def _batch_rows(batch: Any, names: list[str], first: int, where: str, reading: Reading) -> Iterator[tuple[str, str]]:
+def _batch_rows(batch: Any, names: list[str], first: int, where: str, reading: Reading) -> Iterator[_Row]:
     try:
         columns = [batch.column(name).to_pylist() for name in names]
     except UnicodeDecodeError as error:

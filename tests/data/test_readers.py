@@ -207,6 +207,36 @@ def test_what_is_wrong_with_a_file_is_named_with_its_place(tmp_path, name, conte
         list(read_pieces(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '"one"\n"' + "a " * 500 + '"\n', "a.jsonl, line 2: more than 400 characters; is this text?"),
+        ("a.csv", "text,kind" + "," * 1000, "a.csv, line 1: more than 400 characters"),
+        ("a.csv", "text,kind\na,b\n" + "a " * 500 + ",c\n", "a.csv, line 3: more than 400 characters"),
+        ("a.csv", 'text,kind\na,b\n"' + 'a\n","' * 500, r"a.csv, line \d+: a row of more than 400 characters"),
+    ],
+)
+def test_a_line_that_would_fill_the_memory_is_refused(tmp_path, name, content, message, monkeypatch):
+    monkeypatch.setattr(readers, "_LONGEST_ELEMENT", 400)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    with pytest.raises(UserError, match=message.replace(name, f"{name}.gz")):
+        list(read_pieces(tmp_path / f"{name}.gz"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.parquet", "a.txt"])
+def test_text_without_a_place_to_cut_is_refused_in_every_format(tmp_path, name):
+    """The tokenizer aborts the process for such a text."""
+    text = "x" * (6 * readers.PIECE_CHARACTERS)
+    if name == "a.parquet":
+        table(tmp_path / name, text=["one", text])
+    else:
+        content = {"a.json": json.dumps(["one", text]), "a.csv": f"text\none\n{text}\n", "a.txt": f"one\n\n{text}\n\n"}
+        (tmp_path / name).write_text(content[name])
+    place = {"a.json": ", element 2", "a.csv": r", row 2 \(line 3\)", "a.parquet": ", row 2", "a.txt": ""}[name]
+    with pytest.raises(UserError, match=rf"{name}{place}: [\d,]+ characters without a blank or punctuation"):
+        list(read_pieces(tmp_path / name))
+
+
 def test_columns_that_do_not_hold_text_are_refused(tmp_path):
     with pytest.raises(UserError, match="the column 'text' holds int64, not text; name another one with --text-field"):
         list(read_pieces(table(tmp_path / "a.parquet", text=[1, 2])))
@@ -258,7 +288,7 @@ def test_text_that_is_not_utf8_in_an_arrow_file_is_named_with_its_row(tmp_path):
     write_arrow(path, "new_file")
     content = path.read_bytes()
     path.write_bytes(content.replace(DOCUMENTS[8].encode(), b"\xff" + DOCUMENTS[8].encode()[1:], 1))
-    with pytest.raises(UserError, match="a.arrow, row 9: not UTF-8"):
+    with pytest.raises(UserError, match=r"a.arrow, row 9: not UTF-8"):
         list(read_pieces(path))
 
 
@@ -318,7 +348,7 @@ THAI = st.lists(st.sampled_from("ภาษาไทยเ็นง่าย,.! "
 @given(st.one_of(CHINESE, THAI), st.integers(5, 40))
 def test_pieces_of_text_without_blanks_have_the_tokens_of_the_whole(text, limit):
     tokenizer = chinese_tokenizer()
-    pieces = list(readers._rows_to_pieces(iter([(text, "")]), Reading(), limit))
+    pieces = list(readers._rows_to_pieces(iter([readers._Row(text, "", "")]), Reading(), limit))
     assert Encoder(tokenizer).encode(pieces).ids_N.tolist() == tokenizer.encode(text.strip())
 
 
@@ -356,6 +386,8 @@ def test_chinese_text_of_any_length_is_read_in_pieces(tmp_path):
     assert max(len(piece.text) for piece in pieces) <= readers.PIECE_CHARACTERS
     assert [piece.joined for piece in pieces] == [False] + [True] * (len(pieces) - 1)
     assert sum(len(piece.text) for piece in pieces) == 5_500_000
+    table(tmp_path / "zho.parquet", text=[path.read_text("utf-8")])
+    assert list(read_pieces(tmp_path / "zho.parquet")) == pieces
 
 
 @pytest.mark.parametrize("cleaning", [{}, {"nfkc": True, "drop_controls": True}])
