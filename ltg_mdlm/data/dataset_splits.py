@@ -12,8 +12,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ltg_mdlm.core.errors import UserError
+from ltg_mdlm.core.settings import parse_yaml
 
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -26,6 +28,28 @@ SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})(?:-[0-9a-f]{16})?$")
 
 Splits = dict[str, list[str]]
 """Names of files by split."""
+
+
+class _Files(BaseModel):
+    """Files of a split, as an entry of a list `data_files`."""
+
+    split: str = "train"
+    path: str | list[str]
+
+
+class _Configuration(BaseModel):
+    """An entry of `configs` in the header of a README; other keys are not read."""
+
+    config_name: Any = "default"
+    default: Any = False
+    data_dir: str | None = None
+    data_files: str | list[str | _Files] | dict[str, str | list[str]] | None = None
+
+
+_FORM = (
+    "`configs` in its header must be a list of configurations, and their `data_files` a pattern of file names, a list"
+    " of patterns, or a table of patterns by split"
+)
 
 
 def split_called(word: str) -> str | None:
@@ -60,30 +84,42 @@ def splits_of_readme(readme: str, names: Sequence[str], origin: str) -> dict[str
         origin: the dataset, for messages
 
     Raises:
-        UserError: a header that is not YAML, or a pattern that matches no file.
+        UserError: a header that is not YAML, configurations of another form, or a pattern that matches no file.
     """
     header = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", readme, re.DOTALL)
     try:
-        facts = yaml.safe_load(header[1]) if header else None
-    except yaml.YAMLError as error:
+        root = yaml.compose(header[1], yaml.SafeLoader) if header else None
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{origin}/README.md: its header is not YAML: {reason}") from error
-    listed = facts.get("configs") if isinstance(facts, dict) else None
-    configs = [config for config in listed or [] if isinstance(config, dict) and config.get("data_files")]
-    configs.sort(key=lambda config: not (config.get("default") or config.get("config_name") == "default"))
+    if not isinstance(root, yaml.MappingNode):
+        return {}
+    # The rest of the header is not needed, so a bad value there is not an error.
+    root.value = [(key, value) for key, value in root.value if key.value == "configs"]
+    listed = parse_yaml(yaml.serialize(root), f"{origin}/README.md: `configs` in its header").get("configs")
+    try:
+        configs = TypeAdapter(list[_Configuration]).validate_python(listed or [])
+    except ValidationError as error:
+        raise UserError(f"{origin}/README.md: {_FORM}, not {listed!r:.200}") from error
+    configs = [config for config in configs if config.data_files]
+    configs.sort(key=lambda config: not (config.default or config.config_name == "default"))
     found: dict[str, Splits] = {}
     for config in configs:
         splits: Splits = {}
-        for split, pattern in _patterns(config["data_files"]):
-            if config.get("data_dir"):
-                pattern = f"{config['data_dir']}/{pattern}"
-            matching = [name for name in names if _regex(pattern).fullmatch(name)]
+        for split, pattern in _patterns(config.data_files):
+            if config.data_dir:
+                pattern = f"{config.data_dir}/{pattern}"
+            try:
+                regex = _regex(pattern)
+            except re.error as error:
+                raise UserError(f"{origin}/README.md: {_FORM}; {pattern!r} is no pattern: {error}") from error
+            matching = [name for name in names if regex.fullmatch(name)]
             if not matching:
                 raise UserError(
                     f"{origin}/README.md: lists {pattern!r} for the split {split}, but there is no such file"
                 )
             splits.setdefault(split_called(split) or split, []).extend(matching)
-        found[str(config.get("config_name", "default"))] = splits
+        found[str(config.config_name)] = splits
     return found
 
 
@@ -145,19 +181,14 @@ def require_all_shards(names: Iterable[str], origin: str) -> None:
             )
 
 
-def _patterns(data_files: Any) -> list[tuple[str, str]]:
+def _patterns(data_files: str | Sequence[str | _Files] | Mapping[str, str | list[str]] | None) -> list[tuple[str, str]]:
     """(split, pattern) of the `data_files` of a configuration, which is a pattern, a list, or a table by split."""
     if isinstance(data_files, str):
         return [("train", data_files)]
-    if isinstance(data_files, dict):
-        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
-    pairs: list[tuple[str, str]] = []
-    for entry in data_files:
-        split, paths = (
-            (entry.get("split", "train"), entry.get("path", [])) if isinstance(entry, dict) else ("train", entry)
-        )
-        pairs += [(str(split), str(path)) for path in ([paths] if isinstance(paths, str) else paths)]
-    return pairs
+    if isinstance(data_files, Mapping):
+        data_files = [_Files(split=split, path=path) for split, path in data_files.items()]
+    files = [entry if isinstance(entry, _Files) else _Files(path=entry) for entry in data_files or ()]
+    return [(f.split, path) for f in files for path in ([f.path] if isinstance(f.path, str) else f.path)]
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

@@ -67,3 +67,31 @@ def test_a_pattern_without_files_is_an_error():
         chosen_names(FILES, readme("- data_files: b/*\n"), "", "train", "here")
     with pytest.raises(UserError, match=r"here/README.md: its header is not YAML"):
         chosen_names(FILES, "---\n[\n---\n", "", "train", "here")
+
+
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        ("  5\n", r"must be a list of configurations, .*, not 5"),
+        ("- 5\n", r"must be a list of configurations, .*, not \[5\]"),
+        (
+            "- config_name: x\n  data_files: 5\n",
+            r".*`data_files` a pattern of file names, a list of patterns, or a table",
+        ),
+        ("- data_files: {train: [[a.txt]]}\n", r".*a table of patterns by split, not \[{'data_files'"),
+        ("- data_files: [{split: train}]\n", r".*a table of patterns by split, not"),
+        ("- data_files: '[z-a]*.txt'\n", r".*'\[z-a\]\*.txt' is no pattern: bad character range z-a"),
+        ("- data_files: 2001-99-99\n", r"is not valid YAML: .*'2001-99-99' is not a valid value of type timestamp"),
+        ("- &a [*a]\n", r"is not valid YAML: .*the value of an anchor contains itself"),
+    ],
+)
+def test_configurations_of_another_form_are_an_error_that_names_the_readme(configs, message):
+    with pytest.raises(UserError, match=f"^here/README.md: `configs` in its header {message}"):
+        chosen_names(FILES, readme(configs), "", "train", "here")
+
+
+def test_other_entries_of_the_header_are_not_read():
+    header = "---\ndate: 2001-99-99\nlicense: a\nlicense: b\n{}---\n"
+    assert chosen_names(FILES, header.format(""), "", "train", "here") == FILES
+    assert chosen_names(FILES, header.format("configs:\n- data_files: a.txt\n"), "", "train", "here") == ["a.txt"]
+    assert chosen_names(FILES, header.format("configs:\n"), "", "train", "here") == FILES
