@@ -48,9 +48,20 @@ _POSITIONS = ".position_indices"
 _UNGATED = (".in_proj_v.weight", ".in_proj_v.bias")
 
 
-_HARMLESS: list[Any] = [(PurePosixPath, "pathlib.PosixPath"), (PurePosixPath, "pathlib._local.PosixPath")]
-"""Classes that a pickle may contain in addition to tensors and plain values: paths among the arguments of a training
-run.  They are read as paths without access to the disk.  Python 3.13 wrote the second name."""
+class _Arguments:
+    """Takes the place of the arguments of a training run, whose values are not needed."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forget the values."""
+
+
+_HARMLESS: list[Any] = [
+    (PurePosixPath, "pathlib.PosixPath"),
+    (PurePosixPath, "pathlib._local.PosixPath"),
+    (_Arguments, "argparse.Namespace"),
+]
+"""Classes that a pickle may contain in addition to tensors and plain values, and what is made in place of them: the
+arguments of a training run, and paths among them, without access to the disk.  Python 3.13 wrote the second name."""
 
 _HEADER_OFFSET = 8
 """A safetensors file begins with the length of its header, which is a JSON object."""

@@ -1,5 +1,6 @@
 """Import of published checkpoints to run folders."""
 
+import argparse
 import errno
 import json
 import os
@@ -35,7 +36,7 @@ from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.inference.trained_model import open_model
 from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
-from ltg_mdlm.interchange.published_checkpoints import parameter_order, read_checkpoint_file
+from ltg_mdlm.interchange.published_checkpoints import parameter_order, read_checkpoint_file, read_published
 from ltg_mdlm.model.attention import distance_buckets
 from ltg_mdlm.storage import checkpoint
 from ltg_mdlm.storage.checkpoint import damage, find_checkpoint, load_weights, read_about
@@ -414,6 +415,25 @@ def test_paths_are_read_whatever_python_wrote_them(tmp_path, module):
             new.writestr(entry, content)
         assert b"c" + module + b"\nPosixPath" in new.read("written/data.pkl")
     assert read_checkpoint_file(tmp_path / "file") == {"train_path": PurePosixPath("/data/train.bin")}
+
+
+def test_the_arguments_that_the_training_script_of_ltg_bert_saves_are_left_out(tmp_path, given):
+    run = {"model": published_model().state_dict(), "args": argparse.Namespace(lr=0.1, path=PosixPath("/data"))}
+    torch.save(run, tmp_path / "file")
+    assert read_published(tmp_path / "file").left_out == ("args",)
+    import_checkpoint(tmp_path / "file", **given)
+
+
+def test_no_code_is_run_through_arguments(tmp_path):
+    torch.save({"args": argparse.Namespace(command=Command(tmp_path / "trace"))}, tmp_path / "file")
+    with pytest.raises(UserError, match=r"refused: unpickling it would call posix\.system"):
+        read_checkpoint_file(tmp_path / "file")
+    # The unpickler would call an attribute `__setstate__` that the file gave to the arguments.
+    found = argparse.Namespace()
+    vars(found)["__setstate__"] = torch.Size
+    torch.save({"args": found}, tmp_path / "file")
+    assert not vars(read_checkpoint_file(tmp_path / "file")["args"])
+    assert not (tmp_path / "trace").exists()
 
 
 def a_text(path):
