@@ -35,9 +35,11 @@ from ltg_mdlm.core.distributed import Ranks
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.inference.trained_model import open_model
+from ltg_mdlm.interchange import import_checkpoint as import_checkpoint_module
 from ltg_mdlm.interchange.import_checkpoint import import_checkpoint
 from ltg_mdlm.interchange.published_checkpoints import parameter_order, read_checkpoint_file, read_published
 from ltg_mdlm.model.attention import distance_buckets
+from ltg_mdlm.model.transformer import ModelConfig
 from ltg_mdlm.storage import checkpoint
 from ltg_mdlm.storage.checkpoint import damage, find_checkpoint, load_weights, read_about
 
@@ -365,6 +367,11 @@ def test_averages_are_held_to_the_same(tmp_path, given):
 def test_published_buffers_are_the_buckets_of_the_model(sizes):
     bucket_P = torch.tensor(distance_buckets(*sizes))
     assert torch.equal(published_buckets(*sizes)[:, 0], bucket_P + sizes[1] - 1)
+
+
+def test_without_buffers_no_matrix_of_all_pairs_of_positions_is_made(monkeypatch):
+    monkeypatch.setattr(import_checkpoint_module, "distance_buckets", None)
+    assert not list(import_checkpoint_module._wrong_positions({}, ModelConfig()))
 
 
 def test_a_bucket_after_the_end_of_the_table_is_accepted(tmp_path, given):
