@@ -88,12 +88,16 @@ def block_of(document_BT: Tensor, block_length: int) -> Tensor:
     A block has `block_length` tokens, the last block of a document maybe fewer: blocks start anew with each document,
     whose `<s>` is the first token of its first block.
     """
-    column_T = torch.arange(document_BT.shape[1], device=document_BT.device)
+    length = document_BT.shape[1]
+    column_T = torch.arange(length, device=document_BT.device)
     is_first_BT = torch.ones_like(document_BT, dtype=torch.bool)
     is_first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
-    first_BT = torch.where(is_first_BT, column_T, 0).cummax(1).values
+    # The first columns of the documents in order, and of them that of each token's document.  ONNX has no `cummax`, and
+    # no `cumsum` of bool.
+    firsts_BT = torch.where(is_first_BT, column_T, length).sort(1).values
+    first_BT = firsts_BT.gather(1, is_first_BT.long().cumsum(1) - 1)
     opens_block_BT = (column_T - first_BT) % block_length == 0
-    return opens_block_BT.cumsum(1).int() - 1
+    return opens_block_BT.long().cumsum(1).int() - 1
 
 
 def block_visibility(document_BT: Tensor, block_length: int) -> Visibility:

@@ -1,7 +1,7 @@
 """Uses exported models in other programs, in a process with these programs and without ltg_mdlm.
 
-`python clients.py EXPORTS RESULTS CLIENT ...` writes to RESULTS, as JSON, what each client finds for the models
-`uniform` and `hybrid` in the folder EXPORTS.  The working folder receives files.
+`python clients.py EXPORTS RESULTS CLIENT ...` writes to RESULTS, as JSON, what each client finds for the models in the
+folder EXPORTS: `uniform`, `hybrid` and `blocks`.  The working folder receives files.
 """
 
 import json
@@ -38,7 +38,8 @@ def onnx(exports):
     from onnxruntime import InferenceSession
 
     found = {}
-    for name, cls in (("uniform", AutoModelForMaskedLM), ("hybrid", AutoModelForCausalLM)):
+    kinds = {"uniform": AutoModelForMaskedLM, "hybrid": AutoModelForCausalLM, "blocks": AutoModelForMaskedLM}
+    for name, cls in kinds.items():
         model = cls.from_pretrained(exports / name, **CUSTOM).eval()
         ids, mask = random_batch(2, 5)
         axes = {0: "batch", 1: "length"}

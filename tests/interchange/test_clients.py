@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from support.shared import made_once, session_folder
+from support.third_party import BLOCKS, write_distribution
+from support.third_party import installed as distributions_installed
 from support.trained import write_run
 from support.transformers_versions import CLIENTS, VERSIONS, installed
 
@@ -26,12 +28,15 @@ SENTENCES = ["The dog ran.", "cats", "one, two. cats ran"]
 
 
 def write_exports(folder: Path) -> None:
-    """Write an export of a diffusion model and of a hybrid, and the runs that they come from."""
-    for name, run in {
-        "uniform": ["uniform_mdlm"],
-        "hybrid": ["gpt_bert", "model.depth_weighted_averaging=true"],
-    }.items():
-        export_model(write_run(folder / "runs" / name, *run), folder / "exports" / name)
+    """Write an export of a diffusion model, of a hybrid and of a model with blocks, and the runs they come from."""
+    write_distribution(folder / "site", "blocks", BLOCKS)
+    with distributions_installed(folder / "site"):
+        for name, run in {
+            "uniform": ["uniform_mdlm"],
+            "hybrid": ["gpt_bert", "model.depth_weighted_averaging=true"],
+            "blocks": ["blocks"],
+        }.items():
+            export_model(write_run(folder / "runs" / name, *run), folder / "exports" / name)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +92,7 @@ def masked_log_p(trained: TrainedModel, ids: list[int]) -> torch.Tensor:
 
 
 def test_onnx_graphs_of_both_exporters_hold_for_all_batch_sizes_and_lengths(new):
-    assert len(new["onnx"]) == 12
+    assert len(new["onnx"]) == 20
     assert {case: off for case, off in new["onnx"].items() if not off < 1e-4} == {}
 
 
