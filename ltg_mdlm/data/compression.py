@@ -119,7 +119,7 @@ class _ZstdFile(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # of `zstd --ultra --long=31`
         self._frame = self._decompressor.decompressobj()
         self._inside_frame = True  # an empty file is not a Zstandard file
         self._pending = b""

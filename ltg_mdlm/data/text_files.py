@@ -127,7 +127,7 @@ def source_names(files: Sequence[TextFile]) -> list[str]:
         name = SHARD.sub("", stem_of(file.path.name))
         while folders and (split_called(name) or name.lower() == "data"):
             name = folders.pop()
-        parts.append((*folders, name))
+        parts.append(tuple(map(_printable, (*folders, name))))
     names = []
     for own in parts:
         others = {other for other in parts if other[-1] == own[-1]} - {own}
@@ -142,4 +142,9 @@ def stem_of(name: str) -> str:
     """The name of a file without the suffixes that say what it is: `childes` for `childes.train.txt.gz`."""
     while (suffix := os.path.splitext(name)[1].lower()) in KINDS or suffix in COMPRESSIONS:
         name = name[: -len(suffix)]
-    return name
+    return _printable(name)
+
+
+def _printable(name: str) -> str:
+    """The name with codes for the bytes that are not UTF-8, so that it can be written to a file."""
+    return name.encode(errors="backslashreplace").decode()

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tarfile
 import tracemalloc
 import zipfile
@@ -26,6 +27,7 @@ from ltg_mdlm.data.encode import Encoder
 from ltg_mdlm.data.prepare import prepare_corpus
 from ltg_mdlm.data.readers import Piece, Reading, read_pieces
 from ltg_mdlm.data.sources import find_sources
+from ltg_mdlm.data.text_files import source_names
 from ltg_mdlm.data.tokenizer import Tokenizer
 from ltg_mdlm.data.words import WordUnit
 
@@ -99,6 +101,15 @@ def test_compressed_files_are_read_by_suffix_or_content(tmp_path, suffix, known)
     assert [piece.text for piece in read_pieces(file)] == DOCUMENTS
 
 
+def test_a_zstandard_file_with_a_long_window_is_read(tmp_path):
+    """As `zstd --long=28` writes it."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # does not write the size
+    text = "\n\n".join(DOCUMENTS).encode()
+    (tmp_path / "a.txt.zst").write_bytes(compressor.compress(text) + compressor.flush())
+    assert [piece.text for piece in read_pieces(tmp_path / "a.txt.zst")] == DOCUMENTS
+
+
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_a_truncated_compressed_file_is_damaged(tmp_path, suffix):
     path = tmp_path / f"a.txt{suffix}"
@@ -155,6 +166,16 @@ def test_an_archive_has_the_documents_of_its_files_which_are_sources(tmp_path, s
         Piece("e", True, "talk"),
     ]
     assert list(read_pieces(file)) == expected
+
+
+def test_names_that_are_not_utf8_become_sources_that_can_be_written(tmp_path):
+    name = os.fsdecode(b"caf\xe9.txt")
+    (file,) = find_sources([archive(tmp_path / "a.tar", {name: b"a"})])
+    assert list(read_pieces(file)) == [Piece("a", True, r"caf\udce9")]
+    for folder, file_name in ((tmp_path, name), (tmp_path / name.removesuffix(".txt"), "train.txt")):
+        folder.mkdir(exist_ok=True)
+        (folder / file_name).write_text("a")
+        assert source_names(find_sources([folder / file_name])) == [r"caf\udce9"]
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
