@@ -109,6 +109,10 @@ def test_the_floor_is_the_mean_negative_log_probability_of_the_held_out_document
     nats = -sum(likelihood.log_probability(text) for text in texts)
     assert floor_nats(corpus) == pytest.approx(nats)
     assert 0 < nats / corpus.valid.num_tokens < 2.5
+    for damaged in (b"", b"3", b"{}", b'{"nats": null}', b"\xff"):
+        (corpus.path / FLOOR).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"floor.json: damaged\n  delete .*; the next start generates"):
+            floor_nats(corpus)
     (corpus.path / FLOOR).unlink()
     assert floor_nats(corpus) is None, "other corpora have none"
 

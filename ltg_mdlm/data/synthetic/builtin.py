@@ -71,7 +71,11 @@ def builtin_corpus(
     try:
         return Corpus.open(folder)
     except UserError as error:
-        raise UserError(f"{error}\n  delete {folder}; the next start generates this built-in corpus again") from error
+        raise UserError(f"{error}{_again(folder)}") from error
+
+
+def _again(folder: Path) -> str:
+    return f"\n  delete {folder}; the next start generates this built-in corpus again"
 
 
 def default_cache_dir() -> Path:
@@ -112,8 +116,16 @@ def is_builtin(corpus: Corpus) -> bool:
 
 
 def floor_nats(corpus: Corpus) -> float | None:
-    """-log p of the held-out text under the generator, in nats; None unless the corpus is a built-in one."""
-    return float(json.loads((corpus.path / FLOOR).read_text("utf-8"))["nats"]) if is_builtin(corpus) else None
+    """-log p of the held-out text under the generator, in nats; None unless the corpus is a built-in one.
+
+    Raises UserError if its file is damaged.
+    """
+    if not is_builtin(corpus):
+        return None
+    try:
+        return float(json.loads((corpus.path / FLOOR).read_bytes())["nats"])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UserError(f"{corpus.path / FLOOR}: damaged{_again(corpus.path)}") from error
 
 
 @dataclass(frozen=True, slots=True)
