@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,14 @@ def _files_of_commit(hub: Any, folder: Path, repo: str, revision: str) -> tuple[
     except Exception as error:
         if not (is_network_error(error) or "OfflineModeIsEnabled" in _kinds(error)):
             raise
-        reference = folder / "refs" / revision
-        commit = reference.read_text() if reference.is_file() else revision
-        if not (listed / f"{commit}.json").is_file():
+        reference, known = folder / "refs" / revision, None
+        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):  # absent or damaged
+            commit = reference.read_text("utf-8") if reference.is_file() else revision
+            listing = json.loads((listed / f"{commit}.json").read_text("utf-8"))
+            known = commit, {name: int(size) for name, size in listing.items()}
+        if known is None:
             raise
-        return commit, dict(json.loads((listed / f"{commit}.json").read_text("utf-8")))
+        return known
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     with write_errors(listed):
         listed.mkdir(parents=True, exist_ok=True)

@@ -113,6 +113,16 @@ def test_without_a_network_the_cache_is_used_if_it_is_complete(prepare, hub):
     assert "the cache does not hold all files that are needed" in err
 
 
+def test_a_damaged_list_of_files_in_the_cache_is_written_again(prepare, tmp_path):
+    prepare("hf://somebody/babylm-nld")
+    [listed] = (tmp_path / "hf").rglob("ltg_mdlm_files/*.json")
+    listed.write_bytes(listed.read_bytes()[:-3])
+    code, _, err = prepare("hf://somebody/babylm-nld", HF_HUB_OFFLINE="1")
+    assert code == 2
+    assert "the cache does not hold all files that are needed" in err
+    assert prepare("hf://somebody/babylm-nld")[0] == prepare("hf://somebody/babylm-nld", HF_HUB_OFFLINE="1")[0] == 0
+
+
 def test_a_download_that_broke_off_is_not_taken_for_a_dataset(prepare, hub):
     hub.broken.add("simple_wiki.train.txt")
     code, corpus, err = prepare("hf://somebody/strict")
