@@ -11,12 +11,21 @@ import os
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
+_IMPORTED = (
+    "ltg_mdlm.testing.ranks",
+    "torch._dynamo",  # data parallelism imports it
+    "ltg_mdlm.training.launch",
+    "ltg_mdlm.testing.training_checks",
+    "ltg_mdlm_plugins.freq_mdlm",
+    "ltg_mdlm_plugins.gpt_bert",
+)
+"""Modules that take seconds to import, and that most processes need."""
+
 
 def start_server() -> ForkServerContext:
     """Start the server unless it is running, without waiting for it, and return its context."""
     context = multiprocessing.get_context("forkserver")
-    # Data parallelism imports torch._dynamo, which takes seconds.
-    context.set_forkserver_preload(["ltg_mdlm.testing.ranks", "torch._dynamo", "ltg_mdlm.train"])
+    context.set_forkserver_preload(list(_IMPORTED))
     # The server is started elsewhere, because it would import modules from the current folder, such as a `numpy.py`.
     # The processes that it starts change to the folder of this process.
     current = os.getcwd()

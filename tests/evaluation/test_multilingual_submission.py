@@ -118,6 +118,8 @@ def data(tmp_path_factory):
 def submit(run, small_run, data, tmp_path, monkeypatch):
     """Run the command: (exit code, stdout, stderr)."""
     monkeypatch.setattr("lm_eval.utils.setup_logging", lambda *_, **__: None)
+    # Another test may have imported the module before the variable was set.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     def call(*more, model=small_run, data=data):
         quick = [part for text in ("epochs=1", "batch_rows=8", "seq_len=64") for part in ("--set", text)]

@@ -160,8 +160,8 @@ def test_the_cache_folder_depends_on_the_environment(tmp_path, monkeypatch):
 
 
 def test_the_error_for_a_damaged_corpus_in_the_cache_names_the_folder_to_delete(tmp_path):
-    folder = builtin_corpus(tmp_path, words=1000, vocab_size=300).path
+    folder = builtin_corpus(tmp_path, **SMALL).path
     (folder / "train" / "offsets.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"offsets.bin: damaged \(0 bytes, not") as caught:
-        builtin_corpus(tmp_path, words=1000, vocab_size=300)
+        builtin_corpus(tmp_path, **SMALL)
     assert f"delete {folder}; the next start generates this built-in corpus again" in str(caught.value)
