@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -393,3 +394,25 @@ def truncate_metrics(path: Path, step: int) -> int:
                 elif row["step"] <= step:
                     kept.write(line + b"\n")
     return damaged
+
+
+def missing_at_end(path: Path, step: int, every: int, since: int = 0) -> str:
+    """A note on the rows of training up to `step` that a truncated file has lost; empty if it has the last one.
+
+    A process that started after `since` steps has written a row of step 1 and of every `every`-th step.  A file that
+    cannot be read has no rows.
+    """
+    expected = max(step // every * every, 1)
+    if expected <= since:
+        return ""
+    lines = b""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - _BLOCK, 0))
+        lines = file.read()
+    rows = (parse_row(line) for line in lines.splitlines())
+    last = max((row["step"] for row in rows if row is not None and "loss" in row), default=0)
+    if last >= expected:
+        return ""
+    first = (last // every + 1) * every if last else 1
+    steps = f"steps {first} to {expected}" if first < expected else f"step {expected}"
+    return f"metrics.jsonl has lost the rows of {steps}: it was truncated or deleted after they were written"

@@ -34,7 +34,7 @@ from ltg_mdlm.storage.checkpoint import (
     read_about,
     run_settings,
 )
-from ltg_mdlm.storage.metrics_file import damage, result_text, truncate_metrics
+from ltg_mdlm.storage.metrics_file import damage, missing_at_end, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status, run_of_checkpoint
 from ltg_mdlm.training.assembly import Run, build_run, divide_batches, provenance
 from ltg_mdlm.training.attention_choice import resolve_attention
@@ -333,6 +333,13 @@ def prepare_trainer(
             damaged = truncate_metrics(folder.metrics_file, first_step if state is not None else -1)
         if damaged:
             console.print(f"note: {damage(damaged)}", style="yellow", soft_wrap=True)
+        if checkpoint is not None and folder.holds(checkpoint):
+            saved, starts = read_about(checkpoint), folder.read_environment()
+            # Checkpoints of old versions name neither the settings nor the start that saved them.
+            every = saved.get("config", {}).get("logging", {}).get("every", config.logging.every)
+            since = starts[number].get("step", 0) if (number := saved.get("start", 0)) < len(starts) else 0
+            if lost := missing_at_end(folder.metrics_file, first_step, every, since):
+                console.print(f"warning: {lost}", style="yellow", soft_wrap=True)
         return JSONLines(folder.metrics_file, folder.require_claimed)
 
     def record(facts: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ltg_mdlm.reporting.curves import run_line
 from ltg_mdlm.storage import metrics_file
-from ltg_mdlm.storage.metrics_file import MetricsFile, read_validations, result_text, truncate_metrics
+from ltg_mdlm.storage.metrics_file import MetricsFile, missing_at_end, read_validations, result_text, truncate_metrics
 from ltg_mdlm.storage.run_folder import RunFolder, Status
 
 SOUND = [b'{"step": %d, "loss": 2.5, "lr": 1e-05}' % step for step in (1, 2, 3)]
@@ -144,3 +144,33 @@ def test_a_damaged_status_is_no_status(tmp_path, content):
     assert folder.read_status() is None
     folder.write_status(Status("running", 3))
     assert folder.read_status() == Status("running", 3)
+
+
+@pytest.mark.parametrize(
+    ("kept", "step", "every", "lost"),
+    [
+        (10, 10, 1, ""),
+        (7, 10, 1, "steps 8 to 10"),
+        (9, 10, 1, "step 10"),
+        (0, 10, 1, "steps 1 to 10"),
+        (None, 10, 4, "steps 1 to 8"),
+        (8, 10, 4, ""),
+        (4, 10, 4, "step 8"),
+        (1, 10, 10**15, ""),
+        (0, 10, 10**15, "step 1"),
+    ],
+)
+def test_rows_that_are_missing_at_the_end_are_named(kept, step, every, lost, tmp_path):
+    """A row of training precedes the validation of its step.  None is a file that was deleted."""
+    rows = [{"step": s, "loss": None} for s in range(1, step + 1) if (s == 1 or s % every == 0) and s <= (kept or 0)]
+    if kept is not None:
+        text = "".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, "valid/loss": 3.0}])
+        (tmp_path / "metrics.jsonl").write_text(text)
+    note = missing_at_end(tmp_path / "metrics.jsonl", step, every)
+    assert note.startswith(f"metrics.jsonl has lost the rows of {lost}: ") if lost else note == ""
+
+
+def test_a_process_that_has_written_no_row_has_lost_none(tmp_path):
+    """It continued the run of another folder after step 100."""
+    assert missing_at_end(tmp_path / "metrics.jsonl", 104, every=50, since=100) == ""
+    assert missing_at_end(tmp_path / "metrics.jsonl", 150, every=50, since=100)

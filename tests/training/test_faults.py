@@ -225,6 +225,14 @@ def test_damaged_files_are_reported_and_the_previous_checkpoint_is_used(tmp_path
     require_same(folder, undisturbed())
 
 
+def test_rows_that_were_lost_while_the_run_was_down_are_reported(tmp_path):
+    out = tmp_path / "run"
+    run(out, faults=fault("step 5", "SIGTERM"))
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:4]))
+    assert "warning: metrics.jsonl has lost the rows of steps 4 to 6: " in run(out)[0].output
+
+
 def test_a_second_trainer_does_not_touch_the_folder_of_the_first(tmp_path):
     with RunFolder(tmp_path / "run").claim():
         outcome = run(tmp_path / "run")[0]
