@@ -13,7 +13,8 @@ import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""SIGHUP arrives when the terminal is closed, and is left alone if it is ignored, as with nohup."""
 
 REPEAT_SECONDS = 1.0
 """A later SIGINT is a second Ctrl-C.  An earlier one repeats the first: torchrun forwards the terminal's signal."""
@@ -40,7 +41,9 @@ class StopRequest:
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous = {s: signal.signal(s, self._handle) for s in STOP_SIGNALS}
+        ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        handled = [s for s in STOP_SIGNALS if not (s is signal.SIGHUP and ignores_hangup)]
+        self._previous = {s: signal.signal(s, self._handle) for s in handled}
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -49,3 +49,16 @@ def test_an_interrupt_before_training_ends_at_once_but_a_preemption_is_recorded(
         assert stop.signal_name == "SIGTERM"
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("before", "name"), [(signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, None)])
+def test_a_closed_terminal_asks_to_stop_unless_that_is_ignored(before, name):
+    """nohup lets a program start with the signal ignored."""
+    original = signal.signal(signal.SIGHUP, before)
+    try:
+        with StopRequest() as stop:
+            send(signal.SIGHUP)
+            assert stop.signal_name == name
+        assert signal.getsignal(signal.SIGHUP) is before
+    finally:
+        signal.signal(signal.SIGHUP, original)
