@@ -151,7 +151,7 @@ def prepare(
 
 def size_of(text: str) -> int:
     """The number that `10M`, `1.5K` or `250000` stands for. Raises UserError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.upper())
+    match = re.fullmatch(r"(\d{1,20}(?:\.\d+)?)([KMB]?)", text.upper())
     if match is None or not (size := round(float(match[1]) * _SIZES[match[2]])):
         raise UserError(f"--budget {text}: not a number of words\n  write it as 10M, 100M or 250000")
     return size

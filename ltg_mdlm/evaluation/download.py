@@ -20,6 +20,7 @@ from pathlib import Path
 from ltg_mdlm.core.errors import UserError
 from ltg_mdlm.core.files import require_writable, write_text, written_folder
 from ltg_mdlm.core.network_errors import is_network_error
+from ltg_mdlm.data.compression import DAMAGE
 
 FULL, FAST = Path("evaluation_data/full_eval"), Path("evaluation_data/fast_eval")
 
@@ -129,7 +130,7 @@ def _download_strict(dataset: Dataset, out: Path) -> None:
             for name in packed.namelist():
                 if name.endswith(".jsonl"):  # the archive has the folders of the official pipeline inside
                     (unfinished / Path(name).name).write_bytes(packed.read(name, pwd=_EWOK_PASSWORD))
-    except (zipfile.BadZipFile, RuntimeError) as error:
+    except (*DAMAGE, RuntimeError) as error:
         raise UserError(f"{archive} cannot be unpacked: {error}\n  delete it and run the command again") from None
 
 

@@ -1,10 +1,12 @@
 """`ltg-mdlm eval download`, in processes of its own, from a local server in place of the Hugging Face Hub."""
 
 import base64
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -117,6 +119,19 @@ def test_an_absent_dataset_is_named_and_the_others_are_loaded(hub, call, tmp_pat
     for split in PIQA:
         assert (tmp_path / "data" / FULL / f"global_piqa_{split}" / "eng_latn.jsonl").is_file()
         assert f"global_piqa_{split}" in out
+
+
+def test_a_damaged_archive_says_what_to_do(hub, call):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a.jsonl", b"x y z " * 100)
+    damaged = bytearray(content.getvalue())
+    damaged[45] ^= 0xFF  # compressed bytes of the file
+    hub.datasets[DATASETS["strict"].repo][f"{FAST}/ewok_fast.zip"] = bytes(damaged)
+    code, _, err = call("strict")
+    assert code == 2
+    assert "ewok_fast.zip cannot be unpacked: " in err
+    assert "delete it and run the command again" in err
 
 
 def test_gated_and_changed_datasets_say_what_to_do(hub, call):
