@@ -405,4 +405,9 @@ class Transformer(nn.Module):
 
     def logits(self, features_xD: Tensor) -> Tensor:
         """Features [.., D] to logits [.., V]."""
-        return F.linear(features_xD, self.output_weight_VD, self.output_bias_V)
+        bias_V, words = self.output_bias_V, self.embedding.word_embedding
+        if type(words) is nn.Embedding:
+            weight_VD = words.weight
+        else:  # replaced by a layer that computes more than its weight says, such as an adapter
+            weight_VD = words(torch.arange(len(bias_V), device=bias_V.device))
+        return F.linear(features_xD, weight_VD, bias_V)

@@ -363,6 +363,30 @@ def test_adapters_of_the_attention_act_as_if_they_were_merged_into_the_weights(n
     assert not torch.allclose(beside, before, atol=1e-2)
 
 
+class _AdaptedEmbedding(torch.nn.Embedding):
+    """An embedding with a low-rank change beside its weight."""
+
+    def __init__(self, base: torch.nn.Embedding, rank: int = 2) -> None:
+        super().__init__(*base.weight.shape, dtype=base.weight.dtype)
+        self.load_state_dict(base.state_dict())
+        self.change = (torch.randn(base.num_embeddings, rank) @ torch.randn(rank, base.embedding_dim)).to(self.weight)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) + self.change[ids]
+
+
+def test_an_adapter_of_the_word_embedding_acts_as_if_it_were_merged_into_the_vocabulary_matrix_too():
+    model = disturbed_model(small_config(cond_dim=None)).eval()
+    plain = model.embedding.word_embedding
+    model.embedding.word_embedding = adapted = _AdaptedEmbedding(plain)
+    ids_BT = torch.randint(VOCAB, (2, 8))
+    beside = model.logits(model.head(model(ids_BT)))
+    with torch.no_grad():
+        plain.weight.add_(adapted.change)
+    model.embedding.word_embedding = plain
+    torch.testing.assert_close(beside, model.logits(model.head(model(ids_BT))))
+
+
 @pytest.mark.parametrize("sizes", [GPT_BERT, MDLM])
 def test_a_traced_model_holds_for_other_batch_sizes_and_lengths(sizes):
     model = disturbed_model(small_config(**sizes)).eval().requires_grad_(False)
