@@ -23,5 +23,6 @@ def plugins_installed(folder: Path) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         installed_plugins.cache_clear()
-        for module in folder.glob("*.py"):
-            sys.modules.pop(module.stem, None)
+        for name, module in list(sys.modules.items()):
+            if folder in Path(getattr(module, "__file__", None) or "").parents:
+                del sys.modules[name]
