@@ -356,7 +356,9 @@ DIFFERENCE = ("difference (95 %)", "seeds", "p")
 
 def difference_cells(difference: Difference) -> list[str]:
     """A difference in a table."""
-    shown = f"{difference.mean:+.3f} ({difference.low:+.3f} .. {difference.high:+.3f})"
+    shown = f"{difference.mean:+.3f}"
+    if difference.seeds > 1:
+        shown += f" ({difference.low:+.3f} .. {difference.high:+.3f})"
     return [shown, str(difference.seeds), f"{difference.p:.2g}"]
 
 
