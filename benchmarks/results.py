@@ -553,7 +553,7 @@ def write_tables(runs: Path, records: Records, page: Path | None, pictures: Path
             parts.append(f"Averaged over the values of {names}, not corrected, and chosen after the runs:")
             parts.append(averaged_table(question, figures))
         if question.same_rates:
-            parts.append("At the same learning rates, not corrected, and added after the runs:")
+            parts.append("At the same learning rates (exploration, not corrected):")
             parts.append(same_rates_tables(question, plans[name].figures_by_rate()))
         parts.append(f"![Every run, by arm; the bars are means](results_{name}.png)")
         publish(f"results {name}", "\n\n".join(parts), page)
