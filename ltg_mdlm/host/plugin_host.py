@@ -151,10 +151,11 @@ class Host:
                 modules[f"{slot}/{part}"] = module.to(context.device)
             if parts and type(component).own_loss is Component.own_loss:
                 raise UserError(f"{where} returned learned parts, but {type(component).__name__} defines no own_loss")
-            if not parts and type(component).own_loss is not Component.own_loss:
+            # Parts that are switched off by an option are not an error.
+            if type(component).modules is Component.modules and type(component).own_loss is not Component.own_loss:
                 raise UserError(
-                    f"{where} returned no learned parts, but {type(component).__name__} defines own_loss, so nothing"
-                    " would learn\n  return the torch modules that it trains"
+                    f"{where} is not defined, but {type(component).__name__} defines own_loss, so nothing would learn"
+                    "\n  define modules, which returns the torch modules that the loss trains"
                 )
         first_part: dict[int, str] = {}
         for part, module in modules.items():

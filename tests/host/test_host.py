@@ -397,6 +397,19 @@ class LearnsNothing(Component):
         return torch.zeros(1)
 
 
+class LearnsNothingNow(LearnsNothing):
+    """Its learned parts are switched off."""
+
+    def modules(self):
+        return {}
+
+
+class LearnsNothingNowPlugin(Plugin):
+    @hookimpl
+    def ltg_mdlm_observers(self):
+        return [LearnsNothingNow()]
+
+
 class LearnsNothingPlugin(Plugin):
     @hookimpl
     def ltg_mdlm_observers(self):
@@ -442,8 +455,11 @@ class RemembersPlugin(Plugin):
 
 def test_a_loss_of_learned_parts_without_any_is_refused(install, module):
     install("learns_nothing", f"{module}:LearnsNothingPlugin")
-    with pytest.raises(UserError, match=r"modules returned no learned parts, but LearnsNothing defines own_loss"):
-        make_host("learns_nothing").build(toy.context(), toy.statistics(toy.zipfian_counts()))
+    install("learns_nothing_now", f"{module}:LearnsNothingNowPlugin")
+    context, statistics = toy.context(), toy.statistics(toy.zipfian_counts())
+    with pytest.raises(UserError, match=r"modules is not defined, but LearnsNothing defines own_loss"):
+        make_host("learns_nothing").build(context, statistics)
+    make_host("learns_nothing_now").build(context, statistics)
 
 
 def test_a_parameter_of_two_learned_parts_is_refused(install, module):
